@@ -1,0 +1,101 @@
+"""Checkpoints that are whole or absent, and resume exactly: tensors as safetensors, numbers as JSON, no code."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from debias_ssl.errors import InputError
+from debias_ssl.trackers import num_processes
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the last bits of floating-point sums depend on."""
+
+    torch: str
+    threads: int
+    processes: int
+
+    @staticmethod
+    def here() -> "Machine":
+        return Machine(torch=torch.__version__, threads=torch.get_num_threads(), processes=num_processes())
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def save_checkpoint(
+    folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer, scaler: dict[str, Any], keep: int
+) -> None:
+    """Writes a checkpoint beside the others, renames it into place, and removes all but the newest `keep`.
+
+    Every process holds the same state, so one of them writes it.
+    """
+    path = folder / f"step_{step:08d}"
+    aside = folder / f".{path.name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    tensors, numbers = _split_optimizer(optimizer.state_dict())
+    save_file(_plain(learner.state_dict()), aside / "learner.safetensors")
+    save_file(_plain(tensors), aside / "optimizer.safetensors")
+    state = {"format": FORMAT, "step": step, "optimizer": numbers, "scaler": scaler, "machine": vars(Machine.here())}
+    (aside / "state.json").write_text(json.dumps(state))
+    for file in aside.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(path, ignore_errors=True)
+    aside.rename(path)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restores learner and optimizer, and returns the rest: step, scaler and machine.
+
+    Raises:
+        InputError: the checkpoint is damaged or of another model.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+        learner.load_state_dict(load_file(path / "learner.safetensors"))
+        optimizer.load_state_dict(_join_optimizer(load_file(path / "optimizer.safetensors"), state["optimizer"]))
+        return {key: state[key] for key in ("step", "scaler", "machine")}
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"checkpoint {str(path)!r} cannot be loaded ({reason}): remove it to use the one before"
+        ) from error
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of an optimizer's state, named parameter.key, and everything else."""
+    tensors, numbers = {}, {}
+    for parameter, values in state["state"].items():
+        for key, value in values.items():
+            target = tensors if isinstance(value, Tensor) else numbers
+            target[f"{parameter}.{key}"] = value
+    return tensors, {"state": numbers, "param_groups": state["param_groups"]}
+
+
+def _join_optimizer(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in (numbers["state"] | tensors).items():
+        parameter, key = name.split(".", 1)
+        state.setdefault(int(parameter), {})[key] = value
+    return {"state": state, "param_groups": numbers["param_groups"]}

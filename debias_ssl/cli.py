@@ -1,0 +1,35 @@
+"""`debias-ssl <job>`: names the jobs, and imports one only when it is asked for."""
+
+import importlib
+import sys
+
+JOBS = {
+    "train": ("debias_ssl.train", "train a classifier from few labels and many unlabeled images"),
+    "evaluate": ("debias_ssl.evaluate", "figures of a trained run on test or validation images"),
+    "predict": ("debias_ssl.predict", "label images with a trained run"),
+    "data": ("debias_ssl.data.__main__", "check a data setting, or write its split"),
+}
+
+
+def usage() -> str:
+    jobs = "\n".join(f"  {name:<10} {purpose}" for name, (_, purpose) in JOBS.items())
+    return (
+        f"usage: debias-ssl JOB ...\n\n{jobs}\n\n"
+        "debias-ssl JOB --help lists the settings of a job.\n"
+        "Several processes or GPUs: accelerate launch -m debias_ssl.JOB ..."
+    )
+
+
+def main() -> None:
+    job = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if job in ("-h", "--help"):
+        print(usage())
+    elif job == "--version":
+        from debias_ssl import __version__
+
+        print(__version__)
+    elif job in JOBS:
+        importlib.import_module(JOBS[job][0]).main(sys.argv[2:])
+    else:
+        print(f"error: there is no job {job!r}; the jobs are {', '.join(JOBS)}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,174 @@
+"""The settings of a run, from defaults, a YAML file and flags, in this order."""
+
+import json
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from debias_ssl import methods
+from debias_ssl.data.datasets import DataConfig
+from debias_ssl.errors import InputError
+from debias_ssl.learner import Teacher
+from debias_ssl.methods import DebiasPL, Method, Problem
+from debias_ssl.models import ModelConfig
+from debias_ssl.optim import OptimConfig
+from debias_ssl.runtime import Precision
+
+METHODS = {
+    name: value
+    for name in methods.__all__
+    if isinstance(value := getattr(methods, name), type) and issubclass(value, Method) and value is not Method
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run.
+
+    Args:
+        method: the class that turns views into losses and pseudo-labels; its own settings follow as --method.NAME.
+        data: which images, how they are split, read and augmented.
+        model: the network.
+        optim: the optimizer.
+        steps: optimizer steps.
+        seed: of the initial weights, the order of images and their augmentation, and the split.
+        batch_size: labeled images of a step, over all processes.
+        unlabeled_ratio: mu, unlabeled images for each labeled one.
+        class_balanced: whether labeled images are drawn equally often from each class.
+        accumulation: parts in which a step's images pass through the network, to save memory.
+        teacher: whose weak views make the pseudo-labels: the trained model's (student) or the averaged one's (ema).
+        ema_decay: of the averaged weights.
+        joint_pass: weak views in one pass with the others instead of apart and without gradient.
+        precision: auto is bf16 on GPUs that have it, else fp32.
+        compile: whether to compile the network.
+        log_every: steps between lines in metrics.jsonl.
+        eval_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints; each closes a logging interval.
+        keep_checkpoints: how many are kept.
+        median_of: evaluations at the end that the reported median is taken of.
+        eval_batch_size: images of a batch in evaluations, in each process.
+        log_with: trackers of Accelerate to log to as well; each needs its package, an extra of this one.
+    """
+
+    method: Callable[[Problem], Method] = DebiasPL
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    steps: int = 2**20
+    seed: int = 0
+    batch_size: int = 64
+    unlabeled_ratio: int = 7
+    class_balanced: bool = False
+    accumulation: int = 1
+    teacher: Teacher = "student"
+    ema_decay: float = 0.999
+    joint_pass: bool = False
+    precision: Precision = "auto"
+    compile: bool = False
+    log_every: int = 100
+    eval_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    median_of: int = 20
+    eval_batch_size: int = 500
+    log_with: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+    def __post_init__(self):
+        positive = ("steps", "batch_size", "unlabeled_ratio", "accumulation", "log_every", "eval_every")
+        for name in (*positive, "checkpoint_every", "keep_checkpoints", "median_of", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.seed < 0 or not 0 <= self.ema_decay < 1:
+            raise InputError("seed must be at least 0, and ema_decay in [0, 1)")
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are an InputError of one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(message.split()).replace("Parser key ", "setting ").replace("<class 'float'>", "number")
+        if '"method"' in text:
+            text += f"; the methods are {', '.join(METHODS)}"
+        raise InputError(f"{text} (--help lists the settings)") from ex
+
+
+def make_parser(job: str, settings: type) -> Parser:
+    """A parser of the fields of a settings dataclass, from --config FILE and flags."""
+    parser = Parser(prog=f"debias-ssl {job}", description=settings.__doc__)
+    parser.add_argument("--config", action="config", help="a YAML file of settings; flags beside it beat it")
+    parser.add_class_arguments(settings, as_group=False)
+    return parser
+
+
+def resolve(parser: Parser, arguments: Namespace) -> tuple[Config, dict[str, Any]]:
+    """The settings of a command line, and the same as plain values: what `config.yaml` holds."""
+    names = [setting.name for setting in fields(Config)]
+    chosen = arguments.method
+    # jsonargparse takes any callable here; only methods may be called.
+    module, _, name = getattr(chosen, "class_path", "").rpartition(".")
+    method = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise InputError(f"method is not one of {', '.join(METHODS)}")
+    plain = yaml.safe_load(parser.dump(arguments, skip_none=False))
+    resolved = {name: plain[name] for name in names}
+    if METHODS.get(name) is method:
+        resolved["method"]["class_path"] = name
+    settings = parser.instantiate(arguments)
+    return Config(**{name: settings[name] for name in names}), resolved
+
+
+def config_from(resolved: dict[str, Any]) -> Config:
+    """The settings of a `config.yaml`.
+
+    Raises:
+        InputError: a setting is unknown or has a wrong value.
+    """
+    parser = make_parser("train", Config)
+    try:
+        return resolve(parser, parser.parse_object(resolved))[0]
+    except (TypeError, ValueError, ArgumentError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def switched_method(resolved: dict[str, Any], files: Sequence[Path]) -> str | None:
+    """What became of a method's settings in files when a flag switched the method; None where none was switched."""
+    chosen = resolved["method"]
+    for file in files:
+        named = read_yaml(file).get("method")
+        if isinstance(named, dict) and named.get("class_path", "").rpartition(".")[2] != chosen["class_path"]:
+            settings = named.get("init_args") or {}
+            kept = [f"{key}={chosen['init_args'][key]}" for key in settings if key in chosen["init_args"]]
+            dropped = [key for key in settings if key not in chosen["init_args"]]
+            return (
+                f"method {chosen['class_path']} instead of {file}'s {named['class_path']}: "
+                f"kept {', '.join(kept) or 'nothing'}; dropped {', '.join(dropped) or 'nothing'}"
+            )
+    return None
+
+
+def parse_data(parser: Parser, arguments: list[str]) -> tuple[Namespace, DataConfig]:
+    """Parses a command line with --run, whose data settings are the run's unless flags --data.NAME change them."""
+    parser.add_class_arguments(DataConfig, "data")
+    run = parser.parse_args(arguments).run
+    saved = read_yaml(Path(run) / "config.yaml")
+    if not isinstance(saved.get("data"), dict):
+        raise InputError(f"{run!r} has no data settings in its config.yaml")
+    parsed = parser.parse_args(["--data", json.dumps(saved["data"]), *arguments])
+    return parsed, parser.instantiate(parsed).data
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of settings."""
+    try:
+        value = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a YAML file of settings")
+    return value

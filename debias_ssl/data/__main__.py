@@ -1,0 +1,76 @@
+"""`debias-ssl data check|split`: says what a data setting holds, or writes its split."""
+
+import sys
+from pathlib import Path
+
+from debias_ssl.config import Config, make_parser, resolve
+from debias_ssl.data.checking import describe, examine, parts_of
+from debias_ssl.data.datasets import DataConfig, fingerprint, load_data
+from debias_ssl.data.splits import class_counts, draw_split, save_split
+from debias_ssl.errors import InputError
+from debias_ssl.runtime import entry_point
+
+SHOWN = 5
+
+
+def check(config: DataConfig, seed: int) -> bool:
+    """Prints what is there; whether every image can be read."""
+    data = load_data(config)
+    print(f"{len(data.classes)} classes: {', '.join(data.classes[:20])}{' ...' if len(data.classes) > 20 else ''}")
+    found = {}
+    for name, images in parts_of(data).items():
+        found[name] = examine(images, name)
+        sizes = ", ".join(f"{number} of {size}" for size, number in found[name].sizes.most_common(3))
+        more = len(found[name].sizes) - 3
+        print(f"{name:<10} {describe(images, data.classes)}; {sizes}{f' and {more} other sizes' if more > 0 else ''}")
+    bad = {path: reason for findings in found.values() for path, reason in findings.unreadable.items()}
+    print(f"unreadable {len(bad)} files")
+    for path, reason in list(bad.items())[:SHOWN]:
+        print(f"           {path}: {reason}")
+    for name in found.keys() - {"test"}:
+        shared = found[name].hashes.keys() & found["test"].hashes.keys()
+        print(f"duplicates {len(shared)} test images are {name} images too")
+        for digest in sorted(shared)[:SHOWN]:
+            print(f"           {found['test'].hashes[digest]} = {found[name].hashes[digest]}")
+    _print_split(config, seed)
+    return not bad
+
+
+def split(config: DataConfig, seed: int, out: Path, overwrite: bool) -> None:
+    """Writes a split and prints its counts."""
+    if out.exists() and not overwrite:
+        raise InputError(f"{str(out)!r} exists: pass --overwrite to replace it")
+    data, drawn = _print_split(config, seed)
+    save_split(out, drawn, data.classes, fingerprint(data.train))
+    print(out)
+
+
+def _print_split(config: DataConfig, seed: int):
+    data = load_data(config)
+    drawn = draw_split(data.train.labels, data.classes, config, seed=seed, num_separate=data.num_separate)
+    for part in ("labeled", "unlabeled", "validation"):
+        index = getattr(drawn, part)
+        counts = class_counts(data.train.labels[index], len(data.classes))
+        known = f"a class: {', '.join(map(str, counts[:20]))}" if sum(counts) else "of unknown class"
+        print(f"{part:<10} {len(index)} images {known}" if len(index) else f"{part:<10} none")
+    return data, drawn
+
+
+@entry_point
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] not in ("check", "split"):
+        raise InputError("usage: debias-ssl data check|split --config FILE [--data.NAME VALUE ...] [--out FILE]")
+    parser = make_parser(f"data {arguments[0]}", Config)
+    if arguments[0] == "split":
+        parser.add_argument("--out", type=str, required=True, help="the split.json to write")
+        parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
+    parsed = parser.parse_args(arguments[1:])
+    config, _ = resolve(parser, parsed)
+    if arguments[0] == "split":
+        split(config.data, config.seed, Path(parsed.out), parsed.overwrite)
+    elif not check(config.data, config.seed):
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

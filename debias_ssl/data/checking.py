@@ -1,0 +1,66 @@
+"""What is there: counts, sizes, files that cannot be read, and test images that are training images too."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from debias_ssl.data.datasets import Data, Images
+from debias_ssl.data.reading import decode, in_threads
+from debias_ssl.data.splits import class_counts
+from debias_ssl.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What was found in one list of images."""
+
+    sizes: Counter[str]
+    """Images of each size, as width x height."""
+    unreadable: dict[str, str]
+    hashes: dict[str, str]
+    """Name of an image by the hash of its pixels."""
+
+
+def examine(images: Images, title: str, progress: bool = True) -> Findings:
+    """Decodes every image."""
+    sizes: Counter[str] = Counter()
+    unreadable, hashes = {}, {}
+
+    def read(i: int) -> tuple[str, str] | InputError:
+        if images.pixels is not None:
+            pixels = images.pixels[i]
+        else:
+            try:
+                pixels = np.asarray(decode(images.names[i]))
+            except InputError as error:
+                return error
+        return f"{pixels.shape[1]} x {pixels.shape[0]}", hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+
+    results = tqdm(in_threads(read, range(len(images))), title, len(images), disable=not progress, unit="img")
+    for name, result in zip(images.names, results, strict=True):
+        if isinstance(result, InputError):
+            unreadable[name] = str(result.__cause__)
+        else:
+            size, digest = result
+            sizes[size] += 1
+            hashes.setdefault(digest, name)
+    return Findings(sizes=sizes, unreadable=unreadable, hashes=hashes)
+
+
+def parts_of(data: Data) -> dict[str, Images]:
+    """The lists of images of a data set by name."""
+    border = len(data.train) - data.num_separate
+    parts = {"training": data.train.part(slice(border)), "unlabeled": data.train.part(slice(border, None))}
+    return {name: images for name, images in {**parts, "test": data.test}.items() if len(images)}
+
+
+def describe(images: Images, classes: tuple[str, ...]) -> str:
+    """Number of images, and of the rarest and the most frequent class."""
+    if not (images.labels >= 0).any():
+        return f"{len(images)} images of unknown class"
+    counts = class_counts(images.labels, len(classes))
+    few, many = min(zip(counts, classes, strict=True)), max(zip(counts, classes, strict=True))
+    return f"{len(images)} images, {few[0]} ({few[1]}) to {many[0]} ({many[1]}) a class"

@@ -1,0 +1,348 @@
+"""Data sets: embedded digits, torchvision's, image folders and label files, all as images with labels and names."""
+
+import csv
+import hashlib
+import os.path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from debias_ssl.data.augment import AugmentConfig
+from debias_ssl.data.splits import SplitConfig
+from debias_ssl.errors import InputError
+
+Name = Literal["digits", "CIFAR10", "CIFAR100", "STL10", "SVHN", "FashionMNIST", "folder"]
+UNKNOWN = -1
+EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SplitConfig):
+    """Which images, how they are split, read and augmented.
+
+    Args:
+        name: `digits` is embedded; `folder` takes `labeled`, `unlabeled` and `test`; the others are torchvision's.
+        root: folder of torchvision's data sets, or what relative paths in label files are relative to (null: the file).
+        download: whether torchvision may download a data set that is not in `root`.
+        fold: STL10's predefined fold of 1,000 labeled images; null takes all 5,000.
+        labeled: a tree with a folder for each class, or a CSV file of path,label.
+        unlabeled: a folder of images at any depth, a text file of paths, or a CSV file of path and perhaps label; null
+            takes the images of `labeled` that are not labeled.
+        test: a tree or a CSV file like `labeled`.
+        split: a split.json to use instead of drawing one.
+        image_size: side in pixels to which images are resized and cropped; null keeps them as they are.
+        crop: `shift` crops the center once, and views are shifted by `augment.shift`; `resized` crops each view at
+            random (ImageNet), which needs files.
+        crop_scale: smallest and largest area of a random crop, as a fraction of the image.
+        mean: of each channel, in [0, 1]; null takes the data set's, or ImageNet's.
+        std: of each channel, likewise.
+        on_error: `stop` at an image that cannot be read, or `skip` it and list it in the run folder.
+        input: `resident` decodes all images once into a cached array, `streaming` decodes as it goes in `workers`;
+            `auto` streams what needs more than 4 GiB.
+        workers: processes that decode, for streaming.
+        cache: folder of decoded arrays; null takes the user's cache folder.
+        augment: weak and strong views.
+    """
+
+    name: Name = "digits"
+    root: str | None = None
+    download: bool = False
+    fold: int | None = None
+    labeled: str | None = None
+    unlabeled: str | None = None
+    test: str | None = None
+    split: str | None = None
+    image_size: int | None = None
+    crop: Literal["shift", "resized"] = "shift"
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    on_error: Literal["stop", "skip"] = "stop"
+    input: Literal["auto", "resident", "streaming"] = "auto"
+    workers: int = 4
+    cache: str | None = None
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """A list of images with their classes (negative where unknown) and names."""
+
+    pixels: UInt8[np.ndarray, "N H W K"] | None
+    """Decoded images, or None where `names` are files to read."""
+    labels: Int64[np.ndarray, " N"]
+    names: Sequence[str]
+    """A name for people; the path of a file."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, positions: slice | Sequence[int]) -> "Images":
+        order: list[int] = np.arange(len(self))[positions].tolist()
+        pixels = None if self.pixels is None else self.pixels[order]
+        return Images(pixels=pixels, labels=self.labels[order], names=[self.names[i] for i in order])
+
+    def __add__(self, other: "Images") -> "Images":
+        pixels = None if self.pixels is None or other.pixels is None else np.concatenate([self.pixels, other.pixels])
+        return Images(
+            pixels=pixels, labels=np.concatenate([self.labels, other.labels]), names=[*self.names, *other.names]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Test images, and training images, the last `num_separate` of which are an unlabeled set of its own."""
+
+    classes: tuple[str, ...]
+    train: Images
+    num_separate: int
+    test: Images
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+# Mean and standard deviation of the training images' channels.
+STATISTICS = {
+    "digits": ((0.3053,), (0.3763,)),
+    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "STL10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+    "SVHN": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "FashionMNIST": ((0.2860,), (0.3530,)),
+    "folder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def load_data(config: DataConfig) -> Data:
+    """Reads what a data setting names; files are listed, not yet decoded.
+
+    Raises:
+        InputError: something is missing or does not fit together.
+    """
+    if config.name == "digits":
+        classes, train, num_separate, test = _digits()
+    elif config.name == "folder":
+        classes, train, num_separate, test = _folder(config)
+    else:
+        classes, train, num_separate, test = _torchvision(config)
+    mean, std = STATISTICS[config.name]
+    return Data(
+        classes=classes,
+        train=train,
+        num_separate=num_separate,
+        test=test,
+        mean=config.mean or mean,
+        std=config.std or std,
+    )
+
+
+def load_test(config: DataConfig, classes: tuple[str, ...]) -> Images:
+    """The test images alone, for a model that knows these classes."""
+    if config.name != "folder":
+        return load_data(config).test
+    if config.test is None:
+        raise InputError("there are no test images: set data.test to a class tree or a CSV of path,label")
+    root = None if config.root is None else Path(config.root)
+    return _files(*_labeled_files(config.test, root, "data.test"), classes, config.test)
+
+
+def find_files(where: str, setting: str, root: str | None = None) -> Images:
+    """Files from a folder of any depth, a text file of paths or a CSV file with a path column; labels are left out."""
+    paths, _ = _unlabeled_files(where, None if root is None else Path(root), setting)
+    return _files(paths, [""] * len(paths), (), where)
+
+
+def fingerprint(images: Images) -> str:
+    """Hash of the pixels, or of the files' names and sizes, and of the labels: what a run must find again on resume."""
+    digest = hashlib.sha256(images.labels.tobytes())
+    if images.pixels is not None:
+        digest.update(np.ascontiguousarray(images.pixels).data)
+    else:
+        parent = common_parent(images.names)
+        for name in images.names:
+            digest.update(
+                f"{Path(name).relative_to(parent)}\0{Path(name).stat().st_size}\0".encode(errors="surrogateescape")
+            )
+    return digest.hexdigest()[:32]
+
+
+Parts = tuple[tuple[str, ...], Images, int, Images]
+
+
+def _digits() -> Parts:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every third image is a test image."""
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int64)
+    everything = np.arange(len(labels))
+    parts = [everything[everything % 3 != 2], everything[everything % 3 == 2]]
+    train, test = (
+        Images(pixels=pixels[part], labels=labels[part], names=[f"digits/{i}" for i in part]) for part in parts
+    )
+    return tuple("0123456789"), train, 0, test
+
+
+def _torchvision(config: DataConfig) -> Parts:
+    import torchvision.datasets as sets
+
+    name = config.name
+    where = {"root": config.root or "data", "download": config.download}
+
+    def read(part: str) -> tuple[Images, tuple[str, ...]]:
+        source: Any
+        try:
+            if name == "STL10":
+                source = sets.STL10(split=part, folds=config.fold if part == "train" else None, **where)
+            elif name == "SVHN":
+                source = sets.SVHN(split=part, **where)
+            else:
+                source = getattr(sets, name)(train=part == "train", **where)
+        except (RuntimeError, OSError) as error:
+            mend = "check the network" if config.download else "pass --data.download true, or another --data.root"
+            raise InputError(f"{name} cannot be read from {where['root']!r}: {mend}") from error
+        pixels = np.asarray(source.data)
+        if name in ("STL10", "SVHN"):
+            pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        elif pixels.ndim == 3:
+            pixels = pixels[..., None]
+        labels = np.asarray(source.targets if hasattr(source, "targets") else source.labels, dtype=np.int64)
+        classes = getattr(source, "classes", None) or [str(k) for k in range(10)]
+        names = [f"{name}/{part}/{i}" for i in range(len(labels))]
+        return Images(pixels=pixels, labels=labels, names=names), tuple(classes)
+
+    (train, classes), (test, _) = read("train"), read("test")
+    num_separate = 0
+    if name == "STL10":
+        unlabeled, _ = read("unlabeled")
+        train, num_separate = train + unlabeled, len(unlabeled)
+    return classes, train, num_separate, test
+
+
+def _folder(config: DataConfig) -> Parts:
+    if config.labeled is None or config.test is None:
+        raise InputError(
+            "data.name 'folder' needs data.labeled and data.test: a class tree or a CSV of path,label each"
+        )
+    root = None if config.root is None else Path(config.root)
+    paths, names = _labeled_files(config.labeled, root, "data.labeled")
+    classes = _class_names(names)
+    train = _files(paths, names, classes, config.labeled)
+    num_separate = 0
+    if config.unlabeled is not None:
+        paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled")
+        separate = _files(paths, names, classes, config.unlabeled)
+        num_separate = len(separate)
+        train = train + separate
+    return classes, train, num_separate, load_test(config, classes)
+
+
+def _files(paths: list[Path], names: list[str], classes: tuple[str, ...], where: str) -> Images:
+    """Images of files; an empty name is an unknown class."""
+    number = {name: k for k, name in enumerate(classes)} | {"": UNKNOWN}
+    unknown = sorted(set(names) - set(number))
+    if unknown:
+        raise InputError(
+            f"{where} has a class {unknown[0]!r} that the labeled images do not have: {_shortened(classes)}"
+        )
+    labels = np.array([number[name] for name in names], dtype=np.int64)
+    return Images(pixels=None, labels=labels, names=[str(path) for path in paths])
+
+
+def _class_names(names: list[str]) -> tuple[str, ...]:
+    """Names in order: of numbers by value, else of the alphabet."""
+    found = set(names) - {""}
+    return tuple(sorted(found, key=int) if all(name.isdecimal() for name in found) else sorted(found))
+
+
+def _labeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Path], list[str]]:
+    """Paths and class names from a class tree or a CSV file."""
+    path = Path(where)
+    if path.is_file():
+        paths, names = read_label_file(path, root)
+        if "" in names:
+            raise InputError(f"{path}: {paths[names.index('')]} has no label")
+        return paths, names
+    if not path.is_dir():
+        raise InputError(f"{setting} is {where!r}: there is no such folder or file")
+    folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if not folders:
+        raise InputError(f"{setting} is {where!r}: it has no folders, one for each class is expected")
+    paths, names = [], []
+    for folder in folders:
+        found = find_images(folder)
+        if not found:
+            raise InputError(f"{setting}: class folder {str(folder)!r} has no images; remove it or fill it")
+        paths += found
+        names += [folder.name] * len(found)
+    return paths, names
+
+
+def _unlabeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Path], list[str]]:
+    """Paths, and class names where they are known, from a folder of any depth, a list of paths or a CSV file."""
+    path = Path(where)
+    if path.is_dir():
+        paths = find_images(path)
+        if not paths:
+            raise InputError(f"{setting} is {where!r}: it has no images")
+        return paths, [""] * len(paths)
+    if not path.is_file():
+        raise InputError(f"{setting} is {where!r}: there is no such folder or file")
+    if path.suffix.lower() == ".csv":
+        return read_label_file(path, root)
+    lines = [line.strip() for line in _text(path).splitlines()]
+    paths = [_inside(line, root or path.parent, path) for line in lines if line]
+    return paths, [""] * len(paths)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files at any depth below a folder, by suffix, in the order of their names."""
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def read_label_file(path: Path, root: Path | None) -> tuple[list[Path], list[str]]:
+    """Paths and class names from a CSV file with the columns path and label; an empty or missing label is unknown.
+
+    Further columns are ignored. Relative paths are relative to `root`, or to the file's folder, and cannot leave it.
+    """
+    rows = csv.DictReader(_text(path).splitlines())
+    if "path" not in (rows.fieldnames or []):
+        raise InputError(f"{path}: the first line must name the columns, path and label; it is {rows.fieldnames}")
+    paths, names = [], []
+    for row in rows:
+        paths.append(_inside(row["path"], root or path.parent, path))
+        names.append((row.get("label") or "").strip())
+    if not paths:
+        raise InputError(f"{path} lists no images")
+    return paths, names
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _inside(name: str, root: Path, listed_in: Path) -> Path:
+    path = Path(os.path.normpath(root / name))
+    if not path.is_relative_to(os.path.normpath(root)):
+        raise InputError(f"{listed_in}: {name!r} lies outside {str(root)!r}; set data.root to a folder that holds it")
+    if not path.is_file():
+        raise InputError(f"{listed_in}: there is no file {str(path)!r}")
+    return path
+
+
+def common_parent(names: Sequence[str]) -> Path:
+    """The folder below which all files lie."""
+    return Path(os.path.commonpath([Path(name).parent for name in names]))
+
+
+def _shortened(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")

@@ -1,0 +1,68 @@
+"""Random numbers that are a function of a key: the same on every device, in every process, after every resume.
+
+The generator is Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): it turns a
+counter and a key into random words without any state. torch's own CPU generator cannot start in the middle.
+"""
+
+from enum import IntEnum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+WORD = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+class Purpose(IntEnum):
+    """What a stream of numbers is for: streams of different purposes never share numbers."""
+
+    SPLIT = 0
+    LABELED_ORDER = 1
+    UNLABELED_ORDER = 2
+    CLASS_ORDER = 3
+    PROCESS = 4
+    # Where a view is cropped from its image has purpose CROP + the purpose of the view.
+    CROP = 10_000
+    # View number i of a kind has purpose KIND + i.
+    LABELED_VIEW = 1000
+    WEAK_VIEW = 2000
+    STRONG_VIEW = 3000
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Four random 32-bit words, as int64 tensors, for each counter of four 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The products need 64 bits without a sign; int64 wraps around, which leaves every bit in place.
+        left, right = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (right >> 32 & WORD) ^ c1 ^ k0, right & WORD, (left >> 32 & WORD) ^ c3 ^ k1, left & WORD
+        k0, k1 = k0 + KEY_STEPS[0] & WORD, k1 + KEY_STEPS[1] & WORD
+    return c0, c1, c2, c3
+
+
+def words(seed: int, purpose: int, step: int, positions: Int[Tensor, " N"], num: int) -> Int[Tensor, "N num"]:
+    """`num` random 32-bit words for each position, a function of (seed, purpose, step, position) alone."""
+    blocks = torch.arange(-(-num // 4), device=positions.device)
+    position, block = torch.broadcast_tensors(positions[:, None], blocks)
+    counter = (position, block, torch.full_like(position, step), torch.full_like(position, purpose))
+    return torch.stack(philox(counter, (seed & WORD, seed >> 32 & WORD)), -1).flatten(1)[:, :num]
+
+
+def uniform(seed: int, purpose: int, step: int, positions: Int[Tensor, " N"], num: int) -> Float[Tensor, "N num"]:
+    """`num` fp32 numbers in [0, 1) for each position, with the 24 bits that fp32 can hold."""
+    return (words(seed, purpose, step, positions, num) >> 8).to(torch.float32) / 2**24
+
+
+def permutation(seed: int, purpose: int, number: int, length: int) -> Int[Tensor, " length"]:
+    """Permutation number `number` of 0..length-1: the order of random 62-bit words."""
+    high, low = words(seed, purpose, number, torch.arange(length), 2).unbind(1)
+    return torch.argsort((high >> 2 << 32) | low, stable=True)
+
+
+def derived_seed(seed: int, purpose: int, step: int, position: int) -> int:
+    """A seed for a generator that is not ours, such as torch's, which draws dropout."""
+    high, low = words(seed, purpose, step, torch.tensor([position]), 2)[0].tolist()
+    return high << 31 ^ low

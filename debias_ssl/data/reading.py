@@ -1,0 +1,216 @@
+"""Pixels of images by position: from memory, from files decoded once (resident), or decoded as needed (streaming)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from debias_ssl.data.datasets import DataConfig, Images
+from debias_ssl.errors import InputError
+from debias_ssl.files import replacing, write_aside
+
+# What fits well into the memory of a GPU beside a model.
+RESIDENT_BYTES = 4 * 2**30
+# ImageNet's custom: evaluation crops 224 of 256 pixels.
+EVALUATION_CROP = 0.875
+NUM_CROP_NUMBERS = 4
+
+
+def decode(path: str, channels: int = 3) -> Image.Image:
+    """An RGB image, or with one channel a gray one, from a file.
+
+    Raises:
+        InputError: the file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB" if channels == 3 else "L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read image {path!r}: {error}; remove it or pass --data.on_error skip") from error
+
+
+def center_crop(image: Image.Image, size: int, share: float = 1.0) -> UInt8[np.ndarray, "H W K"]:
+    """The square in the center of an image, `share` of the shorter side, resized to `size` pixels."""
+    if image.size == (size, size):
+        return _array(image)
+    bleed = (1 - share) / 2
+    return _array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR, bleed))
+
+
+def random_crop(
+    image: Image.Image, size: int, numbers: Float[Tensor, " 4"], scale: tuple[float, float]
+) -> UInt8[np.ndarray, "H W K"]:
+    """A random part of an image resized to a square: area uniform in `scale`, aspect ratio log-uniform in 3/4..4/3.
+
+    A side longer than the image's is cut to it, so that four numbers are enough for every crop.
+    """
+    area, aspect, top, left = numbers.tolist()
+    area = (scale[0] + area * (scale[1] - scale[0])) * image.width * image.height
+    aspect = (3 / 4) ** (1 - 2 * aspect)
+    height = min(image.height, max(1, round((area / aspect) ** 0.5)))
+    width = min(image.width, max(1, round((area * aspect) ** 0.5)))
+    top, left = int(top * (image.height - height + 1)), int(left * (image.width - width + 1))
+    box = (left, top, left + width, top + height)
+    return _array(image.resize((size, size), Image.Resampling.BILINEAR, box))
+
+
+def _array(image: Image.Image) -> UInt8[np.ndarray, "H W K"]:
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Gives uint8 batches N H W K of some images by position."""
+
+    pixels: UInt8[Tensor, "N H W K"] | None
+    """All of them, or None where `files` are decoded at each call."""
+    files: Sequence[str]
+    config: DataConfig
+    channels: int = 3
+    """Of decoded files."""
+
+    @property
+    def is_resident(self) -> bool:
+        return self.pixels is not None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        _, height, width, channels = self.center(torch.tensor([0])).shape
+        return height, width, channels
+
+    def center(self, index: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
+        """The images without any augmentation."""
+        if self.pixels is not None:
+            return self.pixels[index.to(self.pixels.device, non_blocking=True)]
+        share = EVALUATION_CROP if self.config.crop == "resized" else 1.0
+        assert self.config.image_size is not None
+        return _stack([center_crop(image, self.config.image_size, share) for image in self._decoded(index)])
+
+    def crops(
+        self, index: Int[Tensor, " N"], numbers: Sequence[Float[Tensor, "N 4"]]
+    ) -> list[UInt8[Tensor, "N H W K"]]:
+        """The images once for each view; where views are cropped at random, `numbers` say where."""
+        if self.config.crop == "shift":
+            return [self.center(index)] * len(numbers)
+        assert self.config.image_size is not None
+        images = self._decoded(index)
+        size, scale = self.config.image_size, self.config.crop_scale
+        return [
+            _stack([random_crop(image, size, row, scale) for image, row in zip(images, view, strict=True)])
+            for view in numbers
+        ]
+
+    def _decoded(self, index: Int[Tensor, " N"]) -> list[Image.Image]:
+        return [decode(self.files[i], self.channels) for i in _integers(index)]
+
+
+def make_reader(images: Images, config: DataConfig, device: torch.device, progress: bool = True) -> Reader:
+    """A reader of images, resident on `device` if they are small enough and nothing else is asked for."""
+    if images.pixels is not None:
+        if config.image_size not in (None, images.pixels.shape[1]) or config.crop == "resized":
+            raise InputError("data.image_size and data.crop 'resized' are for image files, not for arrays: remove them")
+        return Reader(pixels=torch.from_numpy(images.pixels).to(device), files=(), config=config)
+    if config.crop == "resized" and config.image_size is None:
+        raise InputError("data.crop 'resized' needs data.image_size")
+    size = config.image_size or _common_size(images.names)
+    config = replace(config, image_size=size)
+    small = len(images) * size * size * 3 <= RESIDENT_BYTES
+    if config.crop == "resized" or config.input == "streaming" or (config.input == "auto" and not small):
+        if config.crop == "resized" and config.input == "resident":
+            raise InputError("data.crop 'resized' reads files anew for each view: set data.input to streaming or auto")
+        return Reader(pixels=None, files=images.names, config=config)
+    pixels = np.load(_decoded(images.names, config, progress), mmap_mode="c")
+    return Reader(pixels=torch.from_numpy(pixels).to(device), files=(), config=config)
+
+
+def _integers(index: Int[Tensor, " N"]) -> list[int]:
+    return index.tolist()
+
+
+def _stack(images: list[UInt8[np.ndarray, "H W K"]]) -> UInt8[Tensor, "N H W K"]:
+    return torch.from_numpy(np.stack(images))
+
+
+def _common_size(files: Sequence[str]) -> int:
+    """Side of the first image, which must be square; that the others are like it is found when they are decoded."""
+    width, height = decode(files[0]).size
+    if width != height:
+        raise InputError(f"{files[0]!r} has {width} x {height} pixels: set data.image_size to the side to crop to")
+    return width
+
+
+def cache_folder(config: DataConfig) -> Path:
+    standard = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "debias_ssl"
+    return Path(config.cache) if config.cache else standard
+
+
+def _cache_key(files: Sequence[str], *settings: object) -> str:
+    digest = hashlib.sha256(repr(settings).encode())
+    for file in files:
+        stat = os.stat(file)
+        digest.update(f"{os.path.abspath(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _decoded(files: Sequence[str], config: DataConfig, progress: bool) -> Path:
+    """The file that holds all images, decoded; made if it is not there."""
+    size = config.image_size
+    assert size is not None
+    path = cache_folder(config) / f"{_cache_key(files, size)}.npy"
+    if path.exists():
+        return path
+    with replacing(path) as aside:
+        array = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=(len(files), size, size, 3))
+        decoded = in_threads(lambda file: center_crop(decode(file), size), files)
+        for i, pixels in enumerate(tqdm(decoded, "decoding", len(files), disable=not progress, unit="img")):
+            array[i] = pixels
+        array.flush()
+        del array
+    return path
+
+
+def in_threads(function: Callable, items: Sequence) -> Iterator:
+    """Results in order; decoding releases Python's lock, so threads are enough."""
+    with ThreadPoolExecutor() as pool:
+        # In blocks, so that results do not pile up where they are consumed more slowly.
+        for start in range(0, len(items), 1024):
+            yield from pool.map(function, items[start : start + 1024])
+
+
+def unreadable(files: Sequence[str], progress: bool = True) -> dict[str, str]:
+    """The files that cannot be decoded, with the reason."""
+
+    def reason(file: str) -> str | None:
+        try:
+            decode(file)
+        except InputError as error:
+            return str(error.__cause__)
+        return None
+
+    reasons: Iterable = tqdm(in_threads(reason, files), "checking", len(files), disable=not progress, unit="img")
+    return {file: why for file, why in zip(files, reasons, strict=True) if why is not None}
+
+
+def without_unreadable(images: Images, config: DataConfig, progress: bool = True) -> tuple[Images, dict[str, str]]:
+    """The images that can be decoded, and why the others cannot; the finding is cached."""
+    if images.pixels is not None:
+        return images, {}
+    known = cache_folder(config) / f"{_cache_key(images.names, 'unreadable')}.json"
+    if known.exists():
+        bad = json.loads(known.read_text())
+    else:
+        bad = unreadable(images.names, progress)
+        write_aside(known, json.dumps(bad))
+    return images.part([i for i, name in enumerate(images.names) if name not in bad]), bad

@@ -1,0 +1,211 @@
+"""Which images are labeled, unlabeled and held out: drawn once from a seed, saved with the run."""
+
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from debias_ssl.data.keyed import Purpose, permutation
+from debias_ssl.errors import InputError
+from debias_ssl.files import write_aside
+
+Order = Literal["same", "uniform", "reversed", "middle", "head_tail"]
+Indices = Int64[np.ndarray, " N"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How the training images are split.
+
+    Args:
+        labels_per_class: N1, labeled images of the first class; null labels every image that is not held out.
+        labeled_fraction: share of each class that is labeled, rounded up, instead of a number.
+        labeled_imbalance: n_max / n_min of the labeled images; class k gets int(N1 * imbalance^(-k / (C - 1))).
+        unlabeled_per_class: M1, unlabeled images of the most frequent class; null takes all that are left.
+        unlabeled_imbalance: n_max / n_min of the unlabeled images.
+        unlabeled_order: which classes are frequent among the unlabeled: those that are among the labeled (same), none
+            (uniform), the rare ones (reversed), those in the middle, or those at both ends.
+        unlabeled_includes_labeled: whether the labeled images are unlabeled images too, as in FixMatch.
+        train_imbalance: makes the training set itself long-tailed first, for a fraction of it to be labeled.
+        validation_per_class: images of each class held out from training for validation, never from the test set.
+        split_seed: seed of the draw; null takes the run's seed.
+    """
+
+    labels_per_class: int | None = None
+    labeled_fraction: float | None = None
+    labeled_imbalance: float = 1.0
+    unlabeled_per_class: int | None = None
+    unlabeled_imbalance: float = 1.0
+    unlabeled_order: Order = "same"
+    unlabeled_includes_labeled: bool = True
+    train_imbalance: float = 1.0
+    validation_per_class: int = 0
+    split_seed: int | None = None
+
+    def __post_init__(self):
+        at_least = {"labels_per_class": 1, "unlabeled_per_class": 1, "validation_per_class": 0, "labeled_imbalance": 1}
+        at_least |= {"unlabeled_imbalance": 1, "train_imbalance": 1, "split_seed": 0}
+        for name, smallest in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not smallest <= value < math.inf:
+                raise InputError(f"data.{name} is {value}, must be at least {smallest}")
+        if self.labeled_fraction is not None and not 0 < self.labeled_fraction <= 1:
+            raise InputError(f"data.labeled_fraction is {self.labeled_fraction}, must be above 0 and at most 1")
+        if self.labeled_fraction is not None and self.labels_per_class is not None:
+            raise InputError("data.labeled_fraction and data.labels_per_class exclude each other: set one to null")
+        if self.unlabeled_per_class is None and self.unlabeled_imbalance != 1:
+            raise InputError("data.unlabeled_imbalance needs data.unlabeled_per_class, the size of the largest class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Positions in the training set, each ascending."""
+
+    labeled: Indices
+    unlabeled: Indices
+    validation: Indices
+
+
+def long_tailed_counts(largest: int, imbalance: float, num_classes: int) -> list[int]:
+    """int(n_1 imbalance^(-k / (C - 1))) images for class k = 0..C-1, int(n_1 / imbalance) for the last, at least 1."""
+    if largest == 0 or num_classes == 1:
+        return [largest] * num_classes
+    # The literature's expression, so that truncation falls on the same side.
+    decay = (1 / imbalance) ** (1 / (num_classes - 1))
+    counts = [int(largest * decay**k) for k in range(num_classes - 1)] + [int(largest / imbalance)]
+    return [max(1, count) for count in counts]
+
+
+def unlabeled_counts(largest: int, imbalance: float, order: Order, num_classes: int) -> list[int]:
+    """Unlabeled images of each class; `middle` and `head_tail` are SimPro's permutations (arXiv 2402.13505)."""
+    counts = long_tailed_counts(largest, 1.0 if order == "uniform" else imbalance, num_classes)
+    falling, rising = range(num_classes)[::2][::-1], range(num_classes)[1::2]
+    ranks = {
+        "same": range(num_classes),
+        "uniform": range(num_classes),
+        "reversed": range(num_classes)[::-1],
+        "middle": [*falling, *rising],
+        "head_tail": [*rising, *falling],
+    }
+    return [counts[rank] for rank in ranks[order]]
+
+
+def draw_split(
+    labels: Indices, classes: tuple[str, ...], config: SplitConfig, *, seed: int, num_separate: int = 0
+) -> Split:
+    """Draws a split.
+
+    Args:
+        labels: class of each training image, negative where unknown.
+        classes: their names.
+        config: how to split.
+        seed: taken where the config has no `split_seed`.
+        num_separate: how many images at the end are an unlabeled set of its own. If there are any, they give no labels,
+            and all unlabeled images come from them.
+
+    Raises:
+        InputError: a class has fewer images than are asked for.
+    """
+    seed = seed if config.split_seed is None else config.split_seed
+    first_separate = len(labels) - num_separate
+
+    def members(first: int, stop: int, draw: int) -> list[Indices]:
+        """The images first..stop-1 of each class, in random order."""
+        of_class = [first + np.flatnonzero(labels[first:stop] == k) for k in range(len(classes))]
+        number = draw * len(classes)
+        return [
+            images[permutation(seed, Purpose.SPLIT, number + k, len(images)).numpy()]
+            for k, images in enumerate(of_class)
+        ]
+
+    pools = members(0, first_separate, draw=0)
+    validation, pools = _take(pools, [config.validation_per_class] * len(classes), classes, "validation_per_class")
+    if config.train_imbalance != 1:
+        counts = long_tailed_counts(min(map(len, pools)), config.train_imbalance, len(classes))
+        pools, _ = _take(pools, counts, classes, "train_imbalance")
+    labeled, rest = _take(pools, _labeled_counts(pools, config), classes, "labels_per_class")
+
+    if num_separate:
+        rest = members(first_separate, len(labels), draw=1)
+    if config.unlabeled_per_class is not None:
+        largest, imbalance, order = config.unlabeled_per_class, config.unlabeled_imbalance, config.unlabeled_order
+        counts = unlabeled_counts(largest, imbalance, order, len(classes))
+        unlabeled, _ = _take(rest, counts, classes, "unlabeled_per_class")
+    else:
+        unlabeled = [np.arange(first_separate, len(labels))] if num_separate else rest
+    if config.unlabeled_includes_labeled:
+        unlabeled = [*unlabeled, *labeled]
+    return Split(labeled=_sorted(labeled), unlabeled=_sorted(unlabeled), validation=_sorted(validation))
+
+
+def _labeled_counts(pools: list[Indices], config: SplitConfig) -> list[int]:
+    if config.labeled_fraction is not None:
+        return [math.ceil(config.labeled_fraction * len(pool)) for pool in pools]
+    if config.labels_per_class is not None:
+        return long_tailed_counts(config.labels_per_class, config.labeled_imbalance, len(pools))
+    return [len(pool) for pool in pools]
+
+
+def _take(
+    pools: list[Indices], counts: list[int], classes: tuple[str, ...], setting: str
+) -> tuple[list[Indices], list[Indices]]:
+    """The first images of each pool, and the others."""
+    for name, pool, count in zip(classes, pools, counts, strict=True):
+        if count > len(pool):
+            raise InputError(f"class {name!r} has {len(pool)} images left, {count} are asked for: lower data.{setting}")
+    pairs = list(zip(pools, counts, strict=True))
+    return [pool[:count] for pool, count in pairs], [pool[count:] for pool, count in pairs]
+
+
+def _sorted(pools: list[Indices]) -> Indices:
+    return np.sort(np.concatenate(pools)).astype(np.int64)
+
+
+def class_counts(labels: Indices, num_classes: int) -> tuple[int, ...]:
+    """Images of each class; images of unknown class are not counted."""
+    return tuple(np.bincount(labels[labels >= 0], minlength=num_classes).tolist())
+
+
+def raised_classes(config: SplitConfig, num_classes: int) -> int:
+    """How many classes of a long tail get one label although their share is less than one."""
+    if config.labels_per_class is None or config.labeled_fraction is not None:
+        return 0
+    shares = [
+        config.labels_per_class * config.labeled_imbalance ** (-k / max(1, num_classes - 1)) for k in range(num_classes)
+    ]
+    return sum(share < 1 - 1e-9 for share in shares)
+
+
+def save_split(path: Path, split: Split, classes: tuple[str, ...], fingerprint: str) -> None:
+    """Writes `split.json`: class names, the data's fingerprint and the indices of each part."""
+    parts = {field.name: getattr(split, field.name).tolist() for field in fields(split)}
+    text = json.dumps({"classes": classes, "fingerprint": fingerprint, **parts})
+    write_aside(path, text + "\n")
+
+
+def load_split(path: Path, classes: tuple[str, ...], fingerprint: str, num_images: int) -> Split:
+    """Reads `split.json` for the same data.
+
+    Raises:
+        InputError: the file is no split, or one of other data.
+    """
+    try:
+        saved = json.loads(path.read_text())
+        split = Split(**{field.name: np.array(saved[field.name], dtype=np.int64) for field in fields(Split)})
+        same_data = {"classes": (tuple(saved["classes"]), classes), "fingerprint": (saved["fingerprint"], fingerprint)}
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is not a split.json: {error}") from error
+    for key, (there, here) in same_data.items():
+        if there != here:
+            raise InputError(f"{path} is of other data: its {key} differs")
+    for field in fields(Split):
+        part = getattr(split, field.name)
+        if part.ndim != 1 or (len(part) and not (part.min() >= 0 and part.max() < num_images)):
+            raise InputError(f"{path}: {field.name!r} has positions outside the {num_images} training images")
+    return split

@@ -1,0 +1,248 @@
+"""Endless batches of labeled and unlabeled views; what step k holds is a function of (seed, k) alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, TypedDict
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from debias_ssl.data import augment
+from debias_ssl.data.keyed import Purpose, permutation, uniform
+from debias_ssl.data.reading import NUM_CROP_NUMBERS, Reader
+from debias_ssl.errors import InputError
+
+CPU = torch.device("cpu")
+_cached_permutation = lru_cache(maxsize=64)(permutation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where this process stands among those that share the work, and its device."""
+
+    rank: int = 0
+    num_processes: int = 1
+    device: torch.device = CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """This process's part of the images of one step, as the network takes them."""
+
+    labeled: Float[Tensor, "L K H W"]
+    labels: Int[Tensor, " L"]
+    weak: tuple[Float[Tensor, "U K H W"], ...]
+    strong: tuple[Float[Tensor, "U K H W"], ...]
+    index: Int[Tensor, " U"]
+    """Positions in the unlabeled set, 0..num_unlabeled-1."""
+    truth: Int[Tensor, " U"]
+    """True classes of the unlabeled images, negative where unknown: for the log only, methods never see it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The global batch of each step, as positions in a list of items that is gone through in passes.
+
+    Each item comes once per pass; pass n has the order of permutation number n.
+    """
+
+    length: int
+    batch_size: int
+    seed: int
+    purpose: Purpose
+
+    def __call__(self, step: int) -> Int[Tensor, " B"]:
+        start, stop = step * self.batch_size, (step + 1) * self.batch_size
+        parts = []
+        while start < stop:
+            number, offset = divmod(start, self.length)
+            order = _cached_permutation(self.seed, self.purpose, number, self.length)
+            parts.append(order[offset : offset + stop - start])
+            start += len(parts[-1])
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancedOrder:
+    """Like `Order`, with every class equally often: passes over the classes, and in each class over its items."""
+
+    labels: Int[Tensor, " L"]
+    batch_size: int
+    seed: int
+
+    def __call__(self, step: int) -> Int[Tensor, " B"]:
+        classes = self.labels.unique()
+        drawn = Order(length=len(classes), batch_size=self.batch_size, seed=self.seed, purpose=Purpose.CLASS_ORDER)(
+            step
+        )
+        # A class comes once per pass over the classes, so its n-th draw is in pass n.
+        draws = (step * self.batch_size + torch.arange(self.batch_size)) // len(classes)
+        items = []
+        for k, draw in zip(drawn.tolist(), draws.tolist(), strict=True):
+            members = torch.nonzero(self.labels == classes[k]).flatten()
+            number, offset = divmod(draw, len(members))
+            order = _cached_permutation(self.seed, Purpose.LABELED_ORDER, number * len(classes) + k, len(members))
+            items.append(members[order[offset]])
+        return torch.stack(items)
+
+
+class _Pixels(TypedDict):
+    """What workers send: the uint8 images of one step, before augmentation."""
+
+    labeled: UInt8[Tensor, "L H W K"]
+    weak: list[UInt8[Tensor, "U H W K"]]
+    strong: list[UInt8[Tensor, "U H W K"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStream(Dataset):
+    """The batches of a run.
+
+    A process takes an equal part of each global batch; random numbers are keyed by the position in the global batch, so
+    that any number of processes sees the same images with the same augmentations.
+    """
+
+    reader: Reader
+    labels: Int[Tensor, " N"]
+    """Class of each training image, negative where unknown."""
+    labeled: Int[Tensor, " labeled"]
+    unlabeled: Int[Tensor, " unlabeled"]
+    """Positions among the training images."""
+    mean: Float[Tensor, " K"]
+    std: Float[Tensor, " K"]
+    """Of the channels, on the device."""
+    seed: int
+    batch_size: int
+    unlabeled_batch_size: int
+    """Global batch sizes."""
+    balanced: bool
+    num_weak: int
+    num_strong: int
+    place: Place
+
+    def __post_init__(self):
+        for name, size in (("batch_size", self.batch_size), ("unlabeled batch", self.unlabeled_batch_size)):
+            if size % self.place.num_processes:
+                raise InputError(f"{name} {size} cannot be divided among {self.place.num_processes} processes")
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps start..stop-1."""
+        for step, pixels in read_ahead(self, range(start, stop), self.reader, self.place.device):
+            yield self._views(step, pixels)
+
+    def __getitem__(self, step: int) -> _Pixels:
+        def crops(index: Tensor, size: int, purposes: list[int]) -> list[Tensor]:
+            numbers = [self._numbers(step, Purpose.CROP + purpose, size, NUM_CROP_NUMBERS) for purpose in purposes]
+            return self.reader.crops(index, numbers)
+
+        weak = [Purpose.WEAK_VIEW + i for i in range(self.num_weak)]
+        strong = [Purpose.STRONG_VIEW + i for i in range(self.num_strong)]
+        unlabeled = crops(self.unlabeled[self._unlabeled_at(step)], self.unlabeled_batch_size, weak + strong)
+        return {
+            "labeled": crops(self._labeled_at(step), self.batch_size, [Purpose.LABELED_VIEW])[0],
+            "weak": unlabeled[: len(weak)],
+            "strong": unlabeled[len(weak) :],
+        }
+
+    def _views(self, step: int, pixels: _Pixels) -> Batch:
+        config = self.reader.config.augment
+        if self.reader.config.crop == "resized":
+            config = replace(config, shift=0.0)
+
+        def weak(images: Tensor, purpose: int, size: int) -> Tensor:
+            numbers = self._numbers(step, purpose, size, augment.WEAK_NUMBERS)
+            return self._network_input(augment.weak(self._on_device(images), numbers, config))
+
+        def strong(images: Tensor, purpose: int) -> Tensor:
+            numbers = self._numbers(step, purpose, self.unlabeled_batch_size, augment.num_numbers(config))
+            return self._network_input(augment.strong(self._on_device(images), numbers, config))
+
+        index = self._unlabeled_at(step)
+        return Batch(
+            labeled=weak(pixels["labeled"], Purpose.LABELED_VIEW, self.batch_size),
+            labels=self._on_device(self.labels[self._labeled_at(step)]),
+            weak=tuple(
+                weak(images, Purpose.WEAK_VIEW + i, self.unlabeled_batch_size)
+                for i, images in enumerate(pixels["weak"])
+            ),
+            strong=tuple(strong(images, Purpose.STRONG_VIEW + i) for i, images in enumerate(pixels["strong"])),
+            index=self._on_device(index),
+            truth=self._on_device(self.labels[self.unlabeled[index]]),
+        )
+
+    def _labeled_at(self, step: int) -> Int[Tensor, " L"]:
+        """Positions, among the training images, of this process's labeled images of a step."""
+        if self.balanced:
+            order = BalancedOrder(labels=self.labels[self.labeled], batch_size=self.batch_size, seed=self.seed)
+        else:
+            length, size = len(self.labeled), self.batch_size
+            order = Order(length=length, batch_size=size, seed=self.seed, purpose=Purpose.LABELED_ORDER)
+        return self.labeled[order(step)[self._part(self.batch_size)]]
+
+    def _unlabeled_at(self, step: int) -> Int[Tensor, " U"]:
+        """Positions, in the unlabeled set, of this process's unlabeled images of a step."""
+        length, size = len(self.unlabeled), self.unlabeled_batch_size
+        order = Order(length=length, batch_size=size, seed=self.seed, purpose=Purpose.UNLABELED_ORDER)
+        return order(step)[self._part(size)]
+
+    def _part(self, size: int) -> slice:
+        part = size // self.place.num_processes
+        return slice(self.place.rank * part, (self.place.rank + 1) * part)
+
+    def _numbers(self, step: int, purpose: int, size: int, num: int) -> Float[Tensor, "N num"]:
+        return uniform(self.seed, purpose, step, torch.arange(size)[self._part(size)], num)
+
+    def _network_input(self, images: UInt8[Tensor, "N H W K"]) -> Float[Tensor, "N K H W"]:
+        return augment.normalize(images, self.mean, self.std)
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.place.device, non_blocking=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationStream(Dataset):
+    """Images in order, each once, without augmentation; a process takes every num_processes-th."""
+
+    reader: Reader
+    index: Int[Tensor, " N"]
+    """Positions among the reader's images."""
+    mean: Float[Tensor, " K"]
+    std: Float[Tensor, " K"]
+    """Of the channels, on the device."""
+    batch_size: int
+    place: Place
+    progress: bool = False
+    """Whether to show a progress bar."""
+
+    def __getitem__(self, number: int) -> UInt8[Tensor, "N H W K"]:
+        return self.reader.center(self.index[self._at(number)])
+
+    def __iter__(self) -> Iterator[tuple[Int[Tensor, " N"], Float[Tensor, "N K H W"]]]:
+        """Places in `index`, and the images there as the network takes them."""
+        numbers = range(-(-len(self._mine()) // self.batch_size))
+        loaded = read_ahead(self, numbers, self.reader, self.place.device)
+        for number, images in tqdm(loaded, total=len(numbers), unit="batch", disable=not self.progress):
+            yield (
+                self._at(number),
+                augment.normalize(images.to(self.place.device, non_blocking=True), self.mean, self.std),
+            )
+
+    def _mine(self) -> Int[Tensor, " M"]:
+        return torch.arange(len(self.index))[self.place.rank :: self.place.num_processes]
+
+    def _at(self, number: int) -> Int[Tensor, " M"]:
+        return self._mine()[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+def read_ahead(dataset: Dataset, numbers: range, reader: Reader, device: torch.device) -> Iterator[tuple[int, Any]]:
+    """Items of a data set with their numbers; where files are decoded, workers do it in advance."""
+    if reader.is_resident:
+        yield from ((number, dataset[number]) for number in numbers)
+    else:
+        workers, pinned = reader.config.workers, device.type == "cuda"
+        loader = DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pinned)
+        yield from zip(numbers, loader, strict=True)

@@ -1,0 +1,137 @@
+"""A data setting made ready for training and evaluation: images, their split, and streams of them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from debias_ssl.data.datasets import Data, DataConfig, fingerprint, load_data
+from debias_ssl.data.reading import Reader, make_reader, without_unreadable
+from debias_ssl.data.splits import Split, class_counts, draw_split, load_split
+from debias_ssl.data.streams import EvaluationStream, Place, TrainingStream
+from debias_ssl.errors import InputError
+from debias_ssl.methods.base import Problem
+
+Part = Literal["test", "validation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A data set with its split."""
+
+    config: DataConfig
+    data: Data
+    split: Split
+    fingerprint: str
+    unreadable: dict[str, str]
+    """Files that were left out because they cannot be read, with the reason."""
+    readers: dict[str, Reader]
+    """Of the training and of the test images."""
+    place: Place
+
+    @property
+    def labeled_counts(self) -> tuple[int, ...]:
+        return class_counts(self.data.train.labels[self.split.labeled], len(self.data.classes))
+
+    @property
+    def channels(self) -> int:
+        return self.readers["train"].shape[2]
+
+    def problem(self, num_features: int) -> Problem:
+        return Problem(
+            num_classes=len(self.data.classes),
+            num_features=num_features,
+            labeled_counts=self.labeled_counts,
+            num_unlabeled=len(self.split.unlabeled),
+        )
+
+    def training_stream(
+        self, *, seed: int, batch_size: int, unlabeled_ratio: int, balanced: bool, num_weak: int, num_strong: int
+    ) -> TrainingStream:
+        return TrainingStream(
+            reader=self.readers["train"],
+            labels=torch.from_numpy(self.data.train.labels),
+            labeled=torch.from_numpy(self.split.labeled),
+            unlabeled=torch.from_numpy(self.split.unlabeled),
+            **self._statistics(),
+            seed=seed,
+            batch_size=batch_size,
+            unlabeled_batch_size=batch_size * unlabeled_ratio,
+            balanced=balanced,
+            num_weak=num_weak,
+            num_strong=num_strong,
+            place=self.place,
+        )
+
+    def _statistics(self) -> dict[str, Any]:
+        return {name: torch.tensor(getattr(self.data, name), device=self.place.device) for name in ("mean", "std")}
+
+    def evaluation_stream(self, part: Part, batch_size: int) -> EvaluationStream:
+        index = np.arange(len(self.data.test)) if part == "test" else self.split.validation
+        return EvaluationStream(
+            reader=self.readers["test" if part == "test" else "train"],
+            index=torch.from_numpy(index),
+            **self._statistics(),
+            batch_size=batch_size,
+            place=self.place,
+        )
+
+    def evaluation_labels(self, part: Part) -> Int[Tensor, " N"]:
+        labels = self.data.test.labels if part == "test" else self.data.train.labels[self.split.validation]
+        return torch.from_numpy(labels)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that there are images of to evaluate on."""
+        return ["test", "validation"] if len(self.split.validation) else ["test"]
+
+
+def make_task(
+    config: DataConfig, *, seed: int, place: Place, split_file: Path | None = None, progress: bool = True
+) -> Task:
+    """Reads a data setting and draws its split, or takes the split of a file.
+
+    Raises:
+        InputError: something is missing, cannot be read or does not fit together.
+    """
+    data, unreadable = load_data(config), {}
+    if config.on_error == "skip":
+        data, unreadable = _readable(data, config, progress)
+    mark = fingerprint(data.train)
+    split_file = split_file or (Path(config.split) if config.split else None)
+    if split_file is not None:
+        split = load_split(split_file, data.classes, mark, len(data.train))
+    else:
+        split = draw_split(data.train.labels, data.classes, config, seed=seed, num_separate=data.num_separate)
+    if not len(split.labeled) or not len(split.unlabeled):
+        raise InputError(f"the split has {len(split.labeled)} labeled and {len(split.unlabeled)} unlabeled images")
+    parts = {"train": data.train, "test": data.test}
+    readers = {part: make_reader(images, config, place.device, progress) for part, images in parts.items()}
+    shapes = {part: reader.shape for part, reader in readers.items()}
+    if shapes["train"] != shapes["test"]:
+        raise InputError(f"training images are {shapes['train']}, test images {shapes['test']}: set data.image_size")
+    if not shapes["train"][2] == len(data.mean) == len(data.std):
+        raise InputError(f"data.mean and data.std need {shapes['train'][2]} numbers, one for each channel")
+    return Task(
+        config=config,
+        data=data,
+        split=split,
+        fingerprint=mark,
+        unreadable=unreadable,
+        readers=readers,
+        place=place,
+    )
+
+
+def _readable(data: Data, config: DataConfig, progress: bool) -> tuple[Data, dict[str, str]]:
+    """The data set without the files that cannot be read."""
+    border = len(data.train) - data.num_separate
+    labeled, bad_labeled = without_unreadable(data.train.part(slice(border)), config, progress)
+    separate, bad_separate = without_unreadable(data.train.part(slice(border, None)), config, progress)
+    test, bad_test = without_unreadable(data.test, config, progress)
+    data = replace(data, train=labeled + separate, num_separate=len(separate), test=test)
+    return data, bad_labeled | bad_separate | bad_test

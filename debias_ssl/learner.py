@@ -1,0 +1,185 @@
+"""Model, averaged model and method as one module: one forward pass from images to losses and pseudo-labels."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from debias_ssl.data.streams import Batch
+from debias_ssl.methods.base import Method, Step, View, Views
+from debias_ssl.models import batch_norms
+from debias_ssl.schedules import ema_decay
+from debias_ssl.trackers import all_mean_, uniform_marginal
+
+Teacher = Literal["student", "ema"]
+# Of the marginal that is logged for every method: 100 steps, so that a change is seen in short runs too.
+LOGGED_MOMENTUM = 0.99
+
+
+class Predictor(nn.Module):
+    """What is used at test time: images to logits."""
+
+    def __init__(self, model: nn.Module, method: Method):
+        super().__init__()
+        self.model = model
+        self.method = method
+
+    def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
+        return self.method.predict(_view(self.model, images))
+
+
+class Learner(nn.Module):
+    """Trains a model by a method, and keeps the running average of its weights.
+
+    Args:
+        model: gives (logits, features) of images.
+        method: gives losses and pseudo-labels of views.
+        teacher: whose weak views make the pseudo-labels: the trained model's, with the statistics of the batch, or the
+            averaged model's, with averaged statistics (EMAN, arXiv 2101.08482).
+        decay: of the average; it is shorter in the first steps, min(decay, (1 + k) / (10 + k)).
+        joint_pass: weak views go through the network together with the others, as in FixMatch's code, instead of apart
+            and without gradient: the same statistics for all, at about 1.45 times the cost.
+        accumulation: parts in which the images pass through the network, to save memory; the method sees all of them
+            at once. The pass with gradient is then computed twice.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        teacher: Teacher = "student",
+        decay: float = 0.999,
+        joint_pass: bool = False,
+        accumulation: int = 1,
+    ):
+        super().__init__()
+        self.raw = Predictor(model, method)
+        self.ema = copy.deepcopy(self.raw).requires_grad_(False).eval()
+        self.marginal = uniform_marginal(method.problem.num_classes, LOGGED_MOMENTUM)
+        self.teacher = teacher
+        self.decay = decay
+        self.joint_pass = joint_pass
+        self.accumulation = accumulation
+        self._batch_norms = batch_norms(model)
+        # Not registered as modules: compiled, they would add a second name to every parameter.
+        self._networks: dict[str, Callable] = {"raw": self.raw.model, "ema": self.ema.model}
+
+    def compile_networks(self) -> None:
+        """Compiles the passes of training; evaluation stays as it is."""
+        self._networks = {name: torch.compile(network) for name, network in self._networks.items()}
+
+    def train(self, mode: bool = True) -> "Learner":
+        super().train(mode)
+        self.ema.eval()
+        return self
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        sizes = [len(images) for images in (batch.labeled, *batch.strong, *(batch.weak if self._is_joint else ()))]
+        if self._is_joint:
+            labeled, *others = _split(self._with_gradient([batch.labeled, *batch.strong, *batch.weak]), sizes)
+            strong, weak = others[: len(batch.strong)], [_detached(view) for view in others[len(batch.strong) :]]
+        else:
+            weak = [self._without_gradient(images) for images in batch.weak]
+            labeled, *strong = _split(self._with_gradient([batch.labeled, *batch.strong]), sizes)
+        strong = strong or [_split(weak[0], [0, len(batch.index)])[0]]
+        self.marginal.update(weak[0].logits.softmax(-1))
+        views = Views(
+            labeled=labeled,
+            labels=batch.labels,
+            weak=weak[0],
+            strong=strong[0],
+            index=batch.index,
+            progress=progress,
+            further_weak=tuple(weak[1:]),
+            further_strong=tuple(strong[1:]),
+        )
+        with torch.autocast(batch.labeled.device.type, enabled=False):
+            return self.raw.method(views)
+
+    @property
+    def _is_joint(self) -> bool:
+        return self.joint_pass and self.teacher == "student"
+
+    @torch.no_grad()
+    def _without_gradient(self, images: Float[Tensor, "U K H W"]) -> View:
+        """Weak views. The trained model uses the batch's statistics and leaves its running averages alone."""
+        network = self._networks["ema" if self.teacher == "ema" else "raw"]
+        with frozen_averages(self._batch_norms):
+            return _joined([_view(network, part) for part in images.chunk(self.accumulation)])
+
+    def _with_gradient(self, images: list[Float[Tensor, "_ K H W"]]) -> View:
+        joined = torch.cat(images)
+        if self.accumulation == 1:
+            return _view(self._networks["raw"], joined)
+        # Every part gets its share of labeled and strong images, so that their batch statistics are alike.
+        parts = [torch.arange(part, len(joined), self.accumulation) for part in range(self.accumulation)]
+        views = [self._recomputed(joined[part.to(joined.device)]) for part in parts]
+        place = torch.argsort(torch.cat(parts)).to(joined.device)
+        view = _joined(views)
+        return View(logits=view.logits[place], features=view.features[place])
+
+    def _recomputed(self, images: Float[Tensor, "N K H W"]) -> View:
+        """A pass whose activations are thrown away and computed again when the gradient needs them."""
+
+        def passed(images: Tensor) -> tuple[Tensor, Tensor]:
+            view = _view(self._networks["raw"], images)
+            return view.logits, view.features
+
+        def contexts():
+            return nullcontext(), frozen_averages(self._batch_norms)
+
+        logits, features = checkpoint(passed, images, use_reentrant=False, context_fn=contexts)
+        return View(logits=logits, features=features)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Averages weights after optimizer step number `step` (from 0), and running statistics over processes."""
+        all_mean_([buffer for norm in self._batch_norms for buffer in norm.buffers() if buffer.is_floating_point()])
+        weight = 1 - ema_decay(step, self.decay)
+        averaged: list[tuple[Tensor, Tensor]] = [*zip(self.ema.parameters(), self.raw.parameters(), strict=True)]
+        copied: list[tuple[Tensor, Tensor]] = [*zip(self.ema.method.buffers(), self.raw.method.buffers(), strict=True)]
+        for average, value in zip(self.ema.model.buffers(), self.raw.model.buffers(), strict=True):
+            (averaged if value.is_floating_point() else copied).append((average, value))
+        averages, values = zip(*averaged, strict=True)
+        torch._foreach_lerp_(averages, values, weight)  # pyright: ignore[reportPrivateImportUsage]
+        for average, value in copied:
+            average.copy_(value)
+
+
+@contextmanager
+def frozen_averages(norms: list[Any]) -> Iterator[None]:
+    """Batch norms use the statistics of the batch without adding them to their running averages."""
+    training = [norm for norm in norms if norm.training]
+    for norm in training:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in training:
+            norm.track_running_stats = True
+
+
+def _view(network: Callable, images: Float[Tensor, "N K H W"]) -> View:
+    logits, features = network(images)
+    return View(logits=logits.float(), features=features.float())
+
+
+def _joined(views: list[View]) -> View:
+    return View(
+        logits=torch.cat([view.logits for view in views]), features=torch.cat([view.features for view in views])
+    )
+
+
+def _split(view: View, sizes: list[int]) -> list[View]:
+    parts = zip(view.logits.split(sizes), view.features.split(sizes), strict=True)
+    return [View(logits=logits, features=features) for logits, features in parts]
+
+
+def _detached(view: View) -> View:
+    return View(logits=view.logits.detach(), features=view.features.detach())

@@ -1,0 +1,89 @@
+"""What a method is given and what it returns.
+
+Axes: L labeled images, U unlabeled images of this process's part of the global batch, N images, C classes, D features.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is fixed before training."""
+
+    num_classes: int
+    num_features: int
+    labeled_counts: tuple[int, ...]
+    """Labeled images of each class."""
+    num_unlabeled: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What the network says of a batch of images, in fp32 whatever the precision of the run."""
+
+    logits: Float[Tensor, "N C"]
+    features: Float[Tensor, "N D"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """What the network says of the images of one step."""
+
+    labeled: View
+    labels: Int[Tensor, " L"]
+    weak: View
+    """The unlabeled images, weakly augmented, without gradient."""
+    strong: View
+    """The same images, strongly augmented; empty where the method's `num_strong` is 0."""
+    index: Int[Tensor, " U"]
+    """Which unlabeled images these are, 0..num_unlabeled-1, for methods that remember each image."""
+    progress: float
+    """Finished fraction of the run, in [0, 1]."""
+    further_weak: tuple[View, ...] = ()
+    further_strong: tuple[View, ...] = ()
+    """More views of the same unlabeled images, where the method's `num_weak` and `num_strong` ask for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabels:
+    """What the unlabeled images were trained towards, and how much each counted."""
+
+    target: Int[Tensor, " U"] | Float[Tensor, "U C"]
+    weight: Float[Tensor, " U"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a method returns: the sum of `losses` is the loss, their names are the log."""
+
+    losses: dict[str, Float[Tensor, ""]]
+    pseudo: PseudoLabels
+
+
+class Method(nn.Module):
+    """One paper: its formula is `forward`, its hyper-parameters are the constructor's keyword arguments.
+
+    State is kept in buffers and trackers, so that it follows the device, is saved and is restored with no code of its
+    own; parameters are optimized, averaged and exported with the model's.
+    """
+
+    num_weak: int = 1
+    num_strong: int = 1
+    """Weak and strong views of each unlabeled image that `forward` reads."""
+
+    def __init__(self, problem: Problem):
+        super().__init__()
+        self.problem = problem
+
+    def forward(self, views: Views) -> Step:
+        raise NotImplementedError
+
+    def predict(self, view: View) -> Float[Tensor, "N C"]:
+        """Logits at test time."""
+        return view.logits
+
+    def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:
+        """Called on every process with the confusion matrix of validation images, where there are any."""

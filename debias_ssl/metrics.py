@@ -1,0 +1,62 @@
+"""What people are judged by, as functions of a confusion matrix of counts or of shares (rows: truth)."""
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+Confusion = Shaped[Tensor, "C C"]
+
+
+def recalls(confusion: Confusion) -> Float[Tensor, " present"]:
+    """Recall of each class that has images, in class order."""
+    confusion = confusion.double()
+    images = confusion.sum(1)
+    present = images > 0
+    return confusion.diagonal()[present] / images[present]
+
+
+def accuracy(confusion: Confusion) -> Float[Tensor, ""]:
+    return confusion.diagonal().sum().double() / confusion.sum()
+
+
+def mean_recall(confusion: Confusion) -> Float[Tensor, ""]:
+    return recalls(confusion).mean()
+
+
+def min_recall(confusion: Confusion) -> Float[Tensor, ""]:
+    return recalls(confusion).min()
+
+
+def h_mean(confusion: Confusion) -> Float[Tensor, ""]:
+    """Harmonic mean of the recalls; 0 where one of them is 0."""
+    return 1 / (1 / recalls(confusion)).mean()
+
+
+def g_mean(confusion: Confusion) -> Float[Tensor, ""]:
+    """Geometric mean of the recalls; 0 where one of them is 0."""
+    return recalls(confusion).log().mean().exp()
+
+
+def group_recalls(confusion: Confusion, labeled_counts: Int[Tensor, " C"]) -> dict[str, float]:
+    """Mean recall of the head, medium and tail thirds of the classes, by how many labels they have.
+
+    The head and the tail have round(C / 3) classes each. Nothing is returned where all classes have as many labels,
+    nor for a group without images.
+    """
+    if labeled_counts.min() == labeled_counts.max():
+        return {}
+    by_count = torch.argsort(labeled_counts, descending=True, stable=True)
+    third = max(1, round(len(by_count) / 3))
+    result = {}
+    for name, classes in (("head", by_count[:third]), ("medium", by_count[third:-third]), ("tail", by_count[-third:])):
+        images = confusion.sum(1)[classes]
+        if images.sum() > 0:
+            hits = confusion.diagonal()[classes]
+            result[f"{name}_recall"] = (hits[images > 0].double() / images[images > 0]).mean().item()
+    return result
+
+
+def summarize(confusion: Confusion) -> dict[str, float]:
+    """The headline figures, fractions in [0, 1]."""
+    figures = (accuracy, mean_recall, min_recall, h_mean, g_mean)
+    return {figure.__name__: figure(confusion).item() for figure in figures}

@@ -1,0 +1,66 @@
+"""`debias-ssl predict`: a trained run's labels for images, as a CSV file."""
+
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from debias_ssl.config import Parser
+from debias_ssl.data.datasets import find_files
+from debias_ssl.data.reading import Reader, without_unreadable
+from debias_ssl.data.streams import EvaluationStream
+from debias_ssl.errors import InputError
+from debias_ssl.evaluation import predict_logits
+from debias_ssl.files import replacing
+from debias_ssl.run_folder import RunFolder, load_run
+from debias_ssl.runtime import entry_point, make_accelerator, place_of
+
+
+@entry_point
+def main(arguments: list[str]) -> None:
+    parser = Parser(prog="debias-ssl predict", description="Labels images with a trained run.")
+    parser.add_argument("--run", type=str, required=True, help="run folder")
+    parser.add_argument("--images", type=str, required=True, help="folder of any depth, list of paths, or CSV of path")
+    parser.add_argument("--out", type=str, required=True, help="CSV file: path, label, confidence, p_CLASS ...")
+    parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
+    parser.add_argument("--batch_size", type=int, default=500, help="images of a batch in each process")
+    parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
+    parsed = parser.parse_args(arguments)
+    out = Path(parsed.out)
+    if out.exists() and not parsed.overwrite:
+        raise InputError(f"{parsed.out!r} exists: pass --overwrite to replace it")
+    accelerator = make_accelerator("fp32")
+    place = place_of(accelerator)
+    run = load_run(RunFolder(Path(parsed.run)), place.device)
+    config = replace(run.data, image_size=run.size, workers=parsed.workers, input="streaming")
+    images = find_files(parsed.images, "--images")
+    if parsed.on_error == "skip":
+        images, bad = without_unreadable(images, config, accelerator.is_local_main_process)
+        if bad and accelerator.is_main_process:
+            print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)
+    stream = EvaluationStream(
+        reader=Reader(pixels=None, files=images.names, config=config, channels=len(run.mean)),
+        index=torch.arange(len(images)),
+        mean=torch.tensor(run.mean, device=place.device),
+        std=torch.tensor(run.std, device=place.device),
+        batch_size=parsed.batch_size,
+        place=place,
+        progress=accelerator.is_main_process,
+    )
+    probs = predict_logits(run.predictor, stream, len(run.classes)).softmax(-1)
+    if not accelerator.is_main_process:
+        return
+    confidence, label = probs.max(-1)
+    with replacing(out) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "confidence", *(f"p_{name}" for name in run.classes)])
+        for path, k, top, row in zip(images.names, label.tolist(), confidence.tolist(), probs.tolist(), strict=True):
+            rows.writerow([path, run.classes[k], f"{top:.6f}", *(f"{p:.6g}" for p in row)])
+    print(f"{len(images)} images labeled: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The Accelerator of every job, and the way errors reach people."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+
+from debias_ssl.data.streams import Place
+from debias_ssl.errors import InputError, StoppedError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def make_accelerator(
+    precision: Precision = "auto", trackers: tuple[str, ...] = (), folder: Path | None = None
+) -> Accelerator:
+    """Makes the Accelerator; nothing may touch Accelerate before.
+
+    Without `cpu=True` in the first state that Accelerate makes, two processes started by torchrun on a machine without
+    a GPU both believe that they are the first of one.
+    """
+    has_gpu = torch.cuda.is_available()
+    if precision == "auto":
+        precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and not has_gpu:
+        raise InputError("precision fp16 needs a GPU: take bf16 or fp32")
+    # A job that runs several others in one process lets each choose its precision.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    accelerator = Accelerator(
+        cpu=not has_gpu and not torch.backends.mps.is_available(),
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=list(trackers) or None,
+        project_dir=folder,
+        # Buffers that are broadcast would overwrite what other processes have added to theirs.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    missing = [tracker for tracker in trackers if importlib.util.find_spec(tracker) is None]
+    if missing:
+        raise InputError(f"log_with: {missing[0]} is not installed: pip install 'debias-ssl[{missing[0]}]'")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise InputError(f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}")
+    return accelerator
+
+
+def place_of(accelerator: Accelerator) -> Place:
+    return Place(rank=accelerator.process_index, num_processes=accelerator.num_processes, device=accelerator.device)
+
+
+class Command(Protocol):
+    def __call__(self, arguments: list[str] | None = None) -> None: ...
+
+
+def entry_point(main: Callable[[list[str]], None]) -> Command:
+    """A command: what the user got wrong is told in a line or two on stderr, with exit status 2."""
+
+    @wraps(main)
+    def command(arguments: list[str] | None = None) -> None:
+        try:
+            main(sys.argv[1:] if arguments is None else arguments)
+        except (InputError, StoppedError) as error:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"error: {error}", file=sys.stderr)
+            sys.exit(2 if isinstance(error, InputError) else 1)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return command

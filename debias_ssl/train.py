@@ -1,0 +1,327 @@
+"""`debias-ssl train`: a semi-supervised run, from its settings to its folder."""
+
+import json
+import os
+import statistics
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from debias_ssl.checkpoint import Machine, load_checkpoint, save_checkpoint
+from debias_ssl.config import Config, make_parser, resolve, switched_method
+from debias_ssl.data.keyed import Purpose, derived_seed
+from debias_ssl.data.splits import raised_classes, save_split
+from debias_ssl.data.task import Part, make_task
+from debias_ssl.errors import StoppedError
+from debias_ssl.evaluation import evaluate_logits, predict_logits
+from debias_ssl.files import replacing, write_aside
+from debias_ssl.journal import Journal, StepStatistics, read_journal, warnings_for
+from debias_ssl.learner import Learner
+from debias_ssl.models import build
+from debias_ssl.optim import make_optimizer
+from debias_ssl.run_folder import RunFolder
+from debias_ssl.runtime import entry_point, make_accelerator, place_of
+from debias_ssl.schedules import learning_rate_factor
+
+
+class Run:
+    """Everything that a run consists of, in the order in which it comes into being."""
+
+    def __init__(self, config: Config, folder: RunFolder, resume: bool):
+        self.config = config
+        self.folder = folder
+        self.accelerator = make_accelerator(config.precision, config.log_with, folder.path)
+        self.is_main = self.accelerator.is_main_process
+        # The first process of a host decodes the images, the others find them decoded.
+        with self.accelerator.local_main_process_first():
+            self.task = make_task(
+                config.data,
+                seed=config.seed,
+                place=place_of(self.accelerator),
+                split_file=folder.split if resume and folder.split.exists() else None,
+                progress=self.accelerator.is_local_main_process,
+            )
+        torch.manual_seed(config.seed)
+        model = build(num_classes=len(self.task.data.classes), in_chans=self.task.channels, **vars(config.model))
+        method = config.method(self.task.problem(model.num_features))
+        self.stream = self.task.training_stream(
+            seed=config.seed,
+            batch_size=config.batch_size,
+            unlabeled_ratio=config.unlabeled_ratio,
+            balanced=config.class_balanced,
+            num_weak=method.num_weak,
+            num_strong=method.num_strong,
+        )
+        self.learner = Learner(
+            model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
+            method,
+            teacher=config.teacher,
+            decay=config.ema_decay,
+            joint_pass=config.joint_pass,
+            accumulation=config.accumulation,
+        ).to(self.accelerator.device)
+        self.optimizer = make_optimizer(self.learner, config.optim)
+        self.start = 0
+        checkpoint = folder.latest_checkpoint() if resume else None
+        self.scaler_state: dict[str, Any] = {}
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        if config.compile:
+            self.learner.compile_networks()
+        if config.log_with:
+            self.accelerator.init_trackers("debias_ssl")
+
+    def _restore(self, checkpoint: Path) -> None:
+        state = load_checkpoint(checkpoint, self.learner, self.optimizer)
+        self.start, self.scaler_state = state["step"], state["scaler"]
+        here = vars(Machine.here())
+        differing = [f"{key} was {was}, is {here[key]}" for key, was in state["machine"].items() if was != here[key]]
+        if differing and self.is_main:
+            print(f"note: the last bits may differ from an unbroken run: {'; '.join(differing)}", file=sys.stderr)
+
+    def train(self) -> None:
+        """The loop; each step is in sight."""
+        config, task, accelerator, learner = self.config, self.task, self.accelerator, self.learner
+        trained, optimizer = accelerator.prepare(learner, self.optimizer)
+        if accelerator.scaler is not None and self.scaler_state:
+            accelerator.scaler.load_state_dict(self.scaler_state)
+        trained.train()
+        sums = StepStatistics(len(task.data.classes), accelerator.device)
+        journal = Journal(self.folder.metrics, start=self.start, steps=config.steps, is_main=self.is_main)
+        batches = self.stream.batches(self.start, config.steps)
+        images = config.batch_size * (1 + config.unlabeled_ratio)
+        with closing(journal):
+            for step in range(self.start, config.steps):
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - asked
+                progress = step / config.steps
+                rate = config.optim.lr * learning_rate_factor(progress, config.optim.schedule, config.optim.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                torch.manual_seed(derived_seed(config.seed, Purpose.PROCESS, step, accelerator.process_index))
+
+                result = trained(batch, progress)
+                accelerator.backward(torch.stack([*result.losses.values()]).sum())
+                if config.optim.clip is not None:
+                    accelerator.clip_grad_norm_(trained.parameters(), config.optim.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+                learner.after_step(step)
+
+                sums.add(result, batch.truth)
+                journal.step(images, waited)
+                done = step + 1
+                is_last = done == config.steps
+                is_checkpoint = done % config.checkpoint_every == 0 or is_last
+                if done % config.log_every == 0 or is_checkpoint:
+                    self._log(done, sums, journal, rate)
+                if done % config.eval_every == 0 and not is_last:
+                    self._evaluate(done, journal)
+                if is_checkpoint:
+                    self._save(done)
+                    journal.restart_clock()
+            self._finish(journal)
+        accelerator.end_training()
+
+    def _log(self, step: int, sums: StepStatistics, journal: Journal, rate: float) -> None:
+        record = {"step": step, **sums.collect(), "learning_rate": rate, **journal.rates()}
+        if record["nonfinite_steps"]:
+            last = self.folder.latest_checkpoint()
+            raise StoppedError(
+                f"the loss is not finite at step {step} (learning rate {rate:.4g}): lower --optim.lr; "
+                f"last good checkpoint: {last or 'none'}"
+            )
+        record["marginal"] = self.learner.marginal.value.tolist()
+        journal.write(record)
+        self._track({"learning_rate": rate, **record["loss"], "mask_rate": record["mask_rate"]}, step)
+        loss, speed = sum(record["loss"].values()), record["images_per_second"]
+        journal.show(loss=f"{loss:.3f}", mask=f"{record['mask_rate']:.2f}", **{"images/s": f"{speed:.0f}"})
+        # In the beginning no prediction is confident, and that is as it should be.
+        if self.learner.raw.method.num_strong and step >= self.config.steps / 10:
+            journal.warn(warnings_for(record, self.task.data.classes))
+
+    def _evaluate(self, step: int, journal: Journal) -> dict[Part, dict[str, Tensor]]:
+        """Evaluates both models on every part; returns the logits."""
+        predictors = {"ema": self.learner.ema, "raw": self.learner.raw}
+        counts = torch.tensor(self.task.labeled_counts)
+        logits: dict[Part, dict[str, Tensor]] = {}
+        figures: dict[Part, dict[str, Any]] = {}
+        for part in self.task.parts:
+            stream = self.task.evaluation_stream(part, self.config.eval_batch_size)
+            labels = self.task.evaluation_labels(part)
+            logits[part] = {
+                name: predict_logits(predictor, stream, len(counts)) for name, predictor in predictors.items()
+            }
+            figures[part] = {name: evaluate_logits(value, labels, counts) for name, value in logits[part].items()}
+        others = {part: value for part, value in figures.items() if part != "test"}
+        journal.write({"step": step, **figures["test"], **others})
+        self._track({f"{name}_accuracy": figures["test"][name]["accuracy"] for name in predictors}, step)
+        ema = figures["test"]["ema"]
+        journal.say(f"step {step}: accuracy {ema['accuracy']:.2%}, min recall {ema['min_recall']:.2%} (EMA, test)")
+        if "validation" in figures:
+            self.learner.raw.method.on_evaluation(torch.tensor(figures["validation"]["ema"]["confusion"]))
+        journal.restart_clock()
+        return logits
+
+    def _track(self, values: dict[str, float], step: int) -> None:
+        if self.config.log_with:
+            self.accelerator.log(values, step)
+
+    def _save(self, step: int) -> None:
+        if self.is_main:
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+            keep = self.config.keep_checkpoints
+            save_checkpoint(self.folder.checkpoints, step, self.learner, self.optimizer, scaler, keep)
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self, journal: Journal) -> None:
+        logits = self._evaluate(self.config.steps, journal)
+        if not self.is_main:
+            return
+        for part, predictions in logits.items():
+            arrays = {name: value.numpy() for name, value in predictions.items()}
+            arrays["labels"] = self.task.evaluation_labels(part).numpy()
+            for name, array in arrays.items():
+                path = self.folder.path / "predictions" / f"{part}_{name}.npy"
+                with replacing(path) as aside, aside.open("wb") as file:
+                    np.save(file, array)
+        side, _, channels = self.task.readers["test"].shape
+        data = self.task.data
+        self.folder.write_model(
+            self.learner.ema,
+            {
+                "name": self.config.model.name,
+                "classes": data.classes,
+                "labeled_counts": self.task.labeled_counts,
+                "num_unlabeled": len(self.task.split.unlabeled),
+                "transform": {"size": side, "channels": channels, "mean": data.mean, "std": data.std},
+            },
+        )
+        summary = summarize(read_journal(self.folder.metrics), self.config.median_of)
+        self.folder.write_json("summary.json", summary)
+        self._track({f"final_{name}": value for name, value in summary["ema"]["last"].items()}, self.config.steps)
+
+
+def summarize(records: list[dict[str, Any]], median_of: int) -> dict[str, Any]:
+    """`summary.json`: of the evaluations on the test set the last, the median of the last few, and the most accurate.
+
+    The best is chosen on the test set, so that it says more than can be had; it is there because others report it.
+    """
+    evaluations = [record for record in records if "ema" in record]
+    logs = [record for record in records if "loss" in record]
+    summary: dict[str, Any] = {}
+    for name in ("ema", "raw"):
+        figures = [{k: v for k, v in e[name].items() if isinstance(v, float)} for e in evaluations]
+        last_few = figures[-median_of:]
+        summary[name] = {
+            "last": figures[-1],
+            "median": {key: statistics.median(each[key] for each in last_few) for key in figures[-1]},
+            "best": max(figures, key=lambda each: each["accuracy"]),
+        }
+    return {
+        **summary,
+        "steps": logs[-1]["step"],
+        "seconds": logs[-1]["seconds"],
+        "images_per_second": statistics.median(log["images_per_second"] for log in logs),
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary for a terminal."""
+    figures = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece")
+    rows = [("EMA, last", "ema", "last"), ("EMA, median", "ema", "median"), ("raw, last", "raw", "last")]
+    lines = ["model         " + "".join(f"{figure.replace('_', ' '):>13}" for figure in figures)]
+    for title, name, which in rows:
+        lines.append(f"{title:<14}" + "".join(f"{100 * summary[name][which][figure]:>11.2f} %" for figure in figures))
+    seconds, speed = summary["seconds"], summary["images_per_second"]
+    return "\n".join([*lines, f"{summary['steps']} steps in {seconds:.0f} s, {speed:,.0f} images/s"])
+
+
+def train(
+    config: Config, resolved: dict[str, Any], out: Path, *, resume: bool = False, overwrite: bool = False
+) -> None:
+    """Trains into a run folder.
+
+    Args:
+        config: the settings.
+        resolved: the same as plain values, for `config.yaml`.
+        out: the run folder.
+        resume: go on with the run that is there, if one is.
+        overwrite: replace the run that is there.
+
+    Raises:
+        InputError: something in the settings, the data or the folder does not fit.
+        StoppedError: the loss became non-finite.
+    """
+    folder = RunFolder(out)
+    folder.check(resolved, resume=resume, overwrite=overwrite)
+    resume = resume and folder.holds_run() and not overwrite
+    if resume and folder.is_finished():
+        print(f"{out} is finished:\n{table(folder.read_summary())}")
+        return
+    run = Run(config, folder, resume)
+    if run.is_main:
+        if overwrite:
+            folder.clear()
+        _describe(run, resolved)
+    run.accelerator.wait_for_everyone()
+    run.train()
+    if run.is_main:
+        print(f"{table(folder.read_summary())}\n{out}")
+
+
+def _describe(run: Run, resolved: dict[str, Any]) -> None:
+    """Writes what is known before the first step, and says it."""
+    task, folder, config = run.task, run.folder, run.config
+    folder.write_config(resolved)
+    save_split(folder.split, task.split, task.data.classes, task.fingerprint)
+    if task.unreadable:
+        folder.write_json("unreadable.json", task.unreadable)
+        print(f"note: left out {len(task.unreadable)} files that cannot be read: unreadable.json", file=sys.stderr)
+    # What was logged after the checkpoint will be logged again, and so will the last evaluation.
+    records = [r for r in read_journal(folder.metrics, run.start) if "loss" in r or r["step"] < config.steps]
+    write_aside(folder.metrics, "".join(json.dumps(record) + "\n" for record in records))
+    raised = raised_classes(config.data, len(task.data.classes))
+    if raised:
+        print(f"note: the long tail leaves {raised} classes less than one label; each has one", file=sys.stderr)
+    parameters = sum(p.numel() for p in run.learner.raw.model.parameters())
+    place = run.accelerator
+    split, test = task.split, len(task.data.test)
+    print(
+        f"{resolved['method']['class_path']}, {config.model.name} ({parameters:,} parameters), "
+        f"{len(task.data.classes)} classes: {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, "
+        f"{len(split.validation)} validation and {test} test images\n"
+        f"{config.batch_size} + {config.batch_size * config.unlabeled_ratio} images a step, "
+        f"{place.num_processes} x {place.device.type}, {place.mixed_precision.replace('no', 'fp32')}"
+        + (f", resumed at step {run.start}" if run.start else ""),
+        file=sys.stderr,
+    )
+
+
+@entry_point
+def main(arguments: list[str]) -> None:
+    parser = make_parser("train", Config)
+    parser.add_argument("--out", type=str, default=None, help="run folder; null is runs/ and the name of the config")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parsed = parser.parse_args(arguments)
+    files = [Path(str(file)) for file in parsed.config or []]
+    out = Path(parsed.out or f"runs/{files[-1].stem if files else 'train'}")
+    if parsed.resume and not files and RunFolder(out).holds_run():
+        parsed = parser.parse_args(["--config", str(out / "config.yaml"), *arguments])
+    config, resolved = resolve(parser, parsed)
+    note = switched_method(resolved, files)
+    if note and os.environ.get("RANK", "0") == "0":
+        print(f"note: {note}", file=sys.stderr)
+    train(config, resolved, out, resume=parsed.resume, overwrite=parsed.overwrite)
+
+
+if __name__ == "__main__":
+    main()
