@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, reason
 from debias_ssl.trackers import num_processes
 
 FORMAT = 1
@@ -72,10 +72,9 @@ def load_checkpoint(path: Path, learner: nn.Module, optimizer: torch.optim.Optim
         learner.load_state_dict(load_file(path / "learner.safetensors"))
         optimizer.load_state_dict(_join_optimizer(load_file(path / "optimizer.safetensors"), state["optimizer"]))
         return {key: state[key] for key in ("step", "scaler", "machine")}
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"checkpoint {str(path)!r} cannot be loaded ({reason}): remove it to use the one before"
+            f"checkpoint {str(path)!r} cannot be loaded ({reason(error)}): remove it to use the one before"
         ) from error
 
 

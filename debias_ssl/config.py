@@ -1,10 +1,12 @@
 """The settings of a run, from defaults, a YAML file and flags, in this order."""
 
 import json
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -92,15 +94,35 @@ class Parser(ArgumentParser):
     """A parser whose errors are an InputError of one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = " ".join(message.split()).replace("Parser key ", "setting ").replace("<class 'float'>", "number")
-        if '"method"' in text:
-            text += f"; the methods are {', '.join(METHODS)}"
-        raise InputError(f"{text} (--help lists the settings)") from ex
+        hint = " (--help lists the settings)"
+        text = " ".join(message.split()).replace(hint, "").replace("Parser key ", "setting ")
+        for technical, plain in WORDING:
+            text = re.sub(technical, plain, text)
+        if 'setting "method' in text:
+            hint = f"; the methods are {', '.join(METHODS)}"
+        raise InputError(text + hint) from ex
+
+    def read_arguments(self, arguments: list[str]) -> Namespace:
+        """Parses a command line; a config that is no YAML file of settings is told by its name."""
+        for before, argument in pairwise(["", *arguments]):
+            name = argument if before == "--config" else argument.removeprefix("--config=")
+            if (before == "--config" or name != argument) and Path(name).is_file():
+                read_yaml(Path(name))
+        return self.parse_args(arguments)
+
+
+# jsonargparse's words for programmers, and ours for users.
+WORDING = (
+    (r"Expected a dot import path string: (\S+)", r"there is no method '\1'"),
+    (r"Type collections.*Got value: (\S+)", r"'\1' is no method"),
+    (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", r"expected one of \1, got '\2'"),
+    (r"Expected a <class '(\w+)'>\. Got value: (.+)", r"expected \1, got '\2'"),
+)
 
 
 def make_parser(job: str, settings: type) -> Parser:
     """A parser of the fields of a settings dataclass, from --config FILE and flags."""
-    parser = Parser(prog=f"debias-ssl {job}", description=settings.__doc__)
+    parser = Parser(prog=f"debias-ssl {job}", description=settings.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file of settings; flags beside it beat it")
     parser.add_class_arguments(settings, as_group=False)
     return parser
@@ -115,7 +137,7 @@ def resolve(parser: Parser, arguments: Namespace) -> tuple[Config, dict[str, Any
     method = getattr(sys.modules.get(module), name, None)
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise InputError(f"method is not one of {', '.join(METHODS)}")
-    plain = yaml.safe_load(parser.dump(arguments, skip_none=False))
+    plain = yaml.safe_load(parser.dump(arguments, skip_unset=False))
     resolved = {name: plain[name] for name in names}
     if METHODS.get(name) is method:
         resolved["method"]["class_path"] = name
@@ -138,18 +160,21 @@ def config_from(resolved: dict[str, Any]) -> Config:
 
 def switched_method(resolved: dict[str, Any], files: Sequence[Path]) -> str | None:
     """What became of a method's settings in files when a flag switched the method; None where none was switched."""
-    chosen = resolved["method"]
+    chosen, own = resolved["method"]["class_path"], resolved["method"]["init_args"]
+    others, settings = [], []
     for file in files:
-        named = read_yaml(file).get("method")
-        if isinstance(named, dict) and named.get("class_path", "").rpartition(".")[2] != chosen["class_path"]:
-            settings = named.get("init_args") or {}
-            kept = [f"{key}={chosen['init_args'][key]}" for key in settings if key in chosen["init_args"]]
-            dropped = [key for key in settings if key not in chosen["init_args"]]
-            return (
-                f"method {chosen['class_path']} instead of {file}'s {named['class_path']}: "
-                f"kept {', '.join(kept) or 'nothing'}; dropped {', '.join(dropped) or 'nothing'}"
-            )
-    return None
+        method = read_yaml(file).get("method")
+        if isinstance(method, dict) and method.get("class_path") != chosen:
+            others.append(f"{method.get('class_path')} in {file}")
+            settings += [key for key in method.get("init_args") or {} if key not in settings]
+    if not others:
+        return None
+    kept = [f"{key}={own[key]}" for key in settings if key in own]
+    dropped = [key for key in settings if key not in own]
+    return (
+        f"method {chosen} instead of {', '.join(others)}: "
+        f"kept {', '.join(kept) or 'nothing'}; dropped {', '.join(dropped) or 'nothing'}"
+    )
 
 
 def parse_data(parser: Parser, arguments: list[str]) -> tuple[Namespace, DataConfig]:

@@ -10,3 +10,8 @@ class InputError(ValueError):
 
 class StoppedError(RuntimeError):
     """A run cannot go on; entry points print the message, which says from where it can, and exit with 1."""
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]

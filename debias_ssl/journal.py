@@ -55,7 +55,8 @@ class StepStatistics:
             "pseudo_counts": counts.long().tolist(),
             "pseudo_weights": (weights / counts.clamp(min=1)).tolist(),
             "pseudo_accuracy": correct / known if known else None,
-            "nonfinite_steps": round(bad / num_processes()),
+            # One process is enough to spoil a step.
+            "nonfinite_steps": math.ceil(bad / num_processes()),
         }
         self._reset()
         return record

@@ -132,7 +132,7 @@ class Learner(nn.Module):
             return view.logits, view.features
 
         def contexts():
-            return nullcontext(), frozen_averages(self._batch_norms)
+            return nullcontext(), discarded_averages(self._batch_norms)
 
         logits, features = checkpoint(passed, images, use_reentrant=False, context_fn=contexts)
         return View(logits=logits, features=features)
@@ -163,6 +163,19 @@ def frozen_averages(norms: list[Any]) -> Iterator[None]:
     finally:
         for norm in training:
             norm.track_running_stats = True
+
+
+@contextmanager
+def discarded_averages(norms: list[Any]) -> Iterator[None]:
+    """Batch norms add to copies of their running averages: a pass computed again has to save the same tensors."""
+    kept = [norm._buffers for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        norm._buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers = buffers
 
 
 def _view(network: Callable, images: Float[Tensor, "N K H W"]) -> View:

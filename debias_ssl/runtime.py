@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -31,6 +31,9 @@ def make_accelerator(
         precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and not has_gpu:
         raise InputError("precision fp16 needs a GPU: take bf16 or fp32")
+    missing = [tracker for tracker in trackers if importlib.util.find_spec(tracker) is None]
+    if missing:
+        raise InputError(f"log_with: {missing[0]} is not installed: pip install 'debias-ssl[{missing[0]}]'")
     # A job that runs several others in one process lets each choose its precision.
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
@@ -41,9 +44,6 @@ def make_accelerator(
         # Buffers that are broadcast would overwrite what other processes have added to theirs.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    missing = [tracker for tracker in trackers if importlib.util.find_spec(tracker) is None]
-    if missing:
-        raise InputError(f"log_with: {missing[0]} is not installed: pip install 'debias-ssl[{missing[0]}]'")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise InputError(f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}")
@@ -54,11 +54,7 @@ def place_of(accelerator: Accelerator) -> Place:
     return Place(rank=accelerator.process_index, num_processes=accelerator.num_processes, device=accelerator.device)
 
 
-class Command(Protocol):
-    def __call__(self, arguments: list[str] | None = None) -> None: ...
-
-
-def entry_point(main: Callable[[list[str]], None]) -> Command:
+def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
     """A command: what the user got wrong is told in a line or two on stderr, with exit status 2."""
 
     @wraps(main)

@@ -311,7 +311,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=str, default=None, help="run folder; null is runs/ and the name of the config")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parsed = parser.parse_args(arguments)
+    parsed = parser.read_arguments(arguments)
     files = [Path(str(file)) for file in parsed.config or []]
     out = Path(parsed.out or f"runs/{files[-1].stem if files else 'train'}")
     if parsed.resume and not files and RunFolder(out).holds_run():

@@ -1,12 +1,12 @@
 """`debias-ssl data check|split`: says what a data setting holds, or writes its split."""
 
-import sys
 from pathlib import Path
 
 from debias_ssl.config import Config, make_parser, resolve
 from debias_ssl.data.checking import describe, examine, parts_of
 from debias_ssl.data.datasets import DataConfig, fingerprint, load_data
 from debias_ssl.data.splits import class_counts, draw_split, save_split
+from debias_ssl.data.task import readable_data
 from debias_ssl.errors import InputError
 from debias_ssl.runtime import entry_point
 
@@ -27,11 +27,12 @@ def check(config: DataConfig, seed: int) -> bool:
     print(f"unreadable {len(bad)} files")
     for path, reason in list(bad.items())[:SHOWN]:
         print(f"           {path}: {reason}")
-    for name in found.keys() - {"test"}:
-        shared = found[name].hashes.keys() & found["test"].hashes.keys()
+    for name in [part for part in found if part != "test"]:
+        known = {digest: image for image, digest in found[name].hashes.items()}
+        shared = [(image, known[digest]) for image, digest in found["test"].hashes.items() if digest in known]
         print(f"duplicates {len(shared)} test images are {name} images too")
-        for digest in sorted(shared)[:SHOWN]:
-            print(f"           {found['test'].hashes[digest]} = {found[name].hashes[digest]}")
+        for image, twin in shared[:SHOWN]:
+            print(f"           {image} = {twin}")
     _print_split(config, seed)
     return not bad
 
@@ -46,7 +47,7 @@ def split(config: DataConfig, seed: int, out: Path, overwrite: bool) -> None:
 
 
 def _print_split(config: DataConfig, seed: int):
-    data = load_data(config)
+    data, _ = readable_data(config)
     drawn = draw_split(data.train.labels, data.classes, config, seed=seed, num_separate=data.num_separate)
     for part in ("labeled", "unlabeled", "validation"):
         index = getattr(drawn, part)
@@ -56,20 +57,26 @@ def _print_split(config: DataConfig, seed: int):
     return data, drawn
 
 
+USAGE = "usage: debias-ssl data check|split --config FILE [--data.NAME VALUE ...] [--out FILE]"
+
+
 @entry_point
 def main(arguments: list[str]) -> None:
-    if not arguments or arguments[0] not in ("check", "split"):
-        raise InputError("usage: debias-ssl data check|split --config FILE [--data.NAME VALUE ...] [--out FILE]")
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return
+    if arguments[:1] not in (["check"], ["split"]):
+        raise InputError(USAGE)
     parser = make_parser(f"data {arguments[0]}", Config)
     if arguments[0] == "split":
         parser.add_argument("--out", type=str, required=True, help="the split.json to write")
         parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
-    parsed = parser.parse_args(arguments[1:])
+    parsed = parser.read_arguments(arguments[1:])
     config, _ = resolve(parser, parsed)
     if arguments[0] == "split":
         split(config.data, config.seed, Path(parsed.out), parsed.overwrite)
     elif not check(config.data, config.seed):
-        sys.exit(2)
+        raise InputError("some files cannot be read: remove them, or train with --data.on_error skip")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class Findings:
     """Images of each size, as width x height."""
     unreadable: dict[str, str]
     hashes: dict[str, str]
-    """Name of an image by the hash of its pixels."""
+    """Hash of the pixels of each image that can be read."""
 
 
 def examine(images: Images, title: str, progress: bool = True) -> Findings:
@@ -37,7 +37,8 @@ def examine(images: Images, title: str, progress: bool = True) -> Findings:
                 pixels = np.asarray(decode(images.names[i]))
             except InputError as error:
                 return error
-        return f"{pixels.shape[1]} x {pixels.shape[0]}", hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+        size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        return size, hashlib.sha256(size.encode() + pixels.tobytes()).hexdigest()
 
     results = tqdm(in_threads(read, range(len(images))), title, len(images), disable=not progress, unit="img")
     for name, result in zip(images.names, results, strict=True):
@@ -46,7 +47,7 @@ def examine(images: Images, title: str, progress: bool = True) -> Findings:
         else:
             size, digest = result
             sizes[size] += 1
-            hashes.setdefault(digest, name)
+            hashes[name] = digest
     return Findings(sizes=sizes, unreadable=unreadable, hashes=hashes)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,18 @@ class DataConfig(SplitConfig):
     workers: int = 4
     cache: str | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, valid in (
+            ("fold", self.fold in (None, *range(10))),
+            ("image_size", self.image_size is None or self.image_size > 0),
+            ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1),
+            ("std", all(value > 0 for value in self.std or ())),
+            ("workers", self.workers >= 0),
+        ):
+            if not valid:
+                raise InputError(f"data.{name} is {getattr(self, name)}, which is out of range")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +178,7 @@ def fingerprint(images: Images) -> str:
         parent = common_parent(images.names)
         for name in images.names:
             digest.update(
-                f"{Path(name).relative_to(parent)}\0{Path(name).stat().st_size}\0".encode(errors="surrogateescape")
+                f"{os.path.relpath(name, parent)}\0{Path(name).stat().st_size}\0".encode(errors="surrogateescape")
             )
     return digest.hexdigest()[:32]
 
@@ -257,7 +270,8 @@ def _files(paths: list[Path], names: list[str], classes: tuple[str, ...], where:
 def _class_names(names: list[str]) -> tuple[str, ...]:
     """Names in order: of numbers by value, else of the alphabet."""
     found = set(names) - {""}
-    return tuple(sorted(found, key=int) if all(name.isdecimal() for name in found) else sorted(found))
+    numbers = all(name.isdecimal() for name in found)
+    return tuple(sorted(found, key=lambda name: (int(name) if numbers else 0, name)))
 
 
 def _labeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Path], list[str]]:
@@ -295,7 +309,7 @@ def _unlabeled_files(where: str, root: Path | None, setting: str) -> tuple[list[
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")
     if path.suffix.lower() == ".csv":
         return read_label_file(path, root)
-    lines = [line.strip() for line in _text(path).splitlines()]
+    lines = [line.strip() for line in _text(path).split("\n")]
     paths = [_inside(line, root or path.parent, path) for line in lines if line]
     return paths, [""] * len(paths)
 
@@ -311,12 +325,12 @@ def read_label_file(path: Path, root: Path | None) -> tuple[list[Path], list[str
 
     Further columns are ignored. Relative paths are relative to `root`, or to the file's folder, and cannot leave it.
     """
-    rows = csv.DictReader(_text(path).splitlines())
+    rows = csv.DictReader(io.StringIO(_text(path)))
     if "path" not in (rows.fieldnames or []):
         raise InputError(f"{path}: the first line must name the columns, path and label; it is {rows.fieldnames}")
     paths, names = [], []
     for row in rows:
-        paths.append(_inside(row["path"], root or path.parent, path))
+        paths.append(_inside(row["path"] or "", root or path.parent, path))
         names.append((row.get("label") or "").strip())
     if not paths:
         raise InputError(f"{path} lists no images")
@@ -332,7 +346,7 @@ def _text(path: Path) -> str:
 
 def _inside(name: str, root: Path, listed_in: Path) -> Path:
     path = Path(os.path.normpath(root / name))
-    if not path.is_relative_to(os.path.normpath(root)):
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
         raise InputError(f"{listed_in}: {name!r} lies outside {str(root)!r}; set data.root to a folder that holds it")
     if not path.is_file():
         raise InputError(f"{listed_in}: there is no file {str(path)!r}")
@@ -341,7 +355,7 @@ def _inside(name: str, root: Path, listed_in: Path) -> Path:
 
 def common_parent(names: Sequence[str]) -> Path:
     """The folder below which all files lie."""
-    return Path(os.path.commonpath([Path(name).parent for name in names]))
+    return Path(os.path.commonpath([os.path.abspath(Path(name).parent) for name in names]))
 
 
 def _shortened(classes: tuple[str, ...]) -> str:

@@ -26,23 +26,27 @@ EVALUATION_CROP = 0.875
 NUM_CROP_NUMBERS = 4
 
 
-def decode(path: str, channels: int = 3) -> Image.Image:
+def decode(path: str, channels: int = 3, side: int | None = None) -> Image.Image:
     """An RGB image, or with one channel a gray one, from a file.
 
     Raises:
-        InputError: the file cannot be read as an image.
+        InputError: the file cannot be read as an image, or is not a square of `side` pixels where that is given.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB" if channels == 3 else "L")
+        with Image.open(path) as file:
+            image = file.convert("RGB" if channels == 3 else "L")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read image {path!r}: {error}; remove it or pass --data.on_error skip") from error
+    if side is not None and image.size != (side, side):
+        raise InputError(
+            f"{path!r} has {image.width} x {image.height} pixels, the first image {side} x {side}: "
+            "set data.image_size to the side to crop to"
+        )
+    return image
 
 
 def center_crop(image: Image.Image, size: int, share: float = 1.0) -> UInt8[np.ndarray, "H W K"]:
     """The square in the center of an image, `share` of the shorter side, resized to `size` pixels."""
-    if image.size == (size, size):
-        return _array(image)
     bleed = (1 - share) / 2
     return _array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR, bleed))
 
@@ -79,6 +83,8 @@ class Reader:
     config: DataConfig
     channels: int = 3
     """Of decoded files."""
+    side: int | None = None
+    """Pixels that the sides of files must have; None where they are resized."""
 
     @property
     def is_resident(self) -> bool:
@@ -113,7 +119,7 @@ class Reader:
         ]
 
     def _decoded(self, index: Int[Tensor, " N"]) -> list[Image.Image]:
-        return [decode(self.files[i], self.channels) for i in _integers(index)]
+        return [decode(self.files[i], self.channels, self.side) for i in _integers(index)]
 
 
 def make_reader(images: Images, config: DataConfig, device: torch.device, progress: bool = True) -> Reader:
@@ -124,14 +130,16 @@ def make_reader(images: Images, config: DataConfig, device: torch.device, progre
         return Reader(pixels=torch.from_numpy(images.pixels).to(device), files=(), config=config)
     if config.crop == "resized" and config.image_size is None:
         raise InputError("data.crop 'resized' needs data.image_size")
-    size = config.image_size or _common_size(images.names)
+    side = _common_size(images.names) if config.image_size is None else None
+    size = config.image_size or side
+    assert size is not None
     config = replace(config, image_size=size)
     small = len(images) * size * size * 3 <= RESIDENT_BYTES
     if config.crop == "resized" or config.input == "streaming" or (config.input == "auto" and not small):
         if config.crop == "resized" and config.input == "resident":
             raise InputError("data.crop 'resized' reads files anew for each view: set data.input to streaming or auto")
-        return Reader(pixels=None, files=images.names, config=config)
-    pixels = np.load(_decoded(images.names, config, progress), mmap_mode="c")
+        return Reader(pixels=None, files=images.names, config=config, side=side)
+    pixels = np.load(_decoded(images.names, size, side, config, progress), mmap_mode="c")
     return Reader(pixels=torch.from_numpy(pixels).to(device), files=(), config=config)
 
 
@@ -153,7 +161,12 @@ def _common_size(files: Sequence[str]) -> int:
 
 def cache_folder(config: DataConfig) -> Path:
     standard = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "debias_ssl"
-    return Path(config.cache) if config.cache else standard
+    folder = Path(config.cache) if config.cache else standard
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {str(folder)!r}: {error.strerror}; set data.cache") from error
+    return folder
 
 
 def _cache_key(files: Sequence[str], *settings: object) -> str:
@@ -164,16 +177,14 @@ def _cache_key(files: Sequence[str], *settings: object) -> str:
     return digest.hexdigest()[:32]
 
 
-def _decoded(files: Sequence[str], config: DataConfig, progress: bool) -> Path:
+def _decoded(files: Sequence[str], size: int, side: int | None, config: DataConfig, progress: bool) -> Path:
     """The file that holds all images, decoded; made if it is not there."""
-    size = config.image_size
-    assert size is not None
-    path = cache_folder(config) / f"{_cache_key(files, size)}.npy"
+    path = cache_folder(config) / f"{_cache_key(files, size, side)}.npy"
     if path.exists():
         return path
     with replacing(path) as aside:
         array = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=(len(files), size, size, 3))
-        decoded = in_threads(lambda file: center_crop(decode(file), size), files)
+        decoded = in_threads(lambda file: center_crop(decode(file, side=side), size), files)
         for i, pixels in enumerate(tqdm(decoded, "decoding", len(files), disable=not progress, unit="img")):
             array[i] = pixels
         array.flush()
@@ -213,4 +224,6 @@ def without_unreadable(images: Images, config: DataConfig, progress: bool = True
     else:
         bad = unreadable(images.names, progress)
         write_aside(known, json.dumps(bad))
+    if 0 < len(images) == len(bad):
+        raise InputError(f"none of {len(images)} images can be read, such as {images.names[0]!r}")
     return images.part([i for i, name in enumerate(images.names) if name not in bad]), bad

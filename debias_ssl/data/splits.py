@@ -14,7 +14,8 @@ from debias_ssl.errors import InputError
 from debias_ssl.files import write_aside
 
 Order = Literal["same", "uniform", "reversed", "middle", "head_tail"]
-Indices = Int64[np.ndarray, " N"]
+# Lists of any length, also several of them in one signature.
+Indices = Int64[np.ndarray, "_"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,13 @@ class SplitConfig:
             raise InputError(f"data.labeled_fraction is {self.labeled_fraction}, must be above 0 and at most 1")
         if self.labeled_fraction is not None and self.labels_per_class is not None:
             raise InputError("data.labeled_fraction and data.labels_per_class exclude each other: set one to null")
-        if self.unlabeled_per_class is None and self.unlabeled_imbalance != 1:
-            raise InputError("data.unlabeled_imbalance needs data.unlabeled_per_class, the size of the largest class")
+        if self.labels_per_class is None and self.labeled_imbalance != 1:
+            raise InputError("data.labeled_imbalance needs data.labels_per_class, the size of the largest class")
+        if self.unlabeled_per_class is None and (self.unlabeled_imbalance != 1 or self.unlabeled_order != "same"):
+            raise InputError(
+                "data.unlabeled_imbalance and data.unlabeled_order need data.unlabeled_per_class, "
+                "the size of the largest class"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +150,8 @@ def draw_split(
 
 def _labeled_counts(pools: list[Indices], config: SplitConfig) -> list[int]:
     if config.labeled_fraction is not None:
-        return [math.ceil(config.labeled_fraction * len(pool)) for pool in pools]
+        # 0.1 * 70 is 7.000000000000001, which is 7.
+        return [math.ceil(round(config.labeled_fraction * len(pool), 6)) for pool in pools]
     if config.labels_per_class is not None:
         return long_tailed_counts(config.labels_per_class, config.labeled_imbalance, len(pools))
     return [len(pool) for pool in pools]
@@ -199,7 +206,7 @@ def load_split(path: Path, classes: tuple[str, ...], fingerprint: str, num_image
         same_data = {"classes": (tuple(saved["classes"]), classes), "fingerprint": (saved["fingerprint"], fingerprint)}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{path} is not a split.json: {error}") from error
     for key, (there, here) in same_data.items():
         if there != here:

@@ -1,5 +1,6 @@
 """Endless batches of labeled and unlabeled views; what step k holds is a function of (seed, k) alone."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -238,11 +239,29 @@ class EvaluationStream(Dataset):
         return self._mine()[number * self.batch_size : (number + 1) * self.batch_size]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Caught(Dataset):
+    """A data set that returns what it would raise: a worker that raises adds its traceback to the message."""
+
+    dataset: Dataset
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.dataset[number]
+        except InputError as error:
+            return error
+
+
 def read_ahead(dataset: Dataset, numbers: range, reader: Reader, device: torch.device) -> Iterator[tuple[int, Any]]:
     """Items of a data set with their numbers; where files are decoded, workers do it in advance."""
     if reader.is_resident:
         yield from ((number, dataset[number]) for number in numbers)
     else:
-        workers, pinned = reader.config.workers, device.type == "cuda"
-        loader = DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pinned)
-        yield from zip(numbers, loader, strict=True)
+        # More decoding processes than cores only get into each other's way.
+        workers, pinned = min(reader.config.workers, os.cpu_count() or 1), device.type == "cuda"
+        caught = _Caught(dataset=dataset)
+        loader = DataLoader(caught, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pinned)
+        for number, item in zip(numbers, loader, strict=True):
+            if isinstance(item, InputError):
+                raise item
+            yield number, item

@@ -98,9 +98,7 @@ def make_task(
     Raises:
         InputError: something is missing, cannot be read or does not fit together.
     """
-    data, unreadable = load_data(config), {}
-    if config.on_error == "skip":
-        data, unreadable = _readable(data, config, progress)
+    data, unreadable = readable_data(config, progress)
     mark = fingerprint(data.train)
     split_file = split_file or (Path(config.split) if config.split else None)
     if split_file is not None:
@@ -127,8 +125,11 @@ def make_task(
     )
 
 
-def _readable(data: Data, config: DataConfig, progress: bool) -> tuple[Data, dict[str, str]]:
-    """The data set without the files that cannot be read."""
+def readable_data(config: DataConfig, progress: bool = True) -> tuple[Data, dict[str, str]]:
+    """What a data setting names, and the files left out of it because they cannot be read."""
+    data = load_data(config)
+    if config.on_error == "stop":
+        return data, {}
     border = len(data.train) - data.num_separate
     labeled, bad_labeled = without_unreadable(data.train.part(slice(border)), config, progress)
     separate, bad_separate = without_unreadable(data.train.part(slice(border, None)), config, progress)

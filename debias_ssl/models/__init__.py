@@ -1,5 +1,6 @@
 """Image classifiers: `build` gives a module that returns (logits, features)."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, reason
 from debias_ssl.models import wide_resnet as wide_resnet  # registers its models
 
 Norm = Literal["batch", "sync", "group"]
@@ -74,7 +75,7 @@ def build(
         InputError: there is no such model, or the weights do not fit it.
     """
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name[:6]}*")[:5]
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise InputError(f"model.name: timm has no model {name!r}" + (f"; near it: {', '.join(near)}" if near else ""))
     rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
     given: dict[str, Any] = {key: rate for key, rate in rates.items() if rate}
@@ -106,7 +107,7 @@ def load_weights(net: Any, path: Path) -> None:
     try:
         loaded = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # unpickling and parsing raise nearly anything
-        raise InputError(f"model.weights: {str(path)!r} holds no weights: {str(error).splitlines()[0]}") from error
+        raise InputError(f"model.weights: {str(path)!r} holds no weights: {reason(error)}") from error
     own = net.state_dict()
     fitting = {key: value for key, value in loaded.items() if key in own and value.shape == own[key].shape}
     classifier = {key for key, module in net.named_modules() if module is net.get_classifier()}

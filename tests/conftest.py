@@ -1,0 +1,112 @@
+"""What several test files build: the views that a method sees, the batches and learners of a tiny problem."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from debias_ssl.data.streams import Batch
+from debias_ssl.learner import Learner
+from debias_ssl.methods import Method, Problem, View, Views
+from debias_ssl.models import build
+
+
+@pytest.fixture
+def make_problem() -> Callable[[int], Problem]:
+    def make(num_classes: int) -> Problem:
+        return Problem(num_classes=num_classes, num_features=2, labeled_counts=(1,) * num_classes, num_unlabeled=10)
+
+    return make
+
+
+@pytest.fixture
+def make_views() -> Callable[..., Views]:
+    """Views of given logits; lists of weak or strong logits are several views of the same images."""
+
+    def make(labeled: Tensor, labels: Tensor, weak: Tensor | list[Tensor], strong: Tensor | list[Tensor]) -> Views:
+        def views(logits: Tensor | list[Tensor]) -> list[View]:
+            several = logits if isinstance(logits, list) else [logits]
+            return [View(logits=each, features=torch.zeros(len(each), 2)) for each in several]
+
+        first_weak, *further_weak = views(weak)
+        first_strong, *further_strong = views(strong)
+        return Views(
+            labeled=views(labeled)[0],
+            labels=labels,
+            weak=first_weak,
+            strong=first_strong,
+            index=torch.arange(len(first_weak.logits)),
+            progress=0.0,
+            further_weak=tuple(further_weak),
+            further_strong=tuple(further_strong),
+        )
+
+    return make
+
+
+@pytest.fixture
+def random_views(make_views: Callable[..., Views]) -> Callable[..., Views]:
+    """Views of random logits that take gradients."""
+
+    def make(num_classes: int, *, num_views: int = 1, num_labeled: int = 6, num_unlabeled: int = 30, seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+
+        def logits(num: int) -> Tensor:
+            return 2 * torch.randn(num, num_classes, generator=generator)
+
+        return make_views(
+            logits(num_labeled).requires_grad_(),
+            torch.randint(num_classes, (num_labeled,), generator=generator),
+            [logits(num_unlabeled) for _ in range(num_views)],
+            [logits(num_unlabeled).requires_grad_() for _ in range(num_views)],
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """Gray 8 x 8 images of four classes; those of a class are brighter than those of the one before."""
+
+    def make(
+        *,
+        labeled: int = 4,
+        unlabeled: int = 8,
+        num_weak: int = 1,
+        num_strong: int = 1,
+        channels: int = 1,
+        seed: int = 0,
+    ) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+
+        def images(classes: Tensor) -> Tensor:
+            noise = torch.randn(len(classes), channels, 8, 8, generator=generator)
+            return noise + classes.view(-1, 1, 1, 1)
+
+        labels = torch.arange(labeled) % 4
+        truth = torch.randint(4, (unlabeled,), generator=generator)
+        return Batch(
+            labeled=images(labels),
+            labels=labels,
+            weak=tuple(images(truth) for _ in range(num_weak)),
+            strong=tuple(images(truth) for _ in range(num_strong)),
+            index=torch.arange(unlabeled),
+            truth=truth,
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_learner() -> Callable[..., Learner]:
+    """A learner of four classes of gray images, in training mode."""
+
+    def make(method: Callable[[Problem], Method], *, norm: Any = "batch", seed: int = 0, **settings: Any) -> Learner:
+        torch.manual_seed(seed)
+        model = build("wrn_10_1", 4, in_chans=1, norm=norm, batch_norm_momentum=0.1)
+        problem = Problem(num_classes=4, num_features=64, labeled_counts=(1, 1, 1, 1), num_unlabeled=8)
+        return Learner(model, method(problem), **settings).train()
+
+    return make

@@ -1,0 +1,354 @@
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from debias_ssl.data.augment import AugmentConfig
+from debias_ssl.data.datasets import DataConfig, load_data
+from debias_ssl.data.keyed import Purpose
+from debias_ssl.data.reading import Reader, make_reader
+from debias_ssl.data.streams import BalancedOrder, Batch, EvaluationStream, Order, Place, TrainingStream
+from debias_ssl.errors import InputError
+
+CPU = torch.device("cpu")
+# Without an operation and cutout, a strong view is drawn like a weak one.
+PLAIN = AugmentConfig(op_probability=0.0, cutout=0.0)
+
+
+def memory(num: int, augment: AugmentConfig | None = None) -> Reader:
+    """A reader of noise in memory."""
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (num, 8, 8, 3), dtype=np.uint8))
+    return Reader(pixels=pixels, files=(), config=DataConfig(augment=augment or AugmentConfig()))
+
+
+def stream(reader: Reader, num: int, **settings: Any) -> TrainingStream:
+    """Images 0, 3, 6, ... are labeled, and images 2, 3, 4, ... are unlabeled."""
+    standard = {
+        "labels": torch.arange(num) % 4 - 1,
+        "labeled": torch.arange(0, num, 3),
+        "unlabeled": torch.arange(num)[2:],
+        "mean": torch.full((3,), 0.5),
+        "std": torch.full((3,), 0.25),
+        "seed": 0,
+        "batch_size": 4,
+        "unlabeled_batch_size": 8,
+        "balanced": False,
+        "num_weak": 1,
+        "num_strong": 1,
+        "place": Place(),
+    }
+    return TrainingStream(reader=reader, **(standard | settings))
+
+
+def parts(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        yield from ((field.name, tensor) for tensor in (value if isinstance(value, tuple) else (value,)))
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    for (name, left), (_, right) in zip(parts(one), parts(other), strict=True):
+        assert torch.equal(left, right), name
+
+
+def at(training: TrainingStream, step: int) -> Batch:
+    return next(training.batches(step, step + 1))
+
+
+# The order of images.
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(40, 64), (40, 16), (7, 3), (5, 5), (3, 20), (1, 4)])
+def test_every_item_comes_once_per_pass(length: int, batch_size: int):
+    order = Order(length=length, batch_size=batch_size, seed=3, purpose=Purpose.LABELED_ORDER)
+    num_steps = -(-4 * length // batch_size)
+    drawn = torch.cat([order(step) for step in range(num_steps)])
+    assert len(drawn) == num_steps * batch_size
+    passes = drawn[: 4 * length].view(4, length)
+    assert torch.equal(passes.sort(1).values, torch.arange(length).expand(4, -1))
+
+
+def test_passes_seeds_and_purposes_have_their_own_order():
+    order = Order(length=30, batch_size=30, seed=0, purpose=Purpose.LABELED_ORDER)
+    others = (order(0), order(1), replace(order, seed=1)(0), replace(order, purpose=Purpose.UNLABELED_ORDER)(0))
+    assert len({tuple(other.tolist()) for other in others}) == 4
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 10])
+def test_balanced_order_draws_every_class_equally_often(batch_size: int):
+    order = BalancedOrder(labels=torch.tensor([7] * 11 + [2] * 3 + [5]), batch_size=batch_size, seed=0)
+    drawn = torch.cat([order(step) for step in range(6)])
+    classes = order.labels[drawn]
+    for stop in range(3, len(drawn) + 1, 3):
+        assert set(Counter(classes[:stop].tolist()).values()) == {stop // 3}
+
+
+def test_balanced_order_goes_through_each_class_in_passes():
+    labels = torch.tensor([0, 1, 1, 0, 1, 2, 1])
+    order = BalancedOrder(labels=labels, batch_size=5, seed=1)
+    drawn = torch.cat([order(step) for step in range(24)])
+    for k, members in ((0, [0, 3]), (1, [1, 2, 4, 6]), (2, [5])):
+        of_class = drawn[labels[drawn] == k]
+        assert len(of_class) == 40
+        passes = of_class.view(-1, len(members))
+        assert torch.equal(passes.sort(1).values, torch.tensor(members).expand(len(passes), -1))
+    # Not in the same order each time.
+    ones = drawn[labels[drawn] == 1].view(-1, 4)
+    assert len(ones.unique(dim=0)) > 5
+
+
+def test_balanced_order_starts_anywhere():
+    order = BalancedOrder(labels=torch.arange(10) % 3, batch_size=4, seed=0)
+    wide = replace(order, batch_size=8)
+    assert torch.equal(torch.cat([order(6), order(7)]), wide(3))
+
+
+# Training.
+
+
+def test_labeled_and_unlabeled_images_come_once_per_pass():
+    training = stream(memory(32), 32, batch_size=11, unlabeled_batch_size=15, num_weak=0, num_strong=0)
+    # 11 labeled and 30 unlabeled images.
+    assert len(training.labeled) == 11 and len(training.unlabeled) == 30
+    batches = list(training.batches(0, 4))
+    for batch in batches:
+        assert torch.equal(batch.labels.sort().values, training.labels[training.labeled].sort().values)
+    for start in (0, 2):
+        index = torch.cat([batch.index for batch in batches[start : start + 2]])
+        assert index.sort().values.tolist() == list(range(30))
+
+
+def test_a_batch_may_span_several_passes():
+    training = stream(memory(12), 12, batch_size=16, unlabeled_batch_size=32)
+    batch = at(training, 0)
+    # Four labeled images, four times each; ten unlabeled images, three times each, and two once more.
+    assert sorted(Counter(batch.labels.tolist()).items()) == [(-1, 4), (0, 4), (1, 4), (2, 4)]
+    assert sorted(Counter(batch.index.tolist()).values()) == [3] * 8 + [4] * 2
+
+
+def test_images_labels_and_truth_belong_to_the_same_image():
+    still = AugmentConfig(flip=False, shift=0.0, op_probability=0.0, cutout=0.0)
+    reader = memory(20, still)
+    assert reader.pixels is not None
+    training = stream(reader, 20, num_weak=2)
+    expected = ((reader.pixels.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
+    for batch in training.batches(0, 3):
+        position = training.unlabeled[batch.index]
+        assert torch.equal(batch.truth, training.labels[position])
+        for view in (*batch.weak, *batch.strong):
+            torch.testing.assert_close(view, expected[position], atol=1e-5, rtol=0)
+        # Of noise, the nearest image is the image itself.
+        nearest = torch.cdist(batch.labeled.flatten(1), expected.flatten(1)).argmin(1)
+        assert set(nearest.tolist()) <= set(training.labeled.tolist())
+        assert torch.equal(batch.labels, training.labels[nearest])
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_step_is_the_same_from_wherever_the_stream_starts(balanced: bool):
+    training = stream(memory(20), 20, balanced=balanced, num_weak=2, num_strong=2)
+    whole = list(training.batches(0, 7))
+    for start in (1, 5, 6):
+        for batch, expected in zip(training.batches(start, 7), whole[start:], strict=True):
+            assert_same(batch, expected)
+    # By a stream that has not given any batch before, too.
+    assert_same(at(stream(memory(20), 20, balanced=balanced, num_weak=2, num_strong=2), 6), whole[6])
+
+
+def test_steps_and_seeds_hold_different_things():
+    training = stream(memory(40), 40)
+    batches = [at(training, 0), at(training, 1), at(replace(training, seed=1), 0)]
+    for part in ("labeled", "index"):
+        values = [getattr(batch, part) for batch in batches]
+        assert not any(torch.equal(values[i], values[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_the_parts_of_all_processes_are_one_process_batch(num_processes: int, balanced: bool):
+    def of_rank(rank: int) -> TrainingStream:
+        place = Place(rank=rank, num_processes=num_processes)
+        return stream(memory(20), 20, place=place, balanced=balanced, num_weak=2, num_strong=2)
+
+    alone = stream(memory(20), 20, balanced=balanced, num_weak=2, num_strong=2)
+    for step in (0, 3):
+        pieces = [list(parts(at(of_rank(rank), step))) for rank in range(num_processes)]
+        for number, (name, expected) in enumerate(parts(at(alone, step))):
+            together = torch.cat([piece[number][1] for piece in pieces])
+            assert torch.equal(together, expected), name
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"batch_size": 5}, "batch_size 5 cannot be divided among 2 processes"),
+        ({"unlabeled_batch_size": 7}, "unlabeled batch 7 cannot be divided among 2 processes"),
+    ],
+)
+def test_a_batch_that_cannot_be_divided_is_refused(sizes: dict[str, int], message: str):
+    with pytest.raises(InputError, match=message):
+        stream(memory(20), 20, place=Place(rank=1, num_processes=2), **sizes)
+
+
+def single(**settings: Any) -> TrainingStream:
+    """A stream of nothing but views of one and the same image."""
+    only = torch.tensor([0])
+    config = {"labeled": only, "unlabeled": only, "batch_size": 8, "unlabeled_batch_size": 8, **settings}
+    return stream(memory(1, PLAIN), 1, **config)
+
+
+def test_views_of_the_same_image_differ_by_kind_number_and_step():
+    training = single(num_weak=2, num_strong=2)
+    views = [
+        tensor for step in (0, 1) for name, tensor in parts(at(training, step)) if name in ("labeled", "weak", "strong")
+    ]
+    # An image of 8 pixels is flipped or not and shifted in one of 9 ways, so two rows of 8 views are hardly the same.
+    assert len(views) == 10
+    assert len({view.numpy().tobytes() for view in views}) == 10
+
+
+def test_views_of_the_same_image_differ_within_a_batch():
+    weak = at(single(), 0).weak[0]
+    assert len(weak.flatten(1).unique(dim=0)) > 3
+
+
+def test_a_further_view_leaves_the_others_as_they_are():
+    one, two = at(single(), 3), at(single(num_weak=2, num_strong=2), 3)
+    assert torch.equal(one.weak[0], two.weak[0]) and torch.equal(one.strong[0], two.strong[0])
+    assert torch.equal(one.labeled, two.labeled)
+
+
+# Files.
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets two workers start on any machine."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+
+
+def with_workers(test: Callable) -> Callable:
+    """For tests that start workers; torch remarks when they are more than there are cores."""
+    return pytest.mark.usefixtures("two_cores")(pytest.mark.filterwarnings("ignore:This DataLoader will create")(test))
+
+
+def of_files(config: DataConfig, **settings: Any) -> tuple[Reader, int]:
+    images = load_data(config).train
+    return make_reader(images, replace(config, **settings), CPU, progress=False), len(images)
+
+
+@with_workers
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streaming_gives_what_resident_images_give(config: DataConfig, workers: int):
+    resident = stream(*of_files(config, input="resident"))
+    streaming = stream(*of_files(config, input="streaming", workers=workers))
+    assert resident.reader.is_resident and not streaming.reader.is_resident
+    for one, other in zip(resident.batches(2, 5), streaming.batches(2, 5), strict=True):
+        assert_same(one, other)
+
+
+@with_workers
+def test_random_crops_do_not_depend_on_the_number_of_workers(config: DataConfig):
+    alone = stream(*of_files(config, crop="resized", image_size=8), num_weak=2)
+    helped = stream(*of_files(config, crop="resized", image_size=8, workers=2), num_weak=2)
+    for one, other in zip(alone.batches(0, 3), helped.batches(0, 3), strict=True):
+        assert_same(one, other)
+
+
+def test_random_crops_of_all_processes_are_those_of_one(config: DataConfig):
+    settings = of_files(config, crop="resized", image_size=8)
+    halves = [list(parts(at(stream(*settings, place=Place(rank=rank, num_processes=2)), 1))) for rank in (0, 1)]
+    for number, (name, expected) in enumerate(parts(at(stream(*settings), 1))):
+        assert torch.equal(torch.cat([half[number][1] for half in halves]), expected), name
+
+
+def test_random_crops_differ_by_view_and_step(config: DataConfig):
+    # Nothing but the crop changes an image.
+    still = AugmentConfig(flip=False, op_probability=0.0, cutout=0.0)
+    reader, num = of_files(config, crop="resized", image_size=8, augment=still)
+    only = torch.tensor([0])
+    training = stream(reader, num, labeled=only, unlabeled=only, num_weak=2, num_strong=2)
+    views = [
+        *(view for step in (0, 1) for view in at(training, step).weak),
+        *(view for step in (0, 1) for view in at(training, step).strong),
+        *(at(training, step).labeled for step in (0, 1)),
+    ]
+    assert len({view.numpy().tobytes() for view in views}) == 10
+
+
+def test_random_crops_are_not_shifted_as_well(config: DataConfig):
+    still = AugmentConfig(flip=False, shift=0.5, op_probability=0.0, cutout=0.0)
+    training = stream(*of_files(config, crop="resized", image_size=8, augment=still))
+    batch, pixels = at(training, 0), training[0]
+    for view, cropped in ((batch.weak[0], pixels["weak"][0]), (batch.strong[0], pixels["strong"][0])):
+        expected = ((cropped.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
+        torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+
+
+def test_a_further_random_crop_leaves_the_others_as_they_are(config: DataConfig):
+    training = stream(*of_files(config, crop="resized", image_size=8))
+    one, two = at(training, 3), at(replace(training, num_weak=2, num_strong=2), 3)
+    assert torch.equal(one.weak[0], two.weak[0]) and torch.equal(one.strong[0], two.strong[0])
+
+
+@with_workers
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_told_in_one_line_also_by_a_worker(config: DataConfig, workers: int):
+    reader, num = of_files(config, input="streaming", workers=workers)
+    Path(reader.files[3]).write_bytes(b"no image")
+    training = stream(reader, num, labeled=torch.tensor([3]), batch_size=1)
+    with pytest.raises(InputError) as caught:
+        at(training, 0)
+    assert str(caught.value).startswith(f"cannot read image '{reader.files[3]}': ")
+    assert "\n" not in str(caught.value)
+
+
+# Evaluation.
+
+
+def evaluation(reader: Reader, index: Tensor, batch_size: int, rank: int = 0, num_processes: int = 1):
+    place = Place(rank=rank, num_processes=num_processes)
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    return EvaluationStream(reader=reader, index=index, mean=mean, std=std, batch_size=batch_size, place=place)
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4, 4, 3]), (11, [11]), (100, [11])])
+def test_evaluation_gives_each_image_once_in_order(batch_size: int, sizes: list[int]):
+    reader, index = memory(30), torch.arange(25, 3, -2)
+    assert reader.pixels is not None
+    batches = list(evaluation(reader, index, batch_size))
+    assert [len(images) for _, images in batches] == sizes
+    assert torch.cat([places for places, _ in batches]).tolist() == list(range(11))
+    expected = ((reader.pixels[index].float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
+    torch.testing.assert_close(torch.cat([images for _, images in batches]), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", [0, 2, 11, 12])
+def test_processes_together_evaluate_each_image_once(length: int):
+    reader, index = memory(12), torch.arange(length).flip(0)
+    pairs = [
+        pair
+        for rank in range(3)
+        for places, images in evaluation(reader, index, 2, rank, 3)
+        for pair in zip(places.tolist(), images, strict=True)
+    ]
+    assert sorted(place for place, _ in pairs) == list(range(length))
+    alone = [image for _, images in evaluation(reader, index, 5) for image in images]
+    for place, image in pairs:
+        assert torch.equal(image, alone[place])
+
+
+@with_workers
+def test_evaluation_of_files_does_not_depend_on_workers(config: DataConfig):
+    batches = [
+        list(evaluation(of_files(config, **settings)[0], torch.arange(15), 4))
+        for settings in ({"input": "resident"}, {"input": "streaming"}, {"input": "streaming", "workers": 2})
+    ]
+    for other in batches[1:]:
+        for (places, images), (expected_places, expected) in zip(other, batches[0], strict=True):
+            assert torch.equal(places, expected_places) and torch.equal(images, expected)

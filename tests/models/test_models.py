@@ -1,0 +1,181 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from debias_ssl.errors import InputError
+from debias_ssl.models import Classifier, batch_norms, build, load_weights
+
+
+def images(num: int = 4, channels: int = 3, side: int = 8) -> torch.Tensor:
+    return torch.randn(num, channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "expected"), [("wrn_28_2", 1_467_610), ("wrn_28_8", 23_354_842)])
+def test_parameters_are_those_of_fixmatch(name, expected):
+    assert num_parameters(build(name, 10)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("wrn_10_1", 8), ("resnet18", 32), ("test_vit", 160), ("test_convnext", 64)]
+)
+def test_logits_are_linear_in_the_features(name, side):
+    model = build(name, 5).eval()
+    logits, features = model(images(side=side))
+    classifier = model.net.get_classifier()
+    assert features.shape == (4, model.num_features)
+    assert logits.shape == (4, 5)
+    torch.testing.assert_close(logits, features @ classifier.weight.T + classifier.bias)
+
+
+@pytest.mark.parametrize(("name", "side"), [("wrn_10_1", 8), ("resnet18", 32), ("test_vit", 160)])
+def test_logits_are_those_of_the_network_itself(name, side):
+    model = build(name, 5).eval()
+    torch.testing.assert_close(model(images(side=side))[0], model.net(images(side=side)))
+
+
+@pytest.mark.parametrize("name", ["wrn_10_1", "resnet18"])
+def test_gray_images(name):
+    assert build(name, 5, in_chans=1)(images(channels=1))[0].shape == (4, 5)
+
+
+# -- normalization
+
+
+@pytest.mark.parametrize("name", ["wrn_10_1", "resnet18", "test_efficientnet"])
+def test_group_norm_mixes_no_images(name):
+    model = build(name, 5, norm="group").train()
+    assert not batch_norms(model)
+    several = images(side=32)
+    torch.testing.assert_close(model(several)[0][:1], model(several[:1])[0])
+
+
+def test_batch_norm_mixes_images():
+    model = build("wrn_10_1", 5).train()
+    assert (model(images())[0][:2] - model(images()[:2])[0]).abs().max() > 1e-3
+
+
+def test_group_norm_keeps_the_activation_of_a_layer_that_has_one():
+    # EfficientNet's norm layers contain their activation.
+    model = build("test_efficientnet", 5, norm="group")
+    fused = [module for module in model.modules() if isinstance(module, nn.Sequential) and len(module) == 2]
+    assert any(isinstance(norm, nn.GroupNorm) and isinstance(act, nn.SiLU) for norm, act in fused)
+
+
+def test_sync_norm_keeps_the_weights():
+    torch.manual_seed(0)
+    batch = build("wrn_10_1", 5)
+    torch.manual_seed(0)
+    sync = build("wrn_10_1", 5, norm="sync")
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in batch_norms(sync))
+    assert batch.state_dict().keys() == sync.state_dict().keys()
+
+
+def test_batch_norm_momentum_is_set_or_kept():
+    for name, own in (("wrn_10_1", 0.001), ("resnet18", 0.1)):
+        assert {norm.momentum for norm in batch_norms(build(name, 5))} == {own}
+        assert {norm.momentum for norm in batch_norms(build(name, 5, batch_norm_momentum=0.03))} == {0.03}
+
+
+# -- names
+
+
+def test_an_unknown_model_is_told_with_names_near_it():
+    with pytest.raises(InputError, match=r"no model 'wrn_28_3'; near it: .*wrn_28_2"):
+        build("wrn_28_3", 5)
+
+
+def test_a_rate_that_a_model_does_not_take_is_told():
+    with pytest.raises(InputError, match="'wrn_10_1' does not take drop_rate"):
+        build("wrn_10_1", 5, drop_rate=0.5)
+
+
+def test_dropout_reaches_the_network():
+    model = build("test_resnet", 5, drop_rate=0.5).train()
+    same = images(1, side=32).expand(2, -1, -1, -1)
+    torch.manual_seed(0)
+    _, features = model(same)
+    assert not features[0].equal(features[1])
+
+
+# -- weights
+
+
+def weights_of(model: Classifier, path: Path) -> Path:
+    state = model.net.state_dict()
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.pth"])
+def test_weights_are_read_as_they_were_written(tmp_path, file):
+    trained = build("wrn_10_1", 5)
+    trained(images())  # moves the running statistics
+    loaded = build("wrn_10_1", 5, weights=str(weights_of(trained, tmp_path / file)))
+    for (name, ours), theirs in zip(loaded.state_dict().items(), trained.state_dict().values(), strict=True):
+        assert ours.equal(theirs), name
+
+
+def test_weights_inside_a_training_checkpoint_are_found(tmp_path):
+    trained = build("wrn_10_1", 5)
+    torch.save({"epoch": 3, "state_dict": trained.net.state_dict()}, tmp_path / "a.pth")
+    loaded = build("wrn_10_1", 5, weights=str(tmp_path / "a.pth"))
+    assert loaded.net.stem.weight.equal(trained.net.stem.weight)
+
+
+def test_a_classifier_of_another_shape_is_left_out(tmp_path):
+    trained = build("wrn_10_1", 7)
+    path = weights_of(trained, tmp_path / "model.safetensors")
+    torch.manual_seed(0)
+    fresh = build("wrn_10_1", 5)
+    torch.manual_seed(0)
+    loaded = build("wrn_10_1", 5, weights=str(path))
+    assert loaded.net.stem.weight.equal(trained.net.stem.weight)
+    assert loaded.net.fc.weight.equal(fresh.net.fc.weight)
+
+
+def test_weights_of_another_network_are_refused_and_load_nothing(tmp_path):
+    path = weights_of(build("wrn_16_2", 5), tmp_path / "model.safetensors")
+    model = build("wrn_10_1", 5)
+    before = {name: value.clone() for name, value in model.net.state_dict().items()}
+    with pytest.raises(InputError, match=r"lacks 'blocks\.0\..*names of the model's in all"):
+        load_weights(model.net, path)
+    assert all(value.equal(before[name]) for name, value in model.net.state_dict().items())
+
+
+class Harmful:
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (Path.touch, (self.trace,))
+
+
+def test_code_in_a_file_of_weights_is_not_executed(tmp_path):
+    trace, path = tmp_path / "was_here", tmp_path / "model.pth"
+    torch.save({"state_dict": Harmful(trace)}, path)
+    with pytest.raises(InputError, match=r"model\.weights: '.*model\.pth' holds no weights"):
+        build("wrn_10_1", 5, weights=str(path))
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists()  # the file is harmful indeed
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.pth"])
+@pytest.mark.parametrize("content", [b"", b"nothing like weights", pickle.dumps([1, 2, 3])])
+def test_files_that_hold_no_weights_are_told(tmp_path, file, content):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(InputError, match="holds no weights"):
+        build("wrn_10_1", 5, weights=str(tmp_path / file))
+
+
+def test_a_missing_file_of_weights_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"there is no file '.*none\.pth'"):
+        build("wrn_10_1", 5, weights=str(tmp_path / "none.pth"))

@@ -1,0 +1,43 @@
+"""Every file in configs/ is valid, says how it is used, and holds only what differs from the defaults."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from debias_ssl.config import Config, config_from, make_parser, resolve
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def flat(settings: dict, prefix: str = "") -> dict:
+    result = {}
+    for key, value in settings.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
+
+
+def resolved(arguments: list[str]) -> dict:
+    parser = make_parser("train", Config)
+    return resolve(parser, parser.read_arguments(arguments))[1]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_parses_and_its_resolved_form_is_a_config(path: Path):
+    settings = resolved(["--config", str(path)])
+    assert config_from(settings).steps == settings["steps"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_holds_only_what_differs_from_the_defaults(path: Path):
+    written = yaml.safe_load(path.read_text())
+    method = written.get("method", {}).get("class_path", "DebiasPL")
+    defaults = flat(resolved(["--method", method]))
+    same = [key for key, value in flat(written).items() if defaults.get(key) == value and key != "method.class_path"]
+    assert [key for key in same if key != "data.name"] == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_says_how_it_is_run(path: Path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"--config configs/{path.name}" in line for line in header)

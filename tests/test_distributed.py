@@ -1,0 +1,219 @@
+"""Two processes compute what one does: on halves of a batch that differ, with a network that mixes no images."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from debias_ssl.checkpoint import Machine
+from debias_ssl.data.datasets import DataConfig
+from debias_ssl.data.reading import Reader
+from debias_ssl.data.streams import Batch, EvaluationStream, Place
+from debias_ssl.evaluation import predict_logits
+from debias_ssl.journal import StepStatistics
+from debias_ssl.learner import Learner
+from debias_ssl.methods import DebiasPL, Problem, PseudoLabels, Step
+from debias_ssl.models import batch_norms, build
+from debias_ssl.optim import OptimConfig, make_optimizer
+from debias_ssl.trackers import RunningMean, num_processes
+
+STEPS = 4
+
+
+def make_learner(norm: Any) -> Learner:
+    torch.manual_seed(0)
+    model = build("wrn_10_1", 4, in_chans=1, norm=norm, batch_norm_momentum=0.1)
+    problem = Problem(num_classes=4, num_features=64, labeled_counts=(1,) * 4, num_unlabeled=16)
+    return Learner(model, DebiasPL(problem, threshold=0.55, strength=1.0, momentum=0.5), decay=0.5).train()
+
+
+def batch_of(step: int, place: Place) -> Batch:
+    """This process's part of a global batch, whose second half is darker and of other classes than the first."""
+    generator = torch.Generator().manual_seed(step)
+
+    def part(tensor: Tensor) -> Tensor:
+        return tensor.chunk(place.num_processes)[place.rank]
+
+    def images(num: int) -> Tensor:
+        darkness = torch.arange(num).view(-1, 1, 1, 1) // (num // 2)
+        return part(torch.randn(num, 1, 8, 8, generator=generator) * (1 + 2 * darkness) - 2 * darkness)
+
+    return Batch(
+        labeled=images(8),
+        labels=part(torch.arange(8) // 2),
+        weak=(images(16),),
+        strong=(images(16),),
+        index=part(torch.arange(16)),
+        truth=part(torch.arange(16) // 4),
+    )
+
+
+def trained(place: Place) -> dict[str, Any]:
+    """A few steps as train.py takes them."""
+    learner = make_learner("group")
+    method = learner.raw.method
+    assert isinstance(method, DebiasPL)
+    wrapped = DistributedDataParallel(learner, broadcast_buffers=False) if place.num_processes > 1 else learner
+    optimizer = make_optimizer(learner, OptimConfig(lr=0.05))
+    sums, found = StepStatistics(4, place.device), {}
+    for k in range(STEPS):
+        batch = batch_of(k, place)
+        step = wrapped(batch, k / STEPS)
+        torch.stack([*step.losses.values()]).sum().backward()
+        if k == 0:
+            gradients = {name: p.grad.clone() for name, p in learner.raw.named_parameters() if p.grad is not None}
+            found |= {"gradients": gradients, "passed": step.pseudo.weight.mean().item()}
+        optimizer.step()
+        optimizer.zero_grad()
+        learner.after_step(k)
+        sums.add(step, batch.truth)
+    marginals = {"logged": learner.marginal.value, "method": method.marginal.value}
+    return found | {"state": learner.state_dict(), "marginals": marginals, "statistics": sums.collect()}
+
+
+def tracked(place: Place) -> Tensor:
+    """A running mean of rows of which the processes have unequal numbers."""
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    tracker = RunningMean(torch.tensor([0.5, 0.5]), momentum=0.5)
+    tracker.update(rows if place.num_processes == 1 else rows[:1] if place.rank == 0 else rows[1:])
+    return tracker.value
+
+
+def averaged_buffers(place: Place) -> dict[str, list[Tensor]]:
+    """Running statistics of batch norm, before and after they are averaged over the processes."""
+    learner = make_learner("batch")
+    learner(batch_of(0, place), 0.0)
+    norms = batch_norms(learner.raw.model)
+    before = [buffer.clone() for norm in norms for buffer in norm.buffers()]
+    learner.after_step(0)
+    return {
+        "before": before,
+        "after": [buffer for norm in norms for buffer in norm.buffers()],
+        "ema": [buffer for norm in batch_norms(learner.ema.model) for buffer in norm.buffers()],
+    }
+
+
+def predicted(place: Place) -> Tensor:
+    """Logits of seven images, which two processes cannot share equally."""
+    pixels = torch.randint(0, 256, (9, 8, 8, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    stream = EvaluationStream(
+        reader=Reader(pixels=pixels, files=(), config=DataConfig()),
+        index=torch.tensor([8, 1, 2, 3, 0, 5, 6]),
+        mean=torch.tensor([0.5]),
+        std=torch.tensor([0.5]),
+        batch_size=2,
+        place=place,
+    )
+    return predict_logits(make_learner("batch").ema, stream, 4).clone()
+
+
+def spoiled(place: Place) -> dict[str, Any]:
+    """Statistics of a step whose loss is not finite on one process only."""
+    sums = StepStatistics(2, place.device)
+    loss = torch.tensor(float("nan") if place.rank == 0 else 1.0)
+    pseudo = PseudoLabels(target=torch.tensor([0]), weight=torch.tensor([1.0]))
+    for each in (torch.tensor(1.0), loss):
+        sums.add(Step(losses={"labeled": each}, pseudo=pseudo), torch.tensor([0]))
+    return sums.collect()
+
+
+def everything(place: Place) -> dict[str, Any]:
+    results = {job.__name__: job(place) for job in (trained, tracked, averaged_buffers, predicted, spoiled)}
+    return results | {"processes": (num_processes(), Machine.here().processes)}
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save(everything(Place(rank=rank, num_processes=2)), folder / f"{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, Any]:
+    return everything(Place())
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    spawn(work, (folder,), nprocs=2)
+    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+def test_processes_are_counted(one, two):
+    assert one["processes"] == (1, 1)
+    assert [each["processes"] for each in two] == [(2, 2), (2, 2)]
+
+
+def test_the_halves_differ_and_some_pseudo_labels_pass(two):
+    first, second = (each["averaged_buffers"]["before"][0] for each in two)
+    assert (first - second).abs().max() > 0.01
+    assert all(0 < each["trained"]["passed"] < 1 for each in two)
+
+
+def test_marginals_are_those_of_one_process(one, two):
+    for name, expected in one["trained"]["marginals"].items():
+        assert (expected - 0.25).abs().max() > 1e-3
+        for each in two:
+            torch.testing.assert_close(each["trained"]["marginals"][name], expected, rtol=0, atol=1e-6)
+
+
+def test_a_running_mean_weighs_rows_not_processes(one, two):
+    assert one["tracked"].tolist() == pytest.approx([5 / 12, 7 / 12])
+    for each in two:
+        torch.testing.assert_close(each["tracked"], one["tracked"], rtol=0, atol=1e-7)
+
+
+def test_gradients_are_those_of_one_process(one, two):
+    assert len(one["trained"]["gradients"]) > 20
+    for each in two:
+        torch.testing.assert_close(each["trained"]["gradients"], one["trained"]["gradients"], rtol=1e-4, atol=1e-6)
+
+
+def test_weights_averages_and_trackers_are_those_of_one_process_after_several_steps(one, two):
+    for each in two:
+        torch.testing.assert_close(each["trained"]["state"], one["trained"]["state"], rtol=1e-4, atol=1e-5)
+
+
+def test_every_process_holds_the_same_bits(two):
+    first, second = (each["trained"]["state"] for each in two)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_statistics_of_steps_are_those_of_one_process(one, two):
+    expected = one["trained"]["statistics"]
+    for each in two:
+        found = each["trained"]["statistics"]
+        assert found.keys() == expected.keys()
+        for key in ("pseudo_counts", "nonfinite_steps"):
+            assert found[key] == expected[key]
+        for key in ("loss", "mask_rate", "pseudo_weights", "pseudo_accuracy"):
+            assert found[key] == pytest.approx(expected[key], rel=1e-4)
+
+
+def test_a_loss_that_one_process_alone_finds_not_finite_is_counted(two):
+    assert [each["spoiled"]["nonfinite_steps"] for each in two] == [1, 1]
+
+
+def test_running_statistics_are_averaged_over_processes(two):
+    first, second = (each["averaged_buffers"] for each in two)
+    for key in ("after", "ema"):
+        assert all(a.equal(b) for a, b in zip(first[key], second[key], strict=True))
+    for a, b, mean in zip(first["before"], second["before"], first["after"], strict=True):
+        if a.is_floating_point():
+            torch.testing.assert_close(mean, (a + b) / 2)
+        else:
+            assert mean.equal(a)
+
+
+def test_predictions_are_those_of_one_process(one, two):
+    assert one["predicted"].any(1).all()
+    for each in two:
+        torch.testing.assert_close(each["predicted"], one["predicted"], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,40 @@
+"""What the README says is true."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from debias_ssl import cli
+from debias_ssl.config import METHODS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_file_tree_names_every_module():
+    tree = README[README.index("## Files") :]
+    for path in (ROOT / "debias_ssl").rglob("*.py"):
+        inside = path.relative_to(ROOT / "debias_ssl").as_posix()
+        folder_alone = path.parent.name in ("models", "methods") or path.name == "__init__.py"
+        assert folder_alone or inside in tree, f"{inside} is not in README's tree"
+    for named in re.findall(r"^  (\S+\.py)", tree, re.MULTILINE):
+        assert (ROOT / "debias_ssl" / named).is_file(), f"README's tree names {named}"
+
+
+def test_jobs_methods_and_files_that_the_readme_names_exist():
+    assert set(re.findall(r"debias-ssl (\w+) ", README)) <= set(cli.JOBS)
+    for method in METHODS:
+        assert f"`{method}`" in README
+    for path in re.findall(r"(?:configs|docs)/[\w./-]+\.(?:yaml|md)", README):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_example_debiases(code: str):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    plain, unbiased = [[int(n) for n in re.findall(r"\d+", part)] for part in done.stdout.split("tensor")[1:]]
+    assert sum(plain) == sum(unbiased) == 1000
+    assert max(unbiased) - min(unbiased) < max(plain) - min(plain)

@@ -1,0 +1,345 @@
+"""Whole runs: their folder, their resumption, their warnings."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+import debias_ssl.train as train_module
+from debias_ssl import evaluate, predict, train
+from debias_ssl.data.datasets import DataConfig, load_data
+from debias_ssl.journal import read_journal
+
+DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
+SHORT = ["--steps", "12", "--log_every", "2", "--eval_every", "6", "--checkpoint_every", "4"]
+
+
+def run(out: Path, *flags: str) -> Path:
+    train.main(["--config", str(DIGITS), *SHORT, "--out", str(out), *flags])
+    return out
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    """The final checkpoint: trained and averaged weights, statistics, trackers."""
+    return load_file(out / "checkpoints" / "step_00000012" / "learner.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def records(out: Path) -> list[dict]:
+    """The journal without what depends on the clock."""
+    clock = ("seconds", "images_per_second", "data_wait")
+    return [{k: v for k, v in record.items() if k not in clock} for record in read_journal(out / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("runs") / "a")
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the next run die in the middle of a step."""
+    after_step = train_module.Learner.after_step
+
+    def dying(self, done: int) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+        after_step(self, done)
+
+    monkeypatch.setattr(train_module.Learner, "after_step", dying)
+
+
+@pytest.mark.parametrize("step", [2, 5, 8, 11])
+def test_resumed_run_ends_with_the_same_bits(step: int, finished: Path, tmp_path: Path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(SystemExit):
+            run(tmp_path / "b")
+    run(tmp_path / "b", "--resume")
+    assert same(weights(finished), weights(tmp_path / "b"))
+    assert records(finished) == records(tmp_path / "b")
+
+
+def test_resume_without_a_config_takes_the_runs_own(finished: Path, tmp_path: Path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(7, patch)
+        with pytest.raises(SystemExit):
+            run(tmp_path / "b")
+    train.main(["--out", str(tmp_path / "b"), "--resume"])
+    assert same(weights(finished), weights(tmp_path / "b"))
+
+
+def test_resolved_config_repeats_the_run(finished: Path, tmp_path: Path):
+    train.main(["--config", str(finished / "config.yaml"), "--out", str(tmp_path / "b")])
+    assert same(weights(finished), weights(tmp_path / "b"))
+
+
+def test_another_seed_is_another_run(finished: Path, tmp_path: Path):
+    other = run(tmp_path / "b", "--seed", "1")
+    assert not same(weights(finished), weights(other))
+    assert json.loads((finished / "split.json").read_text()) != json.loads((other / "split.json").read_text())
+
+
+def test_ema_teacher_and_adamw_resume_exactly(tmp_path: Path, monkeypatch):
+    flags = ["--teacher", "ema", "--optim.name", "adamw", "--optim.lr", "0.002", "--method.num_views", "2"]
+    whole = run(tmp_path / "a", *flags)
+    with monkeypatch.context() as patch:
+        stop_at(6, patch)
+        with pytest.raises(SystemExit):
+            run(tmp_path / "b", *flags)
+    assert same(weights(whole), weights(run(tmp_path / "b", *flags, "--resume")))
+
+
+def test_run_folder_holds_what_the_design_promises(finished: Path):
+    names = {"config.yaml", "split.json", "metrics.jsonl", "checkpoints", "model.safetensors", "model.json"}
+    assert names | {"method.safetensors", "predictions", "summary.json"} == {path.name for path in finished.iterdir()}
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step_00000008", "step_00000012"]
+    logs = [record for record in records(finished) if "loss" in record]
+    assert [record["step"] for record in logs] == [2, 4, 6, 8, 10, 12]
+    for record in logs:
+        assert sum(record["pseudo_counts"]) == 2 * 128
+        assert len(record["marginal"]) == 10 and sum(record["marginal"]) == pytest.approx(1)
+        assert record["loss"].keys() == {"labeled", "unlabeled"}
+    # FixMatch's cosine before step 8, which is logged as step 8.
+    assert logs[3]["learning_rate"] == pytest.approx(0.03 * np.cos(7 / 16 * np.pi * 7 / 12))
+
+
+def test_summary_is_what_the_predictions_say(finished: Path):
+    summary = json.loads((finished / "summary.json").read_text())
+    for name in ("ema", "raw"):
+        logits = np.load(finished / "predictions" / f"test_{name}.npy")
+        labels = np.load(finished / "predictions" / "test_labels.npy")
+        recalls = [np.mean(logits[labels == k].argmax(1) == k) for k in range(10)]
+        assert summary[name]["last"]["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == labels))
+        assert summary[name]["last"]["min_recall"] == pytest.approx(min(recalls))
+        assert summary[name]["best"]["accuracy"] >= summary[name]["last"]["accuracy"]
+    assert summary["steps"] == 12
+
+
+def test_exported_weights_have_timms_names_and_give_the_predictions(finished: Path):
+    net = timm.create_model("wrn_10_1", num_classes=10, in_chans=1)
+    net.load_state_dict(load_file(finished / "model.safetensors"))
+    data = load_data(DataConfig())
+    assert data.test.pixels is not None
+    images = (torch.from_numpy(data.test.pixels).permute(0, 3, 1, 2) / 255 - data.mean[0]) / data.std[0]
+    logits = np.load(finished / "predictions" / "test_ema.npy")
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval()(images), torch.from_numpy(logits), atol=1e-4, rtol=1e-4)
+
+
+def test_evaluate_repeats_the_summary(finished: Path, tmp_path: Path, capsys):
+    evaluate.main(["--run", str(finished), "--out", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    summary = json.loads((finished / "summary.json").read_text())["ema"]["last"]
+    assert {name: figures[name] for name in summary} == pytest.approx(summary)
+    assert f"accuracy      {100 * summary['accuracy']:>8.2f} %" in capsys.readouterr().out
+
+
+def test_predict_writes_label_confidence_and_every_class(finished: Path, tmp_path: Path):
+    from PIL import Image
+
+    data = load_data(DataConfig())
+    assert data.test.pixels is not None
+    for i in range(5):
+        folder = tmp_path / "images" / f"nested {i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data.test.pixels[i, ..., 0]).save(folder / f'a "quoted", ü{i}.png')
+    predict.main(["--run", str(finished), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "o.csv")])
+    rows = {Path(row["path"]).name: row for row in csv.DictReader((tmp_path / "o.csv").read_text("utf-8").splitlines())}
+    assert len(rows) == 5
+    logits = torch.from_numpy(np.load(finished / "predictions" / "test_ema.npy"))
+    for i in range(5):
+        row, probs = rows[f'a "quoted", ü{i}.png'], logits[i].softmax(-1)
+        assert row["label"] == str(probs.argmax().item())
+        assert float(row["confidence"]) == pytest.approx(probs.max().item(), abs=1e-4)
+        assert [float(row[f"p_{k}"]) for k in range(10)] == pytest.approx(probs.tolist(), abs=1e-4)
+
+
+def test_validation_images_are_held_out_and_evaluated(tmp_path: Path):
+    out = run(tmp_path / "a", "--data.validation_per_class", "5")
+    last = records(out)[-1]
+    assert np.sum(last["validation"]["ema"]["confusion"]) == 50
+    assert np.load(out / "predictions" / "validation_ema.npy").shape == (50, 10)
+    evaluate.main(["--run", str(out), "--part", "validation", "--out", str(tmp_path / "f.json")])
+    assert json.loads((tmp_path / "f.json").read_text())["accuracy"] == last["validation"]["ema"]["accuracy"]
+
+
+def test_methods_of_one_seed_share_split_and_images(tmp_path: Path, monkeypatch):
+    """The first step differs in nothing but the method: same initial weights, same images."""
+    seen: dict[str, list] = {}
+    forward = train_module.Learner.forward
+
+    def recording(self, batch, progress):
+        seen.setdefault(type(self.raw.method).__name__, []).append(batch)
+        return forward(self, batch, progress)
+
+    monkeypatch.setattr(train_module.Learner, "forward", recording)
+    for method in ("FixMatch", "DebiasPL"):
+        run(tmp_path / method, "--method", method)
+    for a, b in zip(seen["FixMatch"], seen["DebiasPL"], strict=True):
+        assert torch.equal(a.labeled, b.labeled) and torch.equal(a.weak[0], b.weak[0])
+        assert torch.equal(a.strong[0], b.strong[0]) and torch.equal(a.index, b.index)
+
+
+def test_no_strength_is_fixmatch_in_every_bit_of_a_run(tmp_path: Path):
+    fixmatch = weights(run(tmp_path / "a", "--method", "FixMatch"))
+    debiased = weights(run(tmp_path / "b", "--method.strength", "0"))
+    extra = {key for key in debiased if key.endswith("method.marginal.value")}
+    assert len(extra) == 2 and same(fixmatch, {key: debiased[key] for key in debiased.keys() - extra})
+
+
+def test_folders_with_flat_unlabeled_images_train(folders: Path, tmp_path: Path):
+    flags = [f"--data.{name}={folders / name}" for name in ("labeled", "unlabeled", "test")]
+    flags += ["--data.name=folder", f"--data.cache={tmp_path / 'cache'}", "--data.labels_per_class=2"]
+    resident = run(tmp_path / "a", *flags)
+    streaming = run(tmp_path / "b", *flags, "--data.input=streaming", "--data.workers=1")
+    assert same(weights(resident), weights(streaming))
+    assert records(resident)[0]["pseudo_accuracy"] is None
+    assert len(json.loads((resident / "split.json").read_text())["unlabeled"]) == 30 + 2 * 3
+
+
+def test_unreadable_images_stop_the_run_or_are_listed(folders: Path, tmp_path: Path, capsys):
+    broken = folders / "unlabeled" / "deep" / "broken.jpg"
+    broken.write_bytes((folders / "unlabeled" / "deep" / "u0.jpg").read_bytes()[:300])
+    flags = [f"--data.{name}={folders / name}" for name in ("labeled", "unlabeled", "test")]
+    flags += ["--data.name=folder", f"--data.cache={tmp_path / 'cache'}", "--data.labels_per_class=2"]
+    with pytest.raises(SystemExit) as exit_:
+        run(tmp_path / "a", *flags)
+    assert exit_.value.code == 2 and "broken.jpg" in capsys.readouterr().err and not (tmp_path / "a").exists()
+    run(tmp_path / "a", *flags, "--data.on_error=skip")
+    assert list(json.loads((tmp_path / "a" / "unreadable.json").read_text())) == [str(broken)]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A class tree, a flat folder and a test tree of small pictures."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    root = tmp_path / "data"
+
+    def save(path: Path, shade: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.clip(random.normal(shade, 30, (8, 8, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(path, quality=95)
+
+    for k, name in enumerate(("dark", "medium", "light")):
+        for i in range(4):
+            save(root / "labeled" / name / f"{i}.jpg", 60 + 70 * k)
+            save(root / "test" / name / f"{i}.jpg", 60 + 70 * k)
+    for i in range(30):
+        save(root / "unlabeled" / ("deep" if i % 2 == 0 else ".") / f"u{i}.jpg", 60 + 70 * (i % 3))
+    return root
+
+
+def test_bf16_losses_are_near_fp32s(finished: Path, tmp_path: Path):
+    half = run(tmp_path / "b", "--precision", "bf16")
+    for a, b in zip(records(finished), records(half), strict=True):
+        if "loss" in a:
+            assert b["loss"]["labeled"] == pytest.approx(a["loss"]["labeled"], rel=0.05)
+            assert b["marginal"] == pytest.approx(a["marginal"], abs=0.02)
+    assert all(value.dtype != torch.bfloat16 for value in weights(half).values())
+
+
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [("1.1", "no pseudo-label passes the threshold"), ("0", "every pseudo-label passes the threshold")],
+)
+def test_warnings_about_the_threshold(threshold: str, message: str, tmp_path: Path, capsys):
+    run(tmp_path / "a", "--method.threshold", threshold)
+    assert capsys.readouterr().err.count(message) == 1
+
+
+def test_a_class_that_takes_most_pseudo_labels_is_named(tmp_path: Path, capsys):
+    # Three quarters of the labels are of class 0: a few steps are enough to see it everywhere.
+    flags = ["--data.labels_per_class", "100", "--data.labeled_imbalance", "1e6", "--method.threshold", "0"]
+    run(tmp_path / "a", *flags, "--method.strength", "0")
+    err = capsys.readouterr().err
+    assert "class '0' takes" in err and "leaves 6 classes less than one label" in err
+
+
+def test_supervised_has_no_threshold_to_warn_about(tmp_path: Path, capsys):
+    out = run(tmp_path / "a", "--method", "Supervised")
+    assert "warning" not in capsys.readouterr().err
+    assert records(out)[-2]["loss"].keys() == {"labeled"} and records(out)[-2]["mask_rate"] == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(tmp_path / "a", "--optim.lr", "1e30", "--optim.schedule", "constant", "--optim.warmup", "0.6")
+    assert exit_.value.code == 1
+    err = capsys.readouterr().err
+    assert "not finite" in err and "last good checkpoint: none" in err
+
+
+def test_tensorboard_gets_the_figures(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = run(tmp_path / "a", "--log_with", "[tensorboard]")
+    (events,) = out.rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    logged = {event.step: event.value for event in accumulator.Scalars("mask_rate")}
+    assert logged == pytest.approx({r["step"]: r["mask_rate"] for r in records(out) if "loss" in r}, abs=1e-6)
+
+
+class Launched:
+    """A run of several processes, started as torchrun starts them."""
+
+    def __init__(self, num_processes: int, out: Path, *flags: str):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        shared |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        command = [sys.executable, "-m", "debias_ssl.train", "--config", str(DIGITS), *SHORT, "--steps", "40"]
+        self.log = out.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.processes = [
+                subprocess.Popen(
+                    [*command, "--out", str(out), *flags],
+                    env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=log,
+                    stderr=log,
+                )
+                for rank in range(num_processes)
+            ]
+
+    def finish(self) -> None:
+        assert [process.wait(300) for process in self.processes] == [0] * len(self.processes), self.log.read_text()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.send_signal(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+
+
+def test_two_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Path):
+    Launched(2, tmp_path / "a").finish()
+    killed = Launched(2, tmp_path / "b")
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "b").glob("checkpoints/step_*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.kill()
+    assert not (tmp_path / "b" / "summary.json").exists()
+    Launched(2, tmp_path / "b", "--resume").finish()
+    assert "resumed at step" in (tmp_path / "b.log").read_text()
+    whole, resumed = (
+        load_file(tmp_path / name / "checkpoints" / "step_00000040" / "learner.safetensors") for name in ("a", "b")
+    )
+    assert same(whole, resumed)
+    assert records(tmp_path / "a") == records(tmp_path / "b")
