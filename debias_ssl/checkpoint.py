@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from debias_ssl.errors import InputError, reason
 from debias_ssl.trackers import num_processes
 
-FORMAT = 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -33,7 +31,8 @@ class Machine:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def save_checkpoint(
@@ -50,7 +49,7 @@ def save_checkpoint(
     tensors, numbers = _split_optimizer(optimizer.state_dict())
     save_file(_plain(learner.state_dict()), aside / "learner.safetensors")
     save_file(_plain(tensors), aside / "optimizer.safetensors")
-    state = {"format": FORMAT, "step": step, "optimizer": numbers, "scaler": scaler, "machine": vars(Machine.here())}
+    state = {"step": step, "optimizer": numbers, "scaler": scaler, "machine": vars(Machine.here())}
     (aside / "state.json").write_text(json.dumps(state))
     for file in aside.iterdir():
         with file.open("rb") as handle:

@@ -86,6 +86,8 @@ class Config:
         for name in (*positive, "checkpoint_every", "keep_checkpoints", "median_of", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.accumulation > self.batch_size:
+            raise InputError(f"accumulation is {self.accumulation}, must be at most the batch_size {self.batch_size}")
         if self.seed < 0 or not 0 <= self.ema_decay < 1:
             raise InputError("seed must be at least 0, and ema_decay in [0, 1)")
 

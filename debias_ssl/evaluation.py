@@ -30,6 +30,7 @@ def evaluate_logits(
     logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"], labeled_counts: Int[Tensor, " C"]
 ) -> dict[str, Any]:
     """The figures of predictions: fractions in [0, 1], class recalls and the confusion matrix (rows: truth)."""
+    logits, labels = logits[labels >= 0], labels[labels >= 0]
     confidence, predicted = logits.softmax(-1).max(-1)
     confusion = confusion_matrix(labels, predicted, logits.shape[1])
     hits, images = confusion.diagonal(), confusion.sum(1)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from debias_ssl.checkpoint import checkpoints
 from debias_ssl.config import Config, config_from, read_yaml
 from debias_ssl.data.datasets import DataConfig
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, reason
 from debias_ssl.files import replacing, write_aside
 from debias_ssl.learner import Predictor
 from debias_ssl.methods.base import Problem
@@ -141,7 +141,7 @@ def load_run(folder: RunFolder, device: torch.device) -> TrainedRun:
             f"{str(folder.path)!r} is not a finished run: it has no {Path(error.filename).name}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"the model in {str(folder.path)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise InputError(f"the model in {str(folder.path)!r} cannot be loaded: {reason(error)}") from error
     return TrainedRun(
         config=config,
         classes=classes,

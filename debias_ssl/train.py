@@ -18,7 +18,7 @@ from debias_ssl.config import Config, make_parser, resolve, switched_method
 from debias_ssl.data.keyed import Purpose, derived_seed
 from debias_ssl.data.splits import raised_classes, save_split
 from debias_ssl.data.task import Part, make_task
-from debias_ssl.errors import StoppedError
+from debias_ssl.errors import InputError, StoppedError
 from debias_ssl.evaluation import evaluate_logits, predict_logits
 from debias_ssl.files import replacing, write_aside
 from debias_ssl.journal import Journal, StepStatistics, read_journal, warnings_for
@@ -38,6 +38,8 @@ class Run:
         self.folder = folder
         self.accelerator = make_accelerator(config.precision, config.log_with, folder.path)
         self.is_main = self.accelerator.is_main_process
+        if config.model.norm == "sync" and self.accelerator.device.type != "cuda":
+            raise InputError("model.norm sync needs GPUs: take batch or group")
         # The first process of a host decodes the images, the others find them decoded.
         with self.accelerator.local_main_process_first():
             self.task = make_task(
@@ -270,14 +272,14 @@ def train(
     if run.is_main:
         if overwrite:
             folder.clear()
-        _describe(run, resolved)
+        _begin(run, resolved)
     run.accelerator.wait_for_everyone()
     run.train()
     if run.is_main:
         print(f"{table(folder.read_summary())}\n{out}")
 
 
-def _describe(run: Run, resolved: dict[str, Any]) -> None:
+def _begin(run: Run, resolved: dict[str, Any]) -> None:
     """Writes what is known before the first step, and says it."""
     task, folder, config = run.task, run.folder, run.config
     folder.write_config(resolved)

@@ -52,6 +52,8 @@ def refused(command, arguments: list[str], capsys) -> str:
         (["--data.split", "nowhere.json"], ["nowhere.json"]),
         (["--data.mean", "[0.1,0.2,0.3]"], ["data.mean", "1"]),
         (["--precision", "fp16"], ["fp16", "GPU"]),
+        (["--model.norm", "sync"], ["model.norm", "GPUs"]),
+        (["--accumulation", "64"], ["accumulation", "32"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--log_with", "[wandb]"], ["wandb", "debias-ssl[wandb]"]),
     ],

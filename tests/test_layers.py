@@ -1,4 +1,4 @@
-"""The package's imports go one way, as DESIGN.md lays it out."""
+"""The package's imports go one way, as docs/architecture.md says."""
 
 import ast
 from fnmatch import fnmatchcase

@@ -83,12 +83,12 @@ def build(
         net = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **given)
     except TypeError as error:
         raise InputError(f"model.name {name!r} does not take {', '.join(given)}: {error}") from error
-    if weights is not None:
-        load_weights(net, Path(weights))
     if norm == "group":
         net = _with_group_norm(net)
     elif norm == "sync":
         net = convert_sync_batchnorm(net)
+    if weights is not None:
+        load_weights(net, Path(weights))
     if batch_norm_momentum is not None:
         for module in batch_norms(net):
             module.momentum = batch_norm_momentum

@@ -130,6 +130,16 @@ def test_weights_inside_a_training_checkpoint_are_found(tmp_path):
     assert loaded.net.stem.weight.equal(trained.net.stem.weight)
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_weights_of_either_norm_reach_a_network_of_group_norms(tmp_path, norm):
+    source = build("wrn_10_1", 5, norm=norm)
+    nn.init.uniform_(source.net.norm.weight)
+    save_file(source.net.state_dict(), tmp_path / "weights.safetensors")
+    target = build("wrn_10_1", 5, norm="group", weights=str(tmp_path / "weights.safetensors"))
+    loaded = dict(source.named_parameters())
+    assert all(torch.equal(value, loaded[name]) for name, value in target.named_parameters())
+
+
 def test_a_classifier_of_another_shape_is_left_out(tmp_path):
     trained = build("wrn_10_1", 7)
     path = weights_of(trained, tmp_path / "model.safetensors")
