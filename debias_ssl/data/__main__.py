@@ -52,8 +52,9 @@ def _print_split(config: DataConfig, seed: int):
     for part in ("labeled", "unlabeled", "validation"):
         index = getattr(drawn, part)
         counts = class_counts(data.train.labels[index], len(data.classes))
-        known = f"a class: {', '.join(map(str, counts[:20]))}" if sum(counts) else "of unknown class"
-        print(f"{part:<10} {len(index)} images {known}" if len(index) else f"{part:<10} none")
+        unknown = len(index) - sum(counts)
+        known = f" a class: {', '.join(map(str, counts[:20]))}" if sum(counts) else ""
+        print(f"{part:<10} {len(index)} images{known}{f'; {unknown} of unknown class' if unknown else ''}")
     return data, drawn
 
 

@@ -40,7 +40,9 @@ def examine(images: Images, title: str, progress: bool = True) -> Findings:
         size = f"{pixels.shape[1]} x {pixels.shape[0]}"
         return size, hashlib.sha256(size.encode() + pixels.tobytes()).hexdigest()
 
-    results = tqdm(in_threads(read, range(len(images))), title, len(images), disable=not progress, unit="img")
+    results = tqdm(
+        in_threads(read, range(len(images))), title, len(images), disable=not progress, unit="img", leave=False
+    )
     for name, result in zip(images.names, results, strict=True):
         if isinstance(result, InputError):
             unreadable[name] = str(result.__cause__)

@@ -185,7 +185,9 @@ def _decoded(files: Sequence[str], size: int, side: int | None, config: DataConf
     with replacing(path) as aside:
         array = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=(len(files), size, size, 3))
         decoded = in_threads(lambda file: center_crop(decode(file, side=side), size), files)
-        for i, pixels in enumerate(tqdm(decoded, "decoding", len(files), disable=not progress, unit="img")):
+        for i, pixels in enumerate(
+            tqdm(decoded, "decoding", len(files), disable=not progress, unit="img", leave=False)
+        ):
             array[i] = pixels
         array.flush()
         del array
@@ -210,7 +212,9 @@ def unreadable(files: Sequence[str], progress: bool = True) -> dict[str, str]:
             return str(error.__cause__)
         return None
 
-    reasons: Iterable = tqdm(in_threads(reason, files), "checking", len(files), disable=not progress, unit="img")
+    reasons: Iterable = tqdm(
+        in_threads(reason, files), "checking", len(files), disable=not progress, unit="img", leave=False
+    )
     return {file: why for file, why in zip(files, reasons, strict=True) if why is not None}
 
 

@@ -82,7 +82,7 @@ def test_check_tells_classes_counts_sizes_and_split(
     ]
     # The first is of the list, the second of the split, in which the labeled images are unlabeled too.
     assert lines_starting(told, "unlabeled") == [
-        *("unlabeled 6 images of unknown class; 6 of 12 x 12", "unlabeled 10 images a class: 2, 2")
+        *("unlabeled 6 images of unknown class; 6 of 12 x 12", "unlabeled 10 images a class: 2, 2; 6 of unknown class")
     ]
     assert lines_starting(told, "test") == ["test 4 images, 2 (cat) to 2 (dog) a class; 4 of 12 x 12"]
     assert lines_starting(told, "unreadable") == ["unreadable 0 files"]
