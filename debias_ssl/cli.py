@@ -5,8 +5,10 @@ import sys
 
 JOBS = {
     "train": ("debias_ssl.train", "train a classifier from few labels and many unlabeled images"),
+    "compare": ("debias_ssl.compare", "train variants over seeds, and tell whether they differ"),
     "evaluate": ("debias_ssl.evaluate", "figures of a trained run on test or validation images"),
     "predict": ("debias_ssl.predict", "label images with a trained run"),
+    "report": ("debias_ssl.report", "a page of a run, of several runs, or of a comparison"),
     "data": ("debias_ssl.data.__main__", "check a data setting, or write its split"),
 }
 

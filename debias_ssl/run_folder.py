@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from debias_ssl.checkpoint import checkpoints
-from debias_ssl.config import Config, config_from, read_yaml
+from debias_ssl.config import Config, config_from, flat, read_yaml
 from debias_ssl.data.datasets import DataConfig
 from debias_ssl.errors import InputError, reason
 from debias_ssl.files import replacing, write_aside
@@ -60,13 +60,9 @@ class RunFolder:
             raise InputError(
                 f"{str(self.path)!r} holds a run: pass --resume to go on with it, --overwrite to replace it"
             )
-        saved = _flat(read_yaml(self.path / "config.yaml"))
-        asked = _flat(resolved)
-        for key in sorted((saved.keys() | asked.keys()) - RESUMABLE):
-            if saved.get(key) != asked.get(key):
-                raise InputError(
-                    f"{str(self.path)!r} cannot be resumed: {key} was {saved.get(key)}, now it is {asked.get(key)}"
-                )
+        differs = difference(read_yaml(self.path / "config.yaml"), resolved)
+        if differs:
+            raise InputError(f"{str(self.path)!r} cannot be resumed: {differs}")
 
     def clear(self) -> None:
         """Removes what a run writes, and nothing else."""
@@ -138,7 +134,8 @@ def load_run(folder: RunFolder, device: torch.device) -> TrainedRun:
             predictor.method.load_state_dict(load_file(folder.path / "method.safetensors"))
     except FileNotFoundError as error:
         raise InputError(
-            f"{str(folder.path)!r} is not a finished run: it has no {Path(error.filename).name}"
+            # safetensors names the file in its message alone.
+            f"{str(folder.path)!r} is not a finished run: it has no {Path(error.filename or str(error)).name}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the model in {str(folder.path)!r} cannot be loaded: {reason(error)}") from error
@@ -160,8 +157,10 @@ def load_config(folder: RunFolder) -> Config:
     return config_from(read_yaml(folder.path / "config.yaml"))
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def difference(saved: dict[str, Any], asked: dict[str, Any]) -> str | None:
+    """The first setting in which a run that is there and one that is asked for differ; None where they are the same."""
+    was, now = flat(saved), flat(asked)
+    for key in sorted((was.keys() | now.keys()) - RESUMABLE):
+        if was.get(key) != now.get(key):
+            return f"{key} was {was.get(key)}, now it is {now.get(key)}"
+    return None

@@ -203,6 +203,8 @@ class Run:
                 "classes": data.classes,
                 "labeled_counts": self.task.labeled_counts,
                 "num_unlabeled": len(self.task.split.unlabeled),
+                # For reports only; all zero where truth is unknown.
+                "unlabeled_counts": self.task.unlabeled_counts,
                 "transform": {"size": side, "channels": channels, "mean": data.mean, "std": data.std},
             },
         )
@@ -247,7 +249,13 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def train(
-    config: Config, resolved: dict[str, Any], out: Path, *, resume: bool = False, overwrite: bool = False
+    config: Config,
+    resolved: dict[str, Any],
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Trains into a run folder.
 
@@ -257,6 +265,7 @@ def train(
         out: the run folder.
         resume: go on with the run that is there, if one is.
         overwrite: replace the run that is there.
+        quiet: no table at the end.
 
     Raises:
         InputError: something in the settings, the data or the folder does not fit.
@@ -266,7 +275,8 @@ def train(
     folder.check(resolved, resume=resume, overwrite=overwrite)
     resume = resume and folder.holds_run() and not overwrite
     if resume and folder.is_finished():
-        print(f"{out} is finished:\n{table(folder.read_summary())}")
+        if not quiet:
+            print(f"{out} is finished:\n{table(folder.read_summary())}")
         return
     run = Run(config, folder, resume)
     if run.is_main:
@@ -275,7 +285,7 @@ def train(
         _begin(run, resolved)
     run.accelerator.wait_for_everyone()
     run.train()
-    if run.is_main:
+    if run.is_main and not quiet:
         print(f"{table(folder.read_summary())}\n{out}")
 
 

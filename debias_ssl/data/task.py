@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 from torch import Tensor
 
-from debias_ssl.data.datasets import Data, DataConfig, fingerprint, load_data
+from debias_ssl.data.datasets import UNKNOWN, Data, DataConfig, fingerprint, load_data
 from debias_ssl.data.reading import Reader, make_reader, without_unreadable
 from debias_ssl.data.splits import Split, class_counts, draw_split, load_split
 from debias_ssl.data.streams import EvaluationStream, Place, TrainingStream
@@ -36,6 +36,21 @@ class Task:
     @property
     def labeled_counts(self) -> tuple[int, ...]:
         return class_counts(self.data.train.labels[self.split.labeled], len(self.data.classes))
+
+    @property
+    def unlabeled_counts(self) -> tuple[int, ...]:
+        """True classes of the unlabeled images, as far as they are known."""
+        return class_counts(self.unlabeled_truth, len(self.data.classes))
+
+    @property
+    def unlabeled_truth(self) -> Int64[np.ndarray, " U"]:
+        """True class of each unlabeled image, negative where unknown; unknown for all if known for labeled ones alone.
+
+        Labeled images that are unlabeled images too were trained on: they say nothing about the others.
+        """
+        truth = self.data.train.labels[self.split.unlabeled]
+        others = ~np.isin(self.split.unlabeled, self.split.labeled)
+        return truth if (truth[others] >= 0).any() or not others.any() else np.full_like(truth, UNKNOWN)
 
     @property
     def channels(self) -> int:

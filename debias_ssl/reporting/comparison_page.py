@@ -1,0 +1,389 @@
+"""The page of several runs: their variants side by side, over the seeds of each."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from debias_ssl.config import flat
+from debias_ssl.errors import InputError, reason
+from debias_ssl.reporting import figures
+from debias_ssl.reporting.figures import NAMED, NUM_COLORS, Series, plain
+from debias_ssl.reporting.inspection import FinishedRun, ImagesGoneError, Inspection, inspect, read_run, true_counts
+from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent
+from debias_ssl.reporting.run_page import confusion_figure, moments_of, pseudo_confusion, shares_of, strength_text
+from debias_ssl.results import Result, aggregate, differences_between
+
+TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}
+TABLE |= {"ece": "ECE", "median_accuracy": "median acc.", "best_test_accuracy": "best on test"}
+# Settings in which runs of one variant may differ.
+SEEDS = {"seed", "data.split_seed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Runs that differ in their seeds alone."""
+
+    name: str
+    runs: Sequence[FinishedRun]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    variants: Sequence[Variant]
+    """Those that have a finished run."""
+    lines: Sequence[dict[str, Any]]
+    """What `results.aggregate` gives."""
+    differences: dict[str, dict[str, Any]]
+    notes: Sequence[str]
+
+
+def holds_comparison(path: Path) -> bool:
+    return (path / "compare.json").is_file()
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Reads the folder of a comparison.
+
+    Raises:
+        InputError: it holds no finished run, or its files do not fit together.
+    """
+    try:
+        whole = json.loads((path / "compare.json").read_text())
+        results = [(str(r["variant"]), int(r["seed"]), str(r["folder"]), str(r["status"])) for r in whole["runs"]]
+        errors = [r.get("error") for r in whole["runs"]]
+        lines = whole["table"]
+        [line["difference_to_first"] for line in lines]
+        [line[name]["mean"] for line in lines for name in TABLE]
+        differences = {str(field): dict(values) for field, values in whole["differences"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{str(path / 'compare.json')!r} is not of a comparison: {reason(error)}") from error
+    notes, runs = [], {}
+    for (variant, seed, folder, status), why in zip(results, errors, strict=True):
+        if status != "finished":
+            notes.append(f"{variant}, seed {seed}: {status}" + (f" ({why})" if why else "") + ".")
+            continue
+        where = next((place for place in (path / folder, Path(folder)) if place.is_dir()), path / folder)
+        runs.setdefault(variant, []).append(read_run(where))
+    return Comparison(
+        variants=_checked([Variant(name=name, runs=each) for name, each in runs.items()], path),
+        lines=lines,
+        differences=differences,
+        notes=notes,
+    )
+
+
+def read_variants(paths: Sequence[Path]) -> Comparison:
+    """Reads run folders; those that differ in their seeds alone are one variant.
+
+    Raises:
+        InputError: a folder holds no finished run, or the runs have other classes or test images.
+    """
+    groups: dict[str, list[FinishedRun]] = {}
+    for path in paths:
+        run = read_run(path)
+        own = {key: value for key, value in flat(run.resolved).items() if key not in SEEDS}
+        groups.setdefault(json.dumps(own, sort_keys=True), []).append(run)
+    for runs in groups.values():
+        seeds = [run.config.seed for run in runs]
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"{str(runs[0].path)!r} and another run have the same settings and seed: leave one out")
+    names = [runs[0].method for runs in groups.values()]
+    if len(set(names)) < len(names):
+        names = [f"{runs[0].method} ({runs[0].path.name})" for runs in groups.values()]
+    if len(set(names)) < len(names):
+        names = [str(runs[0].path) for runs in groups.values()]
+    variants = [Variant(name=name, runs=runs) for name, runs in zip(names, groups.values(), strict=True)]
+    rows = [
+        Result(
+            variant=variant.name, seed=run.config.seed, folder=str(run.path), status="finished", summary=run.summary
+        ).row()
+        for variant in variants
+        for run in variant.runs
+    ]
+    return Comparison(
+        variants=_checked(variants, paths[0]),
+        lines=aggregate(rows),
+        differences=differences_between({variant.name: variant.runs[0].resolved for variant in variants}),
+        notes=[],
+    )
+
+
+def _checked(variants: list[Variant], path: Path) -> list[Variant]:
+    if not variants:
+        raise InputError(f"{str(path)!r} has no finished run yet")
+    first = variants[0].runs[0]
+    for run in [run for variant in variants for run in variant.runs]:
+        same = run.classes == first.classes and np.array_equal(run.labels, first.labels)
+        if not same:
+            raise InputError(
+                f"{str(run.path)!r} and {str(first.path)!r} have other classes or test images: nothing to compare"
+            )
+    return variants
+
+
+def comparison_page(comparison: Comparison, name: str) -> Page:
+    """Variants side by side."""
+    variants, first = comparison.variants, comparison.variants[0].runs[0]
+    notes = [*comparison.notes]
+    inspections: list[tuple[str, Inspection]] = []
+    for variant in variants:
+        try:
+            inspections.append((variant.name, inspect(variant.runs[0])))
+        except ImagesGoneError as error:
+            notes.append(f"Left out, because the images are not there any more: pseudo-label confusion ({error}).")
+            break
+    true = true_counts(first, inspections[0][1] if inspections else None)
+    sections = [table(comparison), learning(variants), bias(variants, true), recalls(variants)]
+    if inspections and (inspections[0][1].truth >= 0).any():
+        sections.append(_confusions(inspections, first.classes))
+    sections.append(errors(variants))
+    seeds = max(len(variant.runs) for variant in variants)
+    return Page(
+        title=f"{', '.join(variant.name for variant in variants)} on {first.config.data.name}",
+        facts=[
+            name,
+            f"{first.config.model.name}, {len(first.classes)} classes, {sum(first.labeled_counts):,} labeled and "
+            f"{first.num_unlabeled:,} unlabeled images, {len(first.labels):,} test images",
+            f"{len(variants)} variants, {seeds} seed{'s' * (seeds > 1)} each"
+            + ("; lines are means over seeds, bands one standard deviation" if seeds > 1 else ""),
+        ],
+        notes=notes,
+        sections=sections,
+        texts=[(f"All settings: {variant.runs[0].path}/config.yaml", variant.runs[0].text) for variant in variants],
+    )
+
+
+def _spread(value: dict[str, float | None]) -> str:
+    text = "-" if value["mean"] is None else f"{100 * value['mean']:.2f}"
+    return text + ("" if value["std"] is None else f" ± {100 * value['std']:.2f}")
+
+
+def _interval(value: dict[str, Any] | None) -> str:
+    if value is None or value["mean"] is None:
+        return "-"
+    text = f"{100 * value['mean']:+.2f}"
+    return text if value["low"] is None else f"{text} [{100 * value['low']:+.2f}, {100 * value['high']:+.2f}]"
+
+
+def table(comparison: Comparison) -> Section:
+    """Means and deviations, paired differences, and what differs in the settings."""
+    rows = []
+    for line in comparison.lines:
+        chosen = " (chosen on validation images)" if line.get("chosen") else ""
+        figures_ = [_spread(line[name]) for name in TABLE]
+        rates = [line[name]["mean"] for name in ("seconds", "images_per_second")]
+        rows.append(
+            [
+                line["variant"] + chosen,
+                str(len(line["seeds"])),
+                *figures_,
+                *("-" if rate is None else f"{rate:,.0f}" for rate in rates),
+            ]
+        )
+    tables = [
+        Table(
+            title="",
+            head=["variant", "seeds", *TABLE.values(), "seconds", "images/s"],
+            rows=rows,
+            caption="Percent, mean ± standard deviation over seeds, of the averaged model at the last step unless a "
+            "column says otherwise. The best is chosen on the test set itself, so it says more than can be had.",
+        )
+    ]
+    others = [line for line in comparison.lines if line["difference_to_first"]]
+    paired = [
+        [line["variant"], *(_interval(line["difference_to_first"].get(name)) for name in ("accuracy", "min_recall"))]
+        for line in others
+    ]
+    if paired:
+        caption = "Points, mean over the seeds that both have, with Student's 95 % interval where there are several."
+        head = ["paired difference", "accuracy", "min recall"]
+        first = plain(comparison.lines[0]["variant"])
+        tables.append(Table(title=f"Difference to {first}", head=head, rows=paired, caption=caption))
+    names = [line["variant"] for line in comparison.lines]
+    settings = [
+        [_field(field), *(_setting(values[name]) if name in values else "-" for name in names)]
+        for field, values in comparison.differences.items()
+    ]
+    if settings:
+        caption = "Everything else is the same in all variants; - where a method has no such setting."
+        tables.append(Table(title="What differs", head=["setting", *names], rows=settings, caption=caption))
+    return Section(title="Figures", tables=tables)
+
+
+def _field(name: str) -> str:
+    return name.replace(".init_args", "").replace(".class_path", "")
+
+
+def _setting(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def keys(variants: Sequence[Variant], kind: str = "line") -> list[tuple[str, str]]:
+    return [(f"{kind}-{i % NUM_COLORS}", variant.name) for i, variant in enumerate(variants)]
+
+
+def _curves(variants: Sequence[Variant], value: Any, *, evaluated: bool) -> list[Series]:
+    """Mean and standard deviation over seeds of a number of each record, at the steps that all seeds have."""
+    series = []
+    for i, variant in enumerate(variants):
+        runs = [{r["step"]: value(r) for r in (run.evaluations if evaluated else run.logs)} for run in variant.runs]
+        steps = sorted(set.intersection(*(set(run) for run in runs)))
+        values = np.array([[np.nan if run[s] is None else run[s] for s in steps] for run in runs], dtype=float)
+        several = values.std(0, ddof=1) if len(values) > 1 else None
+        x, few = np.array(steps), evaluated and len(steps) < 30
+        series.append(Series(x=x, y=values.mean(0), spread=several, color=i, marker=few))
+    return series
+
+
+def learning(variants: Sequence[Variant]) -> Section:
+    kinds = [
+        ("Accuracy on the test images", lambda r: r["ema"]["accuracy"], True, "The averaged model."),
+        (
+            "Lowest recall of a class",
+            lambda r: r["ema"]["min_recall"],
+            True,
+            "Of the averaged model on the test images.",
+        ),
+        ("Share of pseudo-labels that counts", lambda r: r["mask_rate"], False, "The mask rate in training."),
+        (
+            "Accuracy of pseudo-labels that count",
+            lambda r: r["pseudo_accuracy"],
+            False,
+            "In training, where the truth is known.",
+        ),
+        (
+            "Distance of the marginal from uniform",
+            lambda r: float(np.abs(np.array(r["marginal"]) - 1 / len(r["marginal"])).sum() / 2),
+            False,
+            "Half the sum of absolute differences: how much the model prefers classes on unlabeled images.",
+        ),
+    ]
+    drawn = []
+    for title, value, evaluated, caption in kinds:
+        series = _curves(variants, value, evaluated=evaluated)
+        if all(np.isnan(line.y).all() for line in series):
+            continue
+        ends = ", ".join(f"{plain(v.name)} {percent(line.y[-1])}" for v, line in zip(variants, series, strict=True))
+        svg = figures.lines(series, f"{title} over steps; at the end {ends}.")
+        drawn.append(Figure(title=title, svg=svg, legend=keys(variants), caption=f"{caption} At the end: {ends}."))
+    return Section(title="Learning", figures=drawn)
+
+
+def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
+    """Sorted shares of pseudo-labels per class at four moments, method beside method."""
+    drawn = []
+    num_classes = len(variants[0].runs[0].classes)
+    rank = np.arange(1, num_classes + 1)
+    truth = None if true is None else np.sort(np.array(true) / sum(true))[::-1]
+    moments = [[moments_of(run) for run in variant.runs] for variant in variants]
+    number = min(len(logs) for each in moments for logs in each)
+    sorted_shares = np.array(
+        [
+            [np.mean([np.sort(shares_of(logs[m])[0])[::-1] for logs in each], 0) for each in moments]
+            for m in range(-number, 0)
+        ]
+    )
+    top = 1.08 * max(sorted_shares.max(), 0 if truth is None else truth.max())
+    legend = keys(variants) + ([] if truth is None else [(f"line-{NUM_COLORS - 1}", "true shares")])
+    for shares, m in zip(sorted_shares, range(-number, 0), strict=True):
+        step = moments[0][0][m]["step"]
+        series = [Series(x=rank, y=row, color=i, marker=num_classes <= NAMED) for i, row in enumerate(shares)]
+        if truth is not None:
+            series.append(Series(x=rank, y=truth, color=NUM_COLORS - 1))
+        words = "; ".join(
+            f"{plain(v.name)} from {percent(row[0], 1)} to {percent(row[-1], 1)}"
+            for v, row in zip(variants, shares, strict=True)
+        )
+        svg = figures.lines(
+            series,
+            f"Sorted shares of pseudo-labels at step {step}: {words}.",
+            x_label="class, by rank",
+            top=top,
+            small=True,
+        )
+        drawn.append(Figure(title=f"Step {step:,}", svg=svg, caption=words, legend=legend, is_small=True))
+    text = (
+        "Shares of the classes among the pseudo-labels that count, the most frequent class first, at four moments of "
+        "training. A steep line is the bias; debiased pseudo-labels come closer to the true shares."
+    )
+    return Section(title="The bias", text=text, figures=drawn)
+
+
+def _mean_recalls(variant: Variant) -> Float[np.ndarray, " C"]:
+    of_runs = [[np.nan if r is None else r for r in run.figures["recalls"]] for run in variant.runs]
+    return np.array(of_runs, dtype=float).mean(0)
+
+
+def recalls(variants: Sequence[Variant]) -> Section:
+    names = variants[0].runs[0].classes
+    values = np.stack([_mean_recalls(variant) for variant in variants])
+    order = [int(k) for k in np.argsort(values[0], kind="stable") if not np.isnan(values[0, k])]
+    lowest = [[k for k in np.argsort(row, kind="stable").tolist() if k in order][:2] for row in values]
+    words = "; ".join(
+        f"{plain(variant.name)} lowest {named(row, names, two)}"
+        for variant, row, two in zip(variants, values, lowest, strict=True)
+    )
+    many = len(order) > NAMED
+    svg = figures.class_dots(values[:, order], [names[k] for k in order], f"Recall of each class: {words}.")
+    caption = f"On test images, means over seeds, by {'rank' if many else 'the first variant'}: {words}."
+    legend = keys(variants, "line" if many else "mark")
+    return Section(title="Recall of each class", figures=[Figure(title="", svg=svg, legend=legend, caption=caption)])
+
+
+def _confusions(inspections: Sequence[tuple[str, Inspection]], classes: Sequence[str]) -> Section:
+    drawn = [
+        confusion_figure(
+            pseudo_confusion(inspection, labels, len(classes)),
+            classes,
+            f"{name}, {kind}",
+            f"{kind} pseudo-labels of {name}",
+        )
+        for name, inspection in inspections
+        for kind, labels in (("plain", inspection.plain), ("debiased", inspection.debiased))
+        # What a method without a strength would say debiased, it never said.
+        if kind == "plain" or inspection.is_own_strength
+    ]
+    used = "; ".join(f"{name} by {strength_text(i)}" for name, i in inspections if i.is_own_strength)
+    text = (
+        f"The averaged models' labels of {len(inspections[0][1].index):,} unlabeled images, first seed of each "
+        "variant, without augmentation and threshold."
+    )
+    return Section(
+        title="Confusion of pseudo-labels", text=text + (f" Debiased: {used}." if used else ""), figures=drawn
+    )
+
+
+def error_shares(variant: Variant, most: int) -> Float[np.ndarray, " C"]:
+    """Share of each class's errors that falls on its `most` most confused classes; nan for classes without errors."""
+    wrong = np.sum([np.array(run.figures["confusion"]) for run in variant.runs], 0).astype(float)
+    np.fill_diagonal(wrong, 0)
+    total = wrong.sum(1)
+    largest = np.sort(wrong, 1)[:, ::-1][:, :most].sum(1)
+    return np.divide(largest, total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def errors(variants: Sequence[Variant]) -> Section:
+    """Whether errors are scattered, or a class is taken for one or two others."""
+    names, drawn = variants[0].runs[0].classes, []
+    for most, title in ((1, "On the most confused class"), (2, "On the two most confused classes")):
+        values = np.stack([error_shares(variant, most) for variant in variants])
+        order = [k for k in range(len(names)) if not np.isnan(values[:, k]).all()]
+        if not order:
+            continue
+        means = "; ".join(
+            f"{plain(v.name)} {percent(float(np.nanmean(row)), 1)}"
+            for v, row in zip(variants, values, strict=True)
+            if not np.isnan(row).all()
+        )
+        svg = figures.class_dots(
+            values[:, order], [names[k] for k in order], f"{title}: share of a class's errors, mean {means}."
+        )
+        legend = keys(variants, "line" if len(order) > NAMED else "mark")
+        drawn.append(Figure(title=title, svg=svg, legend=legend, caption=f"Mean over classes with errors: {means}."))
+    text = "Share of each class's errors on test images, summed over seeds, that falls on one or two other classes."
+    return Section(title="Where errors fall", text=text, figures=drawn)

@@ -1,0 +1,339 @@
+"""Figures as SVG text: pure functions of arrays. Colors are the page's, so that a figure fits light and dark pages."""
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, Num
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+NUM_COLORS = 6
+# Colors that matplotlib writes, and what stands for them on the page.
+INK, FAINT, HEAT = "#010101", "#020202", "#030303"
+COLORS = tuple(f"#04040{i}" for i in range(NUM_COLORS))
+PAGE_COLORS = {INK: "currentColor", FAINT: "var(--faint)", HEAT: "var(--heat)"}
+PAGE_COLORS |= {color: f"var(--c{i})" for i, color in enumerate(COLORS)}
+# A raster cannot follow the page, so it has a hue between both themes' and shows its values by opacity.
+RASTER = (0.22, 0.55, 0.80)
+DASHES: tuple[tuple[float, tuple[float, ...] | None], ...] = ((0, None), (0, (5, 2)), (0, (1.5, 1.5)))
+DASHES += ((0, (6, 2, 1.5, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = "os^Dv*"
+# At most so many classes are named along an axis, or drawn as cells of their own.
+NAMED = 30
+# A figure is as wide as a phone's page, so that its letters keep their size there.
+WIDTH, PANEL = 5.0, 2.75
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.7,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A line, and where it is the mean of several the band of their spread."""
+
+    x: Num[np.ndarray, " T"]
+    y: Num[np.ndarray, " T"]
+    spread: Num[np.ndarray, " T"] | None = None
+    color: int = 0
+    marker: bool = False
+
+
+def plain(text: str) -> str:
+    """A name as it can be shown: bytes that are no text, and control characters, become question marks."""
+    text = text.encode("utf-8", "replace").decode()
+    return "".join(letter if letter.isprintable() or letter == "\u00a0" else "?" for letter in text)
+
+
+def shortened(text: str, length: int = 14) -> str:
+    text = plain(text)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+@contextmanager
+def _figure(width: float, height: float, svg: list[str], alt: str) -> Iterator[tuple[Figure, Axes]]:
+    """A figure to draw on, whose SVG is then added to `svg`."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": plain(alt)}), warnings.catch_warnings():
+        # Letters that matplotlib's own font lacks are drawn by the reader's.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
+        yield figure, figure.add_subplot()
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    svg.append(_for_page(buffer.getvalue(), alt))
+
+
+def _for_page(svg: str, alt: str) -> str:
+    """The SVG without what refers to anything outside of it, with the page's colors and letters."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
+    size = re.search(r'viewBox="[^"]*"', svg)
+    assert size is not None
+    label = html.escape(plain(alt))
+    opening = f'<svg {size[0]} role="img" aria-label="{label}"><title>{label}</title>'
+    body = svg[svg.index(">") + 1 :]
+    # Ids of groups are the same in every figure, and nothing refers to them.
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r"(<(?:use|image) [^>]*)xlink:href=", r"\1href=", body)
+    body = re.sub(r'style="[^"]*"', lambda style: _page_style(style[0]), body)
+    # Hundredths of a pixel are enough for what is seen, and shorten a page by a third.
+    body = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
+    return opening + re.sub(r"\s*\n\s*", "\n", body).strip()
+
+
+def _page_style(style: str) -> str:
+    """A style attribute with the page's colors, and no font but its size."""
+    style = re.sub(r"font: (?:[a-z0-9]+ )*([\d.]+px) [^;\"]*", r"font-size: \1", style)
+    style = re.sub(r"font-family: [^;\"]*;? ?", "", style)
+    for color, on_page in PAGE_COLORS.items():
+        style = style.replace(color, on_page)
+    return style
+
+
+def _percent(axes: Axes, which: str = "y") -> None:
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+
+
+def lines(
+    series: Sequence[Series],
+    alt: str,
+    *,
+    x_label: str = "step",
+    percent: bool = True,
+    top: float | None = None,
+    level: float | None = None,
+    small: bool = False,
+) -> str:
+    """Lines over steps or ranks; `level` is a line of reference."""
+    svg: list[str] = []
+    with _figure(PANEL if small else WIDTH, 2.1 if small else 2.9, svg, alt) as (_, axes):
+        for line in series:
+            color, dash = COLORS[line.color % NUM_COLORS], DASHES[line.color % NUM_COLORS]
+            marker = MARKERS[line.color % NUM_COLORS] if line.marker else ""
+            axes.plot(line.x, line.y, color=color, linestyle=dash, marker=marker, markersize=3.5)
+            if line.spread is not None:
+                low, high = line.y - line.spread, line.y + line.spread
+                axes.fill_between(line.x, low, high, color=color, alpha=0.18, linewidth=0)
+        if level is not None:
+            axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (2, 2)))
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(4 if small else 6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(4 if small else 5))
+        axes.set_ylim(bottom=0 if not percent or small else None, top=top)
+        axes.grid(axis="y")
+        if percent:
+            _percent(axes)
+    return svg[0]
+
+
+def marginals(
+    steps: Num[np.ndarray, " T"],
+    marginal: Float[np.ndarray, "T C"],
+    names: Sequence[str],
+    shown: Sequence[int],
+    alt: str,
+) -> str:
+    """The marginal of each class over steps: all as a band and, where they are few, as faint lines; some by name."""
+    svg: list[str] = []
+    num_classes = marginal.shape[1]
+    with _figure(WIDTH, 3.2, svg, alt) as (_, axes):
+        axes.fill_between(steps, marginal.min(1), marginal.max(1), color=FAINT, alpha=0.5, linewidth=0)
+        if num_classes <= NAMED:
+            axes.plot(steps, marginal, color=INK, alpha=0.35, linewidth=0.8)
+        for i, k in enumerate(shown):
+            axes.plot(steps, marginal[:, k], color=COLORS[i], linestyle=DASHES[i])
+        axes.axhline(1 / num_classes, color=INK, linewidth=0.9, linestyle=(0, (2, 2)))
+        # Names beside the ends of the lines, apart from each other.
+        low, high = axes.get_ylim()
+        place = low
+        for k in sorted(shown, key=lambda k: marginal[-1, k]):
+            place = max(place + 0.065 * (high - low), marginal[-1, k])
+            text = shortened(names[k])
+            color = COLORS[list(shown).index(k)]
+            axes.annotate(
+                text, (1.02, place), xycoords=("axes fraction", "data"), va="center", color=color, annotation_clip=False
+            )
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        axes.set_ylim(low, high)
+        axes.grid(axis="y")
+        _percent(axes)
+    return svg[0]
+
+
+def class_shares(
+    counted: Float[np.ndarray, " C"],
+    every: Float[np.ndarray, " C"],
+    true: Float[np.ndarray, " C"] | None,
+    names: Sequence[str],
+    alt: str,
+    *,
+    top: float,
+) -> str:
+    """Shares of classes among pseudo-labels: bars of those that count, outlines of all, ticks of the true ones.
+
+    With many classes, curves of the sorted shares.
+    """
+    if len(counted) > NAMED:
+        rank = np.arange(1, len(counted) + 1)
+        given = [counted, every] + ([] if true is None else [true])
+        series = [Series(x=rank, y=np.sort(share)[::-1], color=i) for i, share in enumerate(given)]
+        return lines(series, alt, x_label="class, by rank", top=top, small=True)
+    svg: list[str] = []
+    place = np.arange(len(counted))
+    with _figure(PANEL, 2.1, svg, alt) as (_, axes):
+        axes.bar(place, counted, 0.72, color=COLORS[0], alpha=0.75)
+        axes.bar(place, every, 0.72, fill=False, edgecolor=INK, linewidth=0.7)
+        if true is not None:
+            axes.hlines(true, place - 0.45, place + 0.45, color=COLORS[1], linewidth=2)
+        _name_axis(axes, names, "x", 8)
+        axes.set_ylim(0, top)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        _percent(axes)
+    return svg[0]
+
+
+def _name_axis(axes: Axes, names: Sequence[str], which: str, size: int = 9) -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(range(len(names)))
+    length = max(map(len, names), default=0)
+    crowded = which == "x" and (length > 2 or len(names) > 12)
+    axis.set_ticklabels([shortened(name, 12) for name in names], fontsize=size, rotation=90 if crowded else 0)
+    axis.set_tick_params(length=0)
+
+
+def recall_bars(recalls: Float[np.ndarray, " C"], names: Sequence[str], alt: str) -> str:
+    """Recalls in the order given; a curve where the classes are many."""
+    if len(recalls) > NAMED:
+        rank = np.arange(1, len(recalls) + 1)
+        return lines([Series(x=rank, y=recalls)], alt, x_label="class, from the lowest recall", top=1)
+    svg: list[str] = []
+    with _figure(WIDTH, 0.6 + 0.22 * len(recalls), svg, alt) as (_, axes):
+        place = np.arange(len(recalls))
+        axes.barh(place, recalls, 0.7, color=COLORS[0], alpha=0.75)
+        for at, recall in zip(place, recalls, strict=True):
+            axes.text(recall + 0.01, float(at), f"{100 * recall:.1f} %", va="center", fontsize=8.5)
+        _name_axis(axes, names, "y")
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.12)
+        axes.set_xticks(np.linspace(0, 1, 6))
+        _percent(axes, "x")
+    return svg[0]
+
+
+def class_dots(values: Float[np.ndarray, "V C"], names: Sequence[str], alt: str) -> str:
+    """A number of each class for several variants, in the order given; curves of sorted numbers for many classes."""
+    if len(names) > NAMED:
+        rank = np.arange(1, len(names) + 1)
+        curves = [Series(x=rank, y=np.sort(row), color=i) for i, row in enumerate(values)]
+        return lines(curves, alt, x_label="class, from the lowest", top=1)
+    svg: list[str] = []
+    with _figure(WIDTH, 0.6 + 0.24 * len(names), svg, alt) as (_, axes):
+        place = np.arange(len(names))
+        axes.hlines(place, np.nanmin(values, 0), np.nanmax(values, 0), color=FAINT, linewidth=3)
+        for i, row in enumerate(values):
+            color, marker = COLORS[i % NUM_COLORS], MARKERS[i % NUM_COLORS]
+            # Side by side, so that equal ones are all seen.
+            beside = place + 0.16 * (i - (len(values) - 1) / 2)
+            axes.plot(row, beside, color=color, marker=marker, markersize=6, linestyle="", alpha=0.85)
+        _name_axis(axes, names, "y")
+        axes.invert_yaxis()
+        axes.grid(axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        _percent(axes, "x")
+    return svg[0]
+
+
+def heat_map(
+    shares: Float[np.ndarray, "R K"],
+    names: Sequence[str],
+    alt: str,
+    *,
+    labels: Sequence[str] = ("predicted", "true"),
+    texts: Sequence[Sequence[str]] = (),
+    border: int | None = None,
+) -> str:
+    """Opacity by value in [0, 1]; with few classes as cells with texts, with many as one raster."""
+    svg: list[str] = []
+    num = len(shares)
+    with _figure(WIDTH, WIDTH * 0.9, svg, alt) as (_, axes):
+        if num > NAMED:
+            raster = np.empty((*shares.shape, 4))
+            raster[..., :3], raster[..., 3] = RASTER, shares.clip(0, 1)
+            axes.imshow(raster, interpolation="none")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        else:
+            cells = [Rectangle((k - 0.5, r - 0.5), 1, 1) for r in range(num) for k in range(num)]
+            alphas = shares.clip(0, 1).ravel()
+            seen = [(cell, alpha) for cell, alpha in zip(cells, alphas, strict=True) if alpha > 0.005]
+            for cell, alpha in seen:
+                cell.set_alpha(alpha)
+            collection = PatchCollection([cell for cell, _ in seen], facecolor=HEAT, linewidth=0)
+            collection.set_alpha([alpha for _, alpha in seen])
+            axes.add_collection(collection)
+            axes.set_xlim(-0.5, num - 0.5)
+            axes.set_ylim(num - 0.5, -0.5)
+            for axis in ("x", "y"):
+                _name_axis(axes, names, axis, 9 if num <= 15 else 7)
+            for r, row in enumerate(texts if num <= 12 else ()):
+                for k, text in enumerate(row):
+                    axes.text(k, r, text, ha="center", va="center", fontsize=8)
+        if border is not None:
+            for draw in (axes.axhline, axes.axvline):
+                draw(border - 0.5, color=INK, linewidth=1)
+        axes.set_aspect("equal")
+        axes.spines[:].set_visible(True)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+    return svg[0]
+
+
+def reliability(
+    confidence: Float[np.ndarray, " B"], accuracy: Float[np.ndarray, " B"], share: Float[np.ndarray, " B"], alt: str
+) -> str:
+    """Accuracy over mean confidence of bins; the area of a dot is the bin's share of the images."""
+    svg: list[str] = []
+    with _figure(WIDTH, WIDTH * 0.72, svg, alt) as (_, axes):
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (2, 2)))
+        axes.vlines(confidence, accuracy, confidence, color=COLORS[1], linewidth=1.4)
+        axes.plot(confidence, accuracy, color=COLORS[0], linewidth=1)
+        axes.scatter(confidence, accuracy, s=12 + 260 * share, color=COLORS[0], linewidths=0, alpha=0.85, zorder=3)
+        axes.set_xlim(0, 1.03)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("accuracy")
+        axes.grid()
+        _percent(axes)
+        _percent(axes, "x")
+    return svg[0]

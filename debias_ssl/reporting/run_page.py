@@ -1,0 +1,436 @@
+"""The page of one run: what its folder holds, and what its model says of the images."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from debias_ssl.calibration import reliability_bins
+from debias_ssl.functional import confusion_matrix
+from debias_ssl.reporting import figures
+from debias_ssl.reporting.figures import NAMED, Series, plain
+from debias_ssl.reporting.inspection import (
+    FIGURES,
+    FinishedRun,
+    ImagesGoneError,
+    Inspection,
+    inspect,
+    pixels,
+    true_counts,
+)
+from debias_ssl.reporting.page import Figure, Page, Picture, Section, Sheet, Table, named, percent, picture
+
+# Of the run's length: when its pseudo-labels are counted.
+MOMENTS = (0.25, 0.5, 0.75, 1.0)
+PICTURES = 12
+LEFT_OUT = "the confusion of pseudo-labels, the class correlation and the example images"
+
+
+def run_page(run: FinishedRun) -> Page:
+    """Everything about one run; what needs images is left out, with a note, where they are gone."""
+    notes, inspection = [], None
+    try:
+        inspection = inspect(run)
+    except ImagesGoneError as error:
+        # The message's second half is a mend for another command.
+        notes.append(f"Left out, because the run's images are not there any more: {LEFT_OUT} ({error}).")
+    sections = [headline(run), learning(run), bias(run, inspection), predictions(run)]
+    if inspection is not None:
+        sections += [pseudo_labels(run, inspection), examples(run, inspection)]
+    sections.append(Section(title="All classes", tables=[class_table(run, true_counts(run, inspection))]))
+    config = run.config
+    return Page(
+        title=f"{run.method} on {config.data.name}",
+        facts=[
+            str(run.path),
+            f"{config.model.name}, {len(run.classes)} classes, {sum(run.labeled_counts):,} labeled and "
+            f"{run.num_unlabeled:,} unlabeled images, {len(run.labels):,} test images",
+            f"{run.summary['steps']:,} steps in {run.summary['seconds']:,.0f} s, "
+            f"{run.summary['images_per_second']:,.0f} images/s; seed {config.seed}",
+        ],
+        notes=notes,
+        sections=sections,
+        texts=[("All settings: config.yaml", run.text)],
+    )
+
+
+def headline(run: FinishedRun) -> Section:
+    last_few = min(run.config.median_of, len(run.evaluations))
+    moments = {
+        "last": "last step",
+        "median": f"median of last {last_few}",
+        "best": "best, chosen on test",
+    }
+    rows = [
+        [f"{title}, {moment}", *(percent(run.summary[which][key][name]) for name in FIGURES)]
+        for key, moment in moments.items()
+        for which, title in (("ema", "EMA"), ("raw", "raw"))
+    ]
+    head = ["", *(name.replace("_", " ").replace("h mean", "H-mean").replace("g mean", "G-mean") for name in FIGURES)]
+    head[-1] = "ECE"
+    caption = (
+        "On the test images; EMA is the averaged model, which is exported, raw the trained one. Judge by the last step "
+        "or the median over evaluations: the best is chosen on the test set itself, so it says more than can be had."
+    )
+    return Section(title="Figures", tables=[Table(title="", head=head, rows=rows, caption=caption)])
+
+
+def learning(run: FinishedRun) -> Section:
+    steps = np.array([log["step"] for log in run.logs])
+    names = list(dict.fromkeys(name for log in run.logs for name in log["loss"]))
+    losses = [
+        Series(x=steps, y=np.array([log["loss"].get(name, np.nan) for log in run.logs], dtype=float), color=i)
+        for i, name in enumerate(names)
+    ]
+    ends = ", ".join(
+        f"{name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for name, line in zip(names, losses, strict=True)
+    )
+    at = np.array([e["step"] for e in run.evaluations])
+    accuracy = {which: np.array([e[which]["accuracy"] for e in run.evaluations]) for which in ("ema", "raw")}
+    right = np.array([np.nan if log["pseudo_accuracy"] is None else log["pseudo_accuracy"] for log in run.logs])
+    mask = np.array([log["mask_rate"] for log in run.logs])
+    known = right[~np.isnan(right)]
+    said = f"of those, {percent(known[-1], 1)} are right at the end" if len(known) else "how many are right is unknown"
+    drawn = [
+        Figure(
+            title="Losses",
+            svg=figures.lines(losses, f"Loss terms over {steps[-1]} steps: {ends}.", percent=False),
+            legend=[(f"line-{i}", name) for i, name in enumerate(names)],
+            caption="The terms whose sum is minimized, means over the steps between two lines of the log.",
+        ),
+        Figure(
+            title="Accuracy on the test images",
+            svg=figures.lines(
+                [Series(x=at, y=accuracy[w], color=i, marker=len(at) < 30) for i, w in enumerate(("ema", "raw"))],
+                f"Test accuracy over steps: averaged model {percent(accuracy['ema'][0])} at step {at[0]}, "
+                f"{percent(accuracy['ema'][-1])} at step {at[-1]}; raw model then {percent(accuracy['raw'][-1])}.",
+            ),
+            legend=[("line-0", "averaged model (EMA)"), ("line-1", "raw model")],
+            caption="The averaged model is the one that is exported.",
+        ),
+        Figure(
+            title="Pseudo-labels in training",
+            svg=figures.lines(
+                [Series(x=steps, y=mask), Series(x=steps, y=right, color=1)][: 2 if len(known) else 1],
+                f"Share of pseudo-labels that count: {percent(mask[0], 1)} at step {steps[0]}, "
+                f"{percent(mask[-1], 1)} at step {steps[-1]}; {said}.",
+                top=1.02 if len(known) else None,
+            ),
+            legend=[("line-0", "share that counts (mask rate)"), ("line-1", "accuracy of these")][
+                : 2 if len(known) else 1
+            ],
+            caption="A pseudo-label counts where it is confident enough; its accuracy is known where the truth is.",
+        ),
+    ]
+    return Section(title="Learning", figures=drawn)
+
+
+def moments_of(run: FinishedRun) -> list[dict[str, Any]]:
+    """The lines of the log at four moments; fewer in a short log."""
+    steps = np.array([log["step"] for log in run.logs])
+    nearest = [int(np.abs(steps - share * steps[-1]).argmin()) for share in MOMENTS]
+    return [run.logs[i] for i in dict.fromkeys(nearest)]
+
+
+def shares_of(log: dict[str, Any]) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
+    """Shares of the classes among the pseudo-labels that count, and among all; zeros where there are none."""
+    every = np.array(log["pseudo_counts"], dtype=float)
+    counted = every * np.array(log["pseudo_weights"], dtype=float)
+    return counted / max(counted.sum(), 1e-12), every / max(every.sum(), 1e-12)
+
+
+def _marginals(run: FinishedRun) -> Figure:
+    steps, marginal, names = np.array([log["step"] for log in run.logs]), run.marginal, run.classes
+    order = np.argsort(-marginal[-1], kind="stable").tolist()
+    half = min(3, len(order) // 2)
+    largest, smallest = order[:half], order[len(order) - half :]
+    spread = marginal.max(1) - marginal.min(1)
+    worst = int(spread.argmax())
+    alt = (
+        f"Mean predicted probability of each class. At step {steps[-1]} the largest are "
+        f"{named(marginal[-1], names, largest)}; the smallest {named(marginal[-1], names, smallest)}. "
+        f"The classes were farthest apart at step {steps[worst]}, by {percent(spread[worst], 1)}."
+    )
+    return Figure(
+        title="The marginal over time",
+        svg=figures.marginals(steps, marginal, names, largest + smallest, alt),
+        legend=[("level", "all classes alike"), ("band", "from the smallest to the largest class")],
+        caption="Running mean of the undebiased predictions on unlabeled images: the model's standing preference for "
+        "classes. On balanced data an unbiased model stays at the dotted line. Named are the largest and smallest.",
+    )
+
+
+def bias(run: FinishedRun, inspection: Inspection | None) -> Section:
+    """The marginal over time, and pseudo-labels by class at four moments."""
+    names, counts, logs = run.classes, true_counts(run, inspection), moments_of(run)
+    true = None if counts is None else np.array(counts) / sum(counts)
+    pairs = [shares_of(log) for log in logs]
+    top = 1.08 * max(share.max() for pair in pairs for share in (*pair, pair[0] if true is None else true))
+    kinds = ("line-0", "line-1", "line-2") if len(names) > NAMED else ("bar-0", "outline", "tick-1")
+    meanings = [
+        "share among pseudo-labels that count",
+        "share among all pseudo-labels",
+        "true share of unlabeled images",
+    ]
+    legend = [*zip(kinds, meanings, strict=True)][: 2 if true is None else 3]
+    moments = [
+        Figure(
+            title=f"Step {log['step']:,}",
+            svg=figures.class_shares(counted, every, true, names, _moment_alt(log, counted, true, names), top=top),
+            caption=f"{log['mask_rate'] * sum(log['pseudo_counts']):,.0f} count, {_distance(counted, true)}",
+            legend=legend,
+            is_small=True,
+        )
+        for log, (counted, every) in zip(logs, pairs, strict=True)
+    ]
+    text = "Pseudo-labels per class at four moments of training"
+    text += "." if true is None else "; bars above the true shares are the bias."
+    return Section(title="The bias", text=text, figures=[_marginals(run), *moments])
+
+
+def _moment_alt(
+    log: dict[str, Any], counted: Float[np.ndarray, " C"], true: Float[np.ndarray, " C"] | None, names: Sequence[str]
+) -> str:
+    number = sum(log["pseudo_counts"])
+    if not counted.any():
+        return f"Step {log['step']}: none of {number:,} pseudo-labels counts."
+    most, least = int(counted.argmax()), int(counted.argmin())
+    truth = "" if true is None else f" (true shares {percent(true[most], 1)} and {percent(true[least], 1)})"
+    return (
+        f"Step {log['step']}: {number:,} pseudo-labels, {percent(log['mask_rate'], 1)} of them count; of these most "
+        f"are {plain(names[most])}, {percent(counted[most], 1)}, fewest {plain(names[least])}, "
+        f"{percent(counted[least], 1)}{truth}."
+    )
+
+
+def _distance(counted: Float[np.ndarray, " C"], true: Float[np.ndarray, " C"] | None) -> str:
+    """How far pseudo-labels are from the truth, in a few words."""
+    if not counted.any():
+        return "too early to tell"
+    if true is None:
+        return f"largest class {percent(counted.max(), 1)}"
+    return f"{percent(np.abs(counted - true).sum() / 2, 1)} away from the true shares"
+
+
+def confusion_figure(confusion: Int[np.ndarray, "C C"], names: Sequence[str], title: str, what: str) -> Figure:
+    """Rows of a confusion matrix as shares of their true class."""
+    rows = confusion.sum(1, keepdims=True)
+    shares = confusion / np.maximum(rows, 1)
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    worst = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]
+    mistakes = ", ".join(
+        f"{plain(names[r])} taken for {plain(names[k])} ({wrong[r, k]:,})" for r, k in worst if wrong[r, k]
+    )
+    accuracy = percent(np.trace(confusion) / max(1, confusion.sum()))
+    alt = f"Confusion matrix of {what}: {accuracy} of {confusion.sum():,} right; most frequent mistakes: "
+    svg = figures.heat_map(
+        # By the square root, so that few mistakes are seen too.
+        np.sqrt(shares),
+        names,
+        alt + (mistakes or "none") + ".",
+        texts=[[f"{count:,}" if count else "" for count in row] for row in confusion],
+    )
+    return Figure(
+        title=title,
+        svg=svg,
+        caption=f"{accuracy} of {confusion.sum():,} right. Rows are true classes. {mistakes or 'No mistakes'}.",
+    )
+
+
+def predictions(run: FinishedRun) -> Section:
+    names, confusion = run.classes, np.array(run.figures["confusion"])
+    recalls = np.array([np.nan if recall is None else recall for recall in run.figures["recalls"]], dtype=float)
+    order = [int(k) for k in np.argsort(recalls, kind="stable") if not np.isnan(recalls[k])]
+    logits, labels = torch.from_numpy(run.logits), torch.from_numpy(run.labels)
+    confidence, predicted = logits[labels >= 0].softmax(-1).max(-1)
+    correct = predicted == labels[labels >= 0]
+    share, mean_confidence, accuracy = reliability_bins(confidence, correct).numpy()
+    filled = share > 0
+    ece, gap = run.summary["ema"]["last"]["ece"], confidence.double().mean() - correct.double().mean()
+    direction = "overconfident" if gap > 0 else "underconfident"
+    lowest, highest = named(recalls, names, order[:3]), named(recalls, names, order[-3:])
+    drawn = [
+        confusion_figure(confusion, names, "Confusion of predictions", "predictions on test images"),
+        Figure(
+            title="Recall of each class, sorted",
+            svg=figures.recall_bars(
+                recalls[order],
+                [names[k] for k in order],
+                f"Recall of {len(order)} classes: lowest {lowest}; highest {highest}.",
+            ),
+            caption=f"Lowest: {lowest}. The mean is {percent(run.summary['ema']['last']['mean_recall'])}.",
+        ),
+        Figure(
+            title=f"Reliability: ECE {percent(ece)}",
+            svg=figures.reliability(
+                mean_confidence[filled],
+                accuracy[filled],
+                share[filled],
+                f"Accuracy over confidence in {filled.sum()} bins; expected calibration error {percent(ece)}; "
+                f"mean confidence {percent(confidence.mean().item())}, "
+                f"accuracy {percent(correct.double().mean().item())}.",
+            ),
+            legend=[("mark-0", "bin; its area is its share of the images"), ("line-1", "gap"), ("level", "perfect")],
+            caption=f"Points below the dotted line are overconfident. On average the model is {direction}, "
+            f"by {percent(abs(gap.item()))}.",
+        ),
+    ]
+    return Section(title="Predictions on test images", text="Of the averaged model at the last step.", figures=drawn)
+
+
+def strength_text(inspection: Inspection) -> str:
+    source = "the method's own" if inspection.is_own_strength else "the method has none of its own"
+    return f"strength {inspection.strength:g} ({source}) and the last logged marginal"
+
+
+def pseudo_confusion(inspection: Inspection, labels: Int[np.ndarray, " U"], num_classes: int) -> Int[np.ndarray, "C C"]:
+    return confusion_matrix(torch.from_numpy(inspection.truth), torch.from_numpy(labels), num_classes).numpy()
+
+
+def pseudo_labels(run: FinishedRun, inspection: Inspection) -> Section:
+    """What the exported model says of unlabeled images, plainly and debiased."""
+    num, names = len(inspection.index), run.classes
+    drawn = []
+    if (inspection.truth >= 0).any():
+        for kind, labels in (("plain", inspection.plain), ("debiased", inspection.debiased)):
+            confusion = pseudo_confusion(inspection, labels, len(names))
+            drawn.append(
+                confusion_figure(
+                    confusion, names, f"Confusion of pseudo-labels, {kind}", f"{kind} pseudo-labels of unlabeled images"
+                )
+            )
+    correlation = _correlation(run, inspection)
+    text = (
+        f"The averaged model's labels of {num:,} of {run.num_unlabeled:,} unlabeled images, without augmentation and "
+        f"threshold. Debiasing with {strength_text(inspection)} changes {inspection.changed.sum():,} of them."
+    )
+    if not drawn:
+        text += " Their true classes are unknown, so that there are no confusion matrices."
+    return Section(title="Pseudo-labels", text=text, figures=drawn + ([correlation] if correlation else []))
+
+
+def class_correlation(
+    features: Tensor, classes: Int[np.ndarray, " U"], shown: Sequence[int]
+) -> Float[np.ndarray, "S S"]:
+    """Cosine similarities of the mean features of some classes."""
+    means = torch.stack([features[torch.from_numpy(classes == k)].double().mean(0) for k in shown])
+    means = torch.nn.functional.normalize(means, dim=1)
+    return (means @ means.T).numpy()
+
+
+def _correlation(run: FinishedRun, inspection: Inspection) -> Figure | None:
+    known = (inspection.truth >= 0).all()
+    classes = inspection.truth if known else inspection.plain
+    predicted = np.bincount(inspection.plain, minlength=len(run.classes))
+    order = [int(k) for k in np.argsort(-predicted, kind="stable") if (classes == k).any()]
+    half = min(10, len(order) // 2)
+    if half < 2:
+        return None
+    shown = order[:half] + order[-half:]
+    cosine = class_correlation(inspection.features, classes, shown)
+    apart = ~np.eye(half, dtype=bool)
+    blocks = [cosine[:half, :half][apart].mean(), cosine[half:, half:][apart].mean(), cosine[:half, half:].mean()]
+    low = float(cosine.min())
+    words = "{:.3f} among the {n} most predicted classes, {:.3f} among the {n} least, {:.3f} between".format(
+        *blocks, n=half
+    )
+    return Figure(
+        title="Class correlation",
+        svg=figures.heat_map(
+            (cosine - low) / max(1 - low, 1e-9),
+            [run.classes[k] for k in shown],
+            f"Cosine similarity of class mean features, from {low:.3f} (clear) to 1 (full color): mean {words}.",
+            labels=("most predicted | least predicted", ""),
+            texts=[[f"{value:.2f}".lstrip("0") for value in row] for row in cosine],
+            border=half,
+        ),
+        caption=f"Cosine similarity of the mean features of classes ({'true' if known else 'pseudo-labeled'}); mean "
+        f"{words}. Where the features of classes are alike, pseudo-labels flow from one to the other.",
+    )
+
+
+def short_name(name: str) -> str:
+    """The end of a path: the file and its folder."""
+    return "/".join(PurePath(name).parts[-2:])
+
+
+def examples(run: FinishedRun, inspection: Inspection) -> Section:
+    """Images that are confident and wrong, and images whose labels debiasing changes."""
+    sheets = [_wrong(run, inspection), _changed(run, inspection)]
+    return Section(title="Examples", sheets=[sheet for sheet in sheets if sheet.pictures])
+
+
+def _wrong(run: FinishedRun, inspection: Inspection) -> Sheet:
+    probs = torch.from_numpy(run.logits).double().softmax(-1).numpy()
+    confidence, predicted = probs.max(1), probs.argmax(1)
+    wrong = np.flatnonzero((predicted != run.labels) & (run.labels >= 0))
+    images = inspection.task.data.test
+    if len(images) != len(run.labels):
+        wrong = wrong[:0]
+    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:PICTURES]
+    pictures: list[Picture] = []
+    for i, image in zip(shown, pixels(inspection.task, "test", shown) if len(shown) else (), strict=True):
+        said, is_ = run.classes[predicted[i]], run.classes[run.labels[i]]
+        alt = f"{images.names[i]}: {said} with confidence {percent(confidence[i], 1)}, is {is_}"
+        lines = [f"says {said}, {percent(confidence[i], 1)}", f"is {is_}", short_name(images.names[int(i)])]
+        pictures.append(picture(image, alt, lines))
+    caption = f"The {len(shown)} most confident of {len(wrong):,} wrong predictions on {len(run.labels):,} test images."
+    return Sheet(title="Confident and wrong", pictures=pictures, caption=caption)
+
+
+def _changed(run: FinishedRun, inspection: Inspection) -> Sheet:
+    """Images of the most frequent changes, in turn, the most confident of each first."""
+    where = np.flatnonzero(inspection.changed)
+    where = where[np.argsort(-inspection.confidence[where], kind="stable")]
+    change = [(int(inspection.plain[i]), int(inspection.debiased[i])) for i in where]
+    number, turn = Counter(change), Counter()
+    ranks = []
+    for pair in change:
+        ranks.append((turn[pair], -number[pair]))
+        turn[pair] += 1
+    shown = where[sorted(range(len(where)), key=lambda i: ranks[i])][:PICTURES]
+    index, names, pictures = inspection.index[shown], inspection.task.data.train.names, []
+    for i, position, image in zip(
+        shown, index, pixels(inspection.task, "train", index) if len(shown) else (), strict=True
+    ):
+        before, after = run.classes[inspection.plain[i]], run.classes[inspection.debiased[i]]
+        truth = f"is {run.classes[inspection.truth[i]]}" if inspection.truth[i] >= 0 else "true class unknown"
+        alt = f"{names[position]}: {before} before debiasing, {after} after it, {truth}"
+        pictures.append(picture(image, alt, [f"{before} → {after}", truth, short_name(names[int(position)])]))
+    often = ", ".join(f"{run.classes[a]} → {run.classes[b]} ({n})" for (a, b), n in number.most_common(5))
+    right = sum(int(inspection.debiased[i] == inspection.truth[i]) for i in where)
+    lost = sum(int(inspection.plain[i] == inspection.truth[i]) for i in where)
+    known = f" {right} became right, {lost} became wrong." if (inspection.truth >= 0).any() else ""
+    caption = f"{len(where):,} of {len(inspection.index):,} labels changed, most often {often}.{known}"
+    return Sheet(title="Most often changed by debiasing", pictures=pictures, caption=caption)
+
+
+def class_table(run: FinishedRun, counts: Sequence[int] | None) -> Table:
+    """The numbers behind the figures of classes."""
+    counted, every = shares_of(run.logs[-1])
+    tested = np.array(run.figures["confusion"]).sum(1)
+    rows = []
+    for k, name in enumerate(run.classes):
+        true = "-" if counts is None else f"{counts[k]:,}"
+        shares = (percent(float(share[k])) for share in (counted, every, run.marginal[-1]))
+        recall = percent(run.figures["recalls"][k])
+        rows.append([name, f"{run.labeled_counts[k]:,}", true, *shares, f"{tested[k]:,}", recall])
+    head = [
+        "class",
+        "labeled",
+        "unlabeled",
+        "counting pseudo-labels",
+        "all pseudo-labels",
+        "marginal",
+        "test",
+        "recall",
+    ]
+    return Table(
+        title="Each class in numbers", head=head, rows=rows, caption="Shares at the last step.", is_closed=True
+    )
