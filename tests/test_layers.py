@@ -42,7 +42,9 @@ LAYERS = {
     "reporting.figures": "",
     "reporting.page": "reporting.figures",
     "reporting.inspection": "errors functional methods.base data.* journal evaluation config run_folder",
-    "reporting.run_page": "errors functional calibration reporting reporting.*",
+    "reporting.run_page": (
+        "errors functional calibration reporting reporting.figures reporting.page reporting.inspection"
+    ),
     "reporting.comparison_page": "errors config results reporting reporting.*",
     "report": "errors files config runtime reporting.*",
     # Jobs, one of which starts others, and the command that finds them by their names.
