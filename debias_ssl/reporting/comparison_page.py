@@ -288,7 +288,9 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
             for m in range(-number, 0)
         ]
     )
-    top = 1.08 * max(sorted_shares.max(), 0 if truth is None else truth.max())
+    without = sorted_shares.sum((0, 2)) == 0
+    sorted_shares[:, without] = np.nan
+    top = 1.08 * max(np.nan_to_num(sorted_shares).max(), 0 if truth is None else truth.max())
     legend = keys(variants) + ([] if truth is None else [(f"line-{NUM_COLORS - 1}", "true shares")])
     for shares, m in zip(sorted_shares, range(-number, 0), strict=True):
         step = moments[0][0][m]["step"]
@@ -298,6 +300,7 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
         words = "; ".join(
             f"{plain(v.name)} from {percent(row[0], 1)} to {percent(row[-1], 1)}"
             for v, row in zip(variants, shares, strict=True)
+            if not np.isnan(row).any()
         )
         svg = figures.lines(
             series,
@@ -311,6 +314,9 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
         "Shares of the classes among the pseudo-labels that count, the most frequent class first, at four moments of "
         "training. A steep line is the bias; debiased pseudo-labels come closer to the true shares."
     )
+    if without.any():
+        names = ", ".join(plain(variant.name) for variant, none in zip(variants, without, strict=True) if none)
+        text += f" No pseudo-labels count in {names}."
     return Section(title="The bias", text=text, figures=drawn)
 
 
