@@ -302,6 +302,15 @@ def test_several_runs_are_set_side_by_side(run: Path, other: Path, comparison: P
     assert '<th scope="row">method.strength</th><td>-</td><td>0.5</td>' in text
 
 
+def test_a_variant_without_pseudo_labels_has_no_shares_of_them(tmp_path: Path):
+    supervised = digits_run(tmp_path / "c", "--method", "Supervised")
+    debiased = digits_run(tmp_path / "d", "--method.threshold", "0")
+    report.main([str(supervised), str(debiased), "--out", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text()
+    assert "No pseudo-labels count in Supervised." in text and "DebiasPL from" in text
+    assert "Supervised from" not in text
+
+
 def test_the_folder_of_a_comparison_makes_a_page(run: Path, other: Path, tmp_path: Path, capsys):
     from debias_ssl.results import Result, differences_between, write_results
 
