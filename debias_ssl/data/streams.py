@@ -113,6 +113,8 @@ class TrainingStream(Dataset):
     labeled: Int[Tensor, " labeled"]
     unlabeled: Int[Tensor, " unlabeled"]
     """Positions among the training images."""
+    truth: Int[Tensor, " unlabeled"]
+    """Class of each unlabeled image, for the log; negative where unknown."""
     mean: Float[Tensor, " K"]
     std: Float[Tensor, " K"]
     """Of the channels, on the device."""
@@ -172,7 +174,7 @@ class TrainingStream(Dataset):
             ),
             strong=tuple(strong(images, Purpose.STRONG_VIEW + i) for i, images in enumerate(pixels["strong"])),
             index=self._on_device(index),
-            truth=self._on_device(self.labels[self.unlabeled[index]]),
+            truth=self._on_device(self.truth[index]),
         )
 
     def _labeled_at(self, step: int) -> Int[Tensor, " L"]:

@@ -72,6 +72,7 @@ class Task:
             labels=torch.from_numpy(self.data.train.labels),
             labeled=torch.from_numpy(self.split.labeled),
             unlabeled=torch.from_numpy(self.split.unlabeled),
+            truth=torch.from_numpy(self.unlabeled_truth),
             **self._statistics(),
             seed=seed,
             batch_size=batch_size,

@@ -29,7 +29,7 @@ def memory(num: int, augment: AugmentConfig | None = None) -> Reader:
 
 def stream(reader: Reader, num: int, **settings: Any) -> TrainingStream:
     """Images 0, 3, 6, ... are labeled, and images 2, 3, 4, ... are unlabeled."""
-    standard = {
+    standard: dict[str, Any] = {
         "labels": torch.arange(num) % 4 - 1,
         "labeled": torch.arange(0, num, 3),
         "unlabeled": torch.arange(num)[2:],
@@ -43,7 +43,9 @@ def stream(reader: Reader, num: int, **settings: Any) -> TrainingStream:
         "num_strong": 1,
         "place": Place(),
     }
-    return TrainingStream(reader=reader, **(standard | settings))
+    settings = standard | settings
+    truth = settings["labels"][settings["unlabeled"]]
+    return TrainingStream(reader=reader, truth=truth, **settings)
 
 
 def parts(batch: Batch) -> Iterator[tuple[str, Tensor]]:
