@@ -239,7 +239,7 @@ def compare(comparison: Comparison, out: Path, at_once: int) -> None:
             result = results[jobs.index(job)] = job.result(error)
             lines = write_results(out, results, differences, comparison.choose_among)
             _say_result(job, result)
-    print(f"{table(lines)}\n{out}", flush=True)
+    print(f"{table(lines)}\n{out}; a page of it: debias-ssl report {out}", flush=True)
     failed = [(job, result) for job, result in zip(jobs, results, strict=True) if result.status == "failed"]
     for job, result in failed:
         print(f"{job.title} failed: {result.error}", flush=True)

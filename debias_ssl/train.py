@@ -286,7 +286,7 @@ def train(
     run.accelerator.wait_for_everyone()
     run.train()
     if run.is_main and not quiet:
-        print(f"{table(folder.read_summary())}\n{out}")
+        print(f"{table(folder.read_summary())}\n{out}; a page of it: debias-ssl report {out}")
 
 
 def _begin(run: Run, resolved: dict[str, Any]) -> None:
