@@ -21,6 +21,7 @@ from debias_ssl.config import Config, config_from, make_parser
 from debias_ssl.errors import InputError, StoppedError, reason
 from debias_ssl.files import write_aside
 from debias_ssl.journal import read_journal
+from debias_ssl.report import write_report
 from debias_ssl.results import Result, differences_between, differences_text, table, write_results
 from debias_ssl.run_folder import RunFolder
 from debias_ssl.runtime import entry_point
@@ -81,6 +82,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--choose_on", choices=["validation"], default=None, help="mark the best value of --grid")
     parser.add_argument("--seeds", type=str, default=None, help="seeds of splits and runs, with commas between")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process of its own if several")
+    parser.add_argument("--report", type=bool, default=True, help="whether to draw report.html at the end")
     parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out, if there is one")
     parser.add_argument("--overwrite", action="store_true", help="replace the comparison in --out")
 
@@ -212,8 +214,8 @@ def _say_result(job: Job, result: Result) -> None:
         _say(f"{job.title}: accuracy {result.summary['ema']['last']['accuracy']:.2%}")
 
 
-def compare(comparison: Comparison, out: Path, at_once: int) -> None:
-    """Runs what is not finished, and writes the results after each run.
+def compare(comparison: Comparison, out: Path, at_once: int, draw: bool) -> None:
+    """Runs what is not finished, writes the results after each run, and if asked draws their page at the end.
 
     Raises:
         StoppedError: a run failed; the others were run.
@@ -239,12 +241,23 @@ def compare(comparison: Comparison, out: Path, at_once: int) -> None:
             result = results[jobs.index(job)] = job.result(error)
             lines = write_results(out, results, differences, comparison.choose_among)
             _say_result(job, result)
-    print(f"{table(lines)}\n{out}; a page of it: debias-ssl report {out}", flush=True)
+    print(f"{table(lines)}\n{out}", flush=True)
+    if draw:
+        _draw(out)
     failed = [(job, result) for job, result in zip(jobs, results, strict=True) if result.status == "failed"]
     for job, result in failed:
         print(f"{job.title} failed: {result.error}", flush=True)
     if failed:
         raise StoppedError(f"{len(failed)} of {len(jobs)} runs failed; --resume tries them again")
+
+
+def _draw(out: Path) -> None:
+    """The page of what is finished; the comparison is whole without it."""
+    try:
+        write_report([out], out / "report.html")
+        print(out / "report.html", flush=True)
+    except InputError as error:
+        _say(f"note: no report.html: {error}")
 
 
 @entry_point
@@ -266,7 +279,7 @@ def main(arguments: list[str]) -> None:
         _clear(out, [*jobs, *(_jobs(recorded, out) if recorded else [])])
     for note in notes:
         _say(f"note: {note}")
-    compare(comparison, out, parsed.jobs)
+    compare(comparison, out, parsed.jobs, parsed.report)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from debias_ssl.variants import flags_of, grid_of
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 SHORT = ["--steps", "4", "--log_every", "2", "--eval_every", "2", "--checkpoint_every", "2", "--batch_size", "8"]
-BASE = ["--config", str(DIGITS), *SHORT]
+BASE = ["--config", str(DIGITS), *SHORT, "--report=false"]
 TWO = ["--methods", "Supervised,FixMatch"]
 
 
@@ -51,7 +51,12 @@ def refused(arguments: list[str], capsys) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("compare") / "a", *TWO, "--seeds", "0,1")
+    return run(tmp_path_factory.mktemp("compare") / "a", *TWO, "--seeds", "0,1", "--report=true")
+
+
+def test_a_page_is_drawn_of_it(finished: Path):
+    text = (finished / "report.html").read_text()
+    assert "Difference to Supervised" in text and "2 variants, 2 seeds each" in text
 
 
 class Trained:

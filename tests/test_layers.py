@@ -51,7 +51,7 @@ LAYERS = {
     "train evaluate predict data.__main__": (
         "errors files schedules models data.* learner optim checkpoint journal evaluation runtime config run_folder"
     ),
-    "compare": "errors files journal config run_folder runtime results variants train",
+    "compare": "errors files journal config run_folder runtime results report variants train",
     "cli": "",
 }
 ENTRY_POINTS = {"train", "compare", "evaluate", "predict", "data.__main__"}
