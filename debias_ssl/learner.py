@@ -30,7 +30,11 @@ class Predictor(nn.Module):
         self.method = method
 
     def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
-        return self.method.predict(_view(self.model, images))
+        return self.method.predict(self.view(images))
+
+    def view(self, images: Float[Tensor, "N K H W"]) -> View:
+        """What the network alone says of images."""
+        return _view(self.model, images)
 
 
 class Learner(nn.Module):

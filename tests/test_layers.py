@@ -41,7 +41,7 @@ LAYERS = {
     "reporting": "",
     "reporting.figures": "",
     "reporting.page": "reporting.figures",
-    "reporting.inspection": "errors functional methods.base data.* journal evaluation config run_folder",
+    "reporting.inspection": "errors functional data.* journal evaluation config run_folder",
     "reporting.run_page": (
         "errors functional calibration reporting reporting.figures reporting.page reporting.inspection"
     ),

@@ -18,7 +18,6 @@ from debias_ssl.errors import InputError, reason
 from debias_ssl.evaluation import evaluate_logits
 from debias_ssl.functional import debias
 from debias_ssl.journal import read_journal
-from debias_ssl.methods.base import View
 from debias_ssl.run_folder import RunFolder, TrainedRun, load_config, load_run
 
 # Unlabeled images that are looked at, taken evenly.
@@ -216,9 +215,7 @@ def _outputs(
     )
     logits, features = [], []
     for _, images in stream:
-        view = View(
-            **dict(zip(("logits", "features"), map(Tensor.float, trained.predictor.model(images)), strict=True))
-        )
+        view = trained.predictor.view(images)
         logits.append(trained.predictor.method.predict(view).cpu())
         features.append(view.features.cpu())
     return chosen, torch.cat(logits), torch.cat(features)
