@@ -1,7 +1,7 @@
 """Model, averaged model and method as one module: one forward pass from images to losses and pseudo-labels."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -24,17 +24,38 @@ LOGGED_MOMENTUM = 0.99
 class Predictor(nn.Module):
     """What is used at test time: images to logits."""
 
-    def __init__(self, model: nn.Module, method: Method):
+    def __init__(self, model: nn.Module, method: Method, white: tuple[float, ...] = ()):
         super().__init__()
         self.model = model
         self.method = method
+        self.white = white
 
     def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
-        return self.method.predict(self.view(images))
+        return self.predict(images)[0]
+
+    def predict(self, images: Float[Tensor, "N K H W"]) -> tuple[Float[Tensor, "N C"], View]:
+        """The method's logits at test time, and what the network alone says of the images."""
+        view = self.view(images)
+        return self.method.predict(view, self.blank(images) if self.method.needs_blank else None), view
+
+    @torch.no_grad()
+    def blank(self, images: Float[Tensor, "N K H W"]) -> View:
+        """What the network says of a white image of the size of others, with averaged statistics."""
+        was_training = self.model.training
+        self.model.eval()
+        white = images.new_tensor(self.white)[:, None, None].expand(images.shape[1:])
+        view = self.view(white[None])
+        self.model.train(was_training)
+        return view
 
     def view(self, images: Float[Tensor, "N K H W"]) -> View:
         """What the network alone says of images."""
         return _view(self.model, images)
+
+
+def white_pixel(mean: Sequence[float], std: Sequence[float]) -> tuple[float, ...]:
+    """A white pixel, normalized."""
+    return tuple((1 - m) / s for m, s in zip(mean, std, strict=True))
 
 
 class Learner(nn.Module):
@@ -43,6 +64,7 @@ class Learner(nn.Module):
     Args:
         model: gives (logits, features) of images.
         method: gives losses and pseudo-labels of views.
+        white: a white pixel, normalized like the images, for methods that need a blank image.
         teacher: whose weak views make the pseudo-labels: the trained model's, with the statistics of the batch, or the
             averaged model's, with averaged statistics (EMAN, arXiv 2101.08482).
         decay: of the average; it is shorter in the first steps, min(decay, (1 + k) / (10 + k)).
@@ -57,13 +79,14 @@ class Learner(nn.Module):
         model: nn.Module,
         method: Method,
         *,
+        white: tuple[float, ...] = (),
         teacher: Teacher = "student",
         decay: float = 0.999,
         joint_pass: bool = False,
         accumulation: int = 1,
     ):
         super().__init__()
-        self.raw = Predictor(model, method)
+        self.raw = Predictor(model, method, white)
         self.ema = copy.deepcopy(self.raw).requires_grad_(False).eval()
         self.marginal = uniform_marginal(method.problem.num_classes, LOGGED_MOMENTUM)
         self.teacher = teacher
@@ -84,13 +107,12 @@ class Learner(nn.Module):
         return self
 
     def forward(self, batch: Batch, progress: float) -> Step:
-        sizes = [len(images) for images in (batch.labeled, *batch.strong, *(batch.weak if self._is_joint else ()))]
-        if self._is_joint:
-            labeled, *others = _split(self._with_gradient([batch.labeled, *batch.strong, *batch.weak]), sizes)
-            strong, weak = others[: len(batch.strong)], [_detached(view) for view in others[len(batch.strong) :]]
-        else:
-            weak = [self._without_gradient(images) for images in batch.weak]
-            labeled, *strong = _split(self._with_gradient([batch.labeled, *batch.strong]), sizes)
+        weak = [] if self._is_joint else [self._without_gradient(images) for images in batch.weak]
+        strong_labeled = [] if batch.strong_labeled is None else [batch.strong_labeled]
+        groups = [[batch.labeled], strong_labeled, [*batch.strong], [*batch.weak] if self._is_joint else []]
+        views = iter(self._with_gradient([images for group in groups for images in group]))
+        (labeled,), strong_labeled, strong, joint = ([next(views) for _ in group] for group in groups)
+        weak = weak or [_detached(view) for view in joint]
         strong = strong or [_split(weak[0], [0, len(batch.index)])[0]]
         self.marginal.update(weak[0].logits.softmax(-1))
         views = Views(
@@ -102,6 +124,9 @@ class Learner(nn.Module):
             progress=progress,
             further_weak=tuple(weak[1:]),
             further_strong=tuple(strong[1:]),
+            strong_labeled=strong_labeled[0] if strong_labeled else None,
+            blank=self.raw.blank(batch.labeled) if self.raw.method.needs_blank else None,
+            given=batch.given,
         )
         with torch.autocast(batch.labeled.device.type, enabled=False):
             return self.raw.method(views)
@@ -117,8 +142,11 @@ class Learner(nn.Module):
         with frozen_averages(self._batch_norms):
             return _joined([_view(network, part) for part in images.chunk(self.accumulation)])
 
-    def _with_gradient(self, images: list[Float[Tensor, "_ K H W"]]) -> View:
-        joined = torch.cat(images)
+    def _with_gradient(self, images: list[Float[Tensor, "_ K H W"]]) -> list[View]:
+        """Views of several lists of images, in one pass."""
+        return _split(self._in_one_pass(torch.cat(images)), [len(each) for each in images])
+
+    def _in_one_pass(self, joined: Float[Tensor, "N K H W"]) -> View:
         if self.accumulation == 1:
             return _view(self._networks["raw"], joined)
         # Every part gets its share of labeled and strong images, so that their batch statistics are alike.

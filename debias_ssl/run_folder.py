@@ -16,7 +16,7 @@ from debias_ssl.config import Config, config_from, flat, read_yaml
 from debias_ssl.data.datasets import DataConfig
 from debias_ssl.errors import InputError, reason
 from debias_ssl.files import replacing, write_aside
-from debias_ssl.learner import Predictor
+from debias_ssl.learner import Predictor, white_pixel
 from debias_ssl.methods.base import Problem
 from debias_ssl.models import build
 
@@ -128,7 +128,8 @@ def load_run(folder: RunFolder, device: torch.device) -> TrainedRun:
             labeled_counts=counts,
             num_unlabeled=model["num_unlabeled"],
         )
-        predictor = Predictor(net, config.method(problem))
+        white = white_pixel(transform["mean"], transform["std"])
+        predictor = Predictor(net, config.method(problem), white)
         net.net.load_state_dict(load_file(folder.path / "model.safetensors"))
         if predictor.method.state_dict():
             predictor.method.load_state_dict(load_file(folder.path / "method.safetensors"))

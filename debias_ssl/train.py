@@ -22,7 +22,7 @@ from debias_ssl.errors import InputError, StoppedError
 from debias_ssl.evaluation import evaluate_logits, predict_logits
 from debias_ssl.files import replacing, write_aside
 from debias_ssl.journal import Journal, StepStatistics, read_journal, warnings_for
-from debias_ssl.learner import Learner
+from debias_ssl.learner import Learner, white_pixel
 from debias_ssl.models import build
 from debias_ssl.optim import make_optimizer
 from debias_ssl.run_folder import RunFolder
@@ -53,16 +53,16 @@ class Run:
         model = build(num_classes=len(self.task.data.classes), in_chans=self.task.channels, **vars(config.model))
         method = config.method(self.task.problem(model.num_features))
         self.stream = self.task.training_stream(
+            method,
             seed=config.seed,
             batch_size=config.batch_size,
             unlabeled_ratio=config.unlabeled_ratio,
             balanced=config.class_balanced,
-            num_weak=method.num_weak,
-            num_strong=method.num_strong,
         )
         self.learner = Learner(
             model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
             method,
+            white=white_pixel(self.task.data.mean, self.task.data.std),
             teacher=config.teacher,
             decay=config.ema_decay,
             joint_pass=config.joint_pass,
@@ -303,6 +303,10 @@ def _begin(run: Run, resolved: dict[str, Any]) -> None:
     raised = raised_classes(config.data, len(task.data.classes))
     if raised:
         print(f"note: the long tail leaves {raised} classes less than one label; each has one", file=sys.stderr)
+    without = [name for name, count in zip(task.data.classes, task.labeled_counts, strict=True) if not count]
+    if without:
+        names = ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")
+        print(f"note: {len(without)} classes have no labeled image and will not be learned: {names}", file=sys.stderr)
     parameters = sum(p.numel() for p in run.learner.raw.model.parameters())
     place = run.accelerator
     split, test = task.split, len(task.data.test)

@@ -24,7 +24,7 @@ class Recorder(Method):
         pseudo = PseudoLabels(target=views.weak.logits.argmax(-1), weight=weight)
         return Step(losses={"labeled": labeled, "strong": strong}, pseudo=pseudo)
 
-    def predict(self, view: View) -> Tensor:
+    def predict(self, view: View, blank: View | None = None) -> Tensor:
         return 2 * view.logits
 
 

@@ -1,17 +1,19 @@
-"""Weak, strong and eval views of a batch of uint8 images, on the device that the images are on."""
+"""Weak, strong and eval views of a batch of uint8 images, or of features of images, on the device that they are on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Num, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
 from debias_ssl.errors import InputError
 
 GRAY = 127
+# uint8 images, or floating-point features of images, which have one row and one column.
+Pixels = Num[Tensor, "N H W K"]
 # How many uniform numbers each part of a view consumes.
 WEAK_NUMBERS = 3
 ROUND_NUMBERS = 4
@@ -29,6 +31,9 @@ class AugmentConfig:
         op_probability: Probability with which each drawn operation is applied.
         magnitude: The magnitude of an operation is uniform on 1..magnitude-1, out of 10.
         cutout: Side of the gray square as a fraction of the image's side (arXiv 1708.04552); 0 turns it off.
+        feature_noise: Where images are given as features: deviation of the noise that a strong view adds to each
+            feature, in units of the feature's own deviation over images. A weak view is the features as they are.
+        feature_dropout: Probability with which a strong view replaces a feature by its mean.
     """
 
     flip: bool = True
@@ -37,6 +42,8 @@ class AugmentConfig:
     op_probability: float = 0.5
     magnitude: int = 10
     cutout: float = 0.5
+    feature_noise: float = 0.5
+    feature_dropout: float = 0.2
 
     def __post_init__(self):
         for name, valid in (
@@ -45,14 +52,42 @@ class AugmentConfig:
             ("op_probability", 0 <= self.op_probability <= 1),
             ("magnitude", 2 <= self.magnitude <= 11),
             ("cutout", 0 <= self.cutout <= 2),
+            ("feature_noise", self.feature_noise >= 0),
+            ("feature_dropout", 0 <= self.feature_dropout < 1),
         ):
             if not valid:
                 raise InputError(f"data.augment.{name} is {getattr(self, name)}, which is out of range")
 
 
-def num_numbers(config: AugmentConfig) -> int:
-    """How many uniform numbers a strong view consumes per image; a weak view consumes the first three of them."""
+def num_numbers(config: AugmentConfig, images: Pixels) -> int:
+    """How many uniform numbers a strong view consumes per image; a weak view of pixels consumes the first three."""
+    if images.is_floating_point():
+        return 3 * images.shape[-1]
     return WEAK_NUMBERS + ROUND_NUMBERS * config.num_ops + CUTOUT_NUMBERS
+
+
+def weak_input(
+    images: Pixels,
+    numbers: Float[Tensor, "N 3"],
+    config: AugmentConfig,
+    mean: Float[Tensor, " K"],
+    std: Float[Tensor, " K"],
+) -> Float32[Tensor, "N K H W"]:
+    """A weak view as the network takes it."""
+    return normalize(images if images.is_floating_point() else weak(images, numbers, config), mean, std)
+
+
+def strong_input(
+    images: Pixels,
+    numbers: Float[Tensor, "N M"],
+    config: AugmentConfig,
+    mean: Float[Tensor, " K"],
+    std: Float[Tensor, " K"],
+) -> Float32[Tensor, "N K H W"]:
+    """A strong view as the network takes it."""
+    if images.is_floating_point():
+        return perturb(normalize(images, mean, std), numbers, config)
+    return normalize(strong(images, numbers, config), mean, std)
 
 
 def weak(
@@ -92,11 +127,21 @@ def strong(
     return cut_out_(views, last, config.cutout)
 
 
-def normalize(
-    images: UInt8[Tensor, "N H W K"], mean: Float[Tensor, " K"], std: Float[Tensor, " K"]
-) -> Float32[Tensor, "N K H W"]:
-    """(x / 255 - mean) / std, in the channels-last memory format that the images already have."""
-    return images.div(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+def perturb(
+    features: Float32[Tensor, "N D 1 1"], numbers: Float[Tensor, "N M"], config: AugmentConfig
+) -> Float32[Tensor, "N D 1 1"]:
+    """Adds normal noise to features of mean 0 and deviation 1, then drops some; 3 D uniform numbers for each image."""
+    kept, radius, angle = numbers.to(features.device, non_blocking=True).unflatten(1, (3, -1)).unbind(1)
+    # Box and Muller's normal numbers: torch's own would not be a function of the key.
+    noise = (-2 * (1 - radius).log()).sqrt() * torch.cos(2 * torch.pi * angle)
+    noisy = features + config.feature_noise * noise[..., None, None]
+    return noisy * (kept >= config.feature_dropout)[..., None, None]
+
+
+def normalize(images: Pixels, mean: Float[Tensor, " K"], std: Float[Tensor, " K"]) -> Float32[Tensor, "N K H W"]:
+    """(x - mean) / std with pixels in [0, 1], in the channels-last memory format that the images already have."""
+    scaled = images.float() if images.is_floating_point() else images.div(255)
+    return scaled.sub(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def whole(numbers: Float[Tensor, " N"], length: int) -> Int[Tensor, " N"]:

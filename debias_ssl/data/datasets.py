@@ -1,11 +1,9 @@
 """Data sets: embedded digits, torchvision's, image folders and label files, all as images with labels and names."""
 
-import csv
 import hashlib
-import io
 import os.path
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from debias_ssl.data.augment import AugmentConfig
+from debias_ssl.data.label_files import confident, inside, read_classes, read_confidence, read_label_file, read_text
 from debias_ssl.data.splits import SplitConfig
 from debias_ssl.errors import InputError
 
@@ -30,7 +29,14 @@ class DataConfig(SplitConfig):
         root: folder of torchvision's data sets, or what relative paths in label files are relative to (null: the file).
         download: whether torchvision may download a data set that is not in `root`.
         fold: STL10's predefined fold of 1,000 labeled images; null takes all 5,000.
-        labeled: a tree with a folder for each class, or a CSV file of path,label.
+        labeled: a tree with a folder for each class, or a CSV file of path,label, such as the labels.csv of `debias-ssl
+            label`.
+        min_confidence: of a CSV file with a confidence column, the rows from this confidence on are the labeled images,
+            and the others are unlabeled.
+        seeds_per_class: likewise, so many of the most confident rows of each class.
+        probs: folder of `debias-ssl label` or `debias`, whose class probabilities of the unlabeled images are given to
+            methods that ask for them.
+        features: folders of features that `debias-ssl label` has made of these images, to train on instead of pixels.
         unlabeled: a folder of images at any depth, a text file of paths, or a CSV file of path and perhaps label; null
             takes the images of `labeled` that are not labeled.
         test: a tree or a CSV file like `labeled`.
@@ -56,6 +62,10 @@ class DataConfig(SplitConfig):
     labeled: str | None = None
     unlabeled: str | None = None
     test: str | None = None
+    min_confidence: float | None = None
+    seeds_per_class: int | None = None
+    probs: str | None = None
+    features: tuple[str, ...] = ()
     split: str | None = None
     image_size: int | None = None
     crop: Literal["shift", "resized"] = "shift"
@@ -76,9 +86,24 @@ class DataConfig(SplitConfig):
             ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1),
             ("std", all(value > 0 for value in self.std or ())),
             ("workers", self.workers >= 0),
+            ("min_confidence", self.min_confidence is None or 0 <= self.min_confidence <= 1),
+            ("seeds_per_class", self.seeds_per_class is None or self.seeds_per_class > 0),
         ):
             if not valid:
                 raise InputError(f"data.{name} is {getattr(self, name)}, which is out of range")
+        if self.min_confidence is not None and self.seeds_per_class is not None:
+            raise InputError("data.min_confidence and data.seeds_per_class exclude each other: set one to null")
+        of_files = {"min_confidence", "seeds_per_class", "probs"} | ({"features"} if self.features else set())
+        given = [name for name in sorted(of_files) if getattr(self, name) is not None]
+        if given and self.name != "folder":
+            raise InputError(
+                f"data.{given[0]} is for image files: set data.name to folder, and data.labeled and data.test"
+            )
+
+    @property
+    def chooses_rows(self) -> bool:
+        """Whether only confident rows of `labeled` are labeled images."""
+        return self.min_confidence is not None or self.seeds_per_class is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +119,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, positions: slice | Sequence[int]) -> "Images":
+    def part(self, positions: slice | Sequence[int] | Int64[np.ndarray, " P"]) -> "Images":
         order: list[int] = np.arange(len(self))[positions].tolist()
         pixels = None if self.pixels is None else self.pixels[order]
         return Images(pixels=pixels, labels=self.labels[order], names=[self.names[i] for i in order])
@@ -116,6 +141,7 @@ class Data:
     test: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    """Of each channel, or of each feature."""
 
 
 # Mean and standard deviation of the training images' channels.
@@ -244,15 +270,34 @@ def _folder(config: DataConfig) -> Parts:
         )
     root = None if config.root is None else Path(config.root)
     paths, names = _labeled_files(config.labeled, root, "data.labeled")
-    classes = _class_names(names)
+    known = read_classes(Path(config.labeled)) if config.chooses_rows else ()
+    classes = _class_names([*names, *known])
     train = _files(paths, names, classes, config.labeled)
     num_separate = 0
+    if config.chooses_rows:
+        train, others = _chosen(train, config, len(classes))
+        if config.unlabeled is None:
+            train, num_separate = train + others, len(others)
     if config.unlabeled is not None:
         paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled")
         separate = _files(paths, names, classes, config.unlabeled)
         num_separate = len(separate)
         train = train + separate
     return classes, train, num_separate, load_test(config, classes)
+
+
+def _chosen(images: Images, config: DataConfig, num_classes: int) -> tuple[Images, Images]:
+    """The rows of a label file that are confident enough to be labeled images, and the others, without labels."""
+    assert config.labeled is not None
+    confidence = read_confidence(Path(config.labeled))
+    chosen = confident(images.labels, confidence, num_classes, config.min_confidence, config.seeds_per_class)
+    if not chosen.any():
+        raise InputError(
+            f"no row of {config.labeled!r} has a confidence of {config.min_confidence}, the highest is "
+            f"{confidence.max():.3f}: lower data.min_confidence, or set data.seeds_per_class instead"
+        )
+    others = images.part(np.flatnonzero(~chosen))
+    return images.part(np.flatnonzero(chosen)), replace(others, labels=np.full_like(others.labels, UNKNOWN))
 
 
 def _files(paths: list[Path], names: list[str], classes: tuple[str, ...], where: str) -> Images:
@@ -309,8 +354,8 @@ def _unlabeled_files(where: str, root: Path | None, setting: str) -> tuple[list[
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")
     if path.suffix.lower() == ".csv":
         return read_label_file(path, root)
-    lines = [line.strip() for line in _text(path).split("\n")]
-    paths = [_inside(line, root or path.parent, path) for line in lines if line]
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    paths = [inside(line, root or path.parent, path) for line in lines if line]
     return paths, [""] * len(paths)
 
 
@@ -318,39 +363,6 @@ def find_images(folder: Path) -> list[Path]:
     """Image files at any depth below a folder, by suffix, in the order of their names."""
     found = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def read_label_file(path: Path, root: Path | None) -> tuple[list[Path], list[str]]:
-    """Paths and class names from a CSV file with the columns path and label; an empty or missing label is unknown.
-
-    Further columns are ignored. Relative paths are relative to `root`, or to the file's folder, and cannot leave it.
-    """
-    rows = csv.DictReader(io.StringIO(_text(path)))
-    if "path" not in (rows.fieldnames or []):
-        raise InputError(f"{path}: the first line must name the columns, path and label; it is {rows.fieldnames}")
-    paths, names = [], []
-    for row in rows:
-        paths.append(_inside(row["path"] or "", root or path.parent, path))
-        names.append((row.get("label") or "").strip())
-    if not paths:
-        raise InputError(f"{path} lists no images")
-    return paths, names
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-
-
-def _inside(name: str, root: Path, listed_in: Path) -> Path:
-    path = Path(os.path.normpath(root / name))
-    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
-        raise InputError(f"{listed_in}: {name!r} lies outside {str(root)!r}; set data.root to a folder that holds it")
-    if not path.is_file():
-        raise InputError(f"{listed_in}: there is no file {str(path)!r}")
-    return path
 
 
 def common_parent(names: Sequence[str]) -> Path:

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     LABELED_VIEW = 1000
     WEAK_VIEW = 2000
     STRONG_VIEW = 3000
+    STRONG_LABELED_VIEW = 4000
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

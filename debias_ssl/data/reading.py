@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
@@ -75,9 +75,9 @@ def _array(image: Image.Image) -> UInt8[np.ndarray, "H W K"]:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """Gives uint8 batches N H W K of some images by position."""
+    """Gives batches N H W K of some images by position: uint8 pixels, or features with one row and one column."""
 
-    pixels: UInt8[Tensor, "N H W K"] | None
+    pixels: Num[Tensor, "N H W K"] | None
     """All of them, or None where `files` are decoded at each call."""
     files: Sequence[str]
     config: DataConfig
@@ -96,7 +96,7 @@ class Reader:
         _, height, width, channels = self.center(torch.tensor([0])).shape
         return height, width, channels
 
-    def center(self, index: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
+    def center(self, index: Int[Tensor, " N"]) -> Num[Tensor, "N H W K"]:
         """The images without any augmentation."""
         if self.pixels is not None:
             return self.pixels[index.to(self.pixels.device, non_blocking=True)]
@@ -104,9 +104,7 @@ class Reader:
         assert self.config.image_size is not None
         return _stack([center_crop(image, self.config.image_size, share) for image in self._decoded(index)])
 
-    def crops(
-        self, index: Int[Tensor, " N"], numbers: Sequence[Float[Tensor, "N 4"]]
-    ) -> list[UInt8[Tensor, "N H W K"]]:
+    def crops(self, index: Int[Tensor, " N"], numbers: Sequence[Float[Tensor, "N 4"]]) -> list[Num[Tensor, "N H W K"]]:
         """The images once for each view; where views are cropped at random, `numbers` say where."""
         if self.config.crop == "shift":
             return [self.center(index)] * len(numbers)

@@ -1,18 +1,19 @@
 """Endless batches of labeled and unlabeled views; what step k holds is a function of (seed, k) alone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypedDict
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from debias_ssl.data import augment
+from debias_ssl.data.augment import Pixels
 from debias_ssl.data.keyed import Purpose, permutation, uniform
 from debias_ssl.data.reading import NUM_CROP_NUMBERS, Reader
 from debias_ssl.errors import InputError
@@ -42,6 +43,9 @@ class Batch:
     """Positions in the unlabeled set, 0..num_unlabeled-1."""
     truth: Int[Tensor, " U"]
     """True classes of the unlabeled images, negative where unknown: for the log only, methods never see it."""
+    strong_labeled: Float[Tensor, "L K H W"] | None = None
+    given: Float[Tensor, "U C"] | None = None
+    """Class probabilities that were given to the unlabeled images from outside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +96,11 @@ class BalancedOrder:
 
 
 class _Pixels(TypedDict):
-    """What workers send: the uint8 images of one step, before augmentation."""
+    """What workers send: the images of one step, before augmentation."""
 
-    labeled: UInt8[Tensor, "L H W K"]
-    weak: list[UInt8[Tensor, "U H W K"]]
-    strong: list[UInt8[Tensor, "U H W K"]]
+    labeled: list[Pixels]
+    weak: list[Pixels]
+    strong: list[Pixels]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,9 @@ class TrainingStream(Dataset):
     balanced: bool
     num_weak: int
     num_strong: int
+    needs_strong_labeled: bool
+    given: Float[Tensor, "unlabeled C"] | None
+    """Class probabilities from outside."""
     place: Place
 
     def __post_init__(self):
@@ -138,15 +145,16 @@ class TrainingStream(Dataset):
             yield self._views(step, pixels)
 
     def __getitem__(self, step: int) -> _Pixels:
-        def crops(index: Tensor, size: int, purposes: list[int]) -> list[Tensor]:
+        def crops(index: Tensor, size: int, purposes: Sequence[int]) -> list[Tensor]:
             numbers = [self._numbers(step, Purpose.CROP + purpose, size, NUM_CROP_NUMBERS) for purpose in purposes]
             return self.reader.crops(index, numbers)
 
         weak = [Purpose.WEAK_VIEW + i for i in range(self.num_weak)]
         strong = [Purpose.STRONG_VIEW + i for i in range(self.num_strong)]
+        labeled = [Purpose.LABELED_VIEW] + [Purpose.STRONG_LABELED_VIEW] * self.needs_strong_labeled
         unlabeled = crops(self.unlabeled[self._unlabeled_at(step)], self.unlabeled_batch_size, weak + strong)
         return {
-            "labeled": crops(self._labeled_at(step), self.batch_size, [Purpose.LABELED_VIEW])[0],
+            "labeled": crops(self._labeled_at(step), self.batch_size, labeled),
             "weak": unlabeled[: len(weak)],
             "strong": unlabeled[len(weak) :],
         }
@@ -158,23 +166,31 @@ class TrainingStream(Dataset):
 
         def weak(images: Tensor, purpose: int, size: int) -> Tensor:
             numbers = self._numbers(step, purpose, size, augment.WEAK_NUMBERS)
-            return self._network_input(augment.weak(self._on_device(images), numbers, config))
+            return augment.weak_input(self._on_device(images), numbers, config, self.mean, self.std)
 
-        def strong(images: Tensor, purpose: int) -> Tensor:
-            numbers = self._numbers(step, purpose, self.unlabeled_batch_size, augment.num_numbers(config))
-            return self._network_input(augment.strong(self._on_device(images), numbers, config))
+        def strong(images: Tensor, purpose: int, size: int) -> Tensor:
+            numbers = self._numbers(step, purpose, size, augment.num_numbers(config, images))
+            return augment.strong_input(self._on_device(images), numbers, config, self.mean, self.std)
 
         index = self._unlabeled_at(step)
+        labeled, *strong_labeled = pixels["labeled"]
         return Batch(
-            labeled=weak(pixels["labeled"], Purpose.LABELED_VIEW, self.batch_size),
+            labeled=weak(labeled, Purpose.LABELED_VIEW, self.batch_size),
             labels=self._on_device(self.labels[self._labeled_at(step)]),
             weak=tuple(
                 weak(images, Purpose.WEAK_VIEW + i, self.unlabeled_batch_size)
                 for i, images in enumerate(pixels["weak"])
             ),
-            strong=tuple(strong(images, Purpose.STRONG_VIEW + i) for i, images in enumerate(pixels["strong"])),
+            strong=tuple(
+                strong(images, Purpose.STRONG_VIEW + i, self.unlabeled_batch_size)
+                for i, images in enumerate(pixels["strong"])
+            ),
             index=self._on_device(index),
             truth=self._on_device(self.truth[index]),
+            strong_labeled=(
+                strong(strong_labeled[0], Purpose.STRONG_LABELED_VIEW, self.batch_size) if strong_labeled else None
+            ),
+            given=None if self.given is None else self._on_device(self.given[index].float()),
         )
 
     def _labeled_at(self, step: int) -> Int[Tensor, " L"]:
@@ -199,9 +215,6 @@ class TrainingStream(Dataset):
     def _numbers(self, step: int, purpose: int, size: int, num: int) -> Float[Tensor, "N num"]:
         return uniform(self.seed, purpose, step, torch.arange(size)[self._part(size)], num)
 
-    def _network_input(self, images: UInt8[Tensor, "N H W K"]) -> Float[Tensor, "N K H W"]:
-        return augment.normalize(images, self.mean, self.std)
-
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.place.device, non_blocking=True)
 
@@ -221,7 +234,7 @@ class EvaluationStream(Dataset):
     progress: bool = False
     """Whether to show a progress bar."""
 
-    def __getitem__(self, number: int) -> UInt8[Tensor, "N H W K"]:
+    def __getitem__(self, number: int) -> Pixels:
         return self.reader.center(self.index[self._at(number)])
 
     def __iter__(self) -> Iterator[tuple[Int[Tensor, " N"], Float[Tensor, "N K H W"]]]:

@@ -6,15 +6,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Float16, Int, Int64
 from torch import Tensor
 
 from debias_ssl.data.datasets import UNKNOWN, Data, DataConfig, fingerprint, load_data
+from debias_ssl.data.label_files import read_probs
 from debias_ssl.data.reading import Reader, make_reader, without_unreadable
 from debias_ssl.data.splits import Split, class_counts, draw_split, load_split
 from debias_ssl.data.streams import EvaluationStream, Place, TrainingStream
 from debias_ssl.errors import InputError
-from debias_ssl.methods.base import Problem
+from debias_ssl.methods.base import Method, Problem
 
 Part = Literal["test", "validation"]
 
@@ -31,6 +32,8 @@ class Task:
     """Files that were left out because they cannot be read, with the reason."""
     readers: dict[str, Reader]
     """Of the training and of the test images."""
+    given: Float16[np.ndarray, "N C"] | None
+    """Class probabilities of the training images from outside; a row of zeros where there are none."""
     place: Place
 
     @property
@@ -65,8 +68,12 @@ class Task:
         )
 
     def training_stream(
-        self, *, seed: int, batch_size: int, unlabeled_ratio: int, balanced: bool, num_weak: int, num_strong: int
+        self, method: Method, *, seed: int, batch_size: int, unlabeled_ratio: int, balanced: bool
     ) -> TrainingStream:
+        """The batches of a run, with the views that its method reads."""
+        given = self.given if method.needs_given else None
+        if method.needs_given and given is None:
+            raise InputError(f"{type(method).__name__} needs class probabilities from outside: set data.probs")
         return TrainingStream(
             reader=self.readers["train"],
             labels=torch.from_numpy(self.data.train.labels),
@@ -78,8 +85,10 @@ class Task:
             batch_size=batch_size,
             unlabeled_batch_size=batch_size * unlabeled_ratio,
             balanced=balanced,
-            num_weak=num_weak,
-            num_strong=num_strong,
+            num_weak=method.num_weak,
+            num_strong=method.num_strong,
+            needs_strong_labeled=method.needs_strong_labeled,
+            given=None if given is None else torch.from_numpy(given[self.split.unlabeled]),
             place=self.place,
         )
 
@@ -128,6 +137,8 @@ def make_task(
     shapes = {part: reader.shape for part, reader in readers.items()}
     if shapes["train"] != shapes["test"]:
         raise InputError(f"training images are {shapes['train']}, test images {shapes['test']}: set data.image_size")
+    if config.features and config.mean is None:
+        data = replace(data, **_statistics_of(readers["train"].pixels))
     if not shapes["train"][2] == len(data.mean) == len(data.std):
         raise InputError(f"data.mean and data.std need {shapes['train'][2]} numbers, one for each channel")
     return Task(
@@ -137,8 +148,25 @@ def make_task(
         fingerprint=mark,
         unreadable=unreadable,
         readers=readers,
+        given=_given(config, data),
         place=place,
     )
+
+
+def _given(config: DataConfig, data: Data) -> Float16[np.ndarray, "N C"] | None:
+    if config.probs is None:
+        return None
+    root = None if config.root is None else Path(config.root)
+    return read_probs(Path(config.probs), root, data.train.names, data.classes)
+
+
+def _statistics_of(features: Tensor | None) -> dict[str, tuple[float, ...]]:
+    """Mean and deviation of each feature over images."""
+    assert features is not None
+    features = features.flatten(0, 2).double()
+    mean, std = features.mean(0), features.std(0, correction=0)
+    # A feature that never changes says nothing, and must not be divided by zero.
+    return {"mean": tuple(mean.tolist()), "std": tuple(torch.where(std > 0, std, 1.0).tolist())}
 
 
 def readable_data(config: DataConfig, progress: bool = True) -> tuple[Data, dict[str, str]]:

@@ -45,6 +45,13 @@ class Views:
     further_weak: tuple[View, ...] = ()
     further_strong: tuple[View, ...] = ()
     """More views of the same unlabeled images, where the method's `num_weak` and `num_strong` ask for them."""
+    strong_labeled: View | None = None
+    """The labeled images, strongly augmented, where the method says `needs_strong_labeled`."""
+    blank: View | None = None
+    """A white image, without gradient and with averaged statistics, where the method says `needs_blank`."""
+    given: Float[Tensor, "U C"] | None = None
+    """Class probabilities that somebody else, such as CLIP, gives to the unlabeled images; a row of zeros where it says
+    nothing. Where the method says `needs_given`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,10 @@ class Method(nn.Module):
     num_weak: int = 1
     num_strong: int = 1
     """Weak and strong views of each unlabeled image that `forward` reads."""
+    needs_strong_labeled: bool = False
+    needs_blank: bool = False
+    needs_given: bool = False
+    """What else of `Views` it reads."""
 
     def __init__(self, problem: Problem):
         super().__init__()
@@ -81,8 +92,8 @@ class Method(nn.Module):
     def forward(self, views: Views) -> Step:
         raise NotImplementedError
 
-    def predict(self, view: View) -> Float[Tensor, "N C"]:
-        """Logits at test time."""
+    def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
+        """Logits at test time; `blank` is the view of a white image where the method says `needs_blank`."""
         return view.logits
 
     def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:

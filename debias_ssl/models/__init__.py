@@ -11,7 +11,8 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from debias_ssl.errors import InputError, reason
-from debias_ssl.models import wide_resnet as wide_resnet  # registers its models
+from debias_ssl.models import heads as heads  # both register their models
+from debias_ssl.models import wide_resnet as wide_resnet
 
 Norm = Literal["batch", "sync", "group"]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -22,7 +23,7 @@ class ModelConfig:
     """The network.
 
     Args:
-        name: a model of timm, or wrn_28_2, wrn_28_8, wrn_16_2, wrn_10_1.
+        name: a model of timm, or wrn_28_2, wrn_28_8, wrn_16_2, wrn_10_1; linear or mlp_512 for `data.features`.
         pretrained: whether to download timm's weights of that name.
         weights: a file of weights with timm's names, safetensors or a PyTorch file without code; a classifier of
             another shape in it is left out.

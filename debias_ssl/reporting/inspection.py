@@ -215,8 +215,8 @@ def _outputs(
     )
     logits, features = [], []
     for _, images in stream:
-        view = trained.predictor.view(images)
-        logits.append(trained.predictor.method.predict(view).cpu())
+        predicted, view = trained.predictor.predict(images)
+        logits.append(predicted.cpu())
         features.append(view.features.cpu())
     return chosen, torch.cat(logits), torch.cat(features)
 

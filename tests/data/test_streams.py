@@ -41,11 +41,13 @@ def stream(reader: Reader, num: int, **settings: Any) -> TrainingStream:
         "balanced": False,
         "num_weak": 1,
         "num_strong": 1,
+        "needs_strong_labeled": True,
         "place": Place(),
     }
     settings = standard | settings
     truth = settings["labels"][settings["unlabeled"]]
-    return TrainingStream(reader=reader, truth=truth, **settings)
+    given = torch.linspace(0, 1, 3 * len(truth)).view(-1, 3)
+    return TrainingStream(reader=reader, truth=truth, given=given, **settings)
 
 
 def parts(batch: Batch) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,61 @@
+"""Classifiers of features that another network has made: they train in seconds."""
+
+from jaxtyping import Float
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+
+class FeatureHead(nn.Module):
+    """A linear classifier, after a hidden layer where `hidden` is not 0.
+
+    It is built like timm's models, and takes features as images of one pixel whose channels they are.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 512,
+        *,
+        hidden: int,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = hidden or in_chans
+        self.hidden = nn.Sequential(nn.Linear(in_chans, hidden), nn.ReLU()) if hidden else nn.Identity()
+        self.drop = nn.Dropout(drop_rate)
+        self.fc = nn.Linear(self.num_features, num_classes)
+
+    def forward_features(self, x: Float[Tensor, "N K 1 1"]) -> Float[Tensor, "N D"]:
+        return self.hidden(x.flatten(1))
+
+    def forward_head(self, x: Float[Tensor, "N D"], pre_logits: bool = False) -> Float[Tensor, "N out"]:
+        features = self.drop(x)
+        return features if pre_logits else self.fc(features)
+
+    def forward(self, x: Float[Tensor, "N K 1 1"]) -> Float[Tensor, "N C"]:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes)
+
+
+# timm asks for an entry for each model; there are no weights to download.
+default_cfgs = generate_default_cfgs({name: {"classifier": "fc"} for name in ("linear", "mlp_512")})
+
+
+@register_model
+def linear(pretrained: bool = False, **kwargs) -> FeatureHead:
+    """A linear classifier of features."""
+    return build_model_with_cfg(FeatureHead, "linear", pretrained, hidden=0, **kwargs)
+
+
+@register_model
+def mlp_512(pretrained: bool = False, **kwargs) -> FeatureHead:
+    """A classifier of features with one hidden layer of 512 units."""
+    return build_model_with_cfg(FeatureHead, "mlp_512", pretrained, hidden=512, **kwargs)
