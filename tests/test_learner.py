@@ -2,13 +2,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from debias_ssl.data.streams import Batch
-from debias_ssl.learner import Learner, frozen_averages
+from debias_ssl.learner import Learner, frozen_averages, white_pixel
 from debias_ssl.methods import DebiasPL, FixMatch, Method, Problem, PseudoLabels, Step, Supervised, View, Views
 from debias_ssl.models import batch_norms, build
 
@@ -96,6 +97,46 @@ def test_the_logged_marginal_is_the_mean_of_weak_predictions_whatever_the_method
     expected = 0.99 * 0.25 + 0.01 * views.weak.logits.softmax(-1).mean(0)
     torch.testing.assert_close(learner.marginal.value, expected)
     assert (learner.marginal.value - 0.25).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("joint_pass", [False, True])
+def test_strong_labeled_and_given_reach_the_method(make_learner, make_batch, joint_pass):
+    learner, batch = make_learner(Recorder, norm="group", joint_pass=joint_pass), make_batch()
+    batch = replace(batch, strong_labeled=batch.labeled + 1, given=torch.rand(8, 4))
+    views = recorded(learner, batch)
+    logits, _ = learner.raw.model(batch.strong_labeled)
+    torch.testing.assert_close(views.strong_labeled.logits, logits)
+    assert views.strong_labeled.logits.requires_grad
+    torch.testing.assert_close(views.strong.logits, learner.raw.model(batch.strong[0])[0])
+    assert views.given.equal(batch.given)
+
+
+class Blank(Recorder):
+    """Subtracts the logits of a white image."""
+
+    needs_blank = True
+
+    def predict(self, view: View, blank: View | None = None) -> Tensor:
+        assert blank is not None
+        return view.logits - blank.logits
+
+
+def test_a_method_may_ask_for_a_white_image(make_learner, make_batch):
+    learner, batch = make_learner(Blank, white=(1.5,)), make_batch()
+    before = running(learner)
+    blank = learner.raw.blank(batch.labeled)
+    # With averaged statistics, which it leaves alone, and without gradient.
+    assert all(ours.equal(same) for ours, same in zip(running(learner), before, strict=True))
+    assert learner.raw.model.training and not blank.logits.requires_grad
+    predictor = learner.ema
+    white = predictor.model(torch.full((1, 1, 8, 8), 1.5))[0]
+    torch.testing.assert_close(predictor(batch.labeled), predictor.model(batch.labeled)[0] - white)
+    assert recorded(learner, batch).blank.logits.shape == (1, 4)
+    assert recorded(make_learner(Recorder), batch).blank is None
+
+
+def test_a_white_pixel_is_normalized_like_the_images():
+    assert white_pixel((0.5, 0.2), (0.25, 0.4)) == (2.0, 2.0)
 
 
 # -- batch statistics

@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -270,3 +271,48 @@ def test_weak_views_get_no_gradient_and_the_marginal_none_either(make_problem, m
     step = method(make_views(views.labeled.logits, views.labels, weak, views.strong.logits))
     torch.stack([*step.losses.values()]).sum().backward()
     assert weak.grad is None
+
+
+# -- assisted by labels from outside
+
+
+def assisted(make_problem, views, given: list[list[float]], **settings) -> tuple:
+    method = DebiasPL(make_problem(4), threshold=0.7, momentum=0.5, assist_threshold=0.4, **settings)
+    alone = DebiasPL(make_problem(4), threshold=0.7, momentum=0.5, **settings)
+    return method(replace(views, given=torch.tensor(given))), alone(views), method.marginal.value
+
+
+@pytest.mark.parametrize("num_views", [1, 2])
+def test_given_labels_help_where_no_pseudo_label_counts(make_problem, random_views, num_views):
+    views = random_views(4, num_unlabeled=3, num_views=num_views)
+    for view in (views.weak, *views.further_weak):
+        # Of the first image every view is sure, of the others none.
+        view.logits.copy_(torch.tensor([[9.0, 0, 0, 0], [0.1, 0, 0, 0], [0.1, 0, 0, 0]]))
+    given = [[0.0, 0.9, 0.1, 0.0], [0.0, 0.1, 0.4, 0.1], [0.0, 0.39, 0.3, 0.3]]
+    step, alone, marginal = assisted(make_problem, views, given, num_views=num_views, unlabeled_weight=3.0)
+    # The second image alone: the first has a pseudo-label, and of the third nobody is sure enough.
+    margin = 0.5 * marginal.log()
+    strong = [view.logits[1] + margin for view in (views.strong, *views.further_strong)]
+    helped = torch.stack([-f.log_softmax(-1)[2] / 3 for f in strong]).mean()
+    expected = (alone.losses["unlabeled"] / 3 + helped) / 2 * 3
+    torch.testing.assert_close(step.losses["unlabeled"], expected)
+    assert step.pseudo.target[:2].tolist() == [0, 2]
+    assert step.pseudo.weight.tolist() == [1, 1, 0]
+
+
+def test_one_sure_view_of_several_is_enough_to_do_without_help(make_problem, random_views):
+    views = random_views(4, num_unlabeled=1, num_views=2)
+    views.weak.logits.copy_(torch.tensor([[9.0, 0, 0, 0]]))
+    views.further_weak[0].logits.copy_(torch.tensor([[0.0, 9, 0, 0]]))
+    step, alone, _ = assisted(make_problem, views, [[0.0, 0.0, 1.0, 0.0]], num_views=2)
+    # Their mean is not sure, but each of them is.
+    assert alone.pseudo.weight.tolist() == [0]
+    torch.testing.assert_close(step.losses["unlabeled"], alone.losses["unlabeled"] / 2)
+
+
+def test_rows_of_zeros_help_nobody(make_problem, random_views):
+    views = random_views(4)
+    num = len(views.index)
+    step, alone, _ = assisted(make_problem, views, [[0.0] * 4] * num)
+    torch.testing.assert_close(step.losses["unlabeled"], alone.losses["unlabeled"] / 2)
+    assert step.pseudo.weight.equal(alone.pseudo.weight)
