@@ -104,11 +104,12 @@ def test_strong_labeled_and_given_reach_the_method(make_learner, make_batch, joi
     learner, batch = make_learner(Recorder, norm="group", joint_pass=joint_pass), make_batch()
     batch = replace(batch, strong_labeled=batch.labeled + 1, given=torch.rand(8, 4))
     views = recorded(learner, batch)
+    assert batch.strong_labeled is not None and views.strong_labeled is not None and views.given is not None
     logits, _ = learner.raw.model(batch.strong_labeled)
     torch.testing.assert_close(views.strong_labeled.logits, logits)
     assert views.strong_labeled.logits.requires_grad
     torch.testing.assert_close(views.strong.logits, learner.raw.model(batch.strong[0])[0])
-    assert views.given.equal(batch.given)
+    assert batch.given is not None and views.given.equal(batch.given)
 
 
 class Blank(Recorder):
@@ -131,7 +132,8 @@ def test_a_method_may_ask_for_a_white_image(make_learner, make_batch):
     predictor = learner.ema
     white = predictor.model(torch.full((1, 1, 8, 8), 1.5))[0]
     torch.testing.assert_close(predictor(batch.labeled), predictor.model(batch.labeled)[0] - white)
-    assert recorded(learner, batch).blank.logits.shape == (1, 4)
+    given = recorded(learner, batch).blank
+    assert given is not None and given.logits.shape == (1, 4)
     assert recorded(make_learner(Recorder), batch).blank is None
 
 

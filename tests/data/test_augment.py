@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -306,7 +307,7 @@ def test_strong_views_of_features_have_the_noise_and_the_dropout_asked_for():
     features = torch.zeros(400, 1, 1, 50)
     mean, std = torch.zeros(50), torch.ones(50)
 
-    def view(**settings: float) -> Tensor:
+    def view(**settings: Any) -> Tensor:
         config = AugmentConfig(**settings)
         numbers = torch.rand(400, num_numbers(config, features), generator=torch.Generator().manual_seed(0))
         return strong_input(features, numbers, config, mean, std).flatten()

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,10 +40,11 @@ def labels(tmp_path: Path, paint) -> Path:
     return folder
 
 
-def setting(labels: Path, **settings) -> DataConfig:
+def setting(labels: Path, **settings: Any) -> DataConfig:
     parent = labels.parent
-    standard = {"labeled": str(labels / "labels.csv"), "root": str(parent / "images"), "test": str(parent / "test")}
-    return DataConfig(name="folder", **(standard | settings))
+    standard = {"labeled": labels / "labels.csv", "root": parent / "images", "test": parent / "test"}
+    settings = {name: str(path) for name, path in standard.items()} | settings
+    return DataConfig(name="folder", **settings)
 
 
 def task_of(config: DataConfig, tmp_path: Path) -> Task:
@@ -91,7 +93,7 @@ def test_a_confidence_that_no_row_has_is_told_with_the_highest(labels: Path):
     [
         (("path,label", "0.png,dog"), "has no confidence column"),
         (("path,label,confidence", "0.png,dog,high"), "a confidence is no number"),
-        (("path,label,confidence", "0.png,dog"), "a confidence is no number"),
+        (("path,label,confidence", "0.png,dog"), "row 1 has a confidence outside"),
         (("path,label,confidence", "0.png,dog,0.5", "1.png,dog,1.5"), r"row 2 has a confidence outside"),
         (("path,label,confidence", "0.png,dog,nan"), r"row 1 has a confidence outside"),
     ],
@@ -119,9 +121,9 @@ def test_a_class_tree_has_no_confidences(labels: Path):
         ({"name": "digits", "features": ("x",)}, r"data\.features is for image files"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict, message: str):
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
-        DataConfig(**({"name": "folder"} | settings))
+        DataConfig(**{"name": "folder", **settings})
 
 
 # Probabilities from outside.
