@@ -9,7 +9,7 @@ import torch
 
 from debias_ssl.config import Parser
 from debias_ssl.data.datasets import find_files
-from debias_ssl.data.reading import Reader, without_unreadable
+from debias_ssl.data.reading import Reader, feature_reader, without_unreadable
 from debias_ssl.data.streams import EvaluationStream
 from debias_ssl.errors import InputError
 from debias_ssl.evaluation import predict_logits
@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--run", type=str, required=True, help="run folder")
     parser.add_argument("--images", type=str, required=True, help="folder of any depth, list of paths, or CSV of path")
     parser.add_argument("--out", type=str, required=True, help="CSV file: path, label, confidence, p_CLASS ...")
+    parser.add_argument("--features", type=str, default=None, help="for a run on features: the folder that has them")
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
     parser.add_argument("--batch_size", type=int, default=500, help="images of a batch in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
@@ -35,14 +36,22 @@ def main(arguments: list[str]) -> None:
     accelerator = make_accelerator("fp32")
     place = place_of(accelerator)
     run = load_run(RunFolder(Path(parsed.run)), place.device)
+    if run.data.features and not parsed.features:
+        raise InputError(f"{parsed.run!r} was trained on features: pass --features, a folder of debias-ssl label's")
+    if parsed.features and not run.data.features:
+        raise InputError(f"{parsed.run!r} was trained on pixels: leave out --features")
     config = replace(run.data, image_size=run.size, workers=parsed.workers, input="streaming")
     images = find_files(parsed.images, "--images")
-    if parsed.on_error == "skip":
+    if parsed.on_error == "skip" and not parsed.features:
         images, bad = without_unreadable(images, config, accelerator.is_local_main_process)
         if bad and accelerator.is_main_process:
             print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)
+    if parsed.features:
+        reader = feature_reader(images, replace(config, features=(parsed.features,)), place.device)
+    else:
+        reader = Reader(pixels=None, files=images.names, config=config, channels=len(run.mean))
     stream = EvaluationStream(
-        reader=Reader(pixels=None, files=images.names, config=config, channels=len(run.mean)),
+        reader=reader,
         index=torch.arange(len(images)),
         mean=torch.tensor(run.mean, device=place.device),
         std=torch.tensor(run.std, device=place.device),

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from debias_ssl.data.datasets import DataConfig, Images
+from debias_ssl.data.features import find_features
 from debias_ssl.errors import InputError
 from debias_ssl.files import replacing, write_aside
 
@@ -122,6 +123,8 @@ class Reader:
 
 def make_reader(images: Images, config: DataConfig, device: torch.device, progress: bool = True) -> Reader:
     """A reader of images, resident on `device` if they are small enough and nothing else is asked for."""
+    if config.features:
+        return feature_reader(images, config, device)
     if images.pixels is not None:
         if config.image_size not in (None, images.pixels.shape[1]) or config.crop == "resized":
             raise InputError("data.image_size and data.crop 'resized' are for image files, not for arrays: remove them")
@@ -139,6 +142,12 @@ def make_reader(images: Images, config: DataConfig, device: torch.device, progre
         return Reader(pixels=None, files=images.names, config=config, side=side)
     pixels = np.load(_decoded(images.names, size, side, config, progress), mmap_mode="c")
     return Reader(pixels=torch.from_numpy(pixels).to(device), files=(), config=config)
+
+
+def feature_reader(images: Images, config: DataConfig, device: torch.device) -> Reader:
+    """A reader of the images' features, as images of one pixel whose channels they are."""
+    features = torch.from_numpy(find_features(config.features, images.names))
+    return Reader(pixels=features[:, None, None].to(device), files=images.names, config=config)
 
 
 def _integers(index: Int[Tensor, " N"]) -> list[int]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from debias_ssl.config import Config, read_yaml
+from debias_ssl.data.reading import center_crop, decode
 from debias_ssl.data.splits import Split
 from debias_ssl.data.streams import EvaluationStream, Place
 from debias_ssl.data.task import Task, make_task
@@ -230,5 +231,10 @@ def true_counts(run: FinishedRun, inspection: Inspection | None) -> tuple[int, .
 
 
 def pixels(task: Task, part: str, index: Int[np.ndarray, " N"]) -> UInt8[np.ndarray, "N H W K"]:
-    """Images of a part as they were read."""
-    return task.readers[part].center(torch.from_numpy(index)).cpu().numpy()
+    """Images of a part as they were read, or the files of those whose features were read."""
+    reader = task.readers[part]
+    if reader.config.features:
+        images = [decode(reader.files[int(i)]) for i in index]
+        side = min(min(image.size) for image in images)
+        return np.stack([center_crop(image, side) for image in images])
+    return reader.center(torch.from_numpy(index)).cpu().numpy()
