@@ -8,6 +8,8 @@ JOBS = {
     "compare": ("debias_ssl.compare", "train variants over seeds, and tell whether they differ"),
     "evaluate": ("debias_ssl.evaluate", "figures of a trained run on test or validation images"),
     "predict": ("debias_ssl.predict", "label images with a trained run"),
+    "label": ("debias_ssl.label", "label images with CLIP, and debias the labels"),
+    "debias": ("debias_ssl.debias", "debias the labels of any classifier's predictions"),
     "report": ("debias_ssl.report", "a page of a run, of several runs, or of a comparison"),
     "data": ("debias_ssl.data.__main__", "check a data setting, or write its split"),
 }

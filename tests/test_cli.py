@@ -122,7 +122,14 @@ def test_a_flag_beats_the_file_and_the_file_the_default(tmp_path: Path):
     assert saved["optim"]["lr"] == 0.01 and saved["batch_size"] == 32 and saved["optim"]["momentum"] == 0.9
     assert saved["method"] == {
         "class_path": "DebiasPL",
-        "init_args": {"threshold": 0.95, "strength": 0.5, "momentum": 0.99, "unlabeled_weight": 1.0, "num_views": 1},
+        "init_args": {
+            "threshold": 0.95,
+            "strength": 0.5,
+            "momentum": 0.99,
+            "unlabeled_weight": 1.0,
+            "num_views": 1,
+            "assist_threshold": None,
+        },
     }
 
 

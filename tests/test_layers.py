@@ -15,6 +15,7 @@ LAYERS = {
     "errors files": "",
     # Pure functions of tensors and numbers.
     "functional metrics calibration schedules": "",
+    "priors": "functional",
     # Methods, which know of nothing but formulas and trackers, and not of each other.
     "trackers": "",
     "methods.base": "",
@@ -23,6 +24,7 @@ LAYERS = {
     # Networks, and images; a data set tells a method what is fixed before training.
     "models models.*": "errors models.*",
     "data data.*": "errors files methods.base data.*",
+    "features": "errors files trackers models.clip data.*",
     # Learning.
     "learner": "schedules trackers methods.base models data.streams",
     "optim": "errors schedules",
@@ -37,14 +39,19 @@ LAYERS = {
     # What runs say together, and what is compared.
     "results": "files journal config",
     "variants": "errors config run_folder",
+    # Labels without a class prior, of any matrix.
+    "labeling": "errors files functional metrics calibration priors data.datasets data.label_files",
+    "predictions": "errors functional priors data.label_files labeling",
     # Pages: figures, what they show, and how they are put together.
     "reporting": "",
     "reporting.figures": "",
     "reporting.page": "reporting.figures",
+    "reporting.parts": "calibration reporting reporting.figures reporting.page",
     "reporting.inspection": "errors functional data.* journal evaluation config run_folder",
     "reporting.run_page": (
-        "errors functional calibration reporting reporting.figures reporting.page reporting.inspection"
+        "errors functional reporting reporting.figures reporting.page reporting.parts reporting.inspection"
     ),
+    "reporting.labels_page": "functional labeling reporting reporting.figures reporting.page reporting.parts",
     "reporting.comparison_page": "errors config results reporting reporting.*",
     "report": "errors files config runtime reporting.*",
     # Jobs, one of which starts others, and the command that finds them by their names.
@@ -52,9 +59,11 @@ LAYERS = {
         "errors files schedules models data.* learner optim checkpoint journal evaluation runtime config run_folder"
     ),
     "compare": "errors files journal config run_folder runtime results report variants train",
+    "label": "errors files models.clip data.* features runtime config labeling predictions reporting.*",
+    "debias": "errors config runtime labeling predictions reporting.labels_page reporting.page",
     "cli": "",
 }
-ENTRY_POINTS = {"train", "compare", "evaluate", "predict", "data.__main__"}
+ENTRY_POINTS = {"train", "compare", "evaluate", "predict", "data.__main__", "label", "debias"}
 # A job that others may call, since it is a function of folders.
 LIBRARY_JOBS = {"report"}
 MAY_IMPORT_ACCELERATE = {"runtime"} | ENTRY_POINTS

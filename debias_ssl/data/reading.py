@@ -37,7 +37,7 @@ def decode(path: str, channels: int = 3, side: int | None = None) -> Image.Image
         with Image.open(path) as file:
             image = file.convert("RGB" if channels == 3 else "L")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read image {path!r}: {error}; remove it or pass --data.on_error skip") from error
+        raise InputError(f"cannot read image {path!r}: {error}; remove it or skip it (on_error)") from error
     if side is not None and image.size != (side, side):
         raise InputError(
             f"{path!r} has {image.width} x {image.height} pixels, the first image {side} x {side}: "

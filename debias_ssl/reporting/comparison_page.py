@@ -15,7 +15,8 @@ from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, NUM_COLORS, Series, plain
 from debias_ssl.reporting.inspection import FinishedRun, ImagesGoneError, Inspection, inspect, read_run, true_counts
 from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent
-from debias_ssl.reporting.run_page import confusion_figure, moments_of, pseudo_confusion, shares_of, strength_text
+from debias_ssl.reporting.parts import confusion_figure
+from debias_ssl.reporting.run_page import moments_of, pseudo_confusion, shares_of, strength_text
 from debias_ssl.results import Result, aggregate, differences_between
 
 TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}

@@ -17,7 +17,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 NUM_COLORS = 6
 # Colors that matplotlib writes, and what stands for them on the page.
@@ -32,6 +32,8 @@ DASHES += ((0, (6, 2, 1.5, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "os^Dv*"
 # At most so many classes are named along an axis, or drawn as cells of their own.
 NAMED = 30
+# Of a raster: a page shows no more, and largest values of blocks of classes are seen where single ones would not be.
+MOST_CELLS = 250
 # A figure is as wide as a phone's page, so that its letters keep their size there.
 WIDTH, PANEL = 5.0, 2.75
 STYLE: dict[Any, Any] = {
@@ -193,30 +195,35 @@ def marginals(
 
 def class_shares(
     counted: Float[np.ndarray, " C"],
-    every: Float[np.ndarray, " C"],
+    every: Float[np.ndarray, " C"] | None,
     true: Float[np.ndarray, " C"] | None,
     names: Sequence[str],
     alt: str,
     *,
     top: float,
+    level: float | None = None,
+    small: bool = True,
 ) -> str:
-    """Shares of classes among pseudo-labels: bars of those that count, outlines of all, ticks of the true ones.
+    """Shares of classes: bars of the labels that count, outlines of all, ticks of the true ones.
 
-    With many classes, curves of the sorted shares.
+    With many classes, curves of the sorted shares. `level` is a line of reference.
     """
     if len(counted) > NAMED:
         rank = np.arange(1, len(counted) + 1)
-        given = [counted, every] + ([] if true is None else [true])
-        series = [Series(x=rank, y=np.sort(share)[::-1], color=i) for i, share in enumerate(given)]
-        return lines(series, alt, x_label="class, by rank", top=top, small=True)
+        given = [(i, share) for i, share in enumerate((counted, every, true)) if share is not None]
+        series = [Series(x=rank, y=np.sort(share)[::-1], color=i) for i, share in given]
+        return lines(series, alt, x_label="class, by rank", top=top, level=level, small=small)
     svg: list[str] = []
     place = np.arange(len(counted))
-    with _figure(PANEL, 2.1, svg, alt) as (_, axes):
+    with _figure(PANEL if small else WIDTH, 2.1 if small else 3.2, svg, alt) as (_, axes):
         axes.bar(place, counted, 0.72, color=COLORS[0], alpha=0.75)
-        axes.bar(place, every, 0.72, fill=False, edgecolor=INK, linewidth=0.7)
+        if every is not None:
+            axes.bar(place, every, 0.72, fill=False, edgecolor=INK, linewidth=0.7)
         if true is not None:
             axes.hlines(true, place - 0.45, place + 0.45, color=COLORS[1], linewidth=2)
-        _name_axis(axes, names, "x", 8)
+        if level is not None:
+            axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (2, 2)))
+        _name_axis(axes, names, "x", 8 if small else 9)
         axes.set_ylim(0, top)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         _percent(axes)
@@ -288,27 +295,19 @@ def heat_map(
     num = len(shares)
     with _figure(WIDTH, WIDTH * 0.9, svg, alt) as (_, axes):
         if num > NAMED:
+            side = -(-num // MOST_CELLS)
+            shares = np.pad(shares.clip(0, 1), (0, -num % side))
+            shares = shares.reshape(len(shares) // side, side, -1, side).max((1, 3))
             raster = np.empty((*shares.shape, 4))
-            raster[..., :3], raster[..., 3] = RASTER, shares.clip(0, 1)
-            axes.imshow(raster, interpolation="none")
+            raster[..., :3], raster[..., 3] = RASTER, shares
+            end = len(shares) * side - 0.5
+            axes.imshow(raster, interpolation="none", extent=(-0.5, end, end, -0.5))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
         else:
-            cells = [Rectangle((k - 0.5, r - 0.5), 1, 1) for r in range(num) for k in range(num)]
-            alphas = shares.clip(0, 1).ravel()
-            seen = [(cell, alpha) for cell, alpha in zip(cells, alphas, strict=True) if alpha > 0.005]
-            for cell, alpha in seen:
-                cell.set_alpha(alpha)
-            collection = PatchCollection([cell for cell, _ in seen], facecolor=HEAT, linewidth=0)
-            collection.set_alpha([alpha for _, alpha in seen])
-            axes.add_collection(collection)
-            axes.set_xlim(-0.5, num - 0.5)
-            axes.set_ylim(num - 0.5, -0.5)
+            _cells(axes, shares, texts if num <= 12 else ())
             for axis in ("x", "y"):
                 _name_axis(axes, names, axis, 9 if num <= 15 else 7)
-            for r, row in enumerate(texts if num <= 12 else ()):
-                for k, text in enumerate(row):
-                    axes.text(k, r, text, ha="center", va="center", fontsize=8)
         if border is not None:
             for draw in (axes.axhline, axes.axvline):
                 draw(border - 0.5, color=INK, linewidth=1)
@@ -316,6 +315,66 @@ def heat_map(
         axes.spines[:].set_visible(True)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
+    return svg[0]
+
+
+def _cells(axes: Axes, shares: Float[np.ndarray, "R K"], texts: Sequence[Sequence[str]]) -> None:
+    """Cells whose opacity is their value in [0, 1], with texts."""
+    rows, columns = shares.shape
+    cells = [Rectangle((k - 0.5, r - 0.5), 1, 1) for r in range(rows) for k in range(columns)]
+    alphas = shares.clip(0, 1).ravel()
+    seen = [(cell, alpha) for cell, alpha in zip(cells, alphas, strict=True) if alpha > 0.005]
+    for cell, alpha in seen:
+        cell.set_alpha(alpha)
+    collection = PatchCollection([cell for cell, _ in seen], facecolor=HEAT, linewidth=0)
+    collection.set_alpha([alpha for _, alpha in seen])
+    axes.add_collection(collection)
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
+    for r, row in enumerate(texts):
+        for k, text in enumerate(row):
+            axes.text(k, r, text, ha="center", va="center", fontsize=8)
+
+
+def neighbors(
+    shares: Float[np.ndarray, "R K"],
+    names: Sequence[str],
+    nearest: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    alt: str,
+) -> str:
+    """How near the nearest, second nearest ... class of some classes is; the nearest is named on the right."""
+    svg: list[str] = []
+    num, num_neighbors = shares.shape
+    with _figure(WIDTH, 0.9 + 0.26 * num, svg, alt) as (_, axes):
+        _cells(axes, shares, texts)
+        _name_axis(axes, names, "y")
+        _name_axis(axes, [str(rank) for rank in range(1, num_neighbors + 1)], "x")
+        axes.set_xlabel("neighbor, nearest first; named is the nearest")
+        right = axes.secondary_yaxis("right")
+        right.set_yticks(range(num), [shortened(name, 12) for name in nearest], fontsize=9)
+        right.tick_params(length=0)
+        axes.spines[:].set_visible(True)
+    return svg[0]
+
+
+def class_scatter(x: Num[np.ndarray, " C"], values: Float[np.ndarray, "V C"], alt: str, *, x_label: str) -> str:
+    """Numbers of each class in [0, 1], one mark for each of `values`, over a count on a logarithmic axis."""
+    svg: list[str] = []
+    with _figure(WIDTH, WIDTH * 0.72, svg, alt) as (_, axes):
+        for i, row in enumerate(values):
+            axes.scatter(
+                x, row, s=30 if len(x) <= NAMED else 9, marker=MARKERS[i], color=COLORS[i], alpha=0.7, linewidths=0
+            )
+        axes.set_xscale("log")
+        # Within little more than a decade its powers alone would be few marks.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if x.max() < 40 * x.min() else (1,)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel(x_label)
+        axes.grid()
+        _percent(axes)
     return svg[0]
 
 

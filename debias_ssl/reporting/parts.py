@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 
 from debias_ssl.calibration import expected_calibration_error, reliability_bins
 from debias_ssl.reporting import figures
-from debias_ssl.reporting.figures import plain
+from debias_ssl.reporting.figures import NAMED, plain
 from debias_ssl.reporting.page import Figure, Picture, Sheet, percent, picture
 
 PICTURES = 12
@@ -35,7 +35,7 @@ def confusion_figure(confusion: Int[np.ndarray, "C C"], names: Sequence[str], ti
         np.sqrt(shares),
         names,
         alt + (mistakes or "none") + ".",
-        texts=[[f"{count:,}" if count else "" for count in row] for row in confusion],
+        texts=[[f"{count:,}" if count else "" for count in row] for row in confusion[:NAMED]],
     )
     return Figure(
         title=title,
@@ -82,7 +82,7 @@ def wrong_sheet(
 ) -> Sheet:
     """The most confident of the wrong predictions; images whose truth is unknown (negative) are left out."""
     wrong = np.flatnonzero((predicted != truth) & (truth >= 0))
-    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:PICTURES].tolist()
+    shown: list[int] = wrong[np.argsort(-confidence[wrong], kind="stable")][:PICTURES].tolist()
     pictures: list[Picture] = []
     for i, image in zip(shown, images(shown) if shown else (), strict=True):
         said, is_, sure = classes[predicted[i]], classes[truth[i]], percent(float(confidence[i]), 1)
@@ -106,7 +106,8 @@ def changed_sheet(
 ) -> Sheet:
     """Images of the most frequent changes, in turn, the most confident of each first; truth is negative if unknown."""
     where, frequent = changes_in_turn(before, after, confidence)
-    shown, pictures = where[:PICTURES].tolist(), []
+    shown: list[int] = where[:PICTURES].tolist()
+    pictures: list[Picture] = []
     for i, image in zip(shown, images(shown) if shown else (), strict=True):
         old, new = classes[before[i]], classes[after[i]]
         is_ = f"is {classes[truth[i]]}" if truth[i] >= 0 else "true class unknown"

@@ -1,8 +1,6 @@
 """The page of one run: what its folder holds, and what its model says of the images."""
 
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.calibration import reliability_bins
 from debias_ssl.functional import confusion_matrix
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, Series, plain
@@ -23,11 +20,11 @@ from debias_ssl.reporting.inspection import (
     pixels,
     true_counts,
 )
-from debias_ssl.reporting.page import Figure, Page, Picture, Section, Sheet, Table, named, percent, picture
+from debias_ssl.reporting.page import Figure, Page, Section, Sheet, Table, named, percent
+from debias_ssl.reporting.parts import changed_sheet, confusion_figure, reliability_figure, wrong_sheet
 
 # Of the run's length: when its pseudo-labels are counted.
 MOMENTS = (0.25, 0.5, 0.75, 1.0)
-PICTURES = 12
 LEFT_OUT = "the confusion of pseudo-labels, the class correlation and the example images"
 
 
@@ -217,43 +214,11 @@ def _distance(counted: Float[np.ndarray, " C"], true: Float[np.ndarray, " C"] | 
     return f"{percent(np.abs(counted - true).sum() / 2, 1)} away from the true shares"
 
 
-def confusion_figure(confusion: Int[np.ndarray, "C C"], names: Sequence[str], title: str, what: str) -> Figure:
-    """Rows of a confusion matrix as shares of their true class."""
-    rows = confusion.sum(1, keepdims=True)
-    shares = confusion / np.maximum(rows, 1)
-    wrong = confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    worst = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]
-    mistakes = ", ".join(
-        f"{plain(names[r])} taken for {plain(names[k])} ({wrong[r, k]:,})" for r, k in worst if wrong[r, k]
-    )
-    accuracy = percent(np.trace(confusion) / max(1, confusion.sum()))
-    alt = f"Confusion matrix of {what}: {accuracy} of {confusion.sum():,} right; most frequent mistakes: "
-    svg = figures.heat_map(
-        # By the square root, so that few mistakes are seen too.
-        np.sqrt(shares),
-        names,
-        alt + (mistakes or "none") + ".",
-        texts=[[f"{count:,}" if count else "" for count in row] for row in confusion],
-    )
-    return Figure(
-        title=title,
-        svg=svg,
-        caption=f"{accuracy} of {confusion.sum():,} right. Rows are true classes. {mistakes or 'No mistakes'}.",
-    )
-
-
 def predictions(run: FinishedRun) -> Section:
     names, confusion = run.classes, np.array(run.figures["confusion"])
     recalls = np.array([np.nan if recall is None else recall for recall in run.figures["recalls"]], dtype=float)
     order = [int(k) for k in np.argsort(recalls, kind="stable") if not np.isnan(recalls[k])]
-    logits, labels = torch.from_numpy(run.logits), torch.from_numpy(run.labels)
-    confidence, predicted = logits[labels >= 0].softmax(-1).max(-1)
-    correct = predicted == labels[labels >= 0]
-    share, mean_confidence, accuracy = reliability_bins(confidence, correct).numpy()
-    filled = share > 0
-    ece, gap = run.summary["ema"]["last"]["ece"], confidence.double().mean() - correct.double().mean()
-    direction = "overconfident" if gap > 0 else "underconfident"
+    confidence, predicted = torch.from_numpy(run.logits).softmax(-1).max(-1)
     lowest, highest = named(recalls, names, order[:3]), named(recalls, names, order[-3:])
     drawn = [
         confusion_figure(confusion, names, "Confusion of predictions", "predictions on test images"),
@@ -266,20 +231,7 @@ def predictions(run: FinishedRun) -> Section:
             ),
             caption=f"Lowest: {lowest}. The mean is {percent(run.summary['ema']['last']['mean_recall'])}.",
         ),
-        Figure(
-            title=f"Reliability: ECE {percent(ece)}",
-            svg=figures.reliability(
-                mean_confidence[filled],
-                accuracy[filled],
-                share[filled],
-                f"Accuracy over confidence in {filled.sum()} bins; expected calibration error {percent(ece)}; "
-                f"mean confidence {percent(confidence.mean().item())}, "
-                f"accuracy {percent(correct.double().mean().item())}.",
-            ),
-            legend=[("mark-0", "bin; its area is its share of the images"), ("line-1", "gap"), ("level", "perfect")],
-            caption=f"Points below the dotted line are overconfident. On average the model is {direction}, "
-            f"by {percent(abs(gap.item()))}.",
-        ),
+        reliability_figure(confidence.numpy(), predicted.numpy(), run.labels, "Reliability"),
     ]
     return Section(title="Predictions on test images", text="Of the averaged model at the last step.", figures=drawn)
 
@@ -355,11 +307,6 @@ def _correlation(run: FinishedRun, inspection: Inspection) -> Figure | None:
     )
 
 
-def short_name(name: str) -> str:
-    """The end of a path: the file and its folder."""
-    return "/".join(PurePath(name).parts[-2:])
-
-
 def examples(run: FinishedRun, inspection: Inspection) -> Section:
     """Images that are confident and wrong, and images whose labels debiasing changes."""
     sheets = [_wrong(run, inspection), _changed(run, inspection)]
@@ -367,48 +314,31 @@ def examples(run: FinishedRun, inspection: Inspection) -> Section:
 
 
 def _wrong(run: FinishedRun, inspection: Inspection) -> Sheet:
-    probs = torch.from_numpy(run.logits).double().softmax(-1).numpy()
-    confidence, predicted = probs.max(1), probs.argmax(1)
-    wrong = np.flatnonzero((predicted != run.labels) & (run.labels >= 0))
-    images = inspection.task.data.test
-    if len(images) != len(run.labels):
-        wrong = wrong[:0]
-    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:PICTURES]
-    pictures: list[Picture] = []
-    for i, image in zip(shown, pixels(inspection.task, "test", shown) if len(shown) else (), strict=True):
-        said, is_ = run.classes[predicted[i]], run.classes[run.labels[i]]
-        alt = f"{images.names[i]}: {said} with confidence {percent(confidence[i], 1)}, is {is_}"
-        lines = [f"says {said}, {percent(confidence[i], 1)}", f"is {is_}", short_name(images.names[int(i)])]
-        pictures.append(picture(image, alt, lines))
-    caption = f"The {len(shown)} most confident of {len(wrong):,} wrong predictions on {len(run.labels):,} test images."
-    return Sheet(title="Confident and wrong", pictures=pictures, caption=caption)
+    confidence, predicted = torch.from_numpy(run.logits).double().softmax(-1).max(-1)
+    names, task = inspection.task.data.test.names, inspection.task
+    there = len(names) == len(run.labels)
+    return wrong_sheet(
+        predicted.numpy(),
+        confidence.numpy(),
+        run.labels,
+        run.classes,
+        names if there else [""] * len(run.labels),
+        lambda rows: list(pixels(task, "test", np.array(rows))) if there else [None] * len(rows),
+        "test images",
+    )
 
 
 def _changed(run: FinishedRun, inspection: Inspection) -> Sheet:
-    """Images of the most frequent changes, in turn, the most confident of each first."""
-    where = np.flatnonzero(inspection.changed)
-    where = where[np.argsort(-inspection.confidence[where], kind="stable")]
-    change = [(int(inspection.plain[i]), int(inspection.debiased[i])) for i in where]
-    number, turn = Counter(change), Counter()
-    ranks = []
-    for pair in change:
-        ranks.append((turn[pair], -number[pair]))
-        turn[pair] += 1
-    shown = where[sorted(range(len(where)), key=lambda i: ranks[i])][:PICTURES]
-    index, names, pictures = inspection.index[shown], inspection.task.data.train.names, []
-    for i, position, image in zip(
-        shown, index, pixels(inspection.task, "train", index) if len(shown) else (), strict=True
-    ):
-        before, after = run.classes[inspection.plain[i]], run.classes[inspection.debiased[i]]
-        truth = f"is {run.classes[inspection.truth[i]]}" if inspection.truth[i] >= 0 else "true class unknown"
-        alt = f"{names[position]}: {before} before debiasing, {after} after it, {truth}"
-        pictures.append(picture(image, alt, [f"{before} → {after}", truth, short_name(names[int(position)])]))
-    often = ", ".join(f"{run.classes[a]} → {run.classes[b]} ({n})" for (a, b), n in number.most_common(5))
-    right = sum(int(inspection.debiased[i] == inspection.truth[i]) for i in where)
-    lost = sum(int(inspection.plain[i] == inspection.truth[i]) for i in where)
-    known = f" {right} became right, {lost} became wrong." if (inspection.truth >= 0).any() else ""
-    caption = f"{len(where):,} of {len(inspection.index):,} labels changed, most often {often}.{known}"
-    return Sheet(title="Most often changed by debiasing", pictures=pictures, caption=caption)
+    task, index = inspection.task, inspection.index
+    return changed_sheet(
+        inspection.plain,
+        inspection.debiased,
+        inspection.confidence,
+        inspection.truth,
+        run.classes,
+        [task.data.train.names[int(i)] for i in index],
+        lambda rows: list(pixels(task, "train", index[rows])),
+    )
 
 
 def class_table(run: FinishedRun, counts: Sequence[int] | None) -> Table:

@@ -1,0 +1,81 @@
+"""`debias-ssl debias`: the labels of any classifier's predictions, without its preference for classes."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from debias_ssl import __version__
+from debias_ssl.config import Parser
+from debias_ssl.errors import InputError
+from debias_ssl.labeling import (
+    DebiasConfig,
+    Labeling,
+    RowNumbers,
+    check_folder,
+    debias_rows,
+    finish,
+    read_labels,
+)
+from debias_ssl.predictions import read_predictions
+from debias_ssl.runtime import entry_point
+
+
+@entry_point
+def main(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="debias-ssl debias", description="Removes a classifier's preference for classes from its predictions."
+    )
+    parser.add_argument("--predictions", type=str, required=True, help="N x C matrix: .npy, .npz, .csv or .parquet")
+    parser.add_argument("--kind", choices=["auto", "logits", "probs"], default="auto", help="what its numbers are")
+    parser.add_argument("--classes", type=str, default=None, help="names of its columns: one a line, or a JSON list")
+    parser.add_argument("--blank", type=str, default=None, help="such a matrix of images that show nothing")
+    parser.add_class_arguments(DebiasConfig, as_group=False)
+    parser.add_argument("--out", type=str, required=True, help="folder of labels.csv, probs.npy, report.html and more")
+    parser.add_argument("--overwrite", action="store_true", help="replace the labels in --out")
+    parsed = parser.parse_args(arguments)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    config = DebiasConfig(**{setting.name: parsed[setting.name] for setting in fields(DebiasConfig)})
+    out = Path(parsed.out)
+    check_folder(out, parsed.overwrite)
+    path = Path(parsed.predictions)
+    predictions = read_predictions(path, parsed.kind, Path(parsed.classes) if parsed.classes else None)
+    num_rows, classes = len(predictions.values), predictions.classes
+    print(f"{path}: {num_rows} x {len(classes)}, {predictions.kind} ({predictions.found})")
+    blank = None
+    if parsed.blank:
+        blank = read_predictions(Path(parsed.blank), predictions.kind)
+        if blank.values.shape[1] != len(classes):
+            raise InputError(f"{parsed.blank} has {blank.values.shape[1]} classes, {path} has {len(classes)}")
+    names = predictions.names or RowNumbers(num_rows)
+    truth, tuning = (
+        read_labels(Path(file), names, classes) if file else None for file in (config.truth, config.tune_on)
+    )
+    labeling = debias_rows(
+        predictions.chunks,
+        num_rows,
+        classes,
+        predictions.names,
+        config,
+        out=out,
+        truth=truth,
+        tuning=tuning,
+        blank=None if blank is None else torch.cat([*blank.chunks(1.0)]),
+    )
+    facts = [f"{num_rows:,} rows of {path}", f"{predictions.kind}: {predictions.found}"]
+    finish(labeling, out, _page(labeling, facts), {"kind": predictions.kind})
+
+
+def _page(labeling: Labeling, facts: Sequence[str]) -> str:
+    # What draws is slow to import, and not needed to find what is wrong with the input.
+    from debias_ssl.reporting.labels_page import labels_page
+    from debias_ssl.reporting.page import render
+
+    return render(labels_page(labeling, facts=facts, features=None, pictures=None), __version__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""CLIP's features of images, made once and kept on disk; `data/features.py` has the layout."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from debias_ssl.data.features import MANIFEST, read_manifest, shard_path
+from debias_ssl.data.reading import decode, unreadable
+from debias_ssl.data.streams import Place
+from debias_ssl.errors import InputError
+from debias_ssl.files import replacing, write_aside
+from debias_ssl.models.clip import Clip, encode
+from debias_ssl.trackers import all_sum_
+
+SHARD_SIZE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCache:
+    """A folder of features of images; those that could not be read have none."""
+
+    folder: Path
+    root: Path
+    names: Sequence[str]
+    """Of the images that have features, relative to the root."""
+    places: Int64[np.ndarray, " N"]
+    """Of these images among all."""
+    num_files: int
+    unreadable: dict[str, str]
+    """Names of the other images, with the reason."""
+
+    def chunks(self) -> Iterator[Float[Tensor, "n D"]]:
+        """The features, in the order of the names, read from disk as they are asked for."""
+        for number, shard in enumerate(_shards(self.num_files)):
+            start, stop = np.searchsorted(self.places, (shard.start, shard.stop))
+            values = np.load(shard_path(self.folder, number), mmap_mode="r", allow_pickle=False)
+            yield torch.from_numpy(values[self.places[start:stop] - shard.start].astype(np.float32))
+
+
+def embed(
+    clip: Clip,
+    files: Sequence[str],
+    root: Path,
+    folder: Path,
+    place: Place,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    on_error: Literal["stop", "skip"] = "stop",
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    progress: bool = False,
+) -> FeatureCache:
+    """Features of images, from a folder that has them, or made and kept there.
+
+    Each process makes whole shards, no batch crosses a shard's border, and a whole shard is never made again: however
+    many processes there are, and whenever they were stopped before, the shards have the same bits.
+
+    Args:
+        clip: the model.
+        files: the images, below `root`.
+        root: what names in the folder are relative to.
+        folder: where the features are kept.
+        place: this process among those that share the work.
+        batch_size: images that pass through the network at a time; those of a shard at most.
+        workers: processes that decode; 0 decodes in this one.
+        on_error: `stop` at an image that cannot be read, or `skip` it.
+        autocast: the precision that the network runs in.
+        progress: whether to show a progress bar.
+
+    Raises:
+        InputError: the folder holds features of other images or of another model, or an image cannot be read; every
+            process raises it.
+    """
+    root = Path(os.path.abspath(root))
+    files = [os.path.abspath(file) for file in files]
+    names = [os.path.relpath(file, root) for file in files]
+    _claim(folder, clip, root, names, place)
+    shards = _shards(len(files))
+    mine = range(place.rank, len(shards), place.num_processes)
+    missing = [number for number in mine if not _is_whole(folder, number, (len(shards[number]), clip.embed_dim))]
+    batches = [
+        shards[number][i : i + batch_size] for number in missing for i in range(0, len(shards[number]), batch_size)
+    ]
+    loader = DataLoader(
+        _Batches(files=files, preprocess=clip.preprocess, batches=batches),
+        batch_size=None,
+        # More decoding processes than cores only get into each other's way.
+        num_workers=min(workers, os.cpu_count() or 1, len(batches)),
+        pin_memory=place.device.type == "cuda",
+    )
+    failed = len(files)
+    num_images, is_quiet = sum(map(len, batches)), not (progress and batches)
+    with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar:
+        for number, loaded in groupby(zip(batches, loader, strict=True), lambda pair: pair[0].start // SHARD_SIZE):
+            first = shards[number].start
+            values = torch.full((len(shards[number]), clip.embed_dim), torch.nan, device=place.device)
+            for rows, (images, good) in loaded:
+                if len(good):
+                    with autocast():
+                        features = encode(clip, images.to(place.device, non_blocking=True))
+                    values[(rows.start - first + good).to(place.device)] = features
+                bar.update(len(rows))
+            lacking = values[:, 0].isnan().nonzero()
+            if on_error == "skip" or not len(lacking):
+                _write(shard_path(folder, number), values.half().cpu().numpy())
+                continue
+            failed = min(failed, first + int(lacking[0]))
+            # Several processes go on to their end: those that are done wait for the others, but not for ever.
+            if place.num_processes == 1:
+                break
+    failed = _first_of_all(failed, place)
+    if failed < len(files):
+        raise _without_features(files[failed])
+    return _opened(folder, root, files, names, on_error)
+
+
+def _opened(
+    folder: Path, root: Path, files: Sequence[str], names: Sequence[str], on_error: Literal["stop", "skip"]
+) -> FeatureCache:
+    """A folder with all of its shards, in which images that could not be read have rows that are no numbers."""
+    has_features = np.concatenate(
+        [
+            np.isfinite(np.load(shard_path(folder, number), mmap_mode="r", allow_pickle=False)[:, 0])
+            for number in range(len(_shards(len(files))))
+        ]
+    )
+    lacking, places = np.flatnonzero(~has_features).tolist(), np.flatnonzero(has_features)
+    if lacking and on_error == "stop":
+        raise _without_features(files[lacking[0]])
+    if not len(places):
+        raise InputError(f"none of {len(files)} images can be read, such as {files[0]!r}")
+    reasons = unreadable([files[i] for i in lacking], progress=False)
+    return FeatureCache(
+        folder=folder,
+        root=root,
+        names=[names[i] for i in places.tolist()],
+        places=places,
+        num_files=len(files),
+        unreadable={names[i]: reasons.get(files[i], "its features are no numbers") for i in lacking},
+    )
+
+
+def _without_features(file: str) -> InputError:
+    """The error to raise for an image that has no features."""
+    try:
+        decode(file)
+    except InputError as error:
+        return error
+    return InputError(f"the features of {file!r} are no numbers; remove it or skip it (on_error)")
+
+
+def _shards(num_files: int) -> list[range]:
+    return [range(first, min(first + SHARD_SIZE, num_files)) for first in range(0, num_files, SHARD_SIZE)]
+
+
+def _claim(folder: Path, clip: Clip, root: Path, names: Sequence[str], place: Place) -> None:
+    """Says in the folder whose features it holds, or checks what it says; all processes leave together."""
+    stats = [os.stat(root / name) for name in names]
+    own = {
+        "version": 1,
+        "model": clip.description,
+        "root": str(root),
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)],
+        "shard_size": SHARD_SIZE,
+        "dim": clip.embed_dim,
+    }
+    if (folder / MANIFEST).exists() or shard_path(folder, 0).exists():
+        found = read_manifest(folder)
+        if differing := _difference(found, own):
+            raise InputError(
+                f"{str(folder)!r} holds features of {differing}: name another folder by --features, or delete that one"
+            )
+    elif place.rank == 0:
+        try:
+            write_aside(folder / MANIFEST, json.dumps(own))
+        except OSError as error:
+            raise InputError(
+                f"cannot write to {str(folder)!r}: {error.strerror}; name another by --features"
+            ) from error
+    _first_of_all(0, place)
+
+
+def _difference(found: dict[str, Any], own: dict[str, Any]) -> str | None:
+    """What differs between two manifests, in words; None where nothing does."""
+    if found["model"] != own["model"]:
+        differing = [key for key in own["model"] if found["model"].get(key) != own["model"][key]]
+        return f"another model ({' and '.join(differing)} differ)"
+    if found["root"] != own["root"]:
+        return f"images in {found['root']!r}, not in {own['root']!r}"
+    before, now = ({name: rest for name, *rest in manifest["files"]} for manifest in (found, own))
+    changes = [f"{name!r} was removed" for name in before if name not in now]
+    changes += [f"{name!r} is new" for name in now if name not in before]
+    changes += [f"{name!r} has changed" for name in now if name in before and before[name] != now[name]]
+    if changes:
+        return f"other images ({changes[0]}" + (f", and {len(changes) - 1} more differ)" if len(changes) > 1 else ")")
+    if any(found[key] != own[key] for key in ("files", "shard_size", "dim")):
+        return "these images in another order or layout"
+    return None
+
+
+def _first_of_all(number: int, place: Place) -> int:
+    """The smallest of all processes' numbers; none goes on before all have come here."""
+    numbers = torch.zeros(place.num_processes, dtype=torch.int64, device=place.device)
+    numbers[place.rank] = number
+    return int(all_sum_(numbers).min())
+
+
+def _is_whole(folder: Path, number: int, shape: tuple[int, int]) -> bool:
+    try:
+        values = np.load(shard_path(folder, number), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return values.shape == shape and values.dtype == np.float16
+
+
+def _write(path: Path, values: Float16[np.ndarray, "n D"]) -> None:
+    with replacing(path) as aside, aside.open("wb") as file:
+        np.save(file, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batches(Dataset):
+    """What workers send: the preprocessed images of a batch that can be read, and their places in it."""
+
+    files: Sequence[str]
+    preprocess: Callable[[Any], Tensor]
+    batches: Sequence[range]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Int64[Tensor, " n"]]:
+        images, good = [], []
+        for i, row in enumerate(self.batches[number]):
+            try:
+                images.append(self.preprocess(decode(self.files[row])))
+            except InputError:
+                continue
+            good.append(i)
+        return torch.stack(images) if images else torch.empty(0), torch.tensor(good, dtype=torch.int64)

@@ -1,0 +1,588 @@
+"""Labels of rows of logits, before and after a class prior is removed: what `debias` and `label` share."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32, Int64
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from tqdm import tqdm
+
+from debias_ssl import metrics, priors
+from debias_ssl.calibration import expected_calibration_error
+from debias_ssl.data.datasets import UNKNOWN
+from debias_ssl.data.label_files import read_text
+from debias_ssl.errors import InputError, reason
+from debias_ssl.files import replacing, write_aside
+from debias_ssl.functional import SMALLEST_PROBABILITY, confusion_matrix
+from debias_ssl.priors import Chunks
+
+PriorName = Literal[
+    "none",
+    "marginal",
+    "fixed_point",
+    "momentum",
+    "confidence",
+    "stationary",
+    "transport",
+    "centering",
+    "content_free",
+]
+# Those that are the solution of an equation with the target in it.
+SOLVED = ("fixed_point", "transport")
+# Of the others, where nothing chooses it; docs/RESULTS.md has the comparison.
+ESTIMATED_STRENGTH = 0.75
+# Numbers that are held of a matrix at a time.
+CHUNK_NUMBERS = 2**22
+# What `tune_on` chooses the strength among.
+STRENGTHS = tuple(step / 10 for step in range(21))
+LARGEST_TEMPERATURE = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebiasConfig:
+    """Which class prior is removed from predictions, and how.
+
+    Args:
+        prior: what the classifier prefers: `marginal` is the mean of its probabilities, `fixed_point` and `transport`
+            are what must be removed for the probabilities, or the counts, to follow `target_prior`, `momentum` is the
+            running mean over batches, `confidence` the mean with sure rows counting more, `stationary` of the chain
+            from predicted class to probabilities, `centering` of the mean logits, `content_free` of blank images, and
+            `none` removes nothing.
+        strength: tau, how much of it is removed; null is chosen on `tune_on`, or else 1 for the priors that are solved
+            for (`fixed_point`, `transport`) and .75 for the others, in whose estimates some of the true shares remain.
+        temperature: logits are divided by it first; null is 1, or is fitted on `tune_on`.
+        target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, or a JSON or CSV
+            file of class and weight.
+        momentum: of the prior `momentum`, for each batch of 64 rows.
+        truth: for figures only: CSV of path,label or row,label, or .npy of class numbers.
+        tune_on: labels of a few rows in the same formats, to choose strength and temperature; those rows are left out
+            of all figures.
+    """
+
+    prior: PriorName = "stationary"
+    strength: float | None = None
+    temperature: float | None = None
+    target_prior: str = "uniform"
+    momentum: float = 0.99
+    truth: str | None = None
+    tune_on: str | None = None
+
+    def __post_init__(self):
+        for name, valid, range_ in (
+            ("strength", self.strength is None or 0 <= self.strength < math.inf, "at least 0"),
+            ("temperature", self.temperature is None or 0 < self.temperature < math.inf, "above 0"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+        ):
+            if not valid:
+                raise InputError(f"{name} is {getattr(self, name)}, must be {range_}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeling:
+    """What became of each row: arrays of N, however large the matrix was."""
+
+    classes: tuple[str, ...]
+    names: Sequence[str]
+    """Paths, or row numbers as text."""
+    plain: Int64[np.ndarray, " N"]
+    plain_confidence: Float32[np.ndarray, " N"]
+    """Of softmax(f / T)."""
+    label: Int64[np.ndarray, " N"]
+    confidence: Float32[np.ndarray, " N"]
+    top2_gap: Float32[np.ndarray, " N"]
+    """Of softmax(f / T - shift)."""
+    truth: Int64[np.ndarray, " N"]
+    """Negative where unknown."""
+    reported: Bool[np.ndarray, " N"]
+    """False for rows of `tune_on`."""
+    prior: Float[np.ndarray, " C"]
+    shift: Float[np.ndarray, " C"]
+    """What is subtracted from the logits."""
+    config: DebiasConfig
+    strength: float
+    temperature: float
+
+    def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
+        """Predictions of each class, of the reported rows."""
+        return np.bincount(getattr(self, which)[self.reported], minlength=len(self.classes))
+
+
+class RowNumbers(Sequence[str]):
+    """Names of rows that have no names: "0", "1", ..., made when they are asked for."""
+
+    def __init__(self, num: int):
+        self.num = num
+
+    def __len__(self) -> int:
+        return self.num
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        numbers = range(self.num)[index]
+        return str(numbers) if isinstance(numbers, int) else [str(number) for number in numbers]
+
+
+def rows_of_chunk(num_classes: int) -> int:
+    return max(1, CHUNK_NUMBERS // num_classes)
+
+
+def check_finite(logits: Float[Tensor, "n C"], first_row: int, classes: Sequence[str]) -> None:
+    """Raises InputError where a number is infinite or none; the first of these rows is the `first_row` of all."""
+    # The sum of finite numbers may overflow, that of others is never finite.
+    if not logits.sum().isfinite() and len(bad := (~logits.isfinite()).nonzero()):
+        row, k = bad[0].tolist()
+        raise InputError(
+            f"row {first_row + row} (from 0), class {classes[k]!r}: {logits[row, k].item()} is no finite number; "
+            "remove the row, or mend what made it"
+        )
+
+
+def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> Int64[np.ndarray, " N"]:
+    """The class numbers of rows, negative where unknown, for `truth` and `tune_on`.
+
+    Args:
+        path: CSV with the columns path and label, or row and label; or .npy of N class numbers. In a CSV file labels
+            are class names, and beside rows also class numbers.
+        names: of the rows, which the column path names.
+        classes: in the order of the columns.
+
+    Raises:
+        InputError: the file does not fit the rows, or a class is unknown.
+    """
+    if path.suffix == ".npy":
+        return _read_numbers(path, len(names), len(classes))
+    rows = csv.DictReader(io.StringIO(read_text(path)))
+    columns = rows.fieldnames or []
+    key = next((name for name in ("path", "row") if name in columns), None)
+    if key is None or "label" not in columns:
+        raise InputError(f"{path}: the first line must name the columns path or row, and label; it is {list(columns)}")
+    number = {name: k for k, name in enumerate(classes)}
+    if key == "row":
+        number = {str(k): k for k in range(len(classes))} | number
+    place = {name: i for i, name in enumerate(RowNumbers(len(names)) if key == "row" else names)}
+    labels, listed = np.full(len(names), UNKNOWN), np.zeros(len(names), dtype=bool)
+    for line, row in enumerate(rows, start=2):
+        name, label = (row[key] or "").strip(), (row["label"] or "").strip()
+        if label and label not in number:
+            raise InputError(f"{path}: entry {line - 1} has the unknown class {label!r}; {_some_of(classes)}")
+        i = place.get(name)
+        if i is None and key == "row":
+            raise InputError(f"{path}: entry {line - 1} is of row {name!r}, but rows are 0 to {len(names) - 1}")
+        if i is None:
+            continue
+        if listed[i]:
+            raise InputError(f"{path} lists {key} {name!r} twice: remove one of them")
+        listed[i] = True
+        labels[i] = number[label] if label else UNKNOWN
+    if not listed.any():
+        raise InputError(f"{path} lists none of the rows, such as {names[0]!r}; compare its column {key}")
+    return labels
+
+
+def _read_numbers(path: Path, num_rows: int, num_classes: int) -> Int64[np.ndarray, " N"]:
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
+    if labels.shape != (num_rows,) or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{path} is {labels.dtype} of shape {labels.shape}; {num_rows} class numbers are expected, one a row"
+        )
+    if labels.max() >= num_classes:
+        raise InputError(f"{path}: row {int(labels.argmax())} has class {labels.max()}, but there are {num_classes}")
+    return np.maximum(labels.astype(np.int64), UNKNOWN)
+
+
+def read_target(target_prior: str, classes: tuple[str, ...]) -> Float[Tensor, " C"] | None:
+    """The shares that the setting `target_prior` gives to the classes; None where `em` is to estimate them.
+
+    Raises:
+        InputError: the file does not give each class a weight.
+    """
+    if target_prior == "em":
+        return None
+    if target_prior == "uniform":
+        return torch.full((len(classes),), 1 / len(classes), dtype=torch.float64)
+    path = Path(target_prior)
+    if not path.is_file():
+        raise InputError(f"target_prior is {target_prior!r}: neither uniform nor em, nor a file")
+    pairs = _read_pairs(path)
+    weights, known = dict(pairs), set(classes)
+    wrong = [f"has {name!r}, which is no class" for name in weights if name not in known]
+    wrong += [f"does not have the class {name!r}" for name in classes if name not in weights]
+    wrong += [f"has {name!r} twice" for name, num in Counter(name for name, _ in pairs).items() if num > 1]
+    if wrong:
+        raise InputError(f"{path} {wrong[0]}; target_prior needs each of the {len(classes)} classes once")
+    for name, weight in pairs:
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise InputError(f"{path}: the weight of {name!r} is {weight!r}, must be a number of at least 0")
+    target = torch.tensor([weights[name] for name in classes], dtype=torch.float64)
+    if target.sum() == 0:
+        raise InputError(f"{path}: all weights are 0; the classes that there are need weights above 0")
+    return target / target.sum()
+
+
+def _read_pairs(path: Path) -> list[tuple[str, Any]]:
+    """Classes and weights of a file, as it has them; a weight that is no number stays text."""
+    text = read_text(path)
+    if path.suffix == ".json":
+        try:
+            pairs = json.loads(text, object_pairs_hook=list)
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {reason(error)}") from error
+        if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+            raise InputError(f"{path} must be an object of class and weight")
+        return pairs
+    rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    if rows and rows[0] == ["class", "weight"]:
+        rows = rows[1:]
+    uneven = next((row for row in rows if len(row) != 2), None)
+    if uneven is not None:
+        raise InputError(f"{path}: {','.join(uneven)!r} is not class,weight")
+    return [(name.strip(), _number(weight)) for name, weight in rows]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _some_of(classes: tuple[str, ...]) -> str:
+    return f"the classes are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """The chunks of all rows, checked, with a progress bar each time that they are gone through."""
+
+    chunks: Callable[[float], Chunks]
+    temperature: float
+    num_rows: int
+    classes: tuple[str, ...]
+    title: str
+    is_quiet: bool
+
+    def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
+        first = 0
+        with tqdm(
+            total=self.num_rows, desc=self.title, unit="rows", unit_scale=True, disable=self.is_quiet, leave=False
+        ) as bar:
+            for logits in self.chunks(self.temperature):
+                check_finite(logits, first, self.classes)
+                yield logits
+                first += len(logits)
+                bar.update(len(logits))
+
+
+def debias_rows(
+    chunks: Callable[[float], Chunks],
+    num_rows: int,
+    classes: tuple[str, ...],
+    names: Sequence[str] | None,
+    config: DebiasConfig,
+    *,
+    out: Path,
+    truth: Int64[np.ndarray, " N"] | None = None,
+    tuning: Int64[np.ndarray, " N"] | None = None,
+    blank: Float[Tensor, "K C"] | None = None,
+    is_quiet: bool = False,
+) -> Labeling:
+    """Labels rows without the class prior that a setting names, and writes labels.csv, probs.npy and classes.json.
+
+    Args:
+        chunks: gives the logits in row order, divided by a temperature, as often as it is asked to.
+        num_rows: how many rows they have together.
+        classes: names of the columns.
+        names: of the rows; None numbers them.
+        config: what is removed.
+        out: the folder to write to.
+        truth: class numbers, negative where unknown, for figures.
+        tuning: class numbers of the rows of `tune_on`, negative elsewhere.
+        blank: logits of images that show nothing, for the prior `content_free`.
+        is_quiet: no progress bars.
+
+    Raises:
+        InputError: a number is not finite, or the settings need what is not there; nothing is written then.
+    """
+    if config.prior == "content_free" and blank is None:
+        raise InputError("the prior content_free needs the logits of a blank image: give them by --blank FILE")
+    target = read_target(config.target_prior, classes)
+    tuned = np.flatnonzero(tuning >= 0) if tuning is not None else np.array([], dtype=np.int64)
+    if tuning is not None and not len(tuned):
+        raise InputError(f"tune_on ({config.tune_on}) has a label for none of the rows")
+
+    def rows(temperature: float, title: str) -> _Pass:
+        return _Pass(
+            chunks=chunks, temperature=temperature, num_rows=num_rows, classes=classes, title=title, is_quiet=is_quiet
+        )
+
+    labels = torch.from_numpy(tuning[tuned]) if tuning is not None else torch.tensor([], dtype=torch.int64)
+    few = _gather(rows(1.0, "tuning"), tuned)
+    temperature = config.temperature or (_best_temperature(few, labels) if len(few) else 1.0)
+    prior, shift_of = _find_shift(rows(temperature, "prior"), config, target, blank, temperature, len(classes))
+    strength = config.strength
+    if strength is None:
+        untuned = 1.0 if config.prior in SOLVED else ESTIMATED_STRENGTH
+        strength = _best_strength(few / temperature, labels, shift_of) if len(few) else untuned
+    shift = shift_of(strength)
+    labeled = _write_rows(rows(temperature, "labels"), shift, names, classes, num_rows, out)
+    return Labeling(
+        classes=classes,
+        names=RowNumbers(num_rows) if names is None else names,
+        **labeled,
+        truth=np.full(num_rows, UNKNOWN) if truth is None else truth,
+        reported=np.ones(num_rows, dtype=bool) if tuning is None else tuning < 0,
+        prior=prior.numpy(),
+        shift=shift.numpy(),
+        config=config,
+        strength=strength,
+        temperature=temperature,
+    )
+
+
+def _find_shift(
+    chunks: Chunks,
+    config: DebiasConfig,
+    target: Float[Tensor, " C"] | None,
+    blank: Float[Tensor, "K C"] | None,
+    temperature: float,
+    num_classes: int,
+) -> tuple[Float[Tensor, " C"], Callable[[float], Float[Tensor, " C"]]]:
+    """The prior q, and the shift as a function of the strength tau.
+
+    tau log q where q balances towards the target; else tau (log q - log target), or tau log q - log pi with pi the
+    shares of the rows by expectation maximization, given that the classifier's own prior is softmax(tau log q).
+    """
+    uniform = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
+    if config.prior in SOLVED:
+        towards = priors.expectation_maximization(chunks, uniform) if target is None else target
+        balance = priors.balancing if config.prior == "fixed_point" else priors.transport
+        q = balance(chunks, towards)
+        # Its classes are all possible: cut off, a rare one would stay unbalanced.
+        log_q = q.clamp(min=torch.finfo(q.dtype).tiny).log()
+        return q, lambda strength: strength * log_q
+    if config.prior == "none":
+        q, log_q = uniform, torch.zeros_like(uniform)
+    else:
+        q = _estimate(chunks, config, blank, temperature)
+        log_q = _log(q)
+
+    def shift_of(strength: float) -> Float[Tensor, " C"]:
+        if target is None:
+            source = (strength * log_q).softmax(-1)
+            return strength * log_q - _log(priors.expectation_maximization(chunks, source))
+        # The logarithm of a uniform target is a constant, which softmax does not see.
+        return strength * (log_q if config.target_prior == "uniform" else log_q - _log(target))
+
+    return q, shift_of
+
+
+def _estimate(
+    chunks: Chunks, config: DebiasConfig, blank: Float[Tensor, "K C"] | None, temperature: float
+) -> Float[Tensor, " C"]:
+    match config.prior:
+        case "momentum":
+            return priors.running_mean(chunks, config.momentum)
+        case "confidence":
+            return priors.confidence_weighted(chunks)
+        case "stationary":
+            return priors.stationary(chunks)
+        case "centering":
+            return priors.centering(chunks)
+        case "content_free":
+            assert blank is not None
+            return priors.content_free(blank / temperature)
+        case _:
+            return priors.mean_probs(chunks)
+
+
+def _log(prior: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+    return prior.clamp(min=SMALLEST_PROBABILITY).log()
+
+
+def _gather(chunks: Chunks, rows: Int64[np.ndarray, " R"]) -> Float[Tensor, "R C"]:
+    """A few rows, in their order; none without a pass."""
+    found, first = [], 0
+    for logits in chunks if len(rows) else ():
+        inside = rows[(rows >= first) & (rows < first + len(logits))] - first
+        found.append(logits[torch.from_numpy(inside)].double())
+        first += len(logits)
+    return torch.cat(found) if found else torch.zeros(0, 0, dtype=torch.float64)
+
+
+def _best_temperature(logits: Float[Tensor, "R C"], labels: Int64[Tensor, " R"]) -> float:
+    """The T of the smallest cross-entropy of softmax(f / T), which has one minimum only (arXiv 1706.04599)."""
+    largest = math.log(LARGEST_TEMPERATURE)
+    found: Any = minimize_scalar(
+        lambda log_t: F.cross_entropy(logits / math.exp(log_t), labels).item(),
+        bounds=(-largest, largest),
+        method="bounded",
+    )
+    return math.exp(found.x)
+
+
+def _best_strength(
+    logits: Float[Tensor, "R C"], labels: Int64[Tensor, " R"], shift_of: Callable[[float], Float[Tensor, " C"]]
+) -> float:
+    """The strength, of 0, .1, ..., 2, of the smallest cross-entropy of softmax(f / T - shift)."""
+    return min(STRENGTHS, key=lambda strength: F.cross_entropy(logits - shift_of(strength), labels).item())
+
+
+def _write_rows(
+    chunks: Chunks,
+    shift: Float[Tensor, " C"],
+    names: Sequence[str] | None,
+    classes: tuple[str, ...],
+    num_rows: int,
+    out: Path,
+) -> dict[str, np.ndarray]:
+    """Labels and writes all rows in one pass; gives the arrays of a Labeling."""
+    plain, label = np.zeros((2, num_rows), dtype=np.int64)
+    plain_confidence, confidence, top2_gap = np.zeros((3, num_rows), dtype=np.float32)
+    text = [*classes]
+    row_names = RowNumbers(num_rows) if names is None else names
+    with (
+        replacing(out / "labels.csv") as labels_file,
+        replacing(out / "probs.npy") as probs_file,
+        # Names of files need not be text.
+        labels_file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(
+            ["row" if names is None else "path", "label", "confidence", "top2_gap", "plain_label", "plain_confidence"]
+        )
+        stored = np.lib.format.open_memmap(probs_file, mode="w+", dtype=np.float16, shape=(num_rows, len(classes)))
+        first = 0
+        for logits in chunks:
+            rows = slice(first, first + len(logits))
+            first = rows.stop
+            top, number = logits.softmax(-1).max(-1)
+            plain_confidence[rows], plain[rows] = top, number
+            probs = (logits - shift.to(logits.dtype)).softmax(-1)
+            stored[rows] = probs.half()
+            top, number = probs.max(-1)
+            second = probs.scatter_(-1, number[:, None], -1).amax(-1)
+            confidence[rows], label[rows], top2_gap[rows] = top, number, top - second
+            for name, k, high, gap, before, high_before in zip(
+                row_names[rows],
+                label[rows].tolist(),
+                confidence[rows].tolist(),
+                top2_gap[rows].tolist(),
+                plain[rows].tolist(),
+                plain_confidence[rows].tolist(),
+                strict=True,
+            ):
+                table.writerow([name, text[k], f"{high:.6f}", f"{gap:.6f}", text[before], f"{high_before:.6f}"])
+        stored.flush()
+        del stored
+    write_aside(out / "classes.json", json.dumps(text, ensure_ascii=False) + "\n")
+    return {
+        "plain": plain,
+        "plain_confidence": plain_confidence,
+        "label": label,
+        "confidence": confidence,
+        "top2_gap": top2_gap,
+    }
+
+
+def summary_of(labeling: Labeling) -> dict[str, Any]:
+    """The figures of `summary.json`, of the reported rows: fractions in [0, 1]."""
+    reported, classes = labeling.reported, labeling.classes
+    counts = {"plain": labeling.counts("plain"), "debiased": labeling.counts("label")}
+    summary = {
+        "num": int(reported.sum()),
+        "num_tuned_on": int((~reported).sum()),
+        "num_changed": int((labeling.plain != labeling.label)[reported].sum()),
+        "prior": labeling.config.prior,
+        "strength": labeling.strength,
+        "temperature": labeling.temperature,
+        "target_prior": labeling.config.target_prior,
+        "class_prior": dict(zip(classes, labeling.prior.tolist(), strict=True)),
+        "counts": {key: dict(zip(classes, each.tolist(), strict=True)) for key, each in counts.items()},
+        "count_entropy": {key: _entropy(each) for key, each in counts.items()},
+    }
+    known = reported & (labeling.truth >= 0)
+    if known.any():
+        truth = torch.from_numpy(labeling.truth[known])
+        for key, label, confidence in (
+            ("plain", labeling.plain, labeling.plain_confidence),
+            ("debiased", labeling.label, labeling.confidence),
+        ):
+            predicted = torch.from_numpy(label[known])
+            summary[key] = metrics.summarize(confusion_matrix(truth, predicted, len(classes))) | {
+                "ece": expected_calibration_error(torch.from_numpy(confidence[known]), predicted == truth).item()
+            }
+    return summary
+
+
+def _entropy(counts: Int64[np.ndarray, " C"]) -> float:
+    """Entropy of shares as a fraction of the largest one; 1 where all classes have the same."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum() / math.log(len(counts))) + 0.0
+
+
+def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
+    """What `summary.json` says, for a terminal."""
+    figures = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "h mean"}
+    figures = figures | {"ece": "ece"} if "plain" in summary else {}
+    lines = [f"{'':<10}" + "".join(f"{title:>15}" for title in [*figures.values(), "count entropy"])]
+    for key in ("plain", "debiased"):
+        cells = [summary[key][figure] for figure in figures] + [summary["count_entropy"][key]]
+        lines.append(f"{key:<10}" + "".join(f"{100 * value:>13.2f} %" for value in cells))
+    plain, debiased = summary["counts"]["plain"], summary["counts"]["debiased"]
+    by_change = sorted(plain, key=lambda name: plain[name] - debiased[name])
+    for title, order, sign in (("risen", by_change, 1), ("fallen", by_change[::-1], -1)):
+        moved = [name for name in order[:num_named] if sign * (debiased[name] - plain[name]) > 0]
+        if moved:
+            lines.append(f"{title:<10}" + ", ".join(f"{name} ({plain[name]} -> {debiased[name]})" for name in moved))
+    changed, num = summary["num_changed"], summary["num"]
+    lines.append(f"{changed} of {num} labels changed ({changed / max(num, 1):.2%})")
+    return "\n".join(lines)
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    """Raises InputError where the folder holds labels that may not be replaced."""
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"cannot write to --out {str(out)!r}: {str(nearest)!r} is no folder that may be written to")
+    held = next((name for name in ("labels.csv", "summary.json") if (out / name).exists()), None)
+    if held and not overwrite:
+        raise InputError(f"{str(out)!r} holds {held}: choose another --out, or pass --overwrite to replace it")
+
+
+def finish(labeling: Labeling, out: Path, page: str, further: Mapping[str, Any]) -> None:
+    """Writes summary.json and report.html beside the labels, and says on stdout what was done.
+
+    Args:
+        labeling: what is told of.
+        out: the folder.
+        page: the report, as HTML.
+        further: entries of summary.json beside those of `summary_of`.
+    """
+    summary = summary_of(labeling)
+    write_aside(out / "report.html", page)
+    write_aside(out / "summary.json", json.dumps(summary | dict(further), indent=1, ensure_ascii=False) + "\n")
+    chosen = f", on {summary['num_tuned_on']} rows of {labeling.config.tune_on}" if labeling.config.tune_on else ""
+    print(
+        f"prior {labeling.config.prior}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "
+        f"temperature {labeling.temperature:.4g}{chosen}"
+    )
+    print(summary_table(summary))
+    print(out)

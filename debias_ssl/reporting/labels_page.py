@@ -1,0 +1,395 @@
+"""The page of labels: rows of predictions before and after a class prior is removed."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import csr_matrix
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from debias_ssl.functional import confusion_matrix
+from debias_ssl.labeling import Labeling, summary_of
+from debias_ssl.reporting import figures
+from debias_ssl.reporting.figures import NAMED, plain, shortened
+from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent
+from debias_ssl.reporting.parts import Pictures, changed_sheet, confusion_figure, reliability_figure, wrong_sheet
+
+MOST_CHANGED = 12
+# Classes in a block of the class correlation, and neighbors of each.
+BLOCK, NEIGHBORS = 10, 9
+TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}
+TABLE |= {"ece": "ECE"}
+
+Confusion = Int[np.ndarray, "C C"]
+
+
+def labels_page(
+    labeling: Labeling,
+    *,
+    facts: Sequence[str],
+    features: Callable[[], Iterable[Float[Tensor, "_ D"]]] | None,
+    pictures: Pictures | None,
+) -> Page:
+    """What removing a class prior does to predictions; rows that strength and temperature were chosen on are left out.
+
+    Args:
+        labeling: the labels of all rows.
+        facts: lines below the title: what was labeled, by what.
+        features: gives the features of all rows in row order, in chunks, to compare classes by.
+        pictures: gives the images of some rows.
+    """
+    config, kept = labeling.config, np.flatnonzero(labeling.reported)
+    setting = (
+        f"prior {config.prior}, strength {labeling.strength:g}, temperature {labeling.temperature:.4g}, "
+        f"target {config.target_prior}"
+    )
+    notes = []
+    if len(kept) < len(labeling.reported):
+        tuned = len(labeling.reported) - len(kept)
+        notes.append(f"Left out of all figures: {tuned:,} rows that strength and temperature may be chosen on.")
+    sections = []
+    if len(kept):
+        shown = _only(labeling, kept)
+        sections = [headline(shown), counts(shown)]
+        if (shown.truth >= 0).any():
+            sections.append(against_truth(shown))
+        if features is not None:
+            sections.append(class_correlation(shown, kept, len(labeling.reported), features()))
+        if pictures is not None:
+            sections.append(examples(shown, lambda rows: pictures(kept[rows].tolist())))
+        sections.append(Section(title="All classes", tables=[class_table(shown)]))
+    return Page(
+        title="Labels before and after debiasing",
+        facts=[*facts, f"{len(labeling.classes):,} classes; {setting}"],
+        notes=notes,
+        sections=[section for section in sections if section.tables or section.figures or section.sheets],
+    )
+
+
+def _only(labeling: Labeling, kept: Int[np.ndarray, " R"]) -> Labeling:
+    """Some rows of a labeling."""
+    if len(kept) == len(labeling.reported):
+        return labeling
+    arrays = ("plain", "plain_confidence", "label", "confidence", "top2_gap", "truth", "reported")
+    rows: dict[str, Any] = {name: getattr(labeling, name)[kept] for name in arrays}
+    return replace(labeling, names=[labeling.names[i] for i in kept.tolist()], **rows)
+
+
+def _crossed(first: Int[np.ndarray, " N"], second: Int[np.ndarray, " N"], num_classes: int) -> Confusion:
+    """Numbers of rows by their first and second class; rows without a first one (negative) are left out."""
+    return confusion_matrix(torch.from_numpy(first), torch.from_numpy(second), num_classes).numpy()
+
+
+def headline(labeling: Labeling) -> Section:
+    summary = summary_of(labeling)
+    known = int((labeling.truth >= 0).sum())
+    which = {"plain": labeling.plain_confidence, "debiased": labeling.confidence}
+    tables = []
+    if known:
+        rows = [[key, *(percent(summary[key][name]) for name in TABLE)] for key in which]
+        caption = f"On the {known:,} rows whose truth is known."
+        tables.append(Table(title="Against the truth", head=["", *TABLE.values()], rows=rows, caption=caption))
+    rows = []
+    for key, confidence in which.items():
+        number = np.array([*summary["counts"][key].values()])
+        ends = (
+            f"{percent(number[k] / number.sum())} ({shortened(labeling.classes[k], 24)})"
+            for k in (number.argmin(), number.argmax())
+        )
+        rows.append([key, f"{summary['count_entropy'][key]:.4f}", *ends, percent(confidence.mean(dtype=float))])
+    caption = (
+        f"Debiasing changes {summary['num_changed']:,} of {summary['num']:,} labels "
+        f"({percent(summary['num_changed'] / summary['num'])}). "
+        "The entropy is that of the shares of predicted classes, 1 where all classes have the same."
+    )
+    head = ["", "entropy of counts", "smallest class", "largest class", "mean confidence"]
+    tables.append(Table(title="What is predicted", head=head, rows=rows, caption=caption))
+    return Section(title="Figures", tables=tables)
+
+
+def counts(labeling: Labeling) -> Section:
+    """Predicted counts before and after, the prior, and where labels went."""
+    number = [np.bincount(labeling.truth[labeling.truth >= 0], minlength=len(labeling.classes))]
+    number += [labeling.counts("plain"), labeling.counts("label")]
+    true, before, after = (each / max(1, each.sum()) for each in number)
+    drawn = [_shares(before, after, true if true.any() else None, labeling.classes)]
+    if labeling.config.prior != "none":
+        drawn.append(_prior(labeling))
+    return Section(title="Counts", tables=[flow_table(labeling)], figures=drawn)
+
+
+def _shares(
+    before: Float[np.ndarray, " C"],
+    after: Float[np.ndarray, " C"],
+    true: Float[np.ndarray, " C"] | None,
+    names: Sequence[str],
+) -> Figure:
+    said = [
+        f"{kind} labels are most often {named(share, names, [int(share.argmax())])}, "
+        f"least often {named(share, names, [int(share.argmin())])}"
+        for kind, share in (("plain", before), ("debiased", after), ("true", true))
+        if share is not None
+    ]
+    kinds = ("line-0", "line-1", "line-2") if len(names) > NAMED else ("bar-0", "outline", "tick-1")
+    meanings = ("share of debiased labels", "share of plain labels", "true share")
+    goal, what = (
+        (true, "the true shares") if true is not None else (np.full(len(names), 1 / len(names)), "equal shares")
+    )
+    away = [percent(np.abs(share - goal).sum() / 2, 1) for share in (before, after)]
+    sorted_ = "Each curve is sorted by itself. " if len(names) > NAMED else ""
+    return Figure(
+        title="Labels of each class",
+        svg=figures.class_shares(
+            after,
+            before,
+            true,
+            names,
+            f"Shares of {len(names)} classes: {'; '.join(said)}.",
+            top=1.08 * max(share.max() for share in (before, after, true) if share is not None),
+            small=False,
+        ),
+        legend=[*zip(kinds, meanings, strict=True)][: 2 if true is None else 3],
+        caption=f"{sorted_}For {what}, {away[0]} of plain labels would have to be others, {away[1]} of debiased ones.",
+    )
+
+
+def _prior(labeling: Labeling) -> Figure:
+    prior, names = labeling.prior, labeling.classes
+    order = np.argsort(-prior, kind="stable").tolist()
+    half = min(3, len(order) // 2)
+    largest, smallest = named(prior, names, order[:half], 2), named(prior, names, order[len(order) - half :], 2)
+    level = 1 / len(names)
+    return Figure(
+        title="The prior",
+        svg=figures.class_shares(
+            prior[order],
+            None,
+            None,
+            [names[k] for k in order],
+            f"Prior of {len(names)} classes: largest {largest}; smallest {smallest}; uniform {percent(level)}.",
+            top=1.08 * max(float(prior.max()), level),
+            level=level,
+            small=False,
+        ),
+        legend=[("level", "all classes alike")],
+        caption=f"What the classifier prefers, by the estimate {labeling.config.prior}, and what is taken out. "
+        f"Largest: {largest}; smallest: {smallest}.",
+    )
+
+
+def flow_table(labeling: Labeling) -> Table:
+    """The classes whose counts change most, and where their labels come from and go to."""
+    names = labeling.classes
+    flows = _crossed(labeling.plain, labeling.label, len(names))
+    before, after = flows.sum(1), flows.sum(0)
+    np.fill_diagonal(flows, 0)
+    known = labeling.truth >= 0
+    true = np.bincount(labeling.truth[known], minlength=len(names))
+    change = after - before
+    order = [int(k) for k in np.argsort(-np.abs(change), kind="stable")[:MOST_CHANGED] if change[k]]
+
+    def most(number: Int[np.ndarray, " C"]) -> tuple[str, str]:
+        k = int(number.argmax())
+        return f"{number.sum():,}", f"{shortened(names[k], 24)} ({number[k]:,})" if number[k] else "-"
+
+    rows = []
+    for k in order:
+        cells = [names[k], f"{before[k]:,}", f"{after[k]:,}", *([f"{true[k]:,}"] if known.any() else [])]
+        rows.append([*cells, *most(flows[:, k]), *most(flows[k])])
+    head = ["class", "plain", "debiased", *(_true_head(known) if known.any() else [])]
+    caption = f"The {len(order)} classes whose counts change most." if order else "No count changes."
+    return Table(
+        title="Where labels went", head=[*head, "gained", "most from", "lost", "most to"], rows=rows, caption=caption
+    )
+
+
+def _true_head(known: np.ndarray) -> list[str]:
+    return ["true" if known.all() else f"true, of {known.sum():,}"]
+
+
+def against_truth(labeling: Labeling) -> Section:
+    """Confusion, precision and recall by count, and calibration, where the truth is known."""
+    names, truth = labeling.classes, labeling.truth
+    which = {"plain": (labeling.plain, labeling.plain_confidence), "debiased": (labeling.label, labeling.confidence)}
+    drawn = [
+        confusion_figure(_crossed(truth, label, len(names)), names, f"Confusion, {kind}", f"{kind} labels")
+        for kind, (label, _) in which.items()
+    ]
+    drawn.append(_scores_by_count(_crossed(truth, labeling.plain, len(names)), names))
+    drawn += [
+        reliability_figure(confidence, label, truth, f"Reliability, {kind}")
+        for kind, (label, confidence) in which.items()
+    ]
+    return Section(title="Against the truth", figures=drawn)
+
+
+def precisions_and_recalls(
+    confusion: Confusion,
+) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
+    """Of each class; nan where it is never predicted, or has no rows."""
+    right = confusion.diagonal()
+    with np.errstate(invalid="ignore"):
+        return right / confusion.sum(0), right / confusion.sum(1)
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
+    """Spearman's, in words; there is none of fewer than three classes, or of numbers that are all the same."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return "-"
+    found: Any = spearmanr(x, y)
+    return f"{found.statistic:.2f}"
+
+
+def _scores_by_count(confusion: Confusion, names: Sequence[str]) -> Figure:
+    precision, recall = precisions_and_recalls(confusion)
+    predicted = confusion.sum(0)
+    seen = np.flatnonzero((predicted > 0) & (confusion.sum(1) > 0))
+    never = [names[k] for k in np.flatnonzero(predicted == 0).tolist()]
+    by_recall, by_precision = (rank_correlation(predicted[seen], each[seen]) for each in (recall, precision))
+    words = f"rank correlation with the count: recall {by_recall}, precision {by_precision}"
+    hidden = ""
+    if never:
+        some = ", ".join(plain(name) for name in never[:5]) + (", …" if len(never) > 5 else "")
+        hidden = f" Never predicted, and not drawn: {len(never)} ({some})."
+    return Figure(
+        title="Precision and recall by predicted count, plain",
+        svg=figures.class_scatter(
+            predicted[seen],
+            np.stack([recall[seen], precision[seen]]),
+            f"Recall and precision of {len(seen)} classes over their number of plain labels; {words}.",
+            x_label="plain labels of the class",
+        ),
+        legend=[("mark-0", "recall"), ("mark-1", "precision")],
+        caption=f"A dot and a square for each class; {words}. A biased classifier finds most of the classes that it "
+        f"prefers, and is wrong the more often when it names them.{hidden}",
+    )
+
+
+def class_means(
+    features: Iterable[Float[Tensor, "_ D"]], classes: Int[np.ndarray, " N"], num_classes: int
+) -> Float[np.ndarray, "C D"]:
+    """Mean features of classes, in one pass; rows of no class (negative) are left out, classes without rows are nan."""
+    sums, first = 0.0, 0
+    for chunk in features:
+        own = classes[first : first + len(chunk)]
+        rows = np.flatnonzero(own >= 0)
+        # As a product with a sparse matrix of memberships: index_add_ takes ten times as long.
+        member = csr_matrix((np.ones(len(rows)), (own[rows], rows)), shape=(num_classes, len(chunk)))
+        sums = sums + member @ chunk.double().numpy()
+        first += len(chunk)
+    number = np.bincount(classes[classes >= 0], minlength=num_classes)
+    with np.errstate(invalid="ignore"):
+        return sums / number[:, None]
+
+
+def nearest_classes(
+    means: Float[np.ndarray, "C D"], shown: Sequence[int], among: Int[np.ndarray, " A"], num: int
+) -> tuple[Int[np.ndarray, "S K"], Float[np.ndarray, "S K"]]:
+    """The others nearest to some classes by the cosine of mean features, nearest first, and these cosines.
+
+    Args:
+        means: of all classes.
+        shown: the classes whose neighbors are wanted, all of them in `among`.
+        among: the classes that may be neighbors.
+        num: how many neighbors; there are fewer where there are not as many other classes.
+    """
+    unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    cosine = unit[np.array(shown)] @ unit[among].T
+    cosine[np.array(shown)[:, None] == among] = -np.inf
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, : min(num, len(among) - 1)]
+    return among[order], np.take_along_axis(cosine, order, axis=1)
+
+
+def class_correlation(
+    labeling: Labeling, kept: Int[np.ndarray, " R"], num_rows: int, features: Iterable[Float[Tensor, "_ D"]]
+) -> Section:
+    """How near the most and the least predicted classes are to others; nothing for fewer than four classes with rows.
+
+    Args:
+        labeling: the rows that are shown.
+        kept: their places among all rows.
+        num_rows: of all, those of the features.
+        features: of all rows.
+    """
+    names, known = labeling.classes, (labeling.truth >= 0).all()
+    own = np.full(num_rows, -1)
+    own[kept] = labeling.truth if known else labeling.plain
+    present = np.flatnonzero(np.bincount(own[kept], minlength=len(names)))
+    half = min(BLOCK, len(present) // 2)
+    if half < 2:
+        return Section(title="Class correlation")
+    by_count = present[np.argsort(-labeling.counts("plain")[present], kind="stable")]
+    shown = [*by_count[:half].tolist(), *by_count[len(by_count) - half :].tolist()]
+    near, cosine = nearest_classes(class_means(features, own, len(names)), shown, present, NEIGHBORS)
+    most, least = cosine[:half].mean(), cosine[half:].mean()
+    low, high = cosine.min(), cosine.max()
+    drawn = []
+    for kind, block, mean in (("most", slice(half), most), ("least", slice(half, None), least)):
+        words = f"mean {mean:.3f}, nearest alone {cosine[block, 0].mean():.3f}"
+        drawn.append(
+            Figure(
+                title=f"The {half} {kind} predicted classes",
+                svg=figures.neighbors(
+                    (cosine[block] - low) / max(high - low, 1e-9),
+                    [names[k] for k in shown[block]],
+                    [names[k] for k in near[block, 0]],
+                    [[f"{value:.2f}".replace("0.", ".", 1) for value in row] for row in cosine[block]],
+                    f"Cosine similarity of the {half} {kind} predicted classes to their {near.shape[1]} nearest, from "
+                    f"{low:.3f} (clear) to {high:.3f} (full color): {words}.",
+                ),
+                caption=f"Cosine to the {near.shape[1]} nearest classes: {words}.",
+            )
+        )
+    outcome = "so it is here" if least > most else "here it is not so"
+    text = (
+        f"Cosine similarity of the mean features of classes ({'true' if known else 'by plain label'}). Classes that "
+        "are predicted least are said to be the more entangled with others (arXiv 2201.01490): "
+        f"{outcome}, {least:.3f} among the least predicted and {most:.3f} among the most."
+    )
+    head = ["class", *(str(rank) for rank in range(1, near.shape[1] + 1))]
+    rows = [
+        [names[k], *(f"{shortened(names[j], 24)} {value:.3f}" for j, value in zip(*pair, strict=True))]
+        for k, *pair in zip(shown, near, cosine, strict=True)
+    ]
+    table = Table(title="The neighbors by name", head=head, rows=rows, is_closed=True)
+    return Section(title="Class correlation", text=text, tables=[table], figures=drawn)
+
+
+def examples(labeling: Labeling, pictures: Pictures) -> Section:
+    names, classes, truth = labeling.names, labeling.classes, labeling.truth
+    what = "rows whose truth is known"
+    sheets = [
+        changed_sheet(labeling.plain, labeling.label, labeling.confidence, truth, classes, names, pictures),
+        wrong_sheet(labeling.label, labeling.confidence, truth, classes, names, pictures, what),
+    ]
+    text = "Confidence is that after debiasing."
+    return Section(title="Examples", text=text, sheets=[sheet for sheet in sheets if sheet.pictures])
+
+
+def class_table(labeling: Labeling) -> Table:
+    """The numbers behind the figures of classes."""
+    names, known = labeling.classes, labeling.truth >= 0
+    before, after = labeling.counts("plain"), labeling.counts("label")
+    head = ["class", "prior", "shift", "plain", "debiased"]
+    columns: list[list[str]] = [
+        [percent(value, 3) for value in labeling.prior],
+        [f"{value:.3f}" for value in labeling.shift],
+        *([f"{number:,}" for number in each] for each in (before, after)),
+    ]
+    if known.any():
+        confusions = [_crossed(labeling.truth, label, len(names)) for label in (labeling.plain, labeling.label)]
+        scores = [precisions_and_recalls(confusion) for confusion in confusions]
+        head += [*_true_head(known), "recall, plain", "recall, debiased", "precision, plain", "precision, debiased"]
+        columns.append([f"{number:,}" for number in confusions[0].sum(1)])
+        columns += [[percent(value, 1) for value in score[i]] for i in (1, 0) for score in scores]
+    return Table(
+        title="Each class in numbers",
+        head=head,
+        rows=[[name, *cells] for name, *cells in zip(names, *columns, strict=True)],
+        caption="The shift is what is subtracted from the logits of a class.",
+        is_closed=True,
+    )

@@ -1,0 +1,221 @@
+"""CLIP from open_clip: what is loaded is what was trained, or an error says what to pass instead."""
+
+import json
+import logging
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from small_clip import MODEL, PREPROCESSING, save_clip
+
+from debias_ssl.errors import InputError
+from debias_ssl.models.clip import Clip, blank_features, encode, load_clip, zero_shot_weights
+
+CPU = torch.device("cpu")
+TINY = Path(__file__).parents[2] / ".." / "shared" / "models" / "tiny-clip"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("clip")
+
+
+@pytest.fixture(scope="module")
+def clip(folder: Path) -> Clip:
+    return load_clip(save_clip(folder), None, CPU)
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch):
+    """Lets open_clip know a small model by the name `Small`, with published tags of given training."""
+
+    def publish(*tags: dict[str, Any], name: str = "Small", **config: Any) -> None:
+        from open_clip import factory, pretrained
+
+        monkeypatch.setitem(factory._MODEL_CONFIGS, name, MODEL | config)
+        monkeypatch.setitem(pretrained._PRETRAINED, name, {f"tag{i}": tag for i, tag in enumerate(tags)})
+
+    return publish
+
+
+def test_the_models_own_scale_and_preprocessing_are_taken(clip: Clip):
+    assert clip.logit_scale == pytest.approx(10)
+    assert clip.embed_dim == 8
+    assert clip.description["preprocessing"] | PREPROCESSING == clip.description["preprocessing"]
+    gray = clip.preprocess(Image.new("RGB", (40, 20), (102, 128, 153)))
+    assert gray.shape == (3, 16, 16)
+    # (value - mean) / std of each channel
+    assert gray[:, 0, 0].tolist() == pytest.approx([0, (128 / 255 - 0.5) / 0.2, 0], abs=1e-5)
+
+
+def test_the_network_does_not_train_and_workers_can_take_its_preprocessing(clip: Clip):
+    assert not any(module.training for module in clip.network.modules())
+    assert not any(parameter.requires_grad for parameter in clip.network.parameters())
+    assert pickle.loads(pickle.dumps(clip.preprocess))(Image.new("RGB", (4, 4))).shape == (3, 16, 16)
+
+
+def test_features_have_length_one_in_fp32_under_mixed_precision(clip: Clip):
+    images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    plain = encode(clip, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = encode(clip, images)
+    assert mixed.dtype == torch.float32
+    for features in (plain, mixed):
+        torch.testing.assert_close(features.norm(dim=-1), torch.ones(5))
+    torch.testing.assert_close(plain, torch.nn.functional.normalize(clip.network.encode_image(images), dim=-1))
+    assert not plain.equal(mixed)
+
+
+def test_the_blank_image_is_white(clip: Clip):
+    white = clip.preprocess(Image.new("RGB", (16, 16), (255, 255, 255)))
+    assert blank_features(clip).equal(encode(clip, white[None]))
+
+
+def test_weights_are_means_of_normalized_prompts(clip: Clip):
+    weights = zero_shot_weights(clip, ["cat", "big {dog}"], ["a {}.", "the {}"])
+    texts = open_clip.get_tokenizer("ViT-B-32", context_length=16)(["a big {dog}.", "the big {dog}"])
+    vectors = torch.nn.functional.normalize(clip.network.encode_text(texts), dim=-1)
+    assert weights.shape == (8, 2)
+    torch.testing.assert_close(weights[:, 1], torch.nn.functional.normalize(vectors.mean(0), dim=-1))
+    assert zero_shot_weights(clip, ["cat"], open_clip.SIMPLE_IMAGENET_TEMPLATES).shape == (8, 1)
+
+
+def test_the_description_tells_models_apart_by_what_images_features_depend_on(tmp_path: Path, clip: Clip):
+    def description(**settings: Any) -> dict[str, Any]:
+        return load_clip(save_clip(tmp_path, **settings), None, CPU).description
+
+    assert description() == clip.description == json.loads(json.dumps(clip.description))
+    # Features of images are before the scale.
+    assert description(scale=3.0) == clip.description
+    others = {
+        "weights": description(seed=1),
+        "preprocessing": description(preprocess_cfg=PREPROCESSING | {"interpolation": "bilinear"}),
+        "vision": description(model_cfg=MODEL | {"quick_gelu": True}),
+    }
+    for key, other in others.items():
+        assert {name for name in other if other[name] != clip.description[name]} == {key}
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "message"),
+    [
+        ("ViT-B32", "openai", r"no model 'ViT-B32'; near it: ViT-B-32"),
+        ("vit-b-32", "openai", r"no model 'vit-b-32'; near it: ViT-B-32"),
+        ("ViT-B-32", None, r"--pretrained is missing: .* one of openai, laion400m_e31"),
+        ("ViT-B/32", "opanai", r"--pretrained is 'opanai', which is no tag of ViT-B-32 and no file: .* openai"),
+        ("local-dir:x", "openai", r"brings its own weights: leave out --pretrained"),
+        ("hf-hub:a/b", "openai", r"brings its own weights: leave out --pretrained"),
+        ("local-dir:/nowhere", None, r"cannot read '/nowhere/open_clip_config.json': No such file"),
+        ("ViT-B-32", "openai", r"QuickGELU mismatch: .* pass --model ViT-B-32-quickgelu$"),
+        ("ViT-H-14", "dfn5b", r"QuickGELU mismatch: .* pass --model ViT-H-14-quickgelu$"),
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", r"QuickGELU mismatch: .* pass --model hf-hub:laion/CLIP.* alone$"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused_before_anything_is_downloaded(monkeypatch, model, pretrained, message):
+    monkeypatch.setattr(open_clip, "create_model", None)
+    with pytest.raises(InputError, match=message):
+        load_clip(model, pretrained, CPU)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"preprocess_cfg": None}, r"does not say how images are prepared: add a preprocess_cfg"),
+        ({"preprocess_cfg": {"mean": [0, 0, 0]}}, r"does not say how images are prepared"),
+        ({"model_cfg": None}, r"open_clip_config.json' is no model's config"),
+        ({"model_cfg": MODEL | {"embed_dim": 9}}, r"cannot be loaded: .*size mismatch.*weights those of this model\?"),
+    ],
+)
+def test_a_folder_must_hold_a_whole_model(tmp_path: Path, config, message):
+    model = save_clip(tmp_path, **config)
+    with pytest.raises(InputError, match=message):
+        load_clip(model, None, CPU)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path):
+    model = save_clip(tmp_path)
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no weights: put the model's open_clip_model\.safetensors there"):
+        load_clip(model, None, CPU)
+    (tmp_path / "open_clip_config.json").write_text("{")
+    with pytest.raises(InputError, match="is no model's config"):
+        load_clip(model, None, CPU)
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path("harmed").touch, ())
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch, published):
+    monkeypatch.chdir(tmp_path)
+    published()
+    torch.save({"state_dict": Harmful()}, tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=r"--model Small --pretrained .*weights\.pt cannot be loaded"):
+        load_clip("Small", str(tmp_path / "weights.pt"), CPU)
+    assert not Path("harmed").exists()
+
+
+def test_weights_may_be_a_pytorch_file(tmp_path: Path, clip: Clip, published):
+    published()
+    torch.save(clip.network.state_dict(), tmp_path / "weights.pt")
+    loaded = load_clip("Small", str(tmp_path / "weights.pt"), CPU)
+    assert loaded.description["weights"] == clip.description["weights"]
+
+
+def test_a_file_beside_a_config_that_says_otherwise_is_refused(folder: Path, clip: Clip, published):
+    published()
+    file = str(folder / "open_clip_model.safetensors")
+    mend = rf"pass --model local-dir:{folder} without --pretrained$"
+    with pytest.raises(InputError, match=rf"preprocessing mismatch: .* mean \[0.4, 0.5, 0.6\], Small .*{mend}"):
+        load_clip("Small", file, CPU)
+
+
+@pytest.mark.parametrize("trained_with", [True, False])
+def test_a_file_beside_a_config_of_the_other_activation_is_refused(tmp_path: Path, published, trained_with):
+    published(quick_gelu=not trained_with)
+    config = {"preprocess_cfg": {}, "model_cfg": MODEL | {"quick_gelu": trained_with}}
+    file = save_clip(tmp_path, **config).removeprefix("local-dir:") + "/open_clip_model.safetensors"
+    with pytest.raises(InputError, match=f"QuickGELU mismatch: .* quick_gelu {trained_with}, .* --model local-dir:"):
+        load_clip("Small", file, CPU)
+    published(quick_gelu=trained_with)
+    assert load_clip("Small", file, CPU).description["vision"]["quick_gelu"] is trained_with
+
+
+def test_a_file_alone_is_compared_with_what_all_published_weights_agree_on(tmp_path: Path, clip: Clip, published):
+    own = open_clip.get_pretrained_cfg("ViT-B-32", "laion2b_e16")
+    file = str(tmp_path / "weights.pt")
+    torch.save(clip.network.state_dict(), file)
+    published(own | {"interpolation": "bilinear"}, own | {"interpolation": "bilinear"})
+    with pytest.raises(InputError, match=r"preprocessing mismatch: .* interpolation bilinear.* local-dir:FOLDER$"):
+        load_clip("Small", file, CPU)
+    published(own | {"quick_gelu": True}, own | {"quick_gelu": True})
+    with pytest.raises(InputError, match=r"QuickGELU mismatch: .* local-dir:FOLDER$"):
+        load_clip("Small", file, CPU)
+    published(quick_gelu=True, name="Small-quickgelu")
+    with pytest.raises(InputError, match=r"QuickGELU mismatch: .* --model Small-quickgelu$"):
+        load_clip("Small", file, CPU)
+    published(own | {"interpolation": "bilinear"}, own | {"quick_gelu": True})
+    assert load_clip("Small", file, CPU).embed_dim == 8
+
+
+def test_open_clips_messages_stay_away_and_others_stay(folder: Path, clip: Clip, caplog, capfd):
+    caplog.set_level(logging.INFO)
+    load_clip(f"local-dir:{folder}", None, CPU)
+    logging.info("mine")
+    assert caplog.messages == ["mine"]
+    assert capfd.readouterr().err == ""
+    with pytest.warns(UserWarning, match="mine"):
+        warnings.warn("mine", UserWarning, stacklevel=1)
+
+
+@pytest.mark.skipif(not TINY.exists(), reason="needs the trained model that lies beside the repository")
+def test_a_trained_model_is_loaded():
+    clip = load_clip(f"local-dir:{TINY}", None, CPU)
+    assert clip.logit_scale == pytest.approx(12.74, abs=0.01)
+    assert clip.description["vision"]["timm_model_name"] == "resnet10t"

@@ -1,0 +1,291 @@
+"""`debias-ssl label`: images and class names in, labels out; the same by two processes, again, and with other names."""
+
+import csv
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from small_clip import paint_images, save_clip
+from torch.multiprocessing.spawn import spawn
+
+from debias_ssl import features, label
+from debias_ssl.data.reading import decode
+from debias_ssl.label import class_names, images_to_label, main, read_templates
+from debias_ssl.models.clip import encode, load_clip, zero_shot_weights
+
+SHARED = Path(__file__).parents[2] / "shared"
+CIFAR = Path(__file__).parents[1] / "data" / "cifar10-jpeg" / "test"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "SHARD_SIZE", 4)
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves the seconds of drawing where a test is about something else."""
+    monkeypatch.setattr(label, "_page", lambda *_: "")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    return paint_images(tmp_path / "images")
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, model: str, images: list[Path]) -> Callable[..., list[str]]:
+    """A command line; further settings by name."""
+
+    def arguments(**settings: Any) -> list[str]:
+        classes = tmp_path / "classes.txt"
+        if not classes.exists():
+            classes.write_text("ant\nbee\tbumble bee\n")
+        given = {"images": tmp_path / "images", "classes": classes, "model": model, "out": tmp_path / "out"}
+        given |= {"workers": 0, "precision": "fp32"} | settings
+        return [text for name, value in given.items() for text in (f"--{name}", str(value))]
+
+    return arguments
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "labels.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    # Before it, there may be a progress bar.
+    error = capsys.readouterr().err.rpartition("error: ")[2]
+    assert 1 <= error.count("\n") <= 2 and "Traceback" not in error
+    return error
+
+
+def expected_logits(model: str, images: list[Path], names: list[str]) -> torch.Tensor:
+    clip = load_clip(model, None, torch.device("cpu"))
+    weights = zero_shot_weights(clip, names, open_clip.SIMPLE_IMAGENET_TEMPLATES)
+    found = encode(clip, torch.stack([clip.preprocess(decode(str(path))) for path in images]))
+    return clip.logit_scale * found.half().float() @ weights
+
+
+def test_labels_are_clips_without_its_preference(tmp_path, model, images, arguments, capsys):
+    main(arguments())
+    out = tmp_path / "out"
+    probs = expected_logits(model, images, ["ant", "bumble bee"]).softmax(-1)
+    rows = rows_of(out)
+    assert [*rows[0]] == ["path", "label", "confidence", "top2_gap", "plain_label", "plain_confidence"]
+    assert [row["path"] for row in rows] == [path.relative_to(tmp_path / "images").as_posix() for path in images]
+    assert [row["plain_label"] for row in rows] == [("ant", "bee")[k] for k in probs.argmax(-1)]
+    np.testing.assert_allclose([float(row["plain_confidence"]) for row in rows], probs.amax(-1), atol=2e-4)
+    debiased = probs / probs.mean(0)
+    debiased /= debiased.sum(-1, keepdim=True)
+    np.testing.assert_allclose(np.load(out / "probs.npy"), debiased, atol=2e-3)
+    assert [row["label"] for row in rows] == [("ant", "bee")[k] for k in debiased.argmax(-1)]
+    assert json.loads((out / "classes.json").read_text()) == ["ant", "bee"]
+    summary = json.loads((out / "summary.json").read_text())
+    made_with = {"model": model, "pretrained": None, "templates": "simple", "num_unreadable": 0}
+    assert {key: summary[key] for key in made_with} == made_with
+    # The images' folders are their classes.
+    right = [row["path"].startswith(row["label"]) for row in rows]
+    assert summary["debiased"]["accuracy"] == pytest.approx(sum(right) / 10)
+    assert (out / "report.html").read_text().startswith("<!")
+    assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_models_logit_scale_is_used(tmp_path, arguments):
+    main(arguments(prior="none"))
+    sharper = save_clip(tmp_path / "sharper", scale=40.0)
+    main(arguments(prior="none", model=sharper, out=tmp_path / "sharp", features=tmp_path / "out" / "features"))
+    before, after = ([float(row["confidence"]) for row in rows_of(tmp_path / out)] for out in ("out", "sharp"))
+    gaps = [np.log(np.array(each) / (1 - np.array(each))) for each in (before, after)]
+    np.testing.assert_allclose(gaps[1], 4 * gaps[0], rtol=1e-3)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_other_classes_and_templates_read_no_image(tmp_path, model, images, arguments, capsys):
+    expected = expected_logits(model, images, ["cat", "dog", "eel"])
+    main(arguments())
+    for path in images:
+        stat = path.stat()
+        path.write_bytes(b"?" * stat.st_size)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    names = tmp_path / "other.txt"
+    names.write_text("cat\ndog\neel\n")
+    assert "choose another --out, or pass --overwrite" in error_of(arguments(classes=names), capsys)
+    main([*arguments(classes=names, prior="none"), "--overwrite"])
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "probs.npy"), expected.softmax(-1), atol=2e-3)
+    template = tmp_path / "templates.txt"
+    template.write_text("a {}.\nthe {} there\n")
+    main([*arguments(classes=names, templates=template), "--overwrite"])
+    assert "truth" not in (tmp_path / "out" / "summary.json").read_text()
+
+
+@pytest.mark.usefixtures("no_page")
+def test_images_that_cannot_be_read_stop_or_are_left_out(tmp_path, images, arguments, capsys):
+    images[6].write_bytes(b"no image")
+    error = error_of(arguments(), capsys)
+    assert f"cannot read image '{images[6]}'" in error and "on_error" in error
+    assert not (tmp_path / "out" / "labels.csv").exists()
+    main(arguments(on_error="skip"))
+    name = images[6].relative_to(tmp_path / "images").as_posix()
+    assert "note: left out 1 files that cannot be read" in capsys.readouterr().err
+    assert [*json.loads((tmp_path / "out" / "unreadable.json").read_text())] == [name]
+    assert name not in [row["path"] for row in rows_of(tmp_path / "out")]
+    assert np.load(tmp_path / "out" / "probs.npy").shape == (9, 2)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_unreadable"] == 1
+
+
+@pytest.mark.usefixtures("no_page")
+def test_truth_and_rows_to_tune_on_may_come_from_files(tmp_path, images, arguments):
+    names = [path.relative_to(tmp_path / "images").as_posix() for path in images]
+    truth, few = tmp_path / "truth.csv", tmp_path / "few.csv"
+    truth.write_text("path,label\n" + "".join(f"{name},bee\n" for name in names))
+    few.write_text(f"path,label\n{names[0]},ant\n{names[7]},bee\n")
+    main(arguments(truth=truth, tune_on=few))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    said = [row["label"] == "bee" for row in rows_of(tmp_path / "out")]
+    assert summary["num"] == 8
+    assert summary["debiased"]["accuracy"] == pytest.approx(np.mean([*said[1:7], *said[8:]]))
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_blank_image_can_be_the_prior(tmp_path, arguments):
+    main(arguments(prior="content_free"))
+    prior = json.loads((tmp_path / "out" / "summary.json").read_text())["class_prior"]
+    assert sum(prior.values()) == pytest.approx(1)
+    assert prior["ant"] != pytest.approx(0.5, abs=1e-4)
+
+
+def test_wrong_input_is_told_before_the_model_is_loaded(tmp_path, arguments, capsys, monkeypatch):
+    monkeypatch.setattr("debias_ssl.label.load_clip", None)
+    files = {"twice": "ant\nant\n", "blank": "ant\n\nbee\n", "one": "ant\n", "no_place": "a photo\n"}
+    files |= {"two": "fine {}\n{} and {}\n", "shares.json": '{"ant": 1}', "empty": ""}
+    paths = {name: tmp_path / name for name in files}
+    for name, text in files.items():
+        paths[name].write_text(text)
+    for settings, message in (
+        ({"classes": "nowhere"}, "--classes is 'nowhere': there is no such file"),
+        ({"classes": paths["twice"]}, "lines 1 and 2 are both 'ant'"),
+        ({"classes": paths["blank"]}, "line 2: the name of a class is blank"),
+        ({"classes": paths["one"]}, "names one class, 'ant'; at least two"),
+        ({"templates": "simpel"}, "--templates is 'simpel': neither simple, openai, nor a file"),
+        ({"templates": paths["no_place"]}, "line 1: 'a photo' must have {} once"),
+        ({"templates": paths["two"]}, "line 2: '{} and {}' must have {} once"),
+        ({"templates": paths["empty"]}, "has no templates"),
+        ({"target_prior": paths["shares.json"]}, "does not have the class 'bee'"),
+        ({"images": "nowhere"}, "--images is 'nowhere': there is no such folder or file"),
+        ({"batch_size": 0}, "batch_size is 0, must be at least 1"),
+        ({"workers": -1}, "workers is -1, must be at least 0"),
+        ({"prior": "marginals"}, "fixed_point"),
+    ):
+        assert message in error_of(arguments(**settings), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_model_leaves_nothing_behind(tmp_path, arguments, capsys):
+    assert "near it: ViT-B-32" in error_of(arguments(model="ViT-B32", pretrained="openai"), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_come_from_folders_lists_and_csv_files(tmp_path, images):
+    classes = ("ant", "bee")
+    root = tmp_path / "images"
+    found, below = images_to_label(str(root), classes)
+    assert (found.names, below) == ([str(path) for path in images], root)
+    assert found.labels.tolist() == [0] * 5 + [1] * 5
+    assert images_to_label(str(root), ("bee", "cat"))[0].labels.tolist() == [-1] * 5 + [0] * 5
+    (root / "list.txt").write_text("bee/1.png\nant/0.png\n")
+    found, below = images_to_label(str(root / "list.txt"), classes)
+    assert (found.names, found.labels.tolist(), below) == ([str(images[5]), str(images[0])], [1, 0], root)
+    (root / "labels.csv").write_text("path,label\nbee/1.png,ant\nant/0.png,\n")
+    assert images_to_label(str(root / "labels.csv"), classes)[0].labels.tolist() == [0, -1]
+    (root / "labels.csv").write_text("path\nbee/1.png\n")
+    assert images_to_label(str(root / "labels.csv"), classes)[0].labels.tolist() == [1]
+
+
+def test_a_label_that_is_no_class_is_refused(tmp_path, images, arguments, capsys):
+    listed = tmp_path / "images" / "labels.csv"
+    listed.write_text("path,label\nbee/1.png,wasp\n")
+    assert "has the label 'wasp', which is no class of --classes" in error_of(arguments(images=listed), capsys)
+
+
+def test_imagenets_names_differ_and_its_prompts_are_open_clips():
+    classes, prompts = class_names("imagenet")
+    assert len(set(classes)) == len(prompts) == 1000
+    assert (classes[0], prompts[0]) == ("tench", "tench")
+    assert [(classes[k], prompts[k]) for k in (657, 744)] == [
+        ("missile (657)", "missile"),
+        ("missile (744)", "missile"),
+    ]
+
+
+def test_templates_have_names():
+    assert [len(read_templates(name)) for name in ("simple", "openai")] == [7, 80]
+
+
+def work(rank: int, port: int, folder: Path, good: list[str], bad: list[str]) -> None:
+    """What torchrun starts: a command that works, and one that meets an image that cannot be read."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    features.SHARD_SIZE = 4
+    label._page = lambda *_: ""
+    main(good)
+    try:
+        main(bad)
+    except SystemExit as exit_:
+        (folder / f"exit_{rank}").write_text(str(exit_.code))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("no_page")
+def test_two_processes_do_what_one_does(tmp_path, images, arguments):
+    main(arguments(features=tmp_path / "one", out=tmp_path / "alone"))
+    broken = tmp_path / "images_broken"
+    (paint_images(broken)[5]).write_bytes(b"no image")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    good = arguments(features=tmp_path / "two", out=tmp_path / "together")
+    bad = arguments(features=tmp_path / "three", out=tmp_path / "broken", images=broken)
+    spawn(work, (port, tmp_path, good, bad), nprocs=2)
+    for number in range(3):
+        name = f"shard_{number:05d}.npy"
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    for name in ("labels.csv", "probs.npy"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "together" / name).read_bytes()
+    assert [(tmp_path / f"exit_{rank}").read_text() for rank in range(2)] == ["2", "2"]
+    assert sorted(path.name for path in (tmp_path / "three").glob("*.npy")) == ["shard_00000.npy", "shard_00002.npy"]
+
+
+@pytest.mark.skipif(
+    not (SHARED / "models" / "tiny-clip").exists() or not CIFAR.exists(), reason="needs a trained model and its images"
+)
+@pytest.mark.usefixtures("no_page")
+def test_a_trained_model_labels_most_images_rightly(tmp_path, arguments, monkeypatch):
+    monkeypatch.setattr(features, "SHARD_SIZE", 128)
+    names = sorted(folder.name for folder in CIFAR.iterdir())
+    (tmp_path / "cifar.txt").write_text("\n".join(names))
+    listed = tmp_path / "list.csv"
+    for name in names:
+        (tmp_path / name).symlink_to(CIFAR / name)
+    paths = [f"{name}/{path.name}" for name in names for path in sorted((CIFAR / name).iterdir())[:20]]
+    listed.write_text("path,label\n" + "".join(f"{path},{path.partition('/')[0]}\n" for path in paths))
+    main(arguments(images=listed, classes=tmp_path / "cifar.txt", model=f"local-dir:{SHARED}/models/tiny-clip"))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["plain"]["accuracy"] > 0.5
