@@ -39,10 +39,6 @@ PriorName = Literal[
     "centering",
     "content_free",
 ]
-# Those that are the solution of an equation with the target in it.
-SOLVED = ("fixed_point", "transport")
-# Of the others, where nothing chooses it; docs/RESULTS.md has the comparison.
-ESTIMATED_STRENGTH = 0.75
 # Numbers that are held of a matrix at a time.
 CHUNK_NUMBERS = 2**22
 # What `tune_on` chooses the strength among.
@@ -60,8 +56,7 @@ class DebiasConfig:
             running mean over batches, `confidence` the mean with sure rows counting more, `stationary` of the chain
             from predicted class to probabilities, `centering` of the mean logits, `content_free` of blank images, and
             `none` removes nothing.
-        strength: tau, how much of it is removed; null is chosen on `tune_on`, or else 1 for the priors that are solved
-            for (`fixed_point`, `transport`) and .75 for the others, in whose estimates some of the true shares remain.
+        strength: tau, how much of it is removed; null is 1, or is chosen on `tune_on`.
         temperature: logits are divided by it first; null is 1, or is fitted on `tune_on`.
         target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, or a JSON or CSV
             file of class and weight.
@@ -339,8 +334,7 @@ def debias_rows(
     prior, shift_of = _find_shift(rows(temperature, "prior"), config, target, blank, temperature, len(classes))
     strength = config.strength
     if strength is None:
-        untuned = 1.0 if config.prior in SOLVED else ESTIMATED_STRENGTH
-        strength = _best_strength(few / temperature, labels, shift_of) if len(few) else untuned
+        strength = _best_strength(few / temperature, labels, shift_of) if len(few) else 1.0
     shift = shift_of(strength)
     labeled = _write_rows(rows(temperature, "labels"), shift, names, classes, num_rows, out)
     return Labeling(
@@ -371,7 +365,7 @@ def _find_shift(
     shares of the rows by expectation maximization, given that the classifier's own prior is softmax(tau log q).
     """
     uniform = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
-    if config.prior in SOLVED:
+    if config.prior in ("fixed_point", "transport"):
         towards = priors.expectation_maximization(chunks, uniform) if target is None else target
         balance = priors.balancing if config.prior == "fixed_point" else priors.transport
         q = balance(chunks, towards)
