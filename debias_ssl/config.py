@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -13,11 +14,13 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from debias_ssl import methods
+from debias_ssl import labeled_loss, methods
 from debias_ssl.data.datasets import DataConfig
 from debias_ssl.errors import InputError
+from debias_ssl.labeled_loss import CrossEntropy, LabeledLoss
 from debias_ssl.learner import Teacher
 from debias_ssl.methods import DebiasPL, Method, Problem
+from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.models import ModelConfig
 from debias_ssl.optim import OptimConfig
 from debias_ssl.runtime import Precision
@@ -27,6 +30,17 @@ METHODS = {
     for name in methods.__all__
     if isinstance(value := getattr(methods, name), type) and issubclass(value, Method) and value is not Method
 }
+BASES = [name for name, value in METHODS.items() if issubclass(value, PseudoLabeling) and value is not DebiasPL]
+LABELED_LOSSES = {
+    name: value
+    for name, value in vars(labeled_loss).items()
+    if isinstance(value, type) and issubclass(value, LabeledLoss) and value is not LabeledLoss
+}
+# Settings that name a class: what it must be a kind of, the package's by their names, and words for one and for many.
+CHOICES = {
+    "method": (Method, METHODS, ("method", "methods")),
+    "labeled_loss": (LabeledLoss, LABELED_LOSSES, ("loss", "losses")),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +49,8 @@ class Config:
 
     Args:
         method: the class that turns views into losses and pseudo-labels; its own settings follow as --method.NAME.
+        labeled_loss: the class whose mean over labeled images is the method's labeled loss; its own settings follow as
+            --labeled_loss.NAME.
         data: which images, how they are split, read and augmented.
         model: the network.
         optim: the optimizer.
@@ -59,6 +75,7 @@ class Config:
     """
 
     method: Callable[[Problem], Method] = DebiasPL
+    labeled_loss: Callable[[tuple[int, ...]], LabeledLoss] = CrossEntropy
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -100,9 +117,14 @@ class Parser(ArgumentParser):
         text = " ".join(message.split()).replace(hint, "").replace("Parser key ", "setting ")
         for technical, plain in WORDING:
             text = re.sub(technical, plain, text)
-        if 'setting "method' in text:
-            hint = f"; the methods are {', '.join(METHODS)}"
-        raise InputError(text + hint) from ex
+        for setting, (_, named, (one, many)) in CHOICES.items():
+            if f'setting "{setting}' in text:
+                text = text.replace("no method", f"no {one}")
+                hint = f"; the {many} are {', '.join(named)}"
+        if 'setting "base"' in text:
+            text, hint = text.replace("no method", "no base"), f"; DebiasPL goes over {', '.join(BASES)}"
+        # An error in the settings of a setting's class comes here twice.
+        raise InputError(text.removesuffix(hint) + hint) from ex
 
     def read_arguments(self, arguments: list[str]) -> Namespace:
         """Parses a command line; a config that is no YAML file of settings is told by its name."""
@@ -110,14 +132,32 @@ class Parser(ArgumentParser):
             name = argument if before == "--config" else argument.removeprefix("--config=")
             if (before == "--config" or name != argument) and Path(name).is_file():
                 read_yaml(Path(name))
-        return self.parse_args(arguments)
+        parsed, given = self.parse_args(arguments), self.parse_args(arguments, defaults=False)
+        for setting in CHOICES:
+            # jsonargparse hands the defaults of the class that another one takes the place of on to it.
+            if setting in given and (chosen := named_class(given[setting])):
+                asked = given[setting].get("init_args", {})
+                for name, parameter in signature(chosen).parameters.items():
+                    if name not in asked and parameter.default is not parameter.empty:
+                        parsed[setting].init_args[name] = parameter.default
+        return parsed
+
+
+def named_class(value: Any) -> type | None:
+    """The class that a setting such as `method` names, if it is one."""
+    module, _, name = getattr(value, "class_path", "").rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) else None
 
 
 # jsonargparse's words for programmers, and ours for users.
 WORDING = (
+    (r"Does not validate against any of the Union subtypes .*? Errors: - (.+?)\.? - Expected a <class .*", r"\1"),
     (r"Expected a dot import path string: (\S+)", r"there is no method '\1'"),
     (r"Type collections.*Got value: (\S+)", r"'\1' is no method"),
     (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", r"expected one of \1, got '\2'"),
+    (r"Expected a typing\.Literal\[(.+)\]", r"expected one of \1"),
+    (r"Type collections.*: Expected '(\S+)' to be a function that returns .*>", r"'\1' is no method"),
     (r"Expected a <class '(\w+)'>\. Got value: (.+)", r"expected \1, got '\2'"),
 )
 
@@ -133,18 +173,26 @@ def make_parser(job: str, settings: type) -> Parser:
 def resolve(parser: Parser, arguments: Namespace) -> tuple[Config, dict[str, Any]]:
     """The settings of a command line, and the same as plain values: what `config.yaml` holds."""
     names = [setting.name for setting in fields(Config)]
-    chosen = arguments.method
-    # jsonargparse takes any callable here; only methods may be called.
-    module, _, name = getattr(chosen, "class_path", "").rpartition(".")
-    method = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(method, type) and issubclass(method, Method)):
-        raise InputError(f"method is not one of {', '.join(METHODS)}")
     plain = yaml.safe_load(parser.dump(arguments, skip_unset=False))
     resolved = {name: plain[name] for name in names}
-    if METHODS.get(name) is method:
-        resolved["method"]["class_path"] = name
+    for setting, (kind, named, _) in CHOICES.items():
+        # jsonargparse takes any callable here; only classes of the kind may be called.
+        chosen = named_class(arguments[setting])
+        if not (chosen and issubclass(chosen, kind)):
+            raise InputError(f"{setting} is not one of {', '.join(named)}")
+        _shorten(resolved[setting], named)
     settings = parser.instantiate(arguments)
     return Config(**{name: settings[name] for name in names}), resolved
+
+
+def _shorten(value: Any, named: dict[str, type]) -> None:
+    """Calls the package's classes by their names alone, in place: one that is chosen, and those in its settings."""
+    if isinstance(value, dict) and "class_path" in value:
+        module, _, name = value["class_path"].rpartition(".")
+        if name in named and getattr(sys.modules.get(module), name, None) is named[name]:
+            value["class_path"] = name
+        for inner in value.get("init_args", {}).values():
+            _shorten(inner, named)
 
 
 def config_from(resolved: dict[str, Any]) -> Config:
@@ -153,9 +201,22 @@ def config_from(resolved: dict[str, Any]) -> Config:
     Raises:
         InputError: a setting is unknown or has a wrong value.
     """
+    return _resolve_saved(resolved)[0]
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """The plain values of a `config.yaml`, with defaults for settings that are newer than it.
+
+    Raises:
+        InputError: a setting is unknown or has a wrong value.
+    """
+    return _resolve_saved(saved)[1]
+
+
+def _resolve_saved(saved: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
     parser = make_parser("train", Config)
     try:
-        return resolve(parser, parser.parse_object(resolved))[0]
+        return resolve(parser, parser.parse_object(saved))
     except (TypeError, ValueError, ArgumentError) as error:
         raise InputError(" ".join(str(error).split())) from error
 

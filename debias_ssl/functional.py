@@ -25,6 +25,17 @@ def debias(logits: Float[Tensor, "*N C"], marginal: Float[Tensor, " C"], strengt
     return adjust(logits, marginal, -strength)
 
 
+def align(
+    probs: Float[Tensor, "*N C"], marginal: Float[Tensor, " C"], target: Float[Tensor, " C"]
+) -> Float[Tensor, "*N C"]:
+    """Distribution alignment, p * target / marginal, normalized (ReMixMatch, arXiv 1911.09785).
+
+    With a uniform target these are the probabilities of logits debiased with strength 1.
+    """
+    aligned = probs * target / marginal.clamp(min=SMALLEST_PROBABILITY)
+    return aligned / aligned.sum(-1, keepdim=True)
+
+
 def confident_labels(logits: Float[Tensor, "*U C"], threshold: float) -> tuple[Int[Tensor, "*U"], Float[Tensor, "*U"]]:
     """Hard pseudo-labels argmax softmax(f), and weight 1 where max softmax(f) >= threshold, else 0."""
     confidence, target = logits.softmax(-1).max(-1)
@@ -36,6 +47,80 @@ def weighted_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Mean over all images, those of weight 0 included, of weight * CE(softmax(f), target)."""
     return (weight * F.cross_entropy(logits, target, reduction="none")).mean()
+
+
+def class_weights(weights: Float[Tensor, " C"], prior: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+    """Weights of classes, scaled to have mean 1 over images drawn by the prior: they do not change the learning rate.
+
+    Classes that are never drawn get the weight 0.
+    """
+    weights = torch.where(prior > 0, weights, 0.0)
+    return weights / (prior * weights).sum()
+
+
+def pairwise_margin_loss(
+    logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], alpha: Float[Tensor, " C"], delta: Float[Tensor, "C C"]
+) -> Float[Tensor, ""]:
+    """Mean of alpha_y log[1 + sum_{y' != y} exp(Delta_yy') exp(f_y' - f_y)] (arXiv 2007.07314).
+
+    Args:
+        logits: f.
+        labels: y.
+        alpha: the weight of each class.
+        delta: Delta, by how much a label (row) has to be above each other class (column) before the loss is that of
+            equal logits; the diagonal is not read.
+    """
+    margins = logits + (delta - delta.diagonal().diag())[labels]
+    return (alpha[labels] * F.cross_entropy(margins, labels, reduction="none")).mean()
+
+
+def prior_margins(prior: Float[Tensor, " C"], strength: float) -> Float[Tensor, "C C"]:
+    """Delta_yy' = tau log(pi_y' / pi_y): the pairwise margins whose loss is CE(f + tau log pi, y)."""
+    log = adjust(torch.zeros_like(prior), prior, strength)
+    return log - log.unsqueeze(1)
+
+
+def label_margins(counts: Float[Tensor, " C"], largest: float) -> Float[Tensor, "C C"]:
+    """Delta_yy' = m_y, m_y ~ n_y^(-1/4): a rare label has to win by more (LDAM, arXiv 1906.07413).
+
+    Args:
+        counts: n, labeled images of each class; a class without any counts as one of one image.
+        largest: margin of the rarest class.
+    """
+    margins = counts.clamp(min=1) ** -0.25
+    return (largest * margins / margins.max()).unsqueeze(1).expand(-1, len(counts))
+
+
+def effective_number_weights(counts: Float[Tensor, " C"], beta: float) -> Float[Tensor, " C"]:
+    """(1 - beta) / (1 - beta^n_y), the inverse of how many different images n_y make (arXiv 1901.05555)."""
+    return (1 - beta) / (1 - beta ** counts.double().clamp(min=1)).to(counts.dtype)
+
+
+def smoothed_cross_entropy(
+    logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], smoothing: Float[Tensor, " C"]
+) -> Float[Tensor, ""]:
+    """Mean of (1 - eps_y) CE(f, y) + eps_y CE(f, uniform): each class has its own label smoothing."""
+    log_probs = logits.log_softmax(-1)
+    own = log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return -own.lerp(log_probs.mean(1), smoothing[labels]).mean()
+
+
+def label_aware_smoothing(counts: Float[Tensor, " C"], head: float, tail: float) -> Float[Tensor, " C"]:
+    """eps_y = tail + (head - tail) sin(pi (n_y - n_K) / (2 (n_1 - n_K))), n_1 the most and n_K the fewest images.
+
+    The concave form of MiSLAS (arXiv 2104.00466). Where all classes have the same number, all get the tail's.
+    """
+    share = (counts - counts.min()) / (counts.max() - counts.min()).clamp(min=1)
+    return tail + (head - tail) * (share * torch.pi / 2).sin()
+
+
+def divide_scores(scores: Float[Tensor, "*N C"], scale: Float[Tensor, " C"], strength: float) -> Float[Tensor, "*N C"]:
+    """s_y / a_y^tau, after training.
+
+    With the norms of the class weights as `scale` this is tau-normalization (arXiv 1910.09217, which has no biases).
+    Dividing by the prior instead turns the order around among negative scores: see arXiv 2007.07314.
+    """
+    return scores / scale.clamp(min=SMALLEST_PROBABILITY) ** strength
 
 
 def confusion_matrix(truth: Int[Tensor, " N"], predicted: Int[Tensor, " N"], num_classes: int) -> Int[Tensor, "C C"]:

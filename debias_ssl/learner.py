@@ -108,12 +108,14 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, progress: float) -> Step:
         weak = [] if self._is_joint else [self._without_gradient(images) for images in batch.weak]
+        trains_weak = self.raw.method.needs_weak_gradient
+        weak_again = [*batch.weak] if self._is_joint or trains_weak else []
         strong_labeled = [] if batch.strong_labeled is None else [batch.strong_labeled]
-        groups = [[batch.labeled], strong_labeled, [*batch.strong], [*batch.weak] if self._is_joint else []]
+        groups = [[batch.labeled], strong_labeled, [*batch.strong], weak_again]
         views = iter(self._with_gradient([images for group in groups for images in group]))
-        (labeled,), strong_labeled, strong, joint = ([next(views) for _ in group] for group in groups)
-        weak = weak or [_detached(view) for view in joint]
-        strong = strong or [_split(weak[0], [0, len(batch.index)])[0]]
+        (labeled,), strong_labeled, strong, weak_again = ([next(views) for _ in group] for group in groups)
+        weak = weak or [_detached(view) for view in weak_again]
+        strong = strong or (weak_again if trains_weak else [_split(weak[0], [0, len(batch.index)])[0]])
         self.marginal.update(weak[0].logits.softmax(-1))
         views = Views(
             labeled=labeled,
@@ -133,7 +135,8 @@ class Learner(nn.Module):
 
     @property
     def _is_joint(self) -> bool:
-        return self.joint_pass and self.teacher == "student"
+        """Whether the weak views' only pass is the one with gradient."""
+        return self.teacher == "student" and (self.joint_pass or self.raw.method.needs_weak_gradient)
 
     @torch.no_grad()
     def _without_gradient(self, images: Float[Tensor, "U K H W"]) -> View:

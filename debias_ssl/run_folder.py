@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from debias_ssl.checkpoint import checkpoints
-from debias_ssl.config import Config, config_from, flat, read_yaml
+from debias_ssl.config import Config, completed, config_from, flat, read_yaml
 from debias_ssl.data.datasets import DataConfig
 from debias_ssl.errors import InputError, reason
 from debias_ssl.files import replacing, write_aside
@@ -60,7 +60,7 @@ class RunFolder:
             raise InputError(
                 f"{str(self.path)!r} holds a run: pass --resume to go on with it, --overwrite to replace it"
             )
-        differs = difference(read_yaml(self.path / "config.yaml"), resolved)
+        differs = difference(completed(read_yaml(self.path / "config.yaml")), resolved)
         if differs:
             raise InputError(f"{str(self.path)!r} cannot be resumed: {differs}")
 
@@ -127,6 +127,7 @@ def load_run(folder: RunFolder, device: torch.device) -> TrainedRun:
             num_features=net.num_features,
             labeled_counts=counts,
             num_unlabeled=model["num_unlabeled"],
+            labeled_loss=config.labeled_loss(counts),
         )
         white = white_pixel(transform["mean"], transform["std"])
         predictor = Predictor(net, config.method(problem), white)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 
@@ -28,10 +28,33 @@ def all_mean_(tensors: list[Tensor]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
+@torch.no_grad()
+def mean_of_rows(rows: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
+    """Mean over the rows of all processes, in fp32: sum and number are reduced in one message of D + 1 floats."""
+    total = all_sum_(torch.cat([rows.float().sum(0), rows.new_tensor([len(rows)], dtype=torch.float32)]))
+    return total[:-1] / total[-1]
+
+
+def sum_with_gradient(tensor: Tensor) -> Tensor:
+    """The sum over all processes, with the gradient that averaging over processes makes that of the sum."""
+    ours = num_processes() * tensor
+    return ours + (all_sum_(tensor.detach().clone()) - ours).detach()
+
+
+@torch.no_grad()
+def gathered(rows: Shaped[Tensor, "N D"]) -> Shaped[Tensor, "M D"]:
+    """The rows of all processes, of which each has equally many."""
+    if num_processes() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(num_processes())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
 class RunningMean(nn.Module):
     """Exponential running mean of rows over the global batch, m q + (1 - m) mean(rows), in fp32.
 
-    Every process holds the same value: the sum and the number of rows are reduced in one message of D + 1 floats.
+    Every process holds the same value.
     """
 
     value: Tensor
@@ -43,9 +66,7 @@ class RunningMean(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Float[Tensor, "N D"]) -> None:
-        total = torch.cat([rows.float().sum(0), rows.new_tensor([len(rows)], dtype=torch.float32)])
-        all_sum_(total)
-        self.value.lerp_(total[:-1] / total[-1], 1 - self.momentum)
+        self.value.lerp_(mean_of_rows(rows), 1 - self.momentum)
 
     def extra_repr(self) -> str:
         return f"momentum={self.momentum}"
@@ -54,3 +75,29 @@ class RunningMean(nn.Module):
 def uniform_marginal(num_classes: int, momentum: float) -> RunningMean:
     """A running mean of class probabilities that starts uniform, so that the first step is not debiased."""
     return RunningMean(torch.full((num_classes,), 1 / num_classes), momentum)
+
+
+class LabelMemory(nn.Module):
+    """The label that each image was last given; the same on every process, which see different images of a step."""
+
+    value: Tensor
+    """Of each image, -1 where it has none yet."""
+
+    def __init__(self, num_images: int, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+        self.register_buffer("value", torch.full((num_images,), -1, dtype=torch.int32))
+
+    @torch.no_grad()
+    def update(self, index: Int[Tensor, " N"], label: Int[Tensor, " N"]) -> None:
+        """Remembers the labels of images; a negative one leaves an image its label."""
+        index, label = gathered(torch.stack([index, label], 1)).unbind(1)
+        # An image that comes twice in a step gets the larger label: no order of processes or threads matters.
+        new = torch.full_like(self.value, -1).scatter_reduce_(0, index, label.to(self.value.dtype), "amax")
+        self.value.copy_(torch.where(new >= 0, new, self.value))
+
+    def counts(self) -> Float[Tensor, " C"]:
+        """How many images have each label."""
+        # A bincount would make a GPU wait for the largest label.
+        counts = torch.zeros(self.num_classes + 1, device=self.value.device)
+        return counts.index_add_(0, self.value + 1, torch.ones_like(counts[:1]).expand(len(self.value)))[1:]

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class Run:
             )
         torch.manual_seed(config.seed)
         model = build(num_classes=len(self.task.data.classes), in_chans=self.task.channels, **vars(config.model))
-        method = config.method(self.task.problem(model.num_features))
+        labeled_loss = config.labeled_loss(self.task.labeled_counts).to(self.accelerator.device)
+        method = config.method(replace(self.task.problem(model.num_features), labeled_loss=labeled_loss))
         self.stream = self.task.training_stream(
             method,
             seed=config.seed,

@@ -41,3 +41,12 @@ def test_config_holds_only_what_differs_from_the_defaults(path: Path):
 def test_config_says_how_it_is_run(path: Path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"--config configs/{path.name}" in line for line in header)
+
+
+def test_a_class_that_takes_anothers_place_has_its_own_defaults(tmp_path: Path):
+    # The default method has a threshold and a strength too.
+    assert resolved(["--method", "CDMAD"])["method"]["init_args"]["threshold"] == 0
+    (tmp_path / "base.yaml").write_text("method: {class_path: DebiasPL, init_args: {momentum: 0.5}}")
+    flags = ["--config", str(tmp_path / "base.yaml"), "--method", "SimPro", "--method.threshold", "0.3"]
+    expected = {"threshold": 0.3, "strength": 2.0, "momentum": 0.5, "unlabeled_weight": 1.0}
+    assert resolved(flags)["method"]["init_args"] == expected

@@ -20,7 +20,7 @@ from debias_ssl.learner import Learner
 from debias_ssl.methods import DebiasPL, Problem, PseudoLabels, Step
 from debias_ssl.models import batch_norms, build
 from debias_ssl.optim import OptimConfig, make_optimizer
-from debias_ssl.trackers import RunningMean, num_processes
+from debias_ssl.trackers import LabelMemory, RunningMean, all_mean_, num_processes, sum_with_gradient
 
 STEPS = 4
 
@@ -84,6 +84,24 @@ def tracked(place: Place) -> Tensor:
     return tracker.value
 
 
+def remembered(place: Place) -> Tensor:
+    """A memory of six images, of which a step has two twice: one on one process, one on both."""
+    memory = LabelMemory(6, 4)
+    index, label = torch.tensor([[5, 1, 1, 2], [2, 0, 3, 4]]), torch.tensor([[3, 2, 1, 0], [2, -1, 0, 1]])
+    parts = [part.flatten().chunk(place.num_processes)[place.rank] for part in (index, label)]
+    memory.update(*parts)
+    return memory.value
+
+
+def summed(place: Place) -> dict[str, Tensor]:
+    """A function of a sum over images, and its gradient as it is averaged over processes."""
+    images, weight = torch.tensor([1.0, -2.0, 0.5, 4.0]), torch.tensor(0.7, requires_grad=True)
+    total = sum_with_gradient((images.chunk(place.num_processes)[place.rank] * weight).exp().sum())
+    (gradient,) = torch.autograd.grad(total.square(), weight)
+    all_mean_([gradient])
+    return {"total": total.detach(), "gradient": gradient}
+
+
 def averaged_buffers(place: Place) -> dict[str, list[Tensor]]:
     """Running statistics of batch norm, before and after they are averaged over the processes."""
     learner = make_learner("batch")
@@ -123,7 +141,9 @@ def spoiled(place: Place) -> dict[str, Any]:
 
 
 def everything(place: Place) -> dict[str, Any]:
-    results = {job.__name__: job(place) for job in (trained, tracked, averaged_buffers, predicted, spoiled)}
+    results = {
+        job.__name__: job(place) for job in (trained, tracked, remembered, summed, averaged_buffers, predicted, spoiled)
+    }
     return results | {"processes": (num_processes(), Machine.here().processes)}
 
 
@@ -169,6 +189,16 @@ def test_a_running_mean_weighs_rows_not_processes(one, two):
     assert one["tracked"].tolist() == pytest.approx([5 / 12, 7 / 12])
     for each in two:
         torch.testing.assert_close(each["tracked"], one["tracked"], rtol=0, atol=1e-7)
+
+
+def test_a_memory_is_that_of_all_images(one, two):
+    assert one["remembered"].tolist() == [-1, 2, 2, 0, 1, 3]
+    assert all(each["remembered"].equal(one["remembered"]) for each in two)
+
+
+def test_a_sum_over_processes_has_the_gradient_of_the_whole(one, two):
+    for each in two:
+        torch.testing.assert_close(each["summed"], one["summed"])
 
 
 def test_gradients_are_those_of_one_process(one, two):

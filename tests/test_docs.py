@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from debias_ssl import cli
-from debias_ssl.config import METHODS
+from debias_ssl.config import LABELED_LOSSES, METHODS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -30,6 +30,11 @@ def test_jobs_methods_and_files_that_the_readme_names_exist():
         assert f"`{method}`" in README
     for path in re.findall(r"(?:configs|docs)/[\w./-]+\.(?:yaml|md)", README):
         assert (ROOT / path).is_file(), path
+
+
+def test_every_method_and_every_loss_has_a_row_and_every_row_is_one():
+    rows = re.findall(r"^\| `(\w+)`", (ROOT / "docs/methods.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted([*METHODS, *LABELED_LOSSES])
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))

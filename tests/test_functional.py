@@ -3,7 +3,20 @@ import math
 import pytest
 import torch
 
-from debias_ssl.functional import adjust, confident_labels, confusion_matrix, debias, weighted_cross_entropy
+from debias_ssl.functional import (
+    adjust,
+    align,
+    class_weights,
+    confident_labels,
+    confusion_matrix,
+    debias,
+    divide_scores,
+    effective_number_weights,
+    label_margins,
+    pairwise_margin_loss,
+    prior_margins,
+    weighted_cross_entropy,
+)
 
 LOGITS = 3 * torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
 MARGINAL = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04])
@@ -23,6 +36,15 @@ def test_debias_divides_probabilities_by_a_power_of_the_marginal():
 def test_debias_wholly_is_distribution_alignment_to_uniform():
     aligned = LOGITS.softmax(-1) / MARGINAL
     torch.testing.assert_close(debias(LOGITS, MARGINAL, 1.0).softmax(-1), aligned / aligned.sum(-1, keepdim=True))
+
+
+def test_alignment_worked_and_to_uniform():
+    # (.5, .5) * (.3, .7) / (.75, .25) = (.2, 1.4).
+    aligned = align(torch.tensor([[0.5, 0.5]]), torch.tensor([0.75, 0.25]), torch.tensor([0.3, 0.7]))
+    assert aligned.tolist() == [pytest.approx([0.125, 0.875])]
+    uniform = align(LOGITS.softmax(-1), MARGINAL, torch.full((5,), 0.2))
+    torch.testing.assert_close(uniform, debias(LOGITS, MARGINAL, 1.0).softmax(-1))
+    torch.testing.assert_close(align(LOGITS.softmax(-1), MARGINAL, MARGINAL), LOGITS.softmax(-1))
 
 
 def test_debias_with_strength_zero_changes_no_bit():
@@ -79,3 +101,62 @@ def test_confusion_matrix_has_truth_in_rows_and_leaves_out_the_unknown():
 
 def test_confusion_matrix_of_nothing_known_is_zero():
     assert confusion_matrix(torch.tensor([-1, -1]), torch.tensor([0, 1]), 2).tolist() == [[0, 0], [0, 0]]
+
+
+# -- margins and weights of classes
+
+PRIOR = torch.tensor([0.6, 0.3, 0.1, 0.0, 0.0])
+
+
+def test_pairwise_margins_are_the_formula_of_the_paper():
+    generator = torch.Generator().manual_seed(1)
+    alpha, delta = torch.rand(5, generator=generator), torch.randn(5, 5, generator=generator)
+    labels = torch.arange(50) % 5
+    terms = []
+    for f, y in zip(LOGITS, labels.tolist(), strict=True):
+        others = [(delta[y, k] + f[k] - f[y]).exp() for k in range(5) if k != y]
+        terms.append(alpha[y] * (1 + torch.stack(others).sum()).log())
+    torch.testing.assert_close(pairwise_margin_loss(LOGITS, labels, alpha, delta), torch.stack(terms).mean())
+
+
+def test_margins_of_the_prior_are_logit_adjustment():
+    labels, ones = torch.arange(50) % 5, torch.ones(5)
+    loss = pairwise_margin_loss(LOGITS, labels, ones, prior_margins(MARGINAL, 0.7))
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(adjust(LOGITS, MARGINAL, 0.7), labels))
+    assert prior_margins(MARGINAL, 1.0)[0, 2].item() == pytest.approx(math.log(0.1 / 0.5))
+    assert prior_margins(PRIOR, 1.0).isfinite().all()
+
+
+def test_pairwise_losses_of_extreme_logits_are_finite():
+    logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]], requires_grad=True)
+    loss = pairwise_margin_loss(logits, torch.tensor([1, 1]), torch.ones(3), torch.full((3, 3), 50.0))
+    assert loss.item() == pytest.approx(1e4 + 25)
+    loss.backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_class_weights_have_mean_one_and_leave_out_classes_that_are_never_drawn():
+    weights = class_weights(1 / PRIOR, PRIOR)
+    assert weights.tolist() == pytest.approx([1 / 1.8, 1 / 0.9, 1 / 0.3, 0, 0])
+    assert (PRIOR * weights).sum().item() == pytest.approx(1)
+
+
+def test_effective_numbers_lie_between_one_and_the_count():
+    counts = torch.tensor([0.0, 1.0, 2.0, 1e6])
+    assert effective_number_weights(counts, 0.9).tolist() == pytest.approx([1, 1, 1 / 1.9, 0.1])
+    # 1 - .9999^n loses its digits in single precision.
+    assert effective_number_weights(counts, 0.9999)[2].item() == pytest.approx(1 / 1.9999, abs=1e-7)
+
+
+def test_label_margins_are_those_of_the_label():
+    margins = label_margins(torch.tensor([16.0, 1.0, 0.0]), largest=0.5)
+    assert margins.tolist() == [pytest.approx([m] * 3) for m in (0.25, 0.5, 0.5)]
+
+
+def test_scores_divided_by_the_prior_change_their_order_where_negative():
+    scores, prior = torch.tensor([[2.0, 1.5], [-2.0, -1.5]]), torch.tensor([0.75, 0.25])
+    assert divide_scores(scores, prior, 0.0).equal(scores)
+    assert divide_scores(scores, prior, 1.0).tolist() == [pytest.approx([8 / 3, 6]), pytest.approx([-8 / 3, -6])]
+    # The rare class gains among positive scores, and loses among negative ones.
+    assert divide_scores(scores, prior, 1.0).argmax(-1).tolist() == [1, 0]
+    assert divide_scores(torch.ones(1, 2), torch.tensor([1.0, 0.0]), 1.0).isfinite().all()

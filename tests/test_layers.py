@@ -18,9 +18,10 @@ LAYERS = {
     "priors": "functional",
     # Methods, which know of nothing but formulas and trackers, and not of each other.
     "trackers": "",
-    "methods.base": "",
-    "methods.*": "functional trackers methods.base",
+    "methods.base": "functional",
+    "methods.*": "errors functional trackers methods.base",
     "methods": "methods.*",
+    "labeled_loss": "functional",
     # Networks, and images; a data set tells a method what is fixed before training.
     "models models.*": "errors models.*",
     "data data.*": "errors files methods.base data.*",
@@ -34,7 +35,7 @@ LAYERS = {
     "evaluation": "functional metrics calibration trackers data.streams",
     # The machine, and the settings of all of the above.
     "runtime": "errors data.streams",
-    "config": "errors methods models data.datasets learner optim runtime",
+    "config": "errors methods.base methods labeled_loss models data.datasets learner optim runtime",
     "run_folder": "errors files methods.base models data.datasets learner checkpoint config",
     # What runs say together, and what is compared.
     "results": "files journal config",

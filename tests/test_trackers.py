@@ -1,7 +1,17 @@
 import pytest
 import torch
 
-from debias_ssl.trackers import RunningMean, all_mean_, all_sum_, num_processes, uniform_marginal
+from debias_ssl.trackers import (
+    LabelMemory,
+    RunningMean,
+    all_mean_,
+    all_sum_,
+    gathered,
+    mean_of_rows,
+    num_processes,
+    sum_with_gradient,
+    uniform_marginal,
+)
 
 
 def test_running_mean_worked():
@@ -58,3 +68,37 @@ def test_one_process_is_its_own_sum_and_mean():
     assert num_processes() == 1
     all_mean_([tensor])
     assert all_sum_(tensor).tolist() == [1, 2]
+    assert mean_of_rows(tensor.unsqueeze(1)).tolist() == [1.5]
+    assert gathered(tensor.unsqueeze(0)).tolist() == [[1, 2]]
+
+
+def test_one_process_has_its_own_sum_and_gradient():
+    tensor = torch.tensor([1.1, 2.3], requires_grad=True)
+    assert sum_with_gradient(tensor).equal(tensor)
+    assert torch.autograd.grad(sum_with_gradient(tensor).square().sum(), tensor)[0].tolist() == pytest.approx(
+        [2.2, 4.6]
+    )
+
+
+def test_a_memory_holds_the_last_label_of_each_image():
+    memory = LabelMemory(6, 3)
+    assert memory.counts().tolist() == [0, 0, 0]
+    memory.update(torch.tensor([4, 0, 2]), torch.tensor([2, 1, -1]))
+    assert memory.value.tolist() == [1, -1, -1, -1, 2, -1]
+    memory.update(torch.tensor([0, 4, 5]), torch.tensor([0, -1, 2]))
+    assert memory.value.tolist() == [0, -1, -1, -1, 2, 2]
+    assert memory.counts().tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+def test_an_image_that_comes_twice_gets_the_larger_label(order):
+    memory = LabelMemory(2, 4)
+    memory.update(torch.tensor([1, 1, 1])[order], torch.tensor([0, 3, -1])[order])
+    assert memory.value.tolist() == [-1, 3]
+
+
+def test_a_memory_is_state():
+    memory, other = LabelMemory(3, 2), LabelMemory(3, 2)
+    memory.update(torch.tensor([1]), torch.tensor([1]))
+    other.load_state_dict(memory.state_dict())
+    assert other.value.tolist() == [-1, 1, -1]

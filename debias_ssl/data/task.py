@@ -74,6 +74,8 @@ class Task:
         given = self.given if method.needs_given else None
         if method.needs_given and given is None:
             raise InputError(f"{type(method).__name__} needs class probabilities from outside: set data.probs")
+        if method.needs_validation and not len(self.split.validation):
+            raise InputError(f"{type(method).__name__} needs validation images: set data.validation_per_class")
         return TrainingStream(
             reader=self.readers["train"],
             labels=torch.from_numpy(self.data.train.labels),

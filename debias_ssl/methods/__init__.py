@@ -1,16 +1,38 @@
 """Methods, one small class per paper."""
 
+from debias_ssl.methods.abc import ABC
+from debias_ssl.methods.adamatch import AdaMatch
 from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, View, Views
+from debias_ssl.methods.cdmad import CDMAD
+from debias_ssl.methods.csst import CSST
+from debias_ssl.methods.daso import DASO
 from debias_ssl.methods.debiaspl import DebiasPL
 from debias_ssl.methods.fixmatch import FixMatch
+from debias_ssl.methods.flexmatch import FlexMatch
+from debias_ssl.methods.freematch import FreeMatch
+from debias_ssl.methods.pseudo_label import PseudoLabel
+from debias_ssl.methods.simpro import SimPro
+from debias_ssl.methods.softmatch import SoftMatch
 from debias_ssl.methods.supervised import Supervised
+from debias_ssl.methods.uda import UDA
 
 __all__ = [
+    "ABC",
+    "CDMAD",
+    "CSST",
+    "DASO",
+    "UDA",
+    "AdaMatch",
     "DebiasPL",
     "FixMatch",
+    "FlexMatch",
+    "FreeMatch",
     "Method",
     "Problem",
+    "PseudoLabel",
     "PseudoLabels",
+    "SimPro",
+    "SoftMatch",
     "Step",
     "Supervised",
     "View",

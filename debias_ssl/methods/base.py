@@ -3,10 +3,19 @@
 Axes: L labeled images, U unlabeled images of this process's part of the global batch, N images, C classes, D features.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from debias_ssl.functional import weighted_cross_entropy
+
+
+def cross_entropy(logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
+    """The plain loss of labeled images, the same at all times."""
+    return F.cross_entropy(logits, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +27,8 @@ class Problem:
     labeled_counts: tuple[int, ...]
     """Labeled images of each class."""
     num_unlabeled: int
+    labeled_loss: Callable[[Tensor, Tensor, float], Tensor] = cross_entropy
+    """Of logits (L C), labels (L) and progress, a scalar: every method takes its labeled loss from here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +48,8 @@ class Views:
     weak: View
     """The unlabeled images, weakly augmented, without gradient."""
     strong: View
-    """The same images, strongly augmented; empty where the method's `num_strong` is 0."""
+    """The same images, strongly augmented. Where the method's `num_strong` is 0 it is empty or, if the method says
+    `needs_weak_gradient`, the weak view with gradient."""
     index: Int[Tensor, " U"]
     """Which unlabeled images these are, 0..num_unlabeled-1, for methods that remember each image."""
     progress: float
@@ -84,6 +96,10 @@ class Method(nn.Module):
     needs_blank: bool = False
     needs_given: bool = False
     """What else of `Views` it reads."""
+    needs_validation: bool = False
+    """Whether it learns from `on_evaluation`."""
+    needs_weak_gradient: bool = False
+    """Whether, having no strong view, it trains the weak ones: `strong` is then what `weak` is, with gradient."""
 
     def __init__(self, problem: Problem):
         super().__init__()
@@ -92,9 +108,51 @@ class Method(nn.Module):
     def forward(self, views: Views) -> Step:
         raise NotImplementedError
 
+    def labeled_loss(self, views: Views) -> Float[Tensor, ""]:
+        return self.problem.labeled_loss(views.labeled.logits, views.labels, views.progress)
+
     def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
         """Logits at test time; `blank` is the view of a white image where the method says `needs_blank`."""
         return view.logits
 
     def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:
         """Called on every process with the confusion matrix of validation images, where there are any."""
+
+
+class PseudoLabeling(Method):
+    """A method whose strong views are trained towards targets that are made of the weak ones.
+
+    L = labeled loss + lambda_u * mean_u weight * CE(f(strong(u)), target)
+
+    The mean is over all unlabeled images, whatever their weight. A paper's formula is `pseudo_labels`; what it is to
+    remember of a step is taken in by `update`. Both are given the logits, so that DebiasPL can hand them debiased ones.
+
+    Args:
+        problem: what is fixed before training.
+        unlabeled_weight: lambda_u.
+    """
+
+    def __init__(self, problem: Problem, *, unlabeled_weight: float = 1.0):
+        super().__init__(problem)
+        self.unlabeled_weight = unlabeled_weight
+
+    def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
+        """Takes a step's weak logits into the state; once a step, before any pseudo-label of it is made."""
+
+    def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
+        """Targets and weights, in [0, 1], from the logits of weak views; leaves the state as it is."""
+        raise NotImplementedError
+
+    def further_losses(self, logits: Float[Tensor, "U C"], pseudo: PseudoLabels) -> dict[str, Float[Tensor, ""]]:
+        """More losses of the strong logits."""
+        return {}
+
+    def forward(self, views: Views) -> Step:
+        self.update(views.weak.logits, views)
+        pseudo = self.pseudo_labels(views.weak.logits, views)
+        logits = views.strong.logits
+        losses = {
+            "labeled": self.labeled_loss(views),
+            "unlabeled": self.unlabeled_weight * weighted_cross_entropy(logits, pseudo.target, pseudo.weight),
+        }
+        return Step(losses=losses | self.further_losses(logits, pseudo), pseudo=pseudo)

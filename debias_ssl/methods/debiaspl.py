@@ -1,16 +1,18 @@
-"""DebiasPL: FixMatch whose pseudo-labels and margins leave out the model's standing preference for classes."""
+"""DebiasPL: pseudo-labels and margins that leave out the model's standing preference for classes."""
+
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from debias_ssl.errors import InputError
 from debias_ssl.functional import adjust, confident_labels, debias, weighted_cross_entropy
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
+from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Step, Views
 from debias_ssl.trackers import uniform_marginal
 
 
-class DebiasPL(Method):
+class DebiasPL(PseudoLabeling):
     """Debiased pseudo-labels and adaptive margin (arXiv 2201.01490), in the order of the authors' code.
 
     With q the marginal (uniform at first) and tau the strength:
@@ -23,19 +25,23 @@ class DebiasPL(Method):
     strong view, and q follows the mean logits (the authors' recipe for ImageNet has two). strength = 0 is FixMatch.
     The authors' CLD loss is left out.
 
-    Assisted by labels given from outside (the paper's are CLIP's): where no pseudo-label of an image counts and the
+    Over another base, targets and weights are what that method makes of the debiased logits, its state follows those of
+    the mean, and the rest of its loss stays as it is; strength = 0 is then that method.
+
+    Assisted by labels given from outside (the paper's are CLIP's): as far as no pseudo-label of an image counts and the
     given one's confidence is at least assist_threshold, the given one is the target of a second loss of the same form,
     and the mean of both takes the unlabeled loss's place.
 
     Args:
         problem: what is fixed before training.
-        threshold: confidence from which a debiased pseudo-label counts.
+        threshold: confidence from which a debiased pseudo-label counts; where there is a base, it has its own.
         strength: tau, how much of the preference is removed from the targets and added as a margin.
         momentum: m of the marginal; .999 in the paper, .99 in the authors' ImageNet scripts.
-        unlabeled_weight: lambda_u.
+        unlabeled_weight: lambda_u; where there is a base, it has its own.
         num_views: weak and strong views of each unlabeled image.
         assist_threshold: confidence from which labels given by `data.probs` help out, .4 in the authors' scripts; null
             does without them.
+        base: the method whose pseudo-labels are debiased, such as FlexMatch; null is the threshold.
     """
 
     def __init__(
@@ -48,40 +54,59 @@ class DebiasPL(Method):
         unlabeled_weight: float = 1.0,
         num_views: int = 1,
         assist_threshold: float | None = None,
+        base: Callable[[Problem], PseudoLabeling] | None = None,
     ):
-        super().__init__(problem)
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.strength = strength
-        self.unlabeled_weight = unlabeled_weight
-        self.num_weak = self.num_strong = num_views
         self.assist_threshold = assist_threshold
-        self.needs_given = assist_threshold is not None
         self.marginal = uniform_marginal(problem.num_classes, momentum)
+        self.base = None if base is None else base(problem)
+        if isinstance(self.base, DebiasPL):
+            raise InputError("method.base is DebiasPL, whose debiasing is there already: choose another method")
+        policy = self._policy
+        self.num_weak, self.num_strong = num_views, num_views * policy.num_strong
+        self.needs_weak_gradient, self.needs_strong_labeled = policy.needs_weak_gradient, policy.needs_strong_labeled
+        self.needs_given = assist_threshold is not None
+
+    @property
+    def _policy(self) -> PseudoLabeling:
+        """What makes targets and weights of debiased logits."""
+        return self if self.base is None else self.base
+
+    def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
+        target, weight = confident_labels(logits, self.threshold)
+        return PseudoLabels(target=target, weight=weight)
 
     def forward(self, views: Views) -> Step:
-        labeled = F.cross_entropy(views.labeled.logits, views.labels)
+        policy = self._policy
         weak = torch.stack([view.logits for view in (views.weak, *views.further_weak)])
         mean = weak.mean(0)
         sources = [mean, *weak] if len(weak) > 1 else [mean]
-        pseudo = [confident_labels(debias(f, self.marginal.value, self.strength), self.threshold) for f in sources]
+        debiased = [debias(f, self.marginal.value, self.strength) for f in sources]
+        policy.update(debiased[0], views)
+        pseudo = [policy.pseudo_labels(f, views) for f in debiased]
         self.marginal.update(mean.softmax(-1))
         strong = [view.logits for view in (views.strong, *views.further_strong)]
         margins = [adjust(f, self.marginal.value, self.strength) for f in strong]
-        unlabeled = mean_cross_entropy(margins, pseudo)
-        target, weight = pseudo[0]
+        unlabeled, first = mean_cross_entropy(margins, pseudo), pseudo[0]
         if self.assist_threshold is not None:
             assert views.given is not None
             confidence, given = views.given.max(-1)
-            counts = torch.stack([each for _, each in pseudo]).amax(0)
+            counts = torch.stack([labels.weight for labels in pseudo]).amax(0)
             helps = (confidence >= self.assist_threshold) * (1 - counts)
-            unlabeled = (unlabeled + mean_cross_entropy(margins, [(given, helps)])) / 2
-            target, weight = torch.where(helps > 0, given, target), weight + helps
-        return Step(
-            losses={"labeled": labeled, "unlabeled": self.unlabeled_weight * unlabeled},
-            pseudo=PseudoLabels(target=target, weight=weight),
-        )
+            unlabeled = (unlabeled + mean_cross_entropy(margins, [PseudoLabels(target=given, weight=helps)])) / 2
+            own = first.target if first.target.ndim == 1 else first.target.argmax(-1)
+            target = torch.where(helps > first.weight, given, own)
+            first = PseudoLabels(target=target, weight=first.weight + helps)
+        further = [policy.further_losses(f, labels) for f in margins for labels in pseudo]
+        means = {name: torch.stack([losses[name] for losses in further]).mean() for name in further[0]}
+        losses = {"labeled": policy.labeled_loss(views), "unlabeled": policy.unlabeled_weight * unlabeled}
+        return Step(losses=losses | means, pseudo=first)
 
 
-def mean_cross_entropy(logits: list[Tensor], pseudo: list[tuple[Tensor, Tensor]]) -> Float[Tensor, ""]:
-    """Over all pairs of logits (U C) and pseudo-labels (targets U, weights U)."""
-    return torch.stack([weighted_cross_entropy(f, *labels) for f in logits for labels in pseudo]).mean()
+def mean_cross_entropy(logits: list[Tensor], pseudo: list[PseudoLabels]) -> Float[Tensor, ""]:
+    """Over all pairs of logits (U C) and pseudo-labels."""
+    return torch.stack(
+        [weighted_cross_entropy(f, labels.target, labels.weight) for f in logits for labels in pseudo]
+    ).mean()

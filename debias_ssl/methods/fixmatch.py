@@ -1,12 +1,13 @@
 """FixMatch: confident predictions on weak views are the targets of strong views."""
 
-import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
-from debias_ssl.functional import confident_labels, weighted_cross_entropy
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
+from debias_ssl.functional import confident_labels
+from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
 
 
-class FixMatch(Method):
+class FixMatch(PseudoLabeling):
     """FixMatch (arXiv 2001.07685).
 
     p = softmax(f(weak(u))),  L = CE(f(weak(x)), y) + lambda_u * mean_u 1[max p >= threshold] CE(f(strong(u)), argmax p)
@@ -20,15 +21,9 @@ class FixMatch(Method):
     """
 
     def __init__(self, problem: Problem, *, threshold: float = 0.95, unlabeled_weight: float = 1.0):
-        super().__init__(problem)
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
-        self.unlabeled_weight = unlabeled_weight
 
-    def forward(self, views: Views) -> Step:
-        labeled = F.cross_entropy(views.labeled.logits, views.labels)
-        target, weight = confident_labels(views.weak.logits, self.threshold)
-        unlabeled = weighted_cross_entropy(views.strong.logits, target, weight)
-        return Step(
-            losses={"labeled": labeled, "unlabeled": self.unlabeled_weight * unlabeled},
-            pseudo=PseudoLabels(target=target, weight=weight),
-        )
+    def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
+        target, weight = confident_labels(logits, self.threshold)
+        return PseudoLabels(target=target, weight=weight)

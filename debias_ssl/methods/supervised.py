@@ -1,7 +1,6 @@
 """Labeled images only: the floor that every semi-supervised method has to beat with the same budget."""
 
 import torch
-import torch.nn.functional as F
 
 from debias_ssl.methods.base import Method, PseudoLabels, Step, Views
 
@@ -15,9 +14,8 @@ class Supervised(Method):
     num_strong = 0
 
     def forward(self, views: Views) -> Step:
-        labeled = F.cross_entropy(views.labeled.logits, views.labels)
         target = views.weak.logits.argmax(-1)
         return Step(
-            losses={"labeled": labeled},
+            losses={"labeled": self.labeled_loss(views)},
             pseudo=PseudoLabels(target=target, weight=torch.zeros(len(target), device=target.device)),
         )

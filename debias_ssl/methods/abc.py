@@ -1,0 +1,70 @@
+"""ABC: an auxiliary classifier that sees every class equally often."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from debias_ssl.functional import confident_labels, weighted_cross_entropy
+from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, View, Views
+
+
+class ABC(Method):
+    """Auxiliary balanced classifier (arXiv 2110.10368) on the features of FixMatch, through which its gradient flows.
+
+    With g the auxiliary head, q = softmax(g(weak(u))), k = argmax q, r_y = n_min / n_y and t the progress:
+
+    L = L_FixMatch + mean_x B(r_y) CE(g(weak(x)), y)
+        + mean_u 1[max q >= threshold] B(1 - t (1 - r_k)) CE(g(strong(u)), q)
+
+    B(p) is 1 with probability p, else 0, drawn for each image. At test time g predicts. The targets q are soft, as in
+    the authors' code. auxiliary_weight = 0 trains the network of FixMatch.
+
+    Args:
+        problem: what is fixed before training.
+        threshold: confidence from which a pseudo-label counts, of either head.
+        unlabeled_weight: lambda_u of FixMatch's loss.
+        auxiliary_weight: of both losses of the auxiliary head.
+    """
+
+    keep: Float[Tensor, " C"]
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        threshold: float = 0.95,
+        unlabeled_weight: float = 1.0,
+        auxiliary_weight: float = 1.0,
+    ):
+        super().__init__(problem)
+        self.threshold = threshold
+        self.unlabeled_weight = unlabeled_weight
+        self.auxiliary_weight = auxiliary_weight
+        self.head = nn.Linear(problem.num_features, problem.num_classes)
+        # A class without labels counts as one of one image.
+        counts = torch.tensor(problem.labeled_counts).clamp(min=1)
+        self.register_buffer("keep", counts.min() / counts, persistent=False)
+
+    def forward(self, views: Views) -> Step:
+        target, weight = confident_labels(views.weak.logits, self.threshold)
+        unlabeled = weighted_cross_entropy(views.strong.logits, target, weight)
+
+        kept = torch.bernoulli(self.keep[views.labels])
+        auxiliary = weighted_cross_entropy(self.head(views.labeled.features), views.labels, kept)
+        with torch.no_grad():
+            weak = self.head(views.weak.features)
+        own, confident = confident_labels(weak, self.threshold)
+        kept = torch.bernoulli(1 - views.progress * (1 - self.keep[own]))
+        consistency = weighted_cross_entropy(self.head(views.strong.features), weak.softmax(-1), confident * kept)
+        return Step(
+            losses={
+                "labeled": self.labeled_loss(views),
+                "unlabeled": self.unlabeled_weight * unlabeled,
+                "auxiliary": self.auxiliary_weight * auxiliary,
+                "consistency": self.auxiliary_weight * consistency,
+            },
+            pseudo=PseudoLabels(target=target, weight=weight),
+        )
+
+    def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
+        return self.head(view.features)

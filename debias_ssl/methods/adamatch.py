@@ -1,0 +1,79 @@
+"""AdaMatch: probabilities aligned to those of labeled images, and a threshold relative to the confidence in those."""
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from debias_ssl.errors import InputError
+from debias_ssl.functional import align
+from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
+from debias_ssl.trackers import RunningMean, uniform_marginal
+
+
+class AdaMatch(PseudoLabeling):
+    """Distribution alignment and relative threshold (arXiv 2106.04732), for images of one domain.
+
+    With q the running mean of p = softmax(f(weak(u))) and pi that of softmax(f(weak(x))), both uniform at first:
+
+    p~ = SumNorm(p pi / q),  c_tau = tau * mean_x max softmax(f(weak(x)))
+    L = CE(f(weak(x)), y) + CE(f(strong(x)), y) + mu(t) lambda_u mean_u 1[max p~ >= c_tau] CE(f(strong(u)), argmax p~)
+
+    mu(t) = 1/2 - cos(min(pi, 2 pi t)) / 2, t the finished fraction of the run, is in the weight. The running means are
+    of several steps, not one: batches are smaller than the paper's. Left out: random logit interpolation, which needs
+    another pass of the labeled images to mix domains that are one here. threshold = 0 and prior = null is FixMatch with
+    threshold 0 and the second labeled loss, once mu is 1.
+
+    Args:
+        problem: what is fixed before training.
+        threshold: tau, relative to the mean confidence of the labeled images of the step.
+        momentum: of q and pi.
+        prior: pi: labeled is the running mean of labeled images' predictions, uniform or a list is fixed, null is no
+            alignment.
+        unlabeled_weight: lambda_u.
+    """
+
+    needs_strong_labeled = True
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        threshold: float = 0.9,
+        momentum: float = 0.999,
+        prior: Literal["labeled", "uniform"] | list[float] | None = "labeled",
+        unlabeled_weight: float = 1.0,
+    ):
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
+        self.threshold = threshold
+        self.is_aligned, self.follows_labeled = prior is not None, prior == "labeled"
+        self.marginal = uniform_marginal(problem.num_classes, momentum)
+        self.prior = uniform_marginal(problem.num_classes, momentum)
+        if isinstance(prior, list):
+            if len(prior) != problem.num_classes or min(prior) < 0 or not 0 < sum(prior) < math.inf:
+                raise InputError(f"method.prior must be {problem.num_classes} shares, one for each class: {prior}")
+            self.prior.value.copy_(torch.tensor(prior) / sum(prior))
+        self.confidence = RunningMean(torch.ones(1), momentum=0.0)
+
+    def labeled_loss(self, views: Views) -> Float[Tensor, ""]:
+        assert views.strong_labeled is not None
+        return super().labeled_loss(views) + super().labeled_loss(replace(views, labeled=views.strong_labeled))
+
+    def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
+        labeled = views.labeled.logits.softmax(-1)
+        self.confidence.update(labeled.amax(-1, keepdim=True))
+        self.marginal.update(logits.softmax(-1))
+        if self.follows_labeled:
+            self.prior.update(labeled)
+
+    def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
+        probs = logits.softmax(-1)
+        if self.is_aligned:
+            probs = align(probs, self.marginal.value, self.prior.value)
+        confidence, target = probs.max(-1)
+        mu = 0.5 - math.cos(min(math.pi, 2 * math.pi * views.progress)) / 2
+        weight = mu * (confidence >= self.threshold * self.confidence.value).to(logits.dtype)
+        return PseudoLabels(target=target, weight=weight)

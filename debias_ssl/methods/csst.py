@@ -1,0 +1,96 @@
+"""CSST: self-training for the worst class, or for the mean recall while every class is predicted often enough."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from debias_ssl.functional import SMALLEST_PROBABILITY, weighted_cross_entropy
+from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
+
+
+class CSST(Method):
+    """Cost-sensitive self-training (arXiv 2304.14738).
+
+    With G the gain matrix, D = diag(G), M = G D^-1, p = softmax(f(weak(u))), k = argmax p and
+
+    H(f, y) = -sum_j M_yj log softmax(f - log D)_j,
+
+    L = H(f(weak(x)), y) + lambda_u * mean_u 1[KL(G_k / sum G_k || p) < threshold] H(f(strong(u)), k)
+
+    After each evaluation, with the recalls r_i and the share c_j of predictions of the validation images and pi the
+    prior of the labeled ones:
+
+    - min_recall: G = diag(lambda_i / pi_i), lambda_i ~ lambda_i exp(-omega r_i);
+    - mean_recall: G_ij = 1[i = j] / (C pi_i) + lambda_j, lambda_j <- max(0, lambda_j - omega (c_j - coverage / C)).
+
+    H takes the place of the run's labeled loss. min_recall with equal counts and rate = 0 is FixMatch, of the threshold
+    e^-threshold.
+
+    Args:
+        problem: what is fixed before training.
+        objective: what is made large: the smallest recall, or their mean under the constraint.
+        coverage: share of its fair part 1 / C that every class must be predicted for.
+        threshold: of the divergence from which a pseudo-label no longer counts.
+        rate: omega, how far one evaluation moves lambda.
+        unlabeled_weight: lambda_u.
+    """
+
+    needs_validation = True
+    prior: Float[Tensor, " C"]
+    multipliers: Float[Tensor, " C"]
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        objective: Literal["min_recall", "mean_recall"] = "min_recall",
+        coverage: float = 0.95,
+        threshold: float = 0.05,
+        rate: float = 0.1,
+        unlabeled_weight: float = 1.0,
+    ):
+        super().__init__(problem)
+        self.objective = objective
+        self.coverage = coverage
+        self.threshold = threshold
+        self.rate = rate
+        self.unlabeled_weight = unlabeled_weight
+        # A class without labels counts as one of one image.
+        counts = torch.tensor(problem.labeled_counts, dtype=torch.float32).clamp(min=1)
+        self.register_buffer("prior", counts / counts.sum(), persistent=False)
+        first = 1 / problem.num_classes if objective == "min_recall" else 0.0
+        self.register_buffer("multipliers", torch.full((problem.num_classes,), first))
+
+    @property
+    def gain(self) -> Float[Tensor, "C C"]:
+        """G."""
+        if self.objective == "min_recall":
+            return (self.multipliers / self.prior).diag()
+        return (1 / (len(self.prior) * self.prior)).diag() + self.multipliers
+
+    def forward(self, views: Views) -> Step:
+        gain = self.gain
+        costs, offset = gain / gain.diagonal(), gain.diagonal().log()
+        target = views.weak.logits.argmax(-1)
+        ideal = (gain / gain.sum(1, keepdim=True))[target]
+        divergence = F.kl_div(views.weak.logits.log_softmax(-1), ideal, reduction="none").sum(-1)
+        weight = (divergence < self.threshold).to(divergence.dtype)
+        unlabeled = weighted_cross_entropy(views.strong.logits - offset, costs[target], weight)
+        labeled = F.cross_entropy(views.labeled.logits - offset, costs[views.labels])
+        return Step(
+            losses={"labeled": labeled, "unlabeled": self.unlabeled_weight * unlabeled},
+            pseudo=PseudoLabels(target=target, weight=weight),
+        )
+
+    def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:
+        counts = confusion.to(self.multipliers)
+        if self.objective == "min_recall":
+            recalls = counts.diagonal() / counts.sum(1).clamp(min=1)
+            moved = (self.multipliers * (-self.rate * recalls).exp()).clamp(min=SMALLEST_PROBABILITY)
+            self.multipliers.copy_(moved / moved.sum())
+        else:
+            missing = self.coverage / len(counts) - counts.sum(0) / counts.sum()
+            self.multipliers.add_(self.rate * missing).clamp_(min=0)

@@ -1,0 +1,101 @@
+"""DASO: pseudo-labels of the classifier where they are too few, of prototypes where they are too many."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from debias_ssl.functional import weighted_cross_entropy
+from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
+from debias_ssl.trackers import all_sum_, uniform_marginal
+
+
+class DASO(Method):
+    """Distribution-aware semantics-oriented pseudo-labels (arXiv 2106.05682) in FixMatch.
+
+    With z features, c_k the prototype of class k, p = softmax(f(weak(u))), q_w = softmax(cos(z(weak(u)), c) / T_proto),
+    q_s the same of strong(u), m the running distribution of pseudo-labels and k = argmax p:
+
+    1. v_k = m_k^(1/T) / max_j m_j^(1/T);  p' = (1 - v_k) p + v_k q_w;  m follows p';
+    2. L = CE(f(weak(x)), y) + lambda_u * mean_u 1[max p' >= threshold] CE(f(strong(u)), argmax p')
+           + lambda_align * mean_u CE(q_s, q_w).
+
+    During the warm-up p' = p and there is no alignment: warm_up = 1 is FixMatch. Prototypes are running means of the
+    features of labeled images; the authors take means of queues of 256 features a class from an averaged encoder.
+
+    Args:
+        problem: what is fixed before training.
+        threshold: confidence from which a pseudo-label counts.
+        temperature: T; 1.5 where labeled and unlabeled images have the same imbalance, .3 where not, in the paper.
+        prototype_temperature: T_proto.
+        warm_up: share of the run with FixMatch's pseudo-labels; 5,000 of 250,000 steps in the paper.
+        momentum: of m and of the prototypes, each of which moves in steps that have labeled images of its class.
+        unlabeled_weight: lambda_u.
+        align_weight: lambda_align.
+    """
+
+    prototypes: Float[Tensor, "C D"]
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        threshold: float = 0.95,
+        temperature: float = 1.5,
+        prototype_temperature: float = 0.05,
+        warm_up: float = 0.02,
+        momentum: float = 0.99,
+        unlabeled_weight: float = 1.0,
+        align_weight: float = 1.0,
+    ):
+        super().__init__(problem)
+        self.threshold = threshold
+        self.temperature = temperature
+        self.prototype_temperature = prototype_temperature
+        self.warm_up = warm_up
+        self.momentum = momentum
+        self.unlabeled_weight = unlabeled_weight
+        self.align_weight = align_weight
+        self.distribution = uniform_marginal(problem.num_classes, momentum)
+        # The length of a prototype means nothing, so that they may start at zero.
+        self.register_buffer("prototypes", torch.zeros(problem.num_classes, problem.num_features))
+
+    def forward(self, views: Views) -> Step:
+        is_blended = views.progress >= self.warm_up
+        probs = views.weak.logits.softmax(-1)
+        semantic = self.similarities(views.weak.features).softmax(-1)
+        if is_blended:
+            share = self.semantic_share[probs.argmax(-1)].unsqueeze(1)
+            probs = (1 - share) * probs + share * semantic
+        self.distribution.update(probs)
+        confidence, target = probs.max(-1)
+        weight = (confidence >= self.threshold).to(probs.dtype)
+        unlabeled = weighted_cross_entropy(views.strong.logits, target, weight)
+        align = F.cross_entropy(self.similarities(views.strong.features), semantic)
+        self.update_prototypes(views.labeled.features, views.labels)
+        return Step(
+            losses={
+                "labeled": self.labeled_loss(views),
+                "unlabeled": self.unlabeled_weight * unlabeled,
+                "align": is_blended * self.align_weight * align,
+            },
+            pseudo=PseudoLabels(target=target, weight=weight),
+        )
+
+    @property
+    def semantic_share(self) -> Float[Tensor, " C"]:
+        """v, of which a class has the more, the more pseudo-labels it has."""
+        return (self.distribution.value / self.distribution.value.max()) ** (1 / self.temperature)
+
+    def similarities(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        """cos(z, c) / T_proto; 0 where a class has no prototype yet."""
+        return F.normalize(features) @ F.normalize(self.prototypes).T / self.prototype_temperature
+
+    @torch.no_grad()
+    def update_prototypes(self, features: Float[Tensor, "L D"], labels: Int[Tensor, " L"]) -> None:
+        is_of = F.one_hot(labels, len(self.prototypes)).to(features.dtype)
+        # Sums and numbers of all processes, in one message.
+        sums = all_sum_(is_of.T @ F.pad(features, (0, 1), value=1.0))
+        means = sums[:, :-1] / sums[:, -1:].clamp(min=1)
+        moved = self.prototypes.lerp(means, 1 - self.momentum)
+        self.prototypes.copy_(torch.where(sums[:, -1:] > 0, moved, self.prototypes))

@@ -1,0 +1,51 @@
+"""FlexMatch: lower thresholds for classes that have been learned less."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from debias_ssl.functional import confident_labels
+from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
+from debias_ssl.trackers import LabelMemory
+
+
+class FlexMatch(PseudoLabeling):
+    """Curriculum pseudo-labeling (arXiv 2110.08263).
+
+    With sigma(c) the number of unlabeled images whose last prediction of confidence >= tau was of class c, and N' those
+    that never had one:
+
+    beta(c) = sigma(c) / max{max sigma, N'},  T(c) = beta(c) / (2 - beta(c)) * tau
+    L = CE(f(weak(x)), y) + lambda_u * mean_u 1[max p >= T(argmax p)] CE(f(strong(u)), argmax p)
+
+    Thresholds are those of the steps before. Where all classes have been learned equally (beta = 1) it is FixMatch.
+
+    Args:
+        problem: what is fixed before training.
+        threshold: tau, confidence from which a class that has been learned counts.
+        warm_up: whether N' is in the denominator, so that thresholds start low for all classes.
+        unlabeled_weight: lambda_u.
+    """
+
+    beta: Tensor
+
+    def __init__(
+        self, problem: Problem, *, threshold: float = 0.95, warm_up: bool = True, unlabeled_weight: float = 1.0
+    ):
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
+        self.threshold = threshold
+        self.warm_up = warm_up
+        self.memory = LabelMemory(problem.num_unlabeled, problem.num_classes)
+        self.register_buffer("beta", torch.zeros(problem.num_classes))
+
+    def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
+        learned = self.memory.counts()
+        unused = len(self.memory.value) - learned.sum() if self.warm_up else learned.new_tensor(1)
+        self.beta.copy_(learned / torch.maximum(learned.max(), unused))
+        target, weight = confident_labels(logits, self.threshold)
+        self.memory.update(views.index, torch.where(weight > 0, target, -1))
+
+    def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
+        confidence, target = logits.softmax(-1).max(-1)
+        thresholds = self.threshold * self.beta / (2 - self.beta)
+        return PseudoLabels(target=target, weight=(confidence >= thresholds[target]).to(logits.dtype))

@@ -1,0 +1,37 @@
+"""Pseudo-Label: the model's own confident predictions are labels of the same views."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from debias_ssl.functional import confident_labels
+from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
+
+
+class PseudoLabel(PseudoLabeling):
+    """Pseudo-Label (Lee, ICML 2013 workshop on challenges in representation learning; it is on no arXiv).
+
+    p = softmax(f(weak(u))),
+    L = CE(f(weak(x)), y) + lambda_u * mean_u alpha(t) 1[max p >= threshold] CE(f(weak(u)), argmax p)
+
+    alpha(t) = min(1, t / ramp), t the finished fraction of the run, is in the weight. The paper has no threshold (here
+    0) and lambda_u = 3; the defaults are those of the USB benchmark. ramp = 0 is FixMatch without a strong view.
+
+    Args:
+        problem: what is fixed before training.
+        threshold: confidence from which a pseudo-label counts.
+        ramp: fraction of the run over which pseudo-labels come to count wholly.
+        unlabeled_weight: lambda_u.
+    """
+
+    num_strong = 0
+    needs_weak_gradient = True
+
+    def __init__(self, problem: Problem, *, threshold: float = 0.95, ramp: float = 0.4, unlabeled_weight: float = 1.0):
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
+        self.threshold = threshold
+        self.ramp = ramp
+
+    def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
+        target, weight = confident_labels(logits, self.threshold)
+        alpha = views.progress / self.ramp if views.progress < self.ramp else 1.0
+        return PseudoLabels(target=target, weight=alpha * weight)

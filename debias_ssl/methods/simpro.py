@@ -1,0 +1,76 @@
+"""SimPro: the class distribution of the unlabeled images is estimated along with the network."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from debias_ssl.functional import adjust, confident_labels, weighted_cross_entropy
+from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
+from debias_ssl.trackers import uniform_marginal
+
+
+class SimPro(Method):
+    """Expectation maximization with a prior of its own for the unlabeled images (arXiv 2402.13505).
+
+    With f trained to be unbiased, pi_u the prior of the unlabeled images (uniform at first), pi_l that of the labeled
+    ones, and pi the mean of both over all images:
+
+    1. E: p = softmax(f(weak(u)) + tau log pi_u), with the old pi_u; weight 1[max p >= threshold];
+    2. M: pi_u ~ the running mean of weight * p;
+    3. L = CE(f(weak(x)) + tau log pi, y) + lambda_u * mean_u weight * CE(f(strong(u)) + tau log pi, p).
+
+    The authors move pi_u by a tenth after each epoch of 500 steps; here it follows every step, as short runs need it.
+    Their second strong view, strong labeled views and weight of the labeled loss are left out. strength = 0 is FixMatch
+    with soft targets.
+
+    Args:
+        problem: what is fixed before training.
+        threshold: confidence from which a pseudo-label counts; .2 for CIFAR-100 in the paper.
+        strength: tau; 1 for CIFAR-100 in the paper.
+        momentum: of pi_u.
+        unlabeled_weight: lambda_u.
+    """
+
+    labeled_counts: Float[Tensor, " C"]
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        threshold: float = 0.95,
+        strength: float = 2.0,
+        momentum: float = 0.999,
+        unlabeled_weight: float = 1.0,
+    ):
+        super().__init__(problem)
+        self.threshold = threshold
+        self.strength = strength
+        self.unlabeled_weight = unlabeled_weight
+        # Its sum is the share of pseudo-labels that count: steps with few of them move the prior little.
+        self.confident = uniform_marginal(problem.num_classes, momentum)
+        counts = torch.tensor(problem.labeled_counts, dtype=torch.float32)
+        self.register_buffer("labeled_counts", counts, persistent=False)
+
+    @property
+    def unlabeled_prior(self) -> Float[Tensor, " C"]:
+        """pi_u."""
+        return self.confident.value / self.confident.value.sum().clamp(min=1e-30)
+
+    @property
+    def prior(self) -> Float[Tensor, " C"]:
+        """pi."""
+        counts = self.labeled_counts + self.problem.num_unlabeled * self.unlabeled_prior
+        return counts / counts.sum()
+
+    def forward(self, views: Views) -> Step:
+        weak = adjust(views.weak.logits, self.unlabeled_prior, self.strength)
+        target, (_, weight) = weak.softmax(-1), confident_labels(weak, self.threshold)
+        self.confident.update(weight.unsqueeze(1) * target)
+        labeled = self.problem.labeled_loss(
+            adjust(views.labeled.logits, self.prior, self.strength), views.labels, views.progress
+        )
+        unlabeled = weighted_cross_entropy(adjust(views.strong.logits, self.prior, self.strength), target, weight)
+        return Step(
+            losses={"labeled": labeled, "unlabeled": self.unlabeled_weight * unlabeled},
+            pseudo=PseudoLabels(target=target, weight=weight),
+        )

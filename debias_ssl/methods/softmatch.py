@@ -1,0 +1,61 @@
+"""SoftMatch: every pseudo-label counts, the less the farther its confidence is below the mean."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from debias_ssl.functional import debias
+from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
+from debias_ssl.trackers import RunningMean, mean_of_rows, uniform_marginal
+
+
+class SoftMatch(PseudoLabeling):
+    """Truncated Gaussian weights and uniform alignment (arXiv 2301.10921).
+
+    With mu_t and sigma_t^2 running means of the mean and the variance of max p~ over a batch (1 / C and 1 at first),
+    p~ = SumNorm(p / q) the aligned probabilities and q the marginal, all updated before they are used:
+
+    lambda(p~) = exp(-min(max p~ - mu_t, 0)^2 n_sigma^2 / (2 sigma_t^2))
+    L = CE(f(weak(x)), y) + lambda_u * mean_u lambda(p~) CE(f(strong(u)), argmax p)
+
+    Alignment is for the weight only, the target is that of p. n_sigma = 0 is FixMatch with threshold 0. The variance
+    divides by the number of images, not by one less, so that one image has one.
+
+    Args:
+        problem: what is fixed before training.
+        num_sigma: n_sigma, how fast weights fall off; how many of them the deviation is.
+        momentum: of the running means.
+        uniform_alignment: whether weights are those of aligned probabilities; else of p.
+        unlabeled_weight: lambda_u.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        num_sigma: float = 2.0,
+        momentum: float = 0.999,
+        uniform_alignment: bool = True,
+        unlabeled_weight: float = 1.0,
+    ):
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
+        self.num_sigma = num_sigma
+        self.strength = 1.0 if uniform_alignment else 0.0
+        self.marginal = uniform_marginal(problem.num_classes, momentum)
+        self.mean = RunningMean(torch.full((1,), 1 / problem.num_classes), momentum)
+        self.variance = RunningMean(torch.ones(1), momentum)
+
+    def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
+        self.marginal.update(logits.softmax(-1))
+        confidence = self.aligned_confidence(logits).unsqueeze(1)
+        self.mean.update(confidence)
+        self.variance.update((confidence - mean_of_rows(confidence)) ** 2)
+
+    def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
+        below = (self.aligned_confidence(logits) - self.mean.value).clamp(max=0) * self.num_sigma
+        # Equal confidences have no variance, and differ by their rounding.
+        weight = (-(below**2) / (2 * self.variance.value.clamp(min=1e-8))).exp()
+        return PseudoLabels(target=logits.argmax(-1), weight=weight)
+
+    def aligned_confidence(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, " U"]:
+        return debias(logits, self.marginal.value, self.strength).softmax(-1).amax(-1)

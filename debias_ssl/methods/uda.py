@@ -1,0 +1,38 @@
+"""UDA: FixMatch with soft, sharpened targets."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from debias_ssl.errors import InputError
+from debias_ssl.functional import confident_labels
+from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
+
+
+class UDA(PseudoLabeling):
+    """Unsupervised data augmentation (arXiv 1904.12848).
+
+    p = softmax(f(weak(u))),  L = CE(f(weak(x)), y)
+        + lambda_u * mean_u 1[max p >= threshold] CE(f(strong(u)), softmax(f(weak(u)) / temperature))
+
+    The paper's KL divergence has the same gradient. temperature -> 0 is FixMatch. Left out: the annealing of the
+    labeled loss (TSA), which keeps text models from learning few labels by heart.
+
+    Args:
+        problem: what is fixed before training.
+        threshold: beta, confidence from which a target counts, before it is sharpened.
+        temperature: above 0; the smaller, the nearer the targets are to hard labels.
+        unlabeled_weight: lambda_u.
+    """
+
+    def __init__(
+        self, problem: Problem, *, threshold: float = 0.8, temperature: float = 0.4, unlabeled_weight: float = 1.0
+    ):
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
+        self.threshold = threshold
+        self.temperature = temperature
+        if temperature <= 0:
+            raise InputError(f"method.temperature is {temperature}, must be above 0; FixMatch has hard labels")
+
+    def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
+        _, weight = confident_labels(logits, self.threshold)
+        return PseudoLabels(target=(logits / self.temperature).softmax(-1), weight=weight)

@@ -1,0 +1,252 @@
+"""What all methods that train strong views towards pseudo-labels share."""
+
+from dataclasses import replace
+from inspect import signature
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from debias_ssl.config import METHODS, Config, config_from, make_parser, resolve
+from debias_ssl.errors import InputError
+from debias_ssl.functional import weighted_cross_entropy
+from debias_ssl.methods import (
+    UDA,
+    AdaMatch,
+    DebiasPL,
+    FixMatch,
+    FlexMatch,
+    PseudoLabel,
+    PseudoLabels,
+    SoftMatch,
+    Supervised,
+)
+from debias_ssl.methods.base import PseudoLabeling
+
+POLICIES = [method for method in METHODS.values() if issubclass(method, PseudoLabeling) and method is not DebiasPL]
+
+
+@pytest.fixture
+def make_policy_views(random_views):
+    """Views of every kind that a policy reads, in the middle of a run."""
+
+    def make(seed: int = 0, **settings):
+        views = random_views(4, seed=seed, **settings)
+        strong_labeled = random_views(4, seed=seed + 100).labeled
+        return replace(views, progress=0.7, strong_labeled=strong_labeled, index=torch.arange(len(views.index)))
+
+    return make
+
+
+@pytest.fixture
+def problem(make_problem):
+    return replace(make_problem(4), num_unlabeled=30)
+
+
+def results(method, views):
+    """Losses, pseudo-labels and gradients of a step."""
+    step = method(views)
+    torch.stack([*step.losses.values()]).sum().backward()
+    logits = [views.labeled.logits, views.strong.logits, *[view.logits for view in views.further_strong]]
+    return [step.losses, step.pseudo.target, step.pseudo.weight, [each.grad for each in logits]]
+
+
+def equal(a, b) -> bool:
+    try:
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    except AssertionError:
+        return False
+    return True
+
+
+class Constant(PseudoLabeling):
+    """The first class for all, half as important."""
+
+    def pseudo_labels(self, logits, views):
+        return PseudoLabels(target=torch.zeros_like(views.index), weight=torch.full((len(logits),), 0.5))
+
+    def further_losses(self, logits, pseudo):
+        return {"size": logits.square().mean()}
+
+
+def test_a_policy_is_its_pseudo_labels_and_further_losses(problem, make_policy_views):
+    views = make_policy_views()
+    step = Constant(problem, unlabeled_weight=4.0)(views)
+    assert list(step.losses) == ["labeled", "unlabeled", "size"]
+    expected = F.cross_entropy(views.strong.logits, torch.zeros(30, dtype=torch.long))
+    torch.testing.assert_close(step.losses["unlabeled"], 2 * expected)
+
+
+@pytest.mark.parametrize("method", [Supervised, DebiasPL, *POLICIES])
+def test_the_labeled_loss_is_that_of_the_problem(method, problem, make_policy_views):
+    given = []
+
+    def loss(logits, labels, progress):
+        given.append((logits, labels, progress))
+        return logits.sum() * 0 + 3
+
+    views = make_policy_views()
+    step = method(replace(problem, labeled_loss=loss))(views)
+    assert step.losses["labeled"].item() == 3 * len(given)
+    assert given[0][0] is views.labeled.logits and given[0][1] is views.labels and given[0][2] == 0.7
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_weights_are_shares_and_targets_carry_no_gradient(policy, problem, make_policy_views):
+    method = policy(problem)
+    for seed in range(3):
+        step = method(make_policy_views(seed))
+        assert ((step.pseudo.weight >= 0) & (step.pseudo.weight <= 1)).all()
+        assert not step.pseudo.target.requires_grad and not step.pseudo.weight.requires_grad
+        assert step.losses["unlabeled"].isfinite() and step.losses["unlabeled"].requires_grad
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_pseudo_labels_get_no_gradient_from_labeled_images(policy, problem, make_policy_views):
+    views = make_policy_views()
+    policy(problem)(views).losses["unlabeled"].backward()
+    assert views.labeled.logits.grad is None and views.strong_labeled.logits.grad is None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_state_is_restored(policy, problem, make_policy_views):
+    method, other = policy(problem), policy(problem)
+    method(make_policy_views(0))
+    other.load_state_dict(method.state_dict())
+    assert equal(results(method, make_policy_views(1)), results(other, make_policy_views(1)))
+    assert all(value.dtype in (torch.float32, torch.int32) for value in method.state_dict().values())
+
+
+# -- DebiasPL over each of them
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_strength_zero_is_the_base_bit_for_bit(policy, problem, make_policy_views):
+    base = policy(problem, unlabeled_weight=2.0)
+    debiased = DebiasPL(problem, strength=0.0, base=lambda problem: policy(problem, unlabeled_weight=2.0))
+    for seed in range(3):
+        assert equal(results(base, make_policy_views(seed)), results(debiased, make_policy_views(seed)))
+    assert debiased.base is not None
+    assert equal(base.state_dict(), debiased.base.state_dict())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_strength_changes_the_base(policy, problem, make_policy_views):
+    views = make_policy_views()
+    base, debiased = policy(problem), DebiasPL(problem, strength=1.0, momentum=0.0, base=policy)
+    assert not equal(results(base, views), results(debiased, views))
+
+
+def test_the_threshold_as_a_base_is_the_default(problem, make_policy_views):
+    def confident(problem):
+        return FixMatch(problem, threshold=0.6, unlabeled_weight=3.0)
+
+    plain = DebiasPL(problem, threshold=0.6, momentum=0.5, unlabeled_weight=3.0, num_views=2)
+    over = DebiasPL(problem, momentum=0.5, num_views=2, base=confident)
+    for seed in range(3):
+        first, second = make_policy_views(seed, num_views=2), make_policy_views(seed, num_views=2)
+        assert equal(results(plain, first), results(over, second))
+
+
+def test_the_base_is_given_debiased_logits_and_strong_ones_with_the_margin(problem, make_policy_views):
+    views = make_policy_views()
+    method = DebiasPL(problem, strength=1.0, momentum=1.0, base=UDA)
+    marginal = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    method.marginal.value.copy_(marginal)
+    step = method(views)
+    target = ((views.weak.logits - marginal.log()) / 0.4).softmax(-1)
+    torch.testing.assert_close(step.pseudo.target, target)
+    expected = weighted_cross_entropy(views.strong.logits + marginal.log(), target, step.pseudo.weight)
+    torch.testing.assert_close(step.losses["unlabeled"], expected)
+
+
+class Counting(Constant):
+    """Counts its updates."""
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        self.updates: list[Tensor] = []
+
+    def update(self, logits, views):
+        self.updates.append(logits)
+
+
+def test_several_views_update_the_base_once_with_their_mean(problem, make_policy_views):
+    views = make_policy_views(num_views=2)
+    method = DebiasPL(problem, num_views=2, strength=0.0, base=Counting)
+    step = method(views)
+    assert isinstance(method.base, Counting)
+    (updated,) = method.base.updates
+    torch.testing.assert_close(updated, (views.weak.logits + views.further_weak[0].logits) / 2)
+    # Three pseudo-labels for each of two strong views.
+    sizes = [view.logits.square().mean() for view in (views.strong, *views.further_strong)]
+    torch.testing.assert_close(step.losses["size"], torch.stack(sizes).mean())
+
+
+def test_a_base_asks_for_its_views(problem):
+    assert DebiasPL(problem, base=AdaMatch).needs_strong_labeled
+    over = DebiasPL(problem, base=PseudoLabel, num_views=2)
+    assert over.needs_weak_gradient and (over.num_weak, over.num_strong) == (2, 0)
+    plain = DebiasPL(problem)
+    assert not (plain.needs_strong_labeled or plain.needs_weak_gradient)
+
+
+def soft_match(problem):
+    return SoftMatch(problem, momentum=0.0)
+
+
+def test_labels_from_outside_help_as_far_as_soft_weights_do_not_count(problem, make_policy_views):
+    given = torch.tensor([[0.0, 0.9, 0.1, 0.0]]).expand(30, 4)
+    views = replace(make_policy_views(), given=given)
+    own = DebiasPL(problem, base=soft_match)(views)
+    step = DebiasPL(problem, base=soft_match, assist_threshold=0.4)(views)
+    torch.testing.assert_close(step.pseudo.weight, torch.ones(30))
+    assert step.pseudo.target.equal(torch.where(own.pseudo.weight < 0.5, 1, own.pseudo.target))
+    helped = (own.pseudo.weight < 1) & (own.pseudo.target != 1)
+    assert (own.pseudo.weight[helped] < 0.5).any() and (own.pseudo.weight[helped] > 0.5).any()
+    soft = DebiasPL(problem, base=UDA, assist_threshold=0.4)(views)
+    assert soft.pseudo.target.shape == (30,)
+
+
+def settings_of(*flags: str):
+    parser = make_parser("train", Config)
+    return resolve(parser, parser.read_arguments([*flags]))
+
+
+def test_a_base_is_set_by_flags_and_by_what_they_were_saved_as(problem):
+    flags = ("--method", "DebiasPL", "--method.base", "FlexMatch", "--method.base.threshold", "0.8")
+    config, resolved = settings_of(*flags)
+    saved = {"threshold": 0.8, "warm_up": True, "unlabeled_weight": 1.0}
+    assert resolved["method"]["init_args"]["base"] == {"class_path": "FlexMatch", "init_args": saved}
+    for each in (config, config_from(resolved)):
+        method = each.method(problem)
+        assert isinstance(method, DebiasPL) and isinstance(method.base, FlexMatch)
+        assert (method.base.threshold, method.threshold) == (0.8, 0.95)
+    assert settings_of("--method.base", "null")[1]["method"]["init_args"]["base"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method.base", "Supervised"], "no base 'Supervised'; DebiasPL goes over .*FixMatch, FlexMatch"),
+        (["--method.base", "FlexMatch", "--method.base.thresh", "1"], r"'thresh' is not accepted; [^;]*$"),
+        (["--method", "AdaMatch", "--method.prior", "equal"], r"\"prior\": expected one of 'labeled', 'uniform'"),
+    ],
+)
+def test_wrong_settings_are_refused_in_a_line(flags, message):
+    with pytest.raises(InputError, match=message) as refused:
+        settings_of(*flags)
+    assert "Union" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_another_method_has_its_own_defaults(policy):
+    init_args = settings_of("--method", policy.__name__)[1]["method"]["init_args"]
+    own = {name: parameter.default for name, parameter in signature(policy).parameters.items() if name != "problem"}
+    assert init_args == own
+
+
+def test_debiasing_twice_is_refused(problem):
+    with pytest.raises(ValueError, match=r"method\.base is DebiasPL"):
+        DebiasPL(problem, base=DebiasPL)

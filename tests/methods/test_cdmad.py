@@ -1,0 +1,56 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from debias_ssl.learner import white_pixel
+from debias_ssl.methods import CDMAD, FixMatch, View, Views
+
+
+def with_blank(views: Views, logits: Tensor, progress: float = 1.0) -> Views:
+    return replace(views, blank=View(logits=logits, features=torch.zeros(1, 2)), progress=progress)
+
+
+@pytest.mark.parametrize(("blank", "progress"), [(0.0, 1.0), (5.0, 0.19)])
+def test_with_a_blank_of_zeros_or_before_the_warm_up_ends_it_is_fixmatch(blank, progress, make_problem, random_views):
+    views = with_blank(random_views(4), torch.tensor([[blank, 0.0, 0.0, 0.0]]), progress)
+    ours = CDMAD(make_problem(4), threshold=0.7, hard=True, unlabeled_weight=2.0)(views)
+    theirs = FixMatch(make_problem(4), threshold=0.7, unlabeled_weight=2.0)(views)
+    assert all(ours.losses[name].equal(loss) for name, loss in theirs.losses.items())
+    assert ours.pseudo.target.equal(theirs.pseudo.target) and ours.pseudo.weight.equal(theirs.pseudo.weight)
+    assert 0 < ours.pseudo.weight.mean() < 1
+
+
+def test_targets_are_soft_and_without_what_the_blank_says(make_problem, make_views):
+    # p = (.75, .25); without the blank's (log 3, log 2): (.6667, .3333).
+    views = make_views(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([[math.log(3), 0.0]]), torch.zeros(1, 2))
+    views = with_blank(views, torch.tensor([[math.log(3), math.log(2)]]))
+    step = CDMAD(make_problem(2))(views)
+    assert step.pseudo.target.tolist() == [pytest.approx([2 / 3, 1 / 3])]
+    assert step.losses["unlabeled"].item() == pytest.approx(math.log(2))
+    assert step.pseudo.weight.tolist() == [1]
+    assert CDMAD(make_problem(2), threshold=0.7)(views).pseudo.weight.tolist() == [0]
+    early = CDMAD(make_problem(2), warm_up=1.0)(replace(views, progress=0.99))
+    assert early.pseudo.target.tolist() == [pytest.approx([0.75, 0.25])]
+
+
+def test_the_blank_is_taken_from_predictions(make_problem):
+    view, blank = (View(logits=torch.tensor([each]), features=torch.zeros(1, 2)) for each in ([3.0, 2.0], [2.0, 0.5]))
+    assert CDMAD(make_problem(2)).predict(view, blank).tolist() == [[1, 1.5]]
+
+
+def test_a_learner_shows_it_a_white_image(make_learner, make_batch):
+    learner = make_learner(CDMAD, white=white_pixel([0.5], [0.5]))
+    step = learner(make_batch(), 1.0)
+    assert all(loss.isfinite() for loss in step.losses.values())
+    with torch.no_grad():
+        learner.eval()
+        images = make_batch().labeled
+        logits, view = learner.raw.predict(images)
+        torch.testing.assert_close(logits, view.logits - learner.raw.view(torch.ones(1, 1, 8, 8)).logits)
+
+
+def test_nothing_but_the_network_is_state(make_problem):
+    assert not CDMAD(make_problem(3)).state_dict()

@@ -1,0 +1,80 @@
+"""State of methods: two processes hold what one does, on parts of a batch of unequal contents."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from debias_ssl.methods import DASO, AdaMatch, FlexMatch, FreeMatch, Problem, SimPro, SoftMatch, View, Views
+
+STEPS = 3
+
+
+def views_of(step: int, rank: int, num_processes: int) -> Views:
+    """This process's part of a batch in which classes are sorted, so that the first part has others than the second."""
+    generator = torch.Generator().manual_seed(step)
+
+    def view(classes: Tensor) -> View:
+        logits = torch.randn(len(classes), 4, generator=generator) + 3 * torch.eye(4)[classes]
+        features = torch.randn(len(classes), 2, generator=generator)
+        return View(logits=logits.chunk(num_processes)[rank], features=features.chunk(num_processes)[rank])
+
+    labels, truth = torch.arange(8) // 3, torch.arange(24) // 10
+    return Views(
+        labeled=view(labels),
+        labels=labels.chunk(num_processes)[rank],
+        weak=view(truth),
+        strong=view(truth),
+        index=torch.arange(24).chunk(num_processes)[rank],
+        progress=step / STEPS,
+        strong_labeled=view(labels),
+    )
+
+
+def trained(rank: int = 0, num_processes: int = 1) -> dict[str, Any]:
+    problem = Problem(num_classes=4, num_features=2, labeled_counts=(3, 3, 2, 1), num_unlabeled=24)
+    found = {}
+    for method in (
+        SimPro(problem, threshold=0.6, momentum=0.5),
+        DASO(problem, threshold=0.6, momentum=0.5),
+        FlexMatch(problem, threshold=0.8),
+        FreeMatch(problem, momentum=0.5),
+        SoftMatch(problem, momentum=0.5),
+        AdaMatch(problem, momentum=0.5),
+    ):
+        steps = [method(views_of(k, rank, num_processes)) for k in range(STEPS)]
+        losses = {name: torch.stack([step.losses[name] for step in steps]) for name in steps[0].losses}
+        found[type(method).__name__] = {"state": method.state_dict(), "losses": losses}
+    return found
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save(trained(rank, 2), folder / f"{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    spawn(work, (folder,), nprocs=2)
+    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", ["SimPro", "DASO", "FlexMatch", "FreeMatch", "SoftMatch", "AdaMatch"])
+def test_two_processes_agree_with_one(name, two):
+    expected = trained()[name]
+    first, second = (each[name] for each in two)
+    torch.testing.assert_close(first["state"], second["state"], rtol=0, atol=0)
+    torch.testing.assert_close(first["state"], expected["state"])
+    # The loss of the labeled images is the mean over parts of equal size, like that of the others.
+    for key, loss in expected["losses"].items():
+        torch.testing.assert_close((first["losses"][key] + second["losses"][key]) / 2, loss)
+        # Of the global batch's fairness, every process has the whole.
+        assert key in ("align", "fairness") or not first["losses"][key].allclose(second["losses"][key])
