@@ -152,6 +152,10 @@ def named_class(value: Any) -> type | None:
 
 # jsonargparse's words for programmers, and ours for users.
 WORDING = (
+    (
+        r"Does not validate.*? Errors: - Expected a <class '(\w+)'> - Expected a <class 'NoneType'>.*Given value: (.+)",
+        r"expected \1 or null, got '\2'",
+    ),
     (r"Does not validate against any of the Union subtypes .*? Errors: - (.+?)\.? - Expected a <class .*", r"\1"),
     (r"Expected a dot import path string: (\S+)", r"there is no method '\1'"),
     (r"Type collections.*Got value: (\S+)", r"'\1' is no method"),

@@ -255,7 +255,12 @@ def test_processes_give_the_same_and_say_what_failed(finished: Path, tmp_path: P
     with pytest.raises(SystemExit) as exit_:
         run(tmp_path / "a", "--variants", str(variants), "--jobs", "2")
     assert exit_.value.code == 1
-    assert rows(tmp_path / "a")[0] == rows(finished)[1]
+    # A busy machine may compute with fewer threads, and then sums differ in their last bits.
+    ours, theirs = rows(tmp_path / "a")[0], rows(finished)[1]
+    texts = ("variant", "seed", "status")
+    assert [ours[key] for key in texts] == [theirs[key] for key in texts]
+    figures = [[float(row[key]) for key in row if key not in texts] for row in (ours, theirs)]
+    assert len(figures[0]) > 3 and figures[0] == pytest.approx(figures[1], rel=1e-6)
     entries = json.loads((tmp_path / "a" / "compare.json").read_text())["runs"]
     assert "resnet1" in entries[1]["error"] and "[2/2] bad seed 0 failed: " in capsys.readouterr().out
 

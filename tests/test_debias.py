@@ -117,7 +117,7 @@ def test_nothing_is_replaced_unless_it_is_told_so(predictions: Path, capsys):
     [
         (["--prior", "marginl"], ["none", "marginal", "content_free", "marginl"]),
         (["--strength", "-1"], ["strength", "-1"]),
-        (["--strength", "much"], ["strength", "much"]),
+        (["--strength", "much"], ["strength", "expected float or null, got 'much'"]),
         (["--temperature", "0"], ["temperature"]),
         (["--momentum", "1"], ["momentum"]),
         (["--prior", "content_free"], ["--blank"]),
