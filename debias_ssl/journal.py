@@ -62,12 +62,13 @@ class StepStatistics:
         return record
 
 
-def warnings_for(record: dict[str, Any], class_names: tuple[str, ...]) -> dict[str, str]:
-    """What is wrong with the pseudo-labels of a line of the log, by kind."""
+def warnings_for(record: dict[str, Any], class_names: tuple[str, ...], has_threshold: bool = True) -> dict[str, str]:
+    """What is wrong with the pseudo-labels of a line of the log, by kind; without a threshold all may count."""
     found = {}
     if record["mask_rate"] == 0:
-        found["none"] = "no pseudo-label passes the threshold: lower --method.threshold, or train longer"
-    elif record["mask_rate"] > 0.9999:
+        mend = "lower --method.threshold, or train longer" if has_threshold else "train longer"
+        found["none"] = f"no pseudo-label counts: {mend}"
+    elif record["mask_rate"] > 0.9999 and has_threshold:
         found["all"] = "every pseudo-label passes the threshold, right or wrong; raise --method.threshold"
     passed = [count * weight for count, weight in zip(record["pseudo_counts"], record["pseudo_weights"], strict=True)]
     if sum(passed) > 0:

@@ -148,8 +148,9 @@ class Run:
         loss, speed = sum(record["loss"].values()), record["images_per_second"]
         journal.show(loss=f"{loss:.3f}", mask=f"{record['mask_rate']:.2f}", **{"images/s": f"{speed:.0f}"})
         # In the beginning no prediction is confident, and that is as it should be.
-        if self.learner.raw.method.num_strong and step >= self.config.steps / 10:
-            journal.warn(warnings_for(record, self.task.data.classes))
+        method = self.learner.raw.method
+        if (method.num_strong or method.needs_weak_gradient) and step >= self.config.steps / 10:
+            journal.warn(warnings_for(record, self.task.data.classes, hasattr(method, "threshold")))
 
     def _evaluate(self, step: int, journal: Journal) -> dict[Part, dict[str, Tensor]]:
         """Evaluates both models on every part; returns the logits."""

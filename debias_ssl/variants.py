@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from debias_ssl.config import METHODS, Config, config_from, make_parser, read_yaml, resolve, switched_method
+from debias_ssl.config import METHODS, Config, completed, config_from, make_parser, read_yaml, resolve, switched_method
 from debias_ssl.errors import InputError, reason
 from debias_ssl.run_folder import difference
 
@@ -34,7 +34,8 @@ def read_record(path: Path) -> Comparison | None:
     try:
         saved = read_yaml(path)
         return Comparison(
-            base=dict(saved["base"]),
+            # Settings that are newer than the record have their defaults.
+            base=completed(dict(saved["base"])),
             variants=dict(saved["variants"]),
             seeds=tuple(saved["seeds"]),
             choose_among=tuple(saved["choose_among"]),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -431,3 +432,13 @@ def test_unknown_key_in_the_base_stops_with_the_list_of_methods(tmp_path: Path, 
     flags = ["--config", str(tmp_path / "c.yaml"), *TWO, "--out", str(tmp_path / "out")]
     message = refused(flags, capsys)
     assert "stepz" in message and "DebiasPL, FixMatch" in message and not (tmp_path / "out").exists()
+
+
+def test_a_record_from_before_a_setting_was_there_is_resumed(finished: Path, tmp_path: Path):
+    shutil.copytree(finished, tmp_path / "a")
+    record = yaml.safe_load((finished / "compare.yaml").read_text())
+    del record["base"]["labeled_loss"]
+    (tmp_path / "a" / "compare.yaml").write_text(yaml.safe_dump(record))
+    compare.main(["--out", str(tmp_path / "a"), "--resume"])
+    ours, theirs = (sorted(map(str, rows(out))) for out in (tmp_path / "a", finished))
+    assert ours == theirs

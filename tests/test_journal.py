@@ -98,6 +98,11 @@ def test_warnings_are_those_of_what_is_wrong(found, expected):
     assert warnings_for(found, NAMES).keys() == expected
 
 
+def test_a_method_without_a_threshold_is_not_told_to_change_it():
+    assert "threshold" not in warnings_for(record(0.0, [5, 5], [0.0, 0.0]), ("cat", "dog"), False)["none"]
+    assert warnings_for(record(1.0, [5, 5], [1.0, 1.0]), ("cat", "dog"), False) == {}
+
+
 def test_a_collapse_names_its_class_and_share():
     found = record(0.5, [2, 1, 6, 1], [0.5] * 4)
     assert warnings_for(found, NAMES)["one"].startswith("class 'elk' takes 60% of the pseudo-labels")

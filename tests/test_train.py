@@ -258,7 +258,7 @@ def test_bf16_losses_are_near_fp32s(finished: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("threshold", "message"),
-    [("1.1", "no pseudo-label passes the threshold"), ("0", "every pseudo-label passes the threshold")],
+    [("1.1", "no pseudo-label counts"), ("0", "every pseudo-label passes the threshold")],
 )
 def test_warnings_about_the_threshold(threshold: str, message: str, tmp_path: Path, capsys):
     run(tmp_path / "a", "--method.threshold", threshold)
