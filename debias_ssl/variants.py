@@ -34,14 +34,18 @@ def read_record(path: Path) -> Comparison | None:
     try:
         saved = read_yaml(path)
         return Comparison(
-            # Settings that are newer than the record have their defaults.
-            base=completed(dict(saved["base"])),
-            variants=dict(saved["variants"]),
+            base=_completed(saved["base"]),
+            variants={name: _completed(settings) for name, settings in dict(saved["variants"]).items()},
             seeds=tuple(saved["seeds"]),
             choose_among=tuple(saved["choose_among"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{str(path)!r} is not the record of a comparison: {reason(error)}") from error
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings, with defaults for those that are newer than the record; the seed is not one of them."""
+    return {name: value for name, value in completed(settings).items() if name != "seed"}
 
 
 def flags_of(overrides: dict[str, Any], prefix: str = "--") -> list[str]:

@@ -437,8 +437,9 @@ def test_unknown_key_in_the_base_stops_with_the_list_of_methods(tmp_path: Path, 
 def test_a_record_from_before_a_setting_was_there_is_resumed(finished: Path, tmp_path: Path):
     shutil.copytree(finished, tmp_path / "a")
     record = yaml.safe_load((finished / "compare.yaml").read_text())
-    del record["base"]["labeled_loss"]
+    for settings in (record["base"], *record["variants"].values()):
+        del settings["labeled_loss"]
     (tmp_path / "a" / "compare.yaml").write_text(yaml.safe_dump(record))
-    compare.main(["--out", str(tmp_path / "a"), "--resume"])
+    run(tmp_path / "a", *TWO, "--seeds", "0,1", "--resume")
     ours, theirs = (sorted(map(str, rows(out))) for out in (tmp_path / "a", finished))
     assert ours == theirs
