@@ -10,16 +10,10 @@ import torch
 from debias_ssl import __version__
 from debias_ssl.config import Parser
 from debias_ssl.errors import InputError
-from debias_ssl.labeling import (
-    DebiasConfig,
-    Labeling,
-    RowNumbers,
-    check_folder,
-    debias_rows,
-    finish,
-    read_labels,
-)
+from debias_ssl.label_folder import check_folder, finish
+from debias_ssl.labeling import DebiasConfig, Labeling, debias_rows
 from debias_ssl.predictions import read_predictions
+from debias_ssl.row_labels import RowNumbers, read_labels
 from debias_ssl.runtime import entry_point
 
 

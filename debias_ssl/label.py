@@ -21,9 +21,11 @@ from debias_ssl.data.reading import center_crop, decode
 from debias_ssl.errors import InputError
 from debias_ssl.features import FeatureCache, embed
 from debias_ssl.files import write_aside
-from debias_ssl.labeling import DebiasConfig, Labeling, check_folder, debias_rows, finish, read_labels, read_target
+from debias_ssl.label_folder import check_folder, finish
+from debias_ssl.labeling import DebiasConfig, Labeling, debias_rows
 from debias_ssl.models.clip import blank_features, load_clip, zero_shot_weights
 from debias_ssl.predictions import read_class_names
+from debias_ssl.row_labels import read_labels, read_target
 from debias_ssl.runtime import Precision, entry_point, make_accelerator, place_of
 
 Templates = Sequence[str] | Sequence[Callable[[str], str]]

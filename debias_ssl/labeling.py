@@ -1,15 +1,12 @@
 """Labels of rows of logits, before and after a class prior is removed: what `debias` and `label` share."""
 
 import csv
-import io
 import json
 import math
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,14 +16,13 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from tqdm import tqdm
 
-from debias_ssl import metrics, priors
-from debias_ssl.calibration import expected_calibration_error
+from debias_ssl import priors
 from debias_ssl.data.datasets import UNKNOWN
-from debias_ssl.data.label_files import read_text
-from debias_ssl.errors import InputError, reason
+from debias_ssl.errors import InputError
 from debias_ssl.files import replacing, write_aside
-from debias_ssl.functional import SMALLEST_PROBABILITY, confusion_matrix
+from debias_ssl.functional import SMALLEST_PROBABILITY
 from debias_ssl.priors import Chunks
+from debias_ssl.row_labels import RowNumbers, read_target
 
 PriorName = Literal[
     "none",
@@ -114,24 +110,6 @@ class Labeling:
         return np.bincount(getattr(self, which)[self.reported], minlength=len(self.classes))
 
 
-class RowNumbers(Sequence[str]):
-    """Names of rows that have no names: "0", "1", ..., made when they are asked for."""
-
-    def __init__(self, num: int):
-        self.num = num
-
-    def __len__(self) -> int:
-        return self.num
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        numbers = range(self.num)[index]
-        return str(numbers) if isinstance(numbers, int) else [str(number) for number in numbers]
-
-
 def rows_of_chunk(num_classes: int) -> int:
     return max(1, CHUNK_NUMBERS // num_classes)
 
@@ -145,122 +123,6 @@ def check_finite(logits: Float[Tensor, "n C"], first_row: int, classes: Sequence
             f"row {first_row + row} (from 0), class {classes[k]!r}: {logits[row, k].item()} is no finite number; "
             "remove the row, or mend what made it"
         )
-
-
-def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> Int64[np.ndarray, " N"]:
-    """The class numbers of rows, negative where unknown, for `truth` and `tune_on`.
-
-    Args:
-        path: CSV with the columns path and label, or row and label; or .npy of N class numbers. In a CSV file labels
-            are class names, and beside rows also class numbers.
-        names: of the rows, which the column path names.
-        classes: in the order of the columns.
-
-    Raises:
-        InputError: the file does not fit the rows, or a class is unknown.
-    """
-    if path.suffix == ".npy":
-        return _read_numbers(path, len(names), len(classes))
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    columns = rows.fieldnames or []
-    key = next((name for name in ("path", "row") if name in columns), None)
-    if key is None or "label" not in columns:
-        raise InputError(f"{path}: the first line must name the columns path or row, and label; it is {list(columns)}")
-    number = {name: k for k, name in enumerate(classes)}
-    if key == "row":
-        number = {str(k): k for k in range(len(classes))} | number
-    place = {name: i for i, name in enumerate(RowNumbers(len(names)) if key == "row" else names)}
-    labels, listed = np.full(len(names), UNKNOWN), np.zeros(len(names), dtype=bool)
-    for line, row in enumerate(rows, start=2):
-        name, label = (row[key] or "").strip(), (row["label"] or "").strip()
-        if label and label not in number:
-            raise InputError(f"{path}: entry {line - 1} has the unknown class {label!r}; {_some_of(classes)}")
-        i = place.get(name)
-        if i is None and key == "row":
-            raise InputError(f"{path}: entry {line - 1} is of row {name!r}, but rows are 0 to {len(names) - 1}")
-        if i is None:
-            continue
-        if listed[i]:
-            raise InputError(f"{path} lists {key} {name!r} twice: remove one of them")
-        listed[i] = True
-        labels[i] = number[label] if label else UNKNOWN
-    if not listed.any():
-        raise InputError(f"{path} lists none of the rows, such as {names[0]!r}; compare its column {key}")
-    return labels
-
-
-def _read_numbers(path: Path, num_rows: int, num_classes: int) -> Int64[np.ndarray, " N"]:
-    try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
-    if labels.shape != (num_rows,) or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"{path} is {labels.dtype} of shape {labels.shape}; {num_rows} class numbers are expected, one a row"
-        )
-    if labels.max() >= num_classes:
-        raise InputError(f"{path}: row {int(labels.argmax())} has class {labels.max()}, but there are {num_classes}")
-    return np.maximum(labels.astype(np.int64), UNKNOWN)
-
-
-def read_target(target_prior: str, classes: tuple[str, ...]) -> Float[Tensor, " C"] | None:
-    """The shares that the setting `target_prior` gives to the classes; None where `em` is to estimate them.
-
-    Raises:
-        InputError: the file does not give each class a weight.
-    """
-    if target_prior == "em":
-        return None
-    if target_prior == "uniform":
-        return torch.full((len(classes),), 1 / len(classes), dtype=torch.float64)
-    path = Path(target_prior)
-    if not path.is_file():
-        raise InputError(f"target_prior is {target_prior!r}: neither uniform nor em, nor a file")
-    pairs = _read_pairs(path)
-    weights, known = dict(pairs), set(classes)
-    wrong = [f"has {name!r}, which is no class" for name in weights if name not in known]
-    wrong += [f"does not have the class {name!r}" for name in classes if name not in weights]
-    wrong += [f"has {name!r} twice" for name, num in Counter(name for name, _ in pairs).items() if num > 1]
-    if wrong:
-        raise InputError(f"{path} {wrong[0]}; target_prior needs each of the {len(classes)} classes once")
-    for name, weight in pairs:
-        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise InputError(f"{path}: the weight of {name!r} is {weight!r}, must be a number of at least 0")
-    target = torch.tensor([weights[name] for name in classes], dtype=torch.float64)
-    if target.sum() == 0:
-        raise InputError(f"{path}: all weights are 0; the classes that there are need weights above 0")
-    return target / target.sum()
-
-
-def _read_pairs(path: Path) -> list[tuple[str, Any]]:
-    """Classes and weights of a file, as it has them; a weight that is no number stays text."""
-    text = read_text(path)
-    if path.suffix == ".json":
-        try:
-            pairs = json.loads(text, object_pairs_hook=list)
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON: {reason(error)}") from error
-        if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-            raise InputError(f"{path} must be an object of class and weight")
-        return pairs
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    if rows and rows[0] == ["class", "weight"]:
-        rows = rows[1:]
-    uneven = next((row for row in rows if len(row) != 2), None)
-    if uneven is not None:
-        raise InputError(f"{path}: {','.join(uneven)!r} is not class,weight")
-    return [(name.strip(), _number(weight)) for name, weight in rows]
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _some_of(classes: tuple[str, ...]) -> str:
-    return f"the classes are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -494,89 +356,3 @@ def _write_rows(
         "confidence": confidence,
         "top2_gap": top2_gap,
     }
-
-
-def summary_of(labeling: Labeling) -> dict[str, Any]:
-    """The figures of `summary.json`, of the reported rows: fractions in [0, 1]."""
-    reported, classes = labeling.reported, labeling.classes
-    counts = {"plain": labeling.counts("plain"), "debiased": labeling.counts("label")}
-    summary = {
-        "num": int(reported.sum()),
-        "num_tuned_on": int((~reported).sum()),
-        "num_changed": int((labeling.plain != labeling.label)[reported].sum()),
-        "prior": labeling.config.prior,
-        "strength": labeling.strength,
-        "temperature": labeling.temperature,
-        "target_prior": labeling.config.target_prior,
-        "class_prior": dict(zip(classes, labeling.prior.tolist(), strict=True)),
-        "counts": {key: dict(zip(classes, each.tolist(), strict=True)) for key, each in counts.items()},
-        "count_entropy": {key: _entropy(each) for key, each in counts.items()},
-    }
-    known = reported & (labeling.truth >= 0)
-    if known.any():
-        truth = torch.from_numpy(labeling.truth[known])
-        for key, label, confidence in (
-            ("plain", labeling.plain, labeling.plain_confidence),
-            ("debiased", labeling.label, labeling.confidence),
-        ):
-            predicted = torch.from_numpy(label[known])
-            summary[key] = metrics.summarize(confusion_matrix(truth, predicted, len(classes))) | {
-                "ece": expected_calibration_error(torch.from_numpy(confidence[known]), predicted == truth).item()
-            }
-    return summary
-
-
-def _entropy(counts: Int64[np.ndarray, " C"]) -> float:
-    """Entropy of shares as a fraction of the largest one; 1 where all classes have the same."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum() / math.log(len(counts))) + 0.0
-
-
-def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
-    """What `summary.json` says, for a terminal."""
-    figures = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "h mean"}
-    figures = figures | {"ece": "ece"} if "plain" in summary else {}
-    lines = [f"{'':<10}" + "".join(f"{title:>15}" for title in [*figures.values(), "count entropy"])]
-    for key in ("plain", "debiased"):
-        cells = [summary[key][figure] for figure in figures] + [summary["count_entropy"][key]]
-        lines.append(f"{key:<10}" + "".join(f"{100 * value:>13.2f} %" for value in cells))
-    plain, debiased = summary["counts"]["plain"], summary["counts"]["debiased"]
-    by_change = sorted(plain, key=lambda name: plain[name] - debiased[name])
-    for title, order, sign in (("risen", by_change, 1), ("fallen", by_change[::-1], -1)):
-        moved = [name for name in order[:num_named] if sign * (debiased[name] - plain[name]) > 0]
-        if moved:
-            lines.append(f"{title:<10}" + ", ".join(f"{name} ({plain[name]} -> {debiased[name]})" for name in moved))
-    changed, num = summary["num_changed"], summary["num"]
-    lines.append(f"{changed} of {num} labels changed ({changed / max(num, 1):.2%})")
-    return "\n".join(lines)
-
-
-def check_folder(out: Path, overwrite: bool) -> None:
-    """Raises InputError where the folder holds labels that may not be replaced."""
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"cannot write to --out {str(out)!r}: {str(nearest)!r} is no folder that may be written to")
-    held = next((name for name in ("labels.csv", "summary.json") if (out / name).exists()), None)
-    if held and not overwrite:
-        raise InputError(f"{str(out)!r} holds {held}: choose another --out, or pass --overwrite to replace it")
-
-
-def finish(labeling: Labeling, out: Path, page: str, further: Mapping[str, Any]) -> None:
-    """Writes summary.json and report.html beside the labels, and says on stdout what was done.
-
-    Args:
-        labeling: what is told of.
-        out: the folder.
-        page: the report, as HTML.
-        further: entries of summary.json beside those of `summary_of`.
-    """
-    summary = summary_of(labeling)
-    write_aside(out / "report.html", page)
-    write_aside(out / "summary.json", json.dumps(summary | dict(further), indent=1, ensure_ascii=False) + "\n")
-    chosen = f", on {summary['num_tuned_on']} rows of {labeling.config.tune_on}" if labeling.config.tune_on else ""
-    print(
-        f"prior {labeling.config.prior}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "
-        f"temperature {labeling.temperature:.4g}{chosen}"
-    )
-    print(summary_table(summary))
-    print(out)

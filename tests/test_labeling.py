@@ -15,18 +15,9 @@ from debias_ssl import priors
 from debias_ssl.calibration import expected_calibration_error
 from debias_ssl.errors import InputError
 from debias_ssl.functional import debias
-from debias_ssl.labeling import (
-    DebiasConfig,
-    Labeling,
-    RowNumbers,
-    check_folder,
-    debias_rows,
-    finish,
-    read_labels,
-    read_target,
-    summary_of,
-    summary_table,
-)
+from debias_ssl.label_folder import check_folder, finish, summary_of, summary_table
+from debias_ssl.labeling import DebiasConfig, Labeling, debias_rows
+from debias_ssl.row_labels import RowNumbers, read_labels, read_target
 
 CLASSES = ("ant", "bee", "cat", "dog")
 NUM = 400

@@ -9,7 +9,8 @@ import pytest
 import torch
 from pages import SCRIPT, Seen, check_in_browser, check_self_contained
 
-from debias_ssl.labeling import DebiasConfig, Labeling, summary_of
+from debias_ssl.label_folder import summary_of
+from debias_ssl.labeling import DebiasConfig, Labeling
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.labels_page import (
     class_correlation,

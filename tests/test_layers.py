@@ -41,7 +41,9 @@ LAYERS = {
     "results": "files journal config",
     "variants": "errors config run_folder",
     # Labels without a class prior, of any matrix.
-    "labeling": "errors files functional metrics calibration priors data.datasets data.label_files",
+    "row_labels": "errors data.datasets data.label_files",
+    "labeling": "errors files functional priors data.datasets row_labels",
+    "label_folder": "errors files functional metrics calibration labeling",
     "predictions": "errors functional priors data.label_files labeling",
     # Pages: figures, what they show, and how they are put together.
     "reporting": "",
@@ -52,7 +54,9 @@ LAYERS = {
     "reporting.run_page": (
         "errors functional reporting reporting.figures reporting.page reporting.parts reporting.inspection"
     ),
-    "reporting.labels_page": "functional labeling reporting reporting.figures reporting.page reporting.parts",
+    "reporting.labels_page": (
+        "functional labeling label_folder reporting reporting.figures reporting.page reporting.parts"
+    ),
     "reporting.comparison_page": "errors config results reporting reporting.*",
     "report": "errors files config runtime reporting.*",
     # Jobs, one of which starts others, and the command that finds them by their names.
@@ -60,8 +64,11 @@ LAYERS = {
         "errors files schedules models data.* learner optim checkpoint journal evaluation runtime config run_folder"
     ),
     "compare": "errors files journal config run_folder runtime results report variants train",
-    "label": "errors files models.clip data.* features runtime config labeling predictions reporting.*",
-    "debias": "errors config runtime labeling predictions reporting.labels_page reporting.page",
+    "label": (
+        "errors files models.clip data.* features runtime config row_labels labeling label_folder predictions "
+        "reporting.*"
+    ),
+    "debias": "errors config runtime row_labels labeling label_folder predictions reporting.labels_page reporting.page",
     "cli": "",
 }
 ENTRY_POINTS = {"train", "compare", "evaluate", "predict", "data.__main__", "label", "debias"}

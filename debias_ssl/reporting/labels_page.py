@@ -12,7 +12,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from debias_ssl.functional import confusion_matrix
-from debias_ssl.labeling import Labeling, summary_of
+from debias_ssl.label_folder import summary_of
+from debias_ssl.labeling import Labeling
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, plain, shortened
 from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent
