@@ -65,7 +65,7 @@ class Config:
             ask for them; null takes those of data.probs.
         ema_decay: of the averaged weights.
         joint_pass: weak views in one pass with the others instead of apart and without gradient.
-        precision: auto is bf16 on GPUs that have it, else fp32; bf16 is faster on CPUs with AVX512-BF16 or AMX too.
+        precision: auto is bf16 on GPUs and CPUs that multiply in it (AVX512-BF16 or AMX), else fp32.
         compile: whether to compile the network.
         log_every: steps between lines in metrics.jsonl.
         eval_every: steps between evaluations.

@@ -57,7 +57,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
     parser.add_argument("--batch_size", type=int, default=256, help="images of a batch in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
-    parser.add_argument("--precision", type=Precision, default="auto", help="auto is bf16 on GPUs that have it")
+    parser.add_argument(
+        "--precision", type=Precision, default="auto", help="auto is bf16 where the device multiplies in it"
+    )
     parser.add_argument("--out", type=str, required=True, help="folder of labels.csv, probs.npy, report.html and more")
     parser.add_argument("--overwrite", action="store_true", help="replace the labels in --out")
     parsed = parser.parse_args(arguments)

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -34,14 +35,14 @@ def make_accelerator(
     has_gpu = torch.cuda.is_available()
     keep_freed_memory()
     if precision == "auto":
-        # A CPU that has bf16 keeps to fp32 until it is asked: a command then gives the same on every CPU, and several
-        # processes give what one does within fp32's rounding.
-        precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if computes_in_bf16(torch.device("cuda" if has_gpu else "cpu")) else "fp32"
     if precision == "fp16" and not has_gpu:
         raise InputError("precision fp16 needs a GPU: take bf16 or fp32")
     missing = [tracker for tracker in trackers if importlib.util.find_spec(tracker) is None]
     if missing:
         raise InputError(f"log_with: {missing[0]} is not installed: pip install 'debias-ssl[{missing[0]}]'")
+    # torch's new name for what is asked for below does less, and its hint would greet whoever starts several processes.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     # A job that runs several others in one process lets each choose its precision.
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(

@@ -35,7 +35,7 @@ from debias_ssl.models import build, check_images
 from debias_ssl.optim import make_optimizer, set_learning_rate
 from debias_ssl.processes import is_first
 from debias_ssl.run_folder import RunFolder
-from debias_ssl.runtime import computes_in_bf16, entry_point, make_accelerator, place_of
+from debias_ssl.runtime import entry_point, make_accelerator, place_of
 from debias_ssl.schedules import learning_rate_factor
 from debias_ssl.signals import StopVote, asked_to_stop
 
@@ -355,8 +355,6 @@ def _begin(run: Run, resolved: dict[str, Any]) -> None:
     parameters = sum(p.numel() for p in run.learner.raw.model.parameters())
     place = run.accelerator
     precision = place.mixed_precision.replace("no", "fp32")
-    if config.precision == "auto" and precision == "fp32" and computes_in_bf16(place.device):
-        precision += " (--precision bf16 may be faster here)"
     split, test = task.split, len(task.data.test)
     print(
         f"{resolved['method']['class_path']}, {config.model.name} ({parameters:,} parameters), "

@@ -265,9 +265,10 @@ PROGRAMS = {"step": make_step, "floor": make_floor, "usual": make_usual}
 
 
 def apart(name: str, setting: Setting) -> Apart:
-    """A program in a process of its own."""
+    """A program in a process of its own, with OpenMP's defaults, whatever this package has put into the environment."""
     fields = [f"--{name}={value}" for name, value in vars(setting).items() if name != "compile"]
-    return Apart([__file__, "--serve", name, *fields, *["--compile"] * setting.compile])
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    return Apart([__file__, "--serve", name, *fields, *["--compile"] * setting.compile], environment)
 
 
 def serve(name: str, setting: Setting) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -68,11 +69,20 @@ def answer(program: Callable[[], Taken], device: str = "cpu") -> None:
     """Takes a step for each line of the standard input, and says what it took."""
     for _ in sys.stdin:
         took = program()
-        if device == "cuda":
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident_bytes()
         print(json.dumps(asdict(replace(took, peak_bytes=peak))), flush=True)
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident size of this process.
+
+    On Linux `getrusage` begins with the size of the process that has started this one.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
 
 
 def in_turns(

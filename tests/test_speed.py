@@ -1,11 +1,16 @@
 """What makes a step faster changes no result: the losses of fifty steps, beside those of torch's plain operations."""
 
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 from torch import Tensor
 
 from debias_ssl.methods import DebiasPL, Method, Problem
 from debias_ssl.optim import OptimConfig, make_optimizer
-from debias_ssl.runtime import keep_freed_memory
+from debias_ssl.runtime import keep_freed_memory, make_accelerator
 
 
 def debiaspl(problem: Problem) -> Method:
@@ -67,3 +72,23 @@ def test_parameters_off_the_known_devices_get_the_plain_optimizer():
     for name in ("sgd", "adamw"):
         assert make_optimizer(module, OptimConfig(name=name)).param_groups[0]["fused"] is None
         assert make_optimizer(torch.nn.Linear(2, 2), OptimConfig(name=name)).param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "5"}, "5")],
+)
+def test_waiting_threads_spin_for_a_short_time_unless_the_environment_says_how_long(
+    given: dict[str, str], expected: str
+):
+    code = "import debias_ssl, os, sys; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "no")])
+def test_auto_is_bf16_where_the_processor_multiplies_in_it(has_bf16: bool, expected: str, monkeypatch):
+    monkeypatch.setattr("debias_ssl.runtime.computes_in_bf16", lambda device: has_bf16)
+    assert make_accelerator("auto").mixed_precision == expected
+    assert make_accelerator("fp32").mixed_precision == "no"

@@ -314,7 +314,9 @@ def test_tensorboard_gets_the_figures(tmp_path: Path):
 
 
 def test_two_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Path):
-    Launched(2, tmp_path / "a").finish()
+    whole = Launched(2, tmp_path / "a")
+    whole.finish()
+    assert "FutureWarning" not in whole.log.read_text()
     killed = Launched(2, tmp_path / "b")
     deadline = time.monotonic() + 300
     while not list((tmp_path / "b").glob("checkpoints/step_*")) and time.monotonic() < deadline:
