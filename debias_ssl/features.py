@@ -66,8 +66,8 @@ def embed(
 ) -> FeatureCache:
     """Features of images, from a folder that has them, or made and kept there.
 
-    Each process makes the shards of one stretch of the list, so that it reads few tar files where images are in such. No
-    batch crosses a shard's border, and a whole shard is never made again: however many processes there are, and
+    Each process makes the shards of one stretch of the list, so that it reads few tar files where images are in them.
+    No batch crosses a shard's border, and a whole shard is never made again: however many processes there are, and
     whenever they were stopped before, the shards have the same bits.
 
     Args:

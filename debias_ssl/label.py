@@ -20,7 +20,7 @@ from debias_ssl.config import Parser
 from debias_ssl.data.datasets import UNKNOWN, Images, common_parent, find_files, images_in_shards
 from debias_ssl.data.label_files import read_label_file, read_text
 from debias_ssl.data.reading import center_crop, decode
-from debias_ssl.data.shards import Member, is_shards, on_disk
+from debias_ssl.data.shards import Member, is_shards, member_named, on_disk
 from debias_ssl.data.streams import dead_workers_told
 from debias_ssl.errors import InputError
 from debias_ssl.features import FeatureCache, embed
@@ -157,7 +157,7 @@ def images_to_label(where: str, classes: tuple[str, ...]) -> tuple[Images, Path]
         return images, root
     if path.suffix.lower() == ".csv" and path.is_file():
         paths, labels = read_label_file(path, None)
-        files = [str(file) for file in paths]
+        files = [member_named(str(file)) or str(file) for file in paths]
         wrong = next((i for i, label in enumerate(labels) if label and label not in number), None)
         if wrong is not None:
             raise InputError(

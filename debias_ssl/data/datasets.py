@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 
 from debias_ssl.data.augment import AugmentConfig
 from debias_ssl.data.label_files import confident, inside, read_classes, read_confidence, read_label_file, read_text
-from debias_ssl.data.shards import EXTENSIONS, ShardedNames, is_shards, on_disk, open_shards
+from debias_ssl.data.shards import EXTENSIONS, ShardedNames, is_shards, member_named, on_disk, open_shards
 from debias_ssl.data.splits import SplitConfig
 from debias_ssl.errors import InputError
 
@@ -328,7 +328,8 @@ def _files(paths: list[Path], names: list[str], classes: tuple[str, ...], where:
             f"{where} has a class {unknown[0]!r} that the labeled images do not have: {_shortened(classes)}"
         )
     labels = np.array([number[name] for name in names], dtype=np.int64)
-    return Images(pixels=None, labels=labels, names=[str(path) for path in paths])
+    files = [str(path) for path in paths]
+    return Images(pixels=None, labels=labels, names=[member_named(file) or file for file in files])
 
 
 def images_in_shards(where: str, classes: tuple[str, ...], setting: str, cache: str | None = None) -> Images:

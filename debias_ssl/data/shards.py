@@ -264,6 +264,21 @@ def members_of(path: str, size: int, mtime_ns: int) -> Iterator[Member]:
     return (index[i] for i in range(index.shard.num_images))
 
 
+def member_named(path: str) -> Member | None:
+    """The image in a shard that has this name, such as one in a label file; None where it is none."""
+    end = path.lower().find(".tar/") + len(".tar")
+    if end < len(".tar") or not Path(path[:end]).is_file():
+        return None
+    stat = os.stat(path[:end])
+    return _by_name(path[:end], stat.st_size, stat.st_mtime_ns).get(path[end + 1 :])
+
+
+@lru_cache(maxsize=8)
+def _by_name(path: str, size: int, mtime_ns: int) -> dict[str, Member]:
+    index = _index(path, size, mtime_ns, None)
+    return {member.inner: member for member in (index[i] for i in range(index.shard.num_images))}
+
+
 def shard_paths(where: str, setting: str) -> list[str]:
     """The files that a pattern means, in order: of braces as they are written, of `*` by name."""
     paths: list[str] = []

@@ -243,9 +243,9 @@ class TrainingStream(Dataset):
 
     @property
     def _lanes(self) -> int:
-        """A function of the batch alone, so that another number of processes sees the same images."""
-        size = self.unlabeled_batch_size
-        fitting = [lanes for lanes in range(1, MOST_LANES + 1) if size % lanes == 0]
+        """A number that does not depend on the processes, so that another number of them sees the same images."""
+        most = min(MOST_LANES, len(self.unlabeled))
+        fitting = [lanes for lanes in range(1, most + 1) if self.unlabeled_batch_size % lanes == 0]
         return self.reader.config.lanes or fitting[-1]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
