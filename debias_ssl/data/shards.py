@@ -359,7 +359,8 @@ def _made(path: str) -> dict[str, np.ndarray]:
     offsets, lengths, names = [], [], []
     texts: dict[str, str] = {}
     try:
-        with open(path, "rb") as file:
+        # A file system may ask for megabytes at a time, and headers are far apart.
+        with open(path, "rb", buffering=8 * BLOCK) as file:
             start = file.read(BLOCK)
             if start.startswith(COMPRESSED_STARTS):
                 raise InputError(f"shard {path!r} is compressed: uncompress it, so that images can be read singly")
