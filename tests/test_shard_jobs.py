@@ -131,9 +131,7 @@ def test_labels_of_shards_are_those_of_the_folder(labeled_folder, tmp_path: Path
     (kept / names[1]).unlink()
     opened: list[str] = []
     read = shards.read_member
-    monkeypatch.setattr(
-        "debias_ssl.data.reading.read_member", lambda member: opened.append(member.inner) or read(member)
-    )
+    monkeypatch.setattr(shards, "read_member", lambda member: opened.append(member.inner) or read(member))
     label.main([*labeled_folder, "--images", where, "--out", str(tmp_path / "again"), "--features", str(kept)])
     assert opened == [path.partition(".tar/")[2] for path in paths[4:8]]
     assert rows_of(tmp_path / "again") == rows_of(tmp_path / "sharded")

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from debias_ssl.data.datasets import DataConfig, Images
 from debias_ssl.data.features import find_features
-from debias_ssl.data.shards import Member, ShardedNames, on_disk, read_member
+from debias_ssl.data.shards import Member, OpenMember, ShardedNames, on_disk
 from debias_ssl.errors import InputError
 from debias_ssl.files import cache_folder, read_array, replacing, write_aside
 
@@ -44,7 +43,7 @@ def decode(path: str, channels: int = 3, side: int | None = None) -> Image.Image
         InputError: the file cannot be read as an image, or is not a square of `side` pixels where that is given.
         StoppedError: the shard is gone or has changed.
     """
-    source = BytesIO(read_member(path)) if isinstance(path, Member) else path
+    source = OpenMember(path) if isinstance(path, Member) else path
     try:
         with Image.open(source) as file:
             image = _eight_bits(file).convert("RGB" if channels == 3 else "L")

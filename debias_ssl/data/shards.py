@@ -6,6 +6,7 @@ shards from their beginning to their end only, so that a step of a run could not
 
 import glob
 import hashlib
+import io
 import json
 import os
 import random
@@ -202,6 +203,17 @@ def read_member(member: Member) -> bytes:
             f"cannot read shard {shard.path!r}: {error.strerror}; put it back and start again"
         ) from error
     raise StoppedError(f"shard {shard.path!r} has changed since it was read first; put it back and start again")
+
+
+class OpenMember(io.BytesIO):
+    """An image's file in memory, which Pillow's messages call by the member's name."""
+
+    def __init__(self, member: Member):
+        super().__init__(read_member(member))
+        self.member = member
+
+    def __repr__(self) -> str:
+        return repr(self.member)
 
 
 def is_shards(where: str) -> bool:

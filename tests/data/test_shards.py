@@ -270,7 +270,7 @@ def test_a_process_opens_its_own_shards_alone(packed: DataConfig, pack: Pack, pa
         opened[rank].add(os.path.basename(member.shard.path))
         return read_member(member)
 
-    monkeypatch.setattr("debias_ssl.data.reading.read_member", read)
+    monkeypatch.setattr("debias_ssl.data.shards.read_member", read)
     for rank, task in enumerate(tasks):
         seen = torch.cat([batch.index for batch in stream_of(task).batches(0, 6)])
         assert seen.unique().tolist() == [*range(6 * rank, 6 * rank + 6)]
@@ -341,7 +341,8 @@ def test_a_member_that_is_no_image_is_named(packed: DataConfig, pack: Pack, tree
         list(stream_of(task_of(config)).batches(0, 4))
     for _ in range(2):
         task = task_of(replace(config, on_error="skip"))
-        assert [*task.unreadable] == [f"{where}/a/x.png"]
+        name = f"{where}/a/x.png"
+        assert task.unreadable == {name: f"cannot identify image file {name!r}"}
         names = task.data.train.names
         assert isinstance(names, ShardedNames) and names.borders.tolist() == [9, 12]
         assert [name.rpartition("/")[2] for name in names[9:]] == ["0.png", "1.png", "2.png"]
