@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from debias_ssl.data.features import MANIFEST, read_manifest, shard_path
 from debias_ssl.data.reading import decode, unreadable
-from debias_ssl.data.streams import Place
+from debias_ssl.data.shards import Member, ShardedNames, on_disk
+from debias_ssl.data.streams import Caught, Place, raising
 from debias_ssl.errors import InputError
 from debias_ssl.files import read_array, replacing, write_aside
 from debias_ssl.models.clip import Clip, encode
@@ -33,17 +34,18 @@ class FeatureCache:
 
     folder: Path
     root: Path
+    files: Sequence[str]
+    """All images."""
     names: Sequence[str]
     """Of the images that have features, relative to the root."""
     places: Int64[np.ndarray, " N"]
     """Of these images among all."""
-    num_files: int
     unreadable: dict[str, str]
     """Names of the other images, with the reason."""
 
     def chunks(self) -> Iterator[Float[Tensor, "n D"]]:
         """The features, in the order of the names, read from disk as they are asked for."""
-        for number, shard in enumerate(_shards(self.num_files)):
+        for number, shard in enumerate(_shards(len(self.files))):
             start, stop = np.searchsorted(self.places, (shard.start, shard.stop))
             values = np.load(shard_path(self.folder, number), mmap_mode="r", allow_pickle=False)
             yield torch.from_numpy(values[self.places[start:stop] - shard.start].astype(np.float32))
@@ -64,12 +66,13 @@ def embed(
 ) -> FeatureCache:
     """Features of images, from a folder that has them, or made and kept there.
 
-    Each process makes whole shards, no batch crosses a shard's border, and a whole shard is never made again: however
-    many processes there are, and whenever they were stopped before, the shards have the same bits.
+    Each process makes the shards of one stretch of the list, so that it reads few tar files where images are in them.
+    No batch crosses a shard's border, and a whole shard is never made again: however many processes there are, and
+    whenever they were stopped before, the shards have the same bits.
 
     Args:
         clip: the model.
-        files: the images, below `root`.
+        files: the images, below `root`; they may be members of tar files.
         root: what names in the folder are relative to.
         folder: where the features are kept.
         place: this process among those that share the work.
@@ -82,19 +85,24 @@ def embed(
     Raises:
         InputError: the folder holds features of other images or of another model, or an image cannot be read; every
             process raises it.
+        StoppedError: a tar file is gone or has changed.
     """
     root = Path(os.path.abspath(root))
-    files = [os.path.abspath(file) for file in files]
+    if not isinstance(files, ShardedNames):
+        # As text, the absolute path of a member would not know any more where in its tar file it is.
+        files = [file if isinstance(file, Member) else os.path.abspath(file) for file in files]
     names = [os.path.relpath(file, root) for file in files]
-    _claim(folder, clip, root, names, place)
+    _claim(folder, clip, root, files, place)
     shards = _shards(len(files))
-    mine = range(place.rank, len(shards), place.num_processes)
+    first, stop = (rank * len(shards) // place.num_processes for rank in (place.rank, place.rank + 1))
+    mine = range(first, stop)
     missing = [number for number in mine if not _is_whole(folder, number, (len(shards[number]), clip.embed_dim))]
     batches = [
         shards[number][i : i + batch_size] for number in missing for i in range(0, len(shards[number]), batch_size)
     ]
     loader = DataLoader(
-        _Batches(files=files, preprocess=clip.preprocess, batches=batches),
+        Caught(dataset=_Batches(files=files, preprocess=clip.preprocess, batches=batches)),
+        sampler=range(len(batches)),
         batch_size=None,
         # More decoding processes than cores only get into each other's way.
         num_workers=min(workers, os.cpu_count() or 1, len(batches)),
@@ -103,7 +111,9 @@ def embed(
     failed = len(files)
     num_images, is_quiet = sum(map(len, batches)), not (progress and batches)
     with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar:
-        for number, loaded in groupby(zip(batches, loader, strict=True), lambda pair: pair[0].start // SHARD_SIZE):
+        for number, loaded in groupby(
+            zip(batches, raising(loader), strict=True), lambda pair: pair[0].start // SHARD_SIZE
+        ):
             first = shards[number].start
             values = torch.full((len(shards[number]), clip.embed_dim), torch.nan, device=place.device)
             for rows, (images, good) in loaded:
@@ -145,9 +155,9 @@ def _opened(
     return FeatureCache(
         folder=folder,
         root=root,
+        files=files,
         names=[names[i] for i in places.tolist()],
         places=places,
-        num_files=len(files),
         unreadable={names[i]: reasons.get(files[i], "its features are no numbers") for i in lacking},
     )
 
@@ -165,14 +175,13 @@ def _shards(num_files: int) -> list[range]:
     return [range(first, min(first + SHARD_SIZE, num_files)) for first in range(0, num_files, SHARD_SIZE)]
 
 
-def _claim(folder: Path, clip: Clip, root: Path, names: Sequence[str], place: Place) -> None:
+def _claim(folder: Path, clip: Clip, root: Path, files: Sequence[str], place: Place) -> None:
     """Says in the folder whose features it holds, or checks what it says; all processes leave together."""
-    stats = [os.stat(root / name) for name in names]
     own = {
         "version": 1,
         "model": clip.description,
         "root": str(root),
-        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)],
+        "files": [[os.path.relpath(file.path, root), file.size, file.mtime_ns, *file.part] for file in on_disk(files)],
         "shard_size": SHARD_SIZE,
         "dim": clip.embed_dim,
     }

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from safetensors import SafetensorError
 
-from debias_ssl.errors import StoppedError, reason
+from debias_ssl.errors import InputError, StoppedError, reason
 
 
 @contextmanager
@@ -59,6 +59,16 @@ def writing(folder: Path, mend: str = "--resume goes on") -> Iterator[None]:
         if not Path(os.path.abspath(named)).is_relative_to(os.path.abspath(folder)):
             raise StoppedError(f"cannot use {named!r}: {why}; {mend}") from error
         raise StoppedError(f"cannot write to {str(folder)!r}: {why}; {mend}") from error
+
+
+def cache_folder(where: str | None) -> Path:
+    """The folder of a cache, which is made; None is the user's."""
+    folder = Path(where or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "debias_ssl")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {str(folder)!r}: {error.strerror}; set data.cache") from error
+    return folder
 
 
 def remove_unfinished(folder: Path) -> None:

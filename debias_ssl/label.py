@@ -6,20 +6,21 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import open_clip
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from jsonargparse import Namespace
 from torch import Tensor
 
 from debias_ssl import __version__
 from debias_ssl.config import Parser
-from debias_ssl.data.datasets import UNKNOWN, Images, find_files
+from debias_ssl.data.datasets import UNKNOWN, Images, common_parent, find_files, images_in_shards
 from debias_ssl.data.label_files import read_label_file, read_text
 from debias_ssl.data.reading import center_crop, decode
+from debias_ssl.data.shards import Member, is_shards, member_named, on_disk
 from debias_ssl.data.streams import dead_workers_told
 from debias_ssl.errors import InputError
 from debias_ssl.features import FeatureCache, embed
@@ -45,7 +46,9 @@ PICTURE = 96
 @entry_point
 def main(arguments: list[str]) -> None:
     parser = Parser(prog="debias-ssl label", description="Labels images with CLIP, and debiases the labels.")
-    parser.add_argument("--images", type=str, required=True, help="folder of any depth, list of paths, or CSV of path")
+    parser.add_argument(
+        "--images", type=str, required=True, help="folder of any depth, list, CSV of path, or tar files"
+    )
     parser.add_argument("--classes", type=str, required=True, help="NAME or NAME<tab>PROMPT NAME a line; or imagenet")
     parser.add_argument("--model", type=str, required=True, help="name of open_clip's, local-dir:FOLDER or hf-hub:NAME")
     parser.add_argument("--pretrained", type=str, default=None, help="tag of open_clip's, or file of weights")
@@ -138,17 +141,25 @@ class Logits:
 def images_to_label(where: str, classes: tuple[str, ...]) -> tuple[Images, Path]:
     """The images to label, with their true classes where these are known, and the folder that they lie below.
 
-    True classes, which are for figures only, are the labels of a CSV file, else the first folders of the paths.
+    True classes, which are for figures only, are the labels of a CSV file or the .cls members of tar files, else the
+    first folders of the paths.
 
     Raises:
-        InputError: there are no images, or a CSV file has a label that is no class.
+        InputError: there are no images, or a CSV file or a .cls member has a label that is no class.
     """
     path = Path(where)
     root = path if path.is_dir() else path.parent
     number = {name: k for k, name in enumerate(classes)}
+    if is_shards(where):
+        images = images_in_shards(where, classes, "--images")
+        root = common_parent([file.path for file in on_disk(images.names)])
+        if (images.labels == UNKNOWN).all():
+            inner = [member.inner for member in images.names if isinstance(member, Member)]
+            images = replace(images, labels=_first_folders(inner, number))
+        return images, root
     if path.suffix.lower() == ".csv" and path.is_file():
         paths, labels = read_label_file(path, None)
-        files = [str(file) for file in paths]
+        files = [member_named(str(file)) or str(file) for file in paths]
         wrong = next((i for i, label in enumerate(labels) if label and label not in number), None)
         if wrong is not None:
             raise InputError(
@@ -157,10 +168,17 @@ def images_to_label(where: str, classes: tuple[str, ...]) -> tuple[Images, Path]
             )
     else:
         files, labels = find_files(where, "--images").names, []
-    if not any(labels):
-        labels = [os.path.relpath(file, root).rpartition("/")[0].partition("/")[0] for file in files]
-    truth = np.array([number.get(label, UNKNOWN) for label in labels], dtype=np.int64)
+    if any(labels):
+        truth = np.array([number.get(label, UNKNOWN) for label in labels], dtype=np.int64)
+    else:
+        truth = _first_folders([os.path.relpath(file, root) for file in files], number)
     return Images(pixels=None, labels=truth, names=files), root
+
+
+def _first_folders(paths: Sequence[str], number: dict[str, int]) -> Int64[np.ndarray, " N"]:
+    """Numbers of the classes that paths begin with, if they do."""
+    folders = [path.rpartition("/")[0].partition("/")[0] for path in paths]
+    return np.array([number.get(folder, UNKNOWN) for folder in folders], dtype=np.int64)
 
 
 def class_names(where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -211,7 +229,7 @@ def _page(labeling: Labeling, cache: FeatureCache, facts: Sequence[str]) -> str:
     from debias_ssl.reporting.page import render
 
     def pictures(rows: Sequence[int]) -> list[UInt8[np.ndarray, "H W K"] | None]:
-        return [_picture(str(cache.root / cache.names[row])) for row in rows]
+        return [_picture(cache.files[int(cache.places[row])]) for row in rows]
 
     return render(labels_page(labeling, facts=facts, features=cache.chunks, pictures=pictures), __version__)
 

@@ -22,7 +22,9 @@ from debias_ssl.runtime import entry_point, make_accelerator, place_of
 def main(arguments: list[str]) -> None:
     parser = Parser(prog="debias-ssl predict", description="Labels images with a trained run.")
     parser.add_argument("--run", type=str, required=True, help="run folder")
-    parser.add_argument("--images", type=str, required=True, help="folder of any depth, list of paths, or CSV of path")
+    parser.add_argument(
+        "--images", type=str, required=True, help="folder of any depth, list, CSV of path, or tar files"
+    )
     parser.add_argument("--out", type=str, required=True, help="CSV file: path, label, confidence, p_CLASS ...")
     parser.add_argument("--features", type=str, default=None, help="for a run on features: the folder that has them")
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")

@@ -12,12 +12,12 @@ from jaxtyping import Int64, UInt8
 
 from debias_ssl.data.augment import AugmentConfig
 from debias_ssl.data.label_files import confident, inside, read_classes, read_confidence, read_label_file, read_text
+from debias_ssl.data.shards import EXTENSIONS, ShardedNames, is_shards, member_named, on_disk, open_shards
 from debias_ssl.data.splits import SplitConfig
 from debias_ssl.errors import InputError
 
 Name = Literal["digits", "CIFAR10", "CIFAR100", "STL10", "SVHN", "FashionMNIST", "folder"]
 UNKNOWN = -1
-EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,10 @@ class DataConfig(SplitConfig):
         probs: folder of `debias-ssl label` or `debias`, whose class probabilities of the unlabeled images are given to
             methods that ask for them.
         features: folders of features that `debias-ssl label` has made of these images, to train on instead of pixels.
-        unlabeled: a folder of images at any depth, a text file of paths, or a CSV file of path and perhaps label; null
-            takes the images of `labeled` that are not labeled.
+        unlabeled: a folder of images at any depth, a text file of paths, a CSV file of path and perhaps label, or tar
+            files (shards), such as train-{000..099}.tar; null takes the images of `labeled` that are not labeled.
+        lanes: of unlabeled images in shards: how many places of them a batch is read from. Processes share the lanes,
+            and each reads the shards of its own; null is the largest divisor of the batch that is at most 64.
         test: a tree or a CSV file like `labeled`.
         split: a split.json to use instead of drawing one; with `labels` in it, these are the labeled images' classes.
         image_size: side in pixels to which images are resized and cropped; null keeps them as they are.
@@ -61,6 +63,7 @@ class DataConfig(SplitConfig):
     fold: int | None = None
     labeled: str | None = None
     unlabeled: str | None = None
+    lanes: int | None = None
     test: str | None = None
     min_confidence: float | None = None
     seeds_per_class: int | None = None
@@ -86,6 +89,7 @@ class DataConfig(SplitConfig):
             ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1),
             ("std", all(value > 0 for value in self.std or ())),
             ("workers", self.workers >= 0),
+            ("lanes", self.lanes is None or self.lanes > 0),
             ("min_confidence", self.min_confidence is None or 0 <= self.min_confidence <= 1),
             ("seeds_per_class", self.seeds_per_class is None or self.seeds_per_class > 0),
         ):
@@ -120,15 +124,22 @@ class Images:
         return len(self.labels)
 
     def part(self, positions: slice | Sequence[int] | Int64[np.ndarray, " P"]) -> "Images":
-        order: list[int] = np.arange(len(self))[positions].tolist()
+        index = np.arange(len(self))[positions]
+        order: list[int] = index.tolist()
         pixels = None if self.pixels is None else self.pixels[order]
-        return Images(pixels=pixels, labels=self.labels[order], names=[self.names[i] for i in order])
+        if isinstance(self.names, ShardedNames) and (np.diff(index) > 0).all():
+            names: Sequence[str] = self.names.part(index)
+        else:
+            names = [self.names[i] for i in order]
+        return Images(pixels=pixels, labels=self.labels[order], names=names)
 
     def __add__(self, other: "Images") -> "Images":
         pixels = None if self.pixels is None or other.pixels is None else np.concatenate([self.pixels, other.pixels])
-        return Images(
-            pixels=pixels, labels=np.concatenate([self.labels, other.labels]), names=[*self.names, *other.names]
-        )
+        if isinstance(other.names, ShardedNames):
+            names: Sequence[str] = replace(other.names, before=[*self.names, *other.names.before])
+        else:
+            names = [*self.names, *other.names]
+        return Images(pixels=pixels, labels=np.concatenate([self.labels, other.labels]), names=names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +201,12 @@ def load_test(config: DataConfig, classes: tuple[str, ...]) -> Images:
 
 
 def find_files(where: str, setting: str, root: str | None = None) -> Images:
-    """Files from a folder of any depth, a text file of paths or a CSV file with a path column; labels are left out."""
+    """Files from a folder of any depth, a text file of paths, a CSV file with a path column, or tar files.
+
+    Labels are left out.
+    """
+    if is_shards(where):
+        return images_in_shards(where, (), setting)
     paths, _ = _unlabeled_files(where, None if root is None else Path(root), setting)
     return _files(paths, [""] * len(paths), (), where)
 
@@ -201,11 +217,11 @@ def fingerprint(images: Images) -> str:
     if images.pixels is not None:
         digest.update(np.ascontiguousarray(images.pixels).data)
     else:
-        parent = common_parent(images.names)
-        for name in images.names:
-            digest.update(
-                f"{os.path.relpath(name, parent)}\0{Path(name).stat().st_size}\0".encode(errors="surrogateescape")
-            )
+        files = on_disk(images.names)
+        parent = common_parent([file.path for file in files])
+        for file in files:
+            fields = (os.path.relpath(file.path, parent), file.size, *file.part)
+            digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
@@ -279,8 +295,11 @@ def _folder(config: DataConfig) -> Parts:
         if config.unlabeled is None:
             train, num_separate = train + others, len(others)
     if config.unlabeled is not None:
-        paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled")
-        separate = _files(paths, names, classes, config.unlabeled)
+        if is_shards(config.unlabeled):
+            separate = images_in_shards(config.unlabeled, classes, "data.unlabeled", config.cache)
+        else:
+            paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled")
+            separate = _files(paths, names, classes, config.unlabeled)
         num_separate = len(separate)
         train = train + separate
     return classes, train, num_separate, load_test(config, classes)
@@ -309,7 +328,27 @@ def _files(paths: list[Path], names: list[str], classes: tuple[str, ...], where:
             f"{where} has a class {unknown[0]!r} that the labeled images do not have: {_shortened(classes)}"
         )
     labels = np.array([number[name] for name in names], dtype=np.int64)
-    return Images(pixels=None, labels=labels, names=[str(path) for path in paths])
+    files = [str(path) for path in paths]
+    return Images(pixels=None, labels=labels, names=[member_named(file) or file for file in files])
+
+
+def images_in_shards(where: str, classes: tuple[str, ...], setting: str, cache: str | None = None) -> Images:
+    """Images in tar files; what .cls members say are names of classes or, if not all are, their numbers.
+
+    Without any `classes`, labels are left out.
+    """
+    names, codes, texts = open_shards(where, setting, cache)
+    number = {name: k for k, name in enumerate(classes)}
+    if not set(texts) <= set(number):
+        number = {str(k): k for k in range(len(classes))}
+    wrong = [text for text in texts if text not in number]
+    if classes and wrong:
+        raise InputError(
+            f"{where}: a .cls member says {wrong[0]!r}, which is neither one of the classes, {_shortened(classes)}, "
+            f"nor one of their numbers, 0 to {len(classes) - 1}"
+        )
+    found = np.array([*(number.get(text, UNKNOWN) for text in texts), UNKNOWN], dtype=np.int64)
+    return Images(pixels=None, labels=found[codes], names=names)
 
 
 def _class_names(names: list[str]) -> tuple[str, ...]:
@@ -348,7 +387,8 @@ def _unlabeled_files(where: str, root: Path | None, setting: str) -> tuple[list[
     if path.is_dir():
         paths = find_images(path)
         if not paths:
-            raise InputError(f"{setting} is {where!r}: it has no images")
+            shards = f"; for its tar files, write {str(path / '*.tar')!r}" if any(path.glob("*.tar")) else ""
+            raise InputError(f"{setting} is {where!r}: it has no images{shards}")
         return paths, [""] * len(paths)
     if not path.is_file():
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")

@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float16
 
+from debias_ssl.data.shards import members_of
 from debias_ssl.errors import InputError, reason
 from debias_ssl.files import read_array
 
@@ -30,6 +31,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{str(folder / MANIFEST)!r} cannot be read: {reason(error)}") from error
 
 
+def _names(manifest: dict[str, Any]) -> Iterator[str]:
+    """The images in a manifest, of which tar files have one row for all that is in them."""
+    for name, *rest in manifest["files"]:
+        match rest:
+            case size, mtime_ns, _num_images:
+                shard = os.path.join(manifest["root"], name)
+                yield from (f"{name}/{member.inner}" for member in members_of(shard, size, mtime_ns))
+            case _:
+                yield name
+
+
 def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.ndarray, "N D"]:
     """The features of images, by their paths.
 
@@ -43,7 +55,7 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
     place = {
         os.path.abspath(os.path.join(manifest["root"], name)): (number, row)
         for number, manifest in reversed([*enumerate(manifests)])
-        for row, (name, *_) in enumerate(manifest["files"])
+        for row, name in enumerate(_names(manifest))
     }
     features = np.zeros((len(paths), manifests[0]["dim"]), dtype=np.float16)
     places = [place.get(os.path.abspath(path)) for path in paths]

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     MIXUP_PARTNER = 5
     MIXUP_SHARE = 6
     TUNING = 7
+    SHARD_ORDER = 8
     # Where a view is cropped from its image has purpose CROP + the purpose of the view.
     CROP = 10_000
     # View number i of a kind has purpose KIND + i.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float16, Float64, Int64
 
+from debias_ssl.data.shards import member_named
 from debias_ssl.errors import InputError, reason
 from debias_ssl.files import read_array
 
@@ -18,6 +19,7 @@ def read_label_file(path: Path, root: Path | None) -> tuple[list[Path], list[str
     """Paths and class names from a CSV file with the columns path and label; an empty or missing label is unknown.
 
     Further columns are ignored. Relative paths are relative to `root`, or to the file's folder, and cannot leave it.
+    They may go on into tar files.
     """
     rows = csv.DictReader(io.StringIO(read_text(path)))
     if "path" not in (rows.fieldnames or []):
@@ -42,7 +44,7 @@ def inside(name: str, root: Path, listed_in: Path) -> Path:
     path = Path(os.path.normpath(root / name))
     if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
         raise InputError(f"{listed_in}: {name!r} lies outside {str(root)!r}; set data.root to a folder that holds it")
-    if not path.is_file():
+    if not path.is_file() and member_named(str(path)) is None:
         raise InputError(f"{listed_in}: there is no file {str(path)!r}")
     return path
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,8 +20,9 @@ from tqdm import tqdm
 
 from debias_ssl.data.datasets import DataConfig, Images
 from debias_ssl.data.features import find_features
+from debias_ssl.data.shards import Member, OpenMember, ShardedNames, on_disk
 from debias_ssl.errors import InputError
-from debias_ssl.files import read_array, replacing, write_aside
+from debias_ssl.files import cache_folder, read_array, replacing, write_aside
 
 # What fits well into the memory of a GPU beside a model.
 RESIDENT_BYTES = 4 * 2**30
@@ -35,13 +37,15 @@ CHECK_BYTES = 4
 
 
 def decode(path: str, channels: int = 3, side: int | None = None) -> Image.Image:
-    """An RGB image, or with one channel a gray one, from a file.
+    """An RGB image, or with one channel a gray one, from a file or from a member of a shard.
 
     Raises:
         InputError: the file cannot be read as an image, or is not a square of `side` pixels where that is given.
+        StoppedError: the shard is gone or has changed.
     """
+    source = OpenMember(path) if isinstance(path, Member) else path
     try:
-        with Image.open(path) as file:
+        with Image.open(source) as file:
             image = _eight_bits(file).convert("RGB" if channels == 3 else "L")
     except UNREADABLE as error:
         raise InputError(f"cannot read image {path!r}: {error}; remove it or skip it (on_error)") from error
@@ -156,7 +160,8 @@ def make_reader(images: Images, config: DataConfig, device: torch.device, progre
     size = config.image_size or side
     assert size is not None
     config = replace(config, image_size=size)
-    small = len(images) * size * size * 3 <= RESIDENT_BYTES
+    # Shards are for what one machine does not hold.
+    small = len(images) * size * size * 3 <= RESIDENT_BYTES and not isinstance(images.names, ShardedNames)
     if config.crop == "resized" or config.input == "streaming" or (config.input == "auto" and not small):
         if config.crop == "resized" and config.input == "resident":
             raise InputError("data.crop 'resized' reads files anew for each view: set data.input to streaming or auto")
@@ -187,21 +192,12 @@ def _common_size(files: Sequence[str]) -> int:
     return width
 
 
-def cache_folder(config: DataConfig) -> Path:
-    standard = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "debias_ssl"
-    folder = Path(config.cache) if config.cache else standard
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {str(folder)!r}: {error.strerror}; set data.cache") from error
-    return folder
-
-
 def _cache_key(files: Sequence[str], *settings: object) -> str:
     digest = hashlib.sha256(repr(settings).encode())
-    for file in files:
-        stat = os.stat(file)
-        digest.update(f"{os.path.abspath(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    for file in on_disk(files):
+        path = os.path.abspath(file.path)
+        fields = (path, file.size, file.mtime_ns, *file.part)
+        digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
@@ -209,7 +205,7 @@ def _decoded(
     files: Sequence[str], size: int, side: int | None, config: DataConfig, progress: bool
 ) -> UInt8[np.ndarray, "N H W K"]:
     """All images, decoded, from a file of the cache; it is made if it is not there or not whole."""
-    path = cache_folder(config) / f"{_cache_key(files, size, side)}.npy"
+    path = cache_folder(config.cache) / f"{_cache_key(files, size, side)}.npy"
     shape = (len(files), size, size, 3)
     found = _whole_array(path, shape)
     if found is not None:
@@ -287,11 +283,16 @@ def without_unreadable(images: Images, config: DataConfig, progress: bool = True
     """The images that can be decoded, and why the others cannot; the finding is cached."""
     if images.pixels is not None:
         return images, {}
-    known = cache_folder(config) / f"{_cache_key(images.names, 'unreadable')}.json"
-    bad = _listed(known)
-    if bad is None:
-        bad = unreadable(images.names, progress)
-        write_aside(known, json.dumps(bad))
+    bad: dict[str, str] = {}
+    groups = [*images.names.groups()] if isinstance(images.names, ShardedNames) else [images.names]
+    # Several processes that begin together go different ways, and find what the others have done.
+    for names in random.SystemRandom().sample(groups, len(groups)):
+        known = cache_folder(config.cache) / f"{_cache_key(names, 'unreadable')}.json"
+        found = _listed(known)
+        if found is None:
+            found = unreadable(names, progress)
+            write_aside(known, json.dumps(found))
+        bad |= found
     if 0 < len(images) == len(bad):
         raise InputError(f"none of {len(images)} images can be read, such as {images.names[0]!r}")
-    return images.part([i for i, name in enumerate(images.names) if name not in bad]), bad
+    return images.part([i for i, name in enumerate(images.names) if name not in bad]) if bad else images, bad

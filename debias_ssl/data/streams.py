@@ -1,14 +1,15 @@
 """Endless batches of labeled and unlabeled views; what step k holds is a function of (seed, k) alone."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -22,6 +23,9 @@ from debias_ssl.signals import ignore_signals
 
 CPU = torch.device("cpu")
 _cached_permutation = lru_cache(maxsize=64)(permutation)
+# Each lane of shards needs two at a time, of far shorter lists.
+_cached_shard_permutation = lru_cache(maxsize=512)(lambda *key: permutation(*key).numpy())
+MOST_LANES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,60 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardOrder:
+    """Like `Order`, for a list of items in shards, so that a process reads few shards at a time, and always the same.
+
+    The list is cut into `lanes` equal stretches, and so is each batch. A lane goes through its stretch in passes of its
+    own: the shards in it in the order of one permutation, the items of a shard in the order of another. Shards may be
+    of any size, and one that lies across a border of stretches is in two lanes.
+    """
+
+    borders: Int64[np.ndarray, " borders"]
+    """Position of each shard's first item, and the end of the list; items before the first are like one more shard."""
+    batch_size: int
+    lanes: int
+    seed: int
+
+    @cached_property
+    def _stretches(self) -> Int64[np.ndarray, " borders"]:
+        return np.arange(self.lanes + 1) * self.borders[-1] // self.lanes
+
+    @cached_property
+    def _pieces(self) -> Int64[np.ndarray, " borders"]:
+        """Where what is in one shard and one lane begins, and the end of the list."""
+        return np.unique(np.concatenate([self._stretches, self.borders]))
+
+    def __call__(self, step: int, positions: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
+        """The items at ascending positions of a global batch."""
+        width = self.batch_size // self.lanes
+        lanes = (positions // width).numpy()
+        draws = step * width + (positions % width).numpy()
+        parts = [self._drawn(lane, draws[lanes == lane]) for lane in np.unique(lanes).tolist()]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _drawn(self, lane: int, draws: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The items that a lane draws, by the ascending numbers of the draws."""
+        stretch = self._stretches[lane : lane + 2]
+        first, stop = np.searchsorted(self._pieces, stretch).tolist()
+        num_pieces = len(self._pieces) - 1
+        numbers, places = np.divmod(draws, stretch[1] - stretch[0])
+        parts = []
+        for number in np.unique(numbers).tolist():
+            key = number * self.lanes + lane
+            order = first + _cached_shard_permutation(self.seed, Purpose.SHARD_ORDER, key, stop - first)
+            ends = np.cumsum(self._pieces[order + 1] - self._pieces[order])
+            inside = places[numbers == number]
+            turns = np.searchsorted(ends, inside, side="right")
+            for turn in np.unique(turns).tolist():
+                piece = int(order[turn])
+                start, length = int(self._pieces[piece]), int(self._pieces[piece + 1] - self._pieces[piece])
+                key = number * num_pieces + piece
+                items = _cached_shard_permutation(self.seed, Purpose.UNLABELED_ORDER, key, length)
+                parts.append(start + items[inside[turns == turn] - (int(ends[turn]) - length)])
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BalancedOrder:
     """Like `Order`, with every class equally often: passes over the classes, and in each class over its items."""
 
@@ -164,12 +222,31 @@ class TrainingStream(Dataset):
     """Class probabilities of the training images from outside, where the method asks for those of unlabeled images."""
     given_labeled: Float[Tensor, "N C"] | None
     """Likewise, where it asks for those of labeled images."""
+    shard_borders: Int64[np.ndarray, " borders"] | None = None
+    """Where the shards of the unlabeled images begin among them, and the end; None where they are in none."""
     place: Place
 
     def __post_init__(self):
         for name, size in (("batch_size", self.batch_size), ("unlabeled batch", self.unlabeled_batch_size)):
             if size % self.place.num_processes:
                 raise InputError(f"{name} {size} cannot be divided among {self.place.num_processes} processes")
+        if self.shard_borders is None:
+            return
+        lanes, size = self._lanes, self.unlabeled_batch_size
+        if size % lanes or lanes % self.place.num_processes:
+            raise InputError(
+                f"{lanes} lanes do not fit an unlabeled batch of {size} and {self.place.num_processes} processes: "
+                "set data.lanes to a divisor of the first and a multiple of the second"
+            )
+        if len(self.unlabeled) < lanes:
+            raise InputError(f"{lanes} lanes need as many unlabeled images, there are {len(self.unlabeled)}")
+
+    @property
+    def _lanes(self) -> int:
+        """A number that does not depend on the processes, so that another number of them sees the same images."""
+        most = min(MOST_LANES, len(self.unlabeled))
+        fitting = [lanes for lanes in range(1, most + 1) if self.unlabeled_batch_size % lanes == 0]
+        return self.reader.config.lanes or fitting[-1]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start..stop-1."""
@@ -252,9 +329,19 @@ class TrainingStream(Dataset):
 
     def _unlabeled_at(self, step: int) -> Int[Tensor, " U"]:
         """Positions, in the unlabeled set, of this process's unlabeled images of a step."""
+        positions = self._positions(self.unlabeled_batch_size)
+        if self._shard_order is not None:
+            return self._shard_order(step, positions)
         length, size = len(self.unlabeled), self.unlabeled_batch_size
         order = Order(length=length, batch_size=size, seed=self.seed, purpose=Purpose.UNLABELED_ORDER)
-        return order(step)[self._positions(size)]
+        return order(step)[positions]
+
+    @cached_property
+    def _shard_order(self) -> ShardOrder | None:
+        borders, size = self.shard_borders, self.unlabeled_batch_size
+        if borders is None:
+            return None
+        return ShardOrder(borders=borders, batch_size=size, lanes=self._lanes, seed=self.seed)
 
     def _positions(self, size: int) -> Int[Tensor, " P"]:
         """This process's part of the positions in a global batch."""
@@ -322,7 +409,7 @@ def dead_workers_told() -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Caught(Dataset):
+class Caught(Dataset):
     """A data set that returns what it would raise: a worker that raises adds its traceback to the message."""
 
     dataset: Dataset
@@ -330,8 +417,16 @@ class _Caught(Dataset):
     def __getitem__(self, number: int) -> Any:
         try:
             return self.dataset[number]
-        except InputError as error:
+        except (InputError, StoppedError) as error:
             return error
+
+
+def raising(items: Iterable) -> Iterator:
+    """Raises what a `Caught` data set has returned instead."""
+    for item in items:
+        if isinstance(item, InputError | StoppedError):
+            raise item
+        yield item
 
 
 def read_ahead(dataset: Dataset, numbers: range, reader: Reader, device: torch.device) -> Iterator[tuple[int, Any]]:
@@ -341,7 +436,7 @@ def read_ahead(dataset: Dataset, numbers: range, reader: Reader, device: torch.d
     else:
         # More decoding processes than cores only get into each other's way.
         workers, pinned = min(reader.config.workers, os.cpu_count() or 1), device.type == "cuda"
-        caught = _Caught(dataset=dataset)
+        caught = Caught(dataset=dataset)
         loader = DataLoader(
             caught,
             batch_size=None,
@@ -350,7 +445,4 @@ def read_ahead(dataset: Dataset, numbers: range, reader: Reader, device: torch.d
             pin_memory=pinned,
             worker_init_fn=ignore_signals,
         )
-        for number, item in zip(numbers, loader, strict=True):
-            if isinstance(item, InputError):
-                raise item
-            yield number, item
+        yield from zip(numbers, raising(loader), strict=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from debias_ssl.data.datasets import UNKNOWN, Data, DataConfig, fingerprint, load_data
 from debias_ssl.data.label_files import read_probs
 from debias_ssl.data.reading import Reader, make_reader, without_unreadable
+from debias_ssl.data.shards import ShardedNames
 from debias_ssl.data.splits import Split, class_counts, draw_split, load_split
 from debias_ssl.data.streams import EvaluationStream, Place, TrainingStream
 from debias_ssl.errors import InputError
@@ -98,6 +99,7 @@ class Task:
             )
         if method.needs_validation and not len(self.split.validation):
             raise InputError(f"{type(method).__name__} needs validation images: set data.validation_per_class")
+        names = self.data.train.names
         return TrainingStream(
             reader=self.readers["train"],
             labels=torch.from_numpy(self.training_labels),
@@ -115,6 +117,9 @@ class Task:
             mixup_alpha=method.mixup_alpha,
             given=given if method.needs_given else None,
             given_labeled=given if method.needs_given_labeled else None,
+            shard_borders=(
+                np.searchsorted(self.split.unlabeled, names.borders) if isinstance(names, ShardedNames) else None
+            ),
             place=self.place,
         )
 
