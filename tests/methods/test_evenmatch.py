@@ -13,26 +13,29 @@ def test_a_step_worked(make_problem, make_views):
     problem = dataclasses.replace(make_problem(2), labeled_counts=(3, 1))
     weak = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
     labeled, strong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.2, 0.0], [0.0, 0.0]])
-    method = EvenMatch(problem, strength=1.0, labeled_strength=2.0, momentum=0.5)
+    method = EvenMatch(problem, strength=1.0, labeled_strength=2.0, momentum=0.5, unlabeled_weight=3.0)
     method.marginal.value.copy_(torch.tensor([0.8, 0.2]))
+    method.confidence.value.fill_(0.8)
     step = method(make_views(labeled, torch.tensor([1]), weak, strong))
     # w / (.8, .2), normalized: (.692, .308) and (.2, .8).
     debiased = torch.tensor([[9 / 13, 4 / 13], [0.2, 0.8]])
     torch.testing.assert_close(method.debiased_marginal.value, (debiased.mean(0) + 0.5) / 2)
     aligned = debiased / method.debiased_marginal.value
     confidence = (aligned / aligned.sum(1, keepdim=True)).amax(1)
-    mean = (confidence.mean() + 0.5) / 2
+    mean = (confidence.mean() + 0.8) / 2
     variance = (confidence.var(correction=0) + 1) / 2
     assert method.confidence.value.item() == pytest.approx(mean.item())
     assert method.variance.value.item() == pytest.approx(variance.item())
+    # One image is less confident than the mean and counts less, the other counts in full.
     weight = (-2 * (confidence - mean).clamp(max=0) ** 2 / variance).exp()
+    assert weight[0] < 1 == weight[1]
     assert step.pseudo.target.tolist() == [0, 1]
     torch.testing.assert_close(step.pseudo.weight, weight)
     # Labeled: e^1 * 9 against 1 * 1, for class 1.
     assert step.losses["labeled"].item() == pytest.approx(math.log(1 + 9 * math.e))
     # The new q is (.75, .25), so that class 0 is three times as likely in the strong views.
     first, second = math.log(1 + math.exp(-0.2) / 3), math.log(1 + 3)
-    expected = (weight[0] * first + weight[1] * second) / 2
+    expected = 3 * (weight[0] * first + weight[1] * second) / 2
     assert step.losses["unlabeled"].item() == pytest.approx(expected.item())
     torch.testing.assert_close(method.marginal.value, torch.tensor([0.75, 0.25]))
 
@@ -41,9 +44,10 @@ def test_it_is_debiaspl_over_softmatch_with_adjusted_labels(make_problem, random
     counts = (8, 4, 2, 1)
     plain = dataclasses.replace(make_problem(4), labeled_counts=counts)
     adjusted = dataclasses.replace(plain, labeled_loss=LogitAdjusted(counts, strength=1.5))
-    ours = EvenMatch(plain)
-    theirs = DebiasPL(adjusted, momentum=0.99, base=partial(SoftMatch, momentum=0.99))
-    for seed in range(3):
+    # Short means, so that weights differ from 1.
+    ours = EvenMatch(plain, momentum=0.5)
+    theirs = DebiasPL(adjusted, momentum=0.5, base=partial(SoftMatch, momentum=0.5))
+    for seed in range(5):
         views = random_views(4, seed=seed)
         one, other = ours(views), theirs(views)
         assert one.pseudo.target.equal(other.pseudo.target)
@@ -51,6 +55,16 @@ def test_it_is_debiaspl_over_softmatch_with_adjusted_labels(make_problem, random
         assert one.losses.keys() == other.losses.keys()
         for name, loss in one.losses.items():
             torch.testing.assert_close(loss, other.losses[name])
+    assert one.pseudo.weight.min() < 0.9
+
+
+def test_the_labeled_loss_is_told_how_far_the_run_is(make_problem, random_views):
+    def progress_alone(logits, labels, progress):
+        return logits.sum() * 0 + progress
+
+    problem = dataclasses.replace(make_problem(4), labeled_loss=progress_alone)
+    step = EvenMatch(problem)(dataclasses.replace(random_views(4), progress=0.25))
+    assert step.losses["labeled"].item() == 0.25
 
 
 def test_even_labels_are_not_adjusted(make_problem, random_views):
