@@ -127,7 +127,7 @@ class Parser(ArgumentParser):
         for setting, (_, named, (one, many)) in self.choices.items():
             if f'setting "{setting}' in text:
                 text = text.replace("no method", f"no {one}")
-                hint = f"; the {many} are {', '.join(named)}"
+                hint = f"; the {many} are {', '.join(named)}, and of your own what Python can import (see PYTHONPATH)"
         if 'setting "base"' in text:
             text, hint = text.replace("no method", "no base"), f"; DebiasPL goes over {', '.join(BASES)}"
         # An error in the settings of a setting's class comes here twice.
@@ -180,6 +180,7 @@ WORDING = (
     ),
     (r"Does not validate against any of the Union subtypes .*? Errors: - (.+?)\.? - Expected a <class .*", r"\1"),
     (r"Expected a dot import path string: (\S+)", r"there is no method '\1'"),
+    (r"Type collections.*Got value: Namespace\(class_path='([^']*)'.*\)", r"'\1' is no method"),
     (r"Type collections.*Got value: (\S+)", r"'\1' is no method"),
     (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", r"expected one of \1, got '\2'"),
     (r"Expected a typing\.Literal\[(.+)\]", r"expected one of \1"),
