@@ -161,5 +161,5 @@ class Goal:
         A class is measured on few images, so that psi is that of `shares_of(counts, added=1)`.
         """
         missing = (-self.slack(shares_of(counts))).clamp(min=0).sum().item() if self.coverage is not None else 0.0
-        # Sums of shares differ from coverage / C by rounding.
-        return -round(missing, 9), self.objective(shares_of(counts, added=1.0)).item()
+        # What is the same but for the order of a sum is to be equal.
+        return -round(missing, 9), round(self.objective(shares_of(counts, added=1.0)).item(), 9)

@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from debias_ssl.finetune.selmix import mixup_gain, pair_probabilities
+from debias_ssl.finetune.selmix import mixup_gain, pair_probabilities, slope_at_prototypes
 from debias_ssl.finetune.stage import Head
 from debias_ssl.objectives import OBJECTIVES, Goal
 
@@ -36,7 +36,7 @@ def main() -> None:
     goal.logit_gradient(torch.full((10, 10), 0.01, dtype=torch.float64) @ torch.eye(10, dtype=torch.float64))
     before, started = resident_bytes(), time.perf_counter()
     gradient = goal.logit_gradient(head(prototypes).double().softmax(1) / parsed.classes)
-    gain = mixup_gain(head, prototypes, gradient, 0.8)
+    gain = mixup_gain(head, prototypes, slope_at_prototypes(prototypes, gradient), 0.8)
     pairs = pair_probabilities(gain, 0.1)
     seconds, size = time.perf_counter() - started, resident_bytes() - before
     assert pairs is not None and pairs.isfinite().all()

@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> None:
         Section(title="Against the temperature", figures=against),
         Section(title="Reliability, all seeds together", figures=reliable),
     ]
-    publish(Path(parsed.out), "calibration", "Label smoothing: calibration", [parsed.config], sections)
+    publish(Path(parsed.out), "calibration", "Label smoothing: calibration", [Path(parsed.config).name], sections)
 
 
 if __name__ == "__main__":

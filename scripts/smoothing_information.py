@@ -121,7 +121,9 @@ def main(arguments: list[str]) -> None:
         figures=[figure],
         tables=[Table(title="Information", head=head, rows=rows, caption=caption)],
     )
-    facts = [f"{parsed.config}; {parsed.labels_per_class} training images a class, {parsed.views} views of each"]
+    facts = [
+        f"{Path(parsed.config).name}; {parsed.labels_per_class} training images a class, {parsed.views} views of each"
+    ]
     publish(Path(parsed.out), "information", "Label smoothing: information", facts, [section])
 
 

@@ -88,8 +88,9 @@ def main(arguments: list[str]) -> None:
     first = next(iter(runs.values()))[0]
     need_validation(first)
     triples = {"unlike": chosen(first, parsed.unlike), "two alike": chosen(first, parsed.alike)}
-    rows, figures = [], []
+    rows, sections = [], []
     for kind, classes in triples.items():
+        figures = []
         for part in PARTS:
             cells: list[str] = []
             for name, several in runs.items():
@@ -100,26 +101,25 @@ def main(arguments: list[str]) -> None:
                 alt = f"Classes {', '.join(first.run.classes[k] for k in classes)} in their plane, {part}, {name}."
                 figures.append(
                     Figure(
-                        title=f"{kind}, {part}, {name}",
+                        title=f"{part}, {name}",
                         svg=clusters(points.numpy(), groups.numpy(), alt),
                         legend=[(f"mark-{i}", first.run.classes[k]) for i, k in enumerate(classes)],
                         is_small=True,
                     )
                 )
             rows.append([f"{kind}, {part}", *cells])
+        # A section each: its small figures share one legend.
+        sections.append(Section(title=f"In the plane of three templates: {kind}", figures=figures))
     head = ["classes, images", *(f"{figure}, {name}" for name in names for figure in ("spread", "inequality"))]
     caption = (
         "Spread: deviation of images from the center of their class over the mean distance of the three centers, in "
         "the plane. Inequality: the largest distance of centers over the smallest. "
         f"Mean ± deviation, {parsed.seeds} seeds."
     )
-    section = Section(
-        title="In the plane of three templates",
-        figures=figures,
-        tables=[Table(title="Clusters", head=head, rows=rows, caption=caption)],
-    )
-    facts = [f"{parsed.config}; figures of seed 0, each at its own scale"]
-    publish(Path(parsed.out), "projection", "Label smoothing: the penultimate layer", facts, [section])
+    table = Table(title="Clusters", head=head, rows=rows, caption=caption)
+    sections.append(Section(title="Spread and inequality", tables=[table]))
+    facts = [f"{Path(parsed.config).name}; figures of seed 0, each at its own scale"]
+    publish(Path(parsed.out), "projection", "Label smoothing: the penultimate layer", facts, sections)
 
 
 if __name__ == "__main__":

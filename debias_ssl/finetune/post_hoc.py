@@ -12,16 +12,9 @@ from debias_ssl.finetune.stage import Head, Stage, StageTwo
 from debias_ssl.functional import SMALLEST_PROBABILITY, confusion_matrix
 
 
-def _grid(largest: float, num: int) -> list[float]:
-    """Strengths in 0..largest, from small to large: of equals the first is chosen, which changes least."""
-    return torch.linspace(0, largest, num).tolist()
-
-
 @dataclass(frozen=True, kw_only=True)
-class TauNormalization(StageTwo):
-    """f_y / ||w_y||^tau (arXiv 1910.09217), with the tau that is best on held-out images.
-
-    The paper's classifiers have no biases; here they are divided too.
+class StrengthSearch(StageTwo):
+    """One strength tau, the one whose head is best on held-out images.
 
     Args:
         largest: of the strengths that are tried, from 0 on.
@@ -31,28 +24,32 @@ class TauNormalization(StageTwo):
     largest: float = 3.0
     num: int = 61
 
+    def at(self, stage: Stage, strength: float) -> Head:
+        """The head of a strength; of 0 it is the run's."""
+        raise NotImplementedError
+
     def __call__(self, stage: Stage) -> Head:
+        # From small to large: of equals the first is chosen, which changes least.
+        strengths = torch.linspace(0, self.largest, self.num).tolist()
+        return max((self.at(stage, strength) for strength in strengths), key=stage.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TauNormalization(StrengthSearch):
+    """f_y / ||w_y||^tau (arXiv 1910.09217). The paper's classifiers have no biases; here they are divided too."""
+
+    def at(self, stage: Stage, strength: float) -> Head:
         norms = stage.head.weight.norm(dim=1).clamp(min=SMALLEST_PROBABILITY)
-        return max((stage.head.scaled(norms**-tau) for tau in _grid(self.largest, self.num)), key=stage.rank)
+        return stage.head.scaled(norms**-strength)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitAdjustment(StageTwo):
-    """f_y - tau log pi_y (arXiv 2007.07314), pi the labeled shares, with the tau that is best on held-out images.
+class LogitAdjustment(StrengthSearch):
+    """f_y - tau log pi_y (arXiv 2007.07314), pi the labeled shares; a class without labels counts as of one image."""
 
-    Args:
-        largest: of the strengths that are tried, from 0 on.
-        num: how many.
-    """
-
-    largest: float = 3.0
-    num: int = 61
-
-    def __call__(self, stage: Stage) -> Head:
-        # A class without labels counts as one of one image.
+    def at(self, stage: Stage, strength: float) -> Head:
         counts = stage.labeled_counts.clamp(min=1).to(stage.head.bias)
-        log_prior = (counts / counts.sum()).log()
-        return max((stage.head.shifted(-tau * log_prior) for tau in _grid(self.largest, self.num)), key=stage.rank)
+        return stage.head.shifted(-strength * (counts / counts.sum()).log())
 
 
 def _evenly(first: int, last: int, num: int) -> list[int]:

@@ -32,6 +32,9 @@ class Head:
         """The head whose logits are f_y + shift_y."""
         return replace(self, bias=self.bias + shift)
 
+    def double(self) -> "Head":
+        return Head(weight=self.weight.double(), bias=self.bias.double())
+
     def detached(self) -> "Head":
         """A copy without gradient."""
         return Head(weight=self.weight.detach().clone(), bias=self.bias.detach().clone())
@@ -128,8 +131,8 @@ class Training(StageTwo):
 
     def __call__(self, stage: Stage) -> Head:
         heads = list(self.heads(stage))
-        # The first of equals: the one that was changed least.
-        return max(heads, key=stage.rank) if self.keep == "best" else heads[-1]
+        # The last of equals: a few held-out images see no difference between many states.
+        return max(reversed(heads), key=stage.rank) if self.keep == "best" else heads[-1]
 
     def heads(self, stage: Stage) -> Iterator[Head]:
         """The head at each refresh, and the last one."""

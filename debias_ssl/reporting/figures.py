@@ -388,7 +388,11 @@ def clusters(points: Float[np.ndarray, "N 2"], groups: Num[np.ndarray, " N"], al
             axes.scatter(
                 x, y, s=8, marker=MARKERS[i % NUM_COLORS], color=COLORS[i % NUM_COLORS], alpha=0.6, linewidths=0
             )
-        axes.set_aspect("equal", adjustable="datalim")
+        # Limits of the same width, so that equal scales leave the labels that the layout has made room for.
+        middle, half = (points.max(0) + points.min(0)) / 2, 0.54 * np.ptp(points, axis=0).max()
+        axes.set_xlim(middle[0] - half, middle[0] + half)
+        axes.set_ylim(middle[1] - half, middle[1] + half)
+        axes.set_aspect("equal", adjustable="box")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(4))
         axes.grid()

@@ -5,7 +5,13 @@ from torch import Tensor
 
 from debias_ssl.errors import InputError
 from debias_ssl.finetune import BalancedMixup, LogitAdjustment, Mixup, SelMix
-from debias_ssl.finetune.selmix import class_means, mixup_gain, pair_probabilities
+from debias_ssl.finetune.selmix import (
+    class_means,
+    mixup_gain,
+    pair_probabilities,
+    slope_at_images,
+    slope_at_prototypes,
+)
 from debias_ssl.finetune.stage import Head, Stage
 from debias_ssl.objectives import OBJECTIVES, Goal, shares_of
 
@@ -44,13 +50,54 @@ def test_gain_of_every_pair_is_the_directional_derivative(num, dim, name, share)
             for i in range(num)
         ]
     )
-    torch.testing.assert_close(mixup_gain(head, prototypes, gradient, share), expected)
+    slope = slope_at_prototypes(prototypes, gradient)
+    torch.testing.assert_close(mixup_gain(head, prototypes, slope, share), expected)
+
+
+@pytest.mark.parametrize("name", ["mean_recall", "min_recall", "h_mean"])
+@pytest.mark.parametrize("coverage", [None, 0.95])
+def test_slope_at_images_is_the_gradient_of_the_expected_confusion_matrix(name, coverage):
+    stage = biased_stage(name, coverage)
+    head, softness, added = stage.head.double(), 0.4, 1.0
+    weight, bias = head.weight.clone().requires_grad_(), head.bias.clone().requires_grad_()
+    probs = (Head(weight=weight, bias=bias)(stage.held_out.double()) / softness).softmax(-1)
+    expected = torch.stack([probs[stage.truth == k].sum(0) for k in range(5)]) + added / 5
+    shares = expected / (30 + added) / 5
+    # The Lagrangian with the multipliers as they are there, divided by what it is divided by.
+    multipliers = stage.goal.multipliers(shares.detach())
+    value = (stage.goal.objective(shares) + (multipliers * shares.sum(0)).sum()) / (1 + multipliers.max())
+    by_weight, by_bias = torch.autograd.grad(value, (weight, bias))
+    slope = slope_at_images(stage, stage.head, softness, added)
+    torch.testing.assert_close(slope.weight, by_weight)
+    torch.testing.assert_close(slope.bias, by_bias)
+    if coverage is not None:
+        assert multipliers.max() > 1
+
+
+def test_a_step_on_the_pair_of_the_largest_gain_raises_the_objective_most():
+    stage = biased_stage("h_mean")
+    head, prototypes = stage.head.double(), class_means(stage.held_out.double(), stage.truth, 5)
+    gain, rate = SelMix(softness=0.5).gain(stage, stage.head), 1e-6
+
+    def psi(head: Head) -> float:
+        probs = (head(stage.held_out.double()) / 0.5).softmax(-1)
+        counts = torch.stack([probs[stage.truth == k].sum(0) for k in range(5)])
+        return stage.goal.objective(shares_of(counts, 1.0)).item()
+
+    def rise(i: int, j: int) -> float:
+        mixed = (0.8 * prototypes[i] + 0.2 * prototypes[j])[None]
+        error = F.one_hot(torch.tensor(i), 5) - head(mixed)[0].softmax(0)
+        return psi(Head(weight=head.weight + rate * error.outer(mixed[0]), bias=head.bias + rate * error)) - psi(head)
+
+    rises = torch.tensor([[rise(i, j) / rate for j in range(5)] for i in range(5)], dtype=torch.float64)
+    torch.testing.assert_close(gain, rises, rtol=1e-3, atol=1e-5)
 
 
 def test_gain_is_what_a_small_step_brings():
     head, prototypes, logits = random_problem(4, 6)
     goal = Goal(objective=OBJECTIVES["mean_recall"])
-    gain = mixup_gain(head, prototypes, goal.logit_gradient(logits.softmax(1) / 4), 0.8)
+    slope = slope_at_prototypes(prototypes, goal.logit_gradient(logits.softmax(1) / 4))
+    gain = mixup_gain(head, prototypes, slope, 0.8)
     i, j = 1, 3
     mixed = (0.8 * prototypes[i] + 0.2 * prototypes[j])[None]
     error = F.one_hot(torch.tensor(i), 4) - head(mixed)[0].softmax(0)
@@ -64,7 +111,7 @@ def test_gain_is_what_a_small_step_brings():
 def test_gain_stays_finite_for_logits_of_any_size():
     head, prototypes, logits = random_problem(5, 4, scale=1e4)
     gradient = Goal(objective=OBJECTIVES["mean_recall"]).logit_gradient(logits.softmax(1) / 5)
-    assert mixup_gain(head, prototypes, gradient, 0.8).isfinite().all()
+    assert mixup_gain(head, prototypes, slope_at_prototypes(prototypes, gradient), 0.8).isfinite().all()
 
 
 def test_pairs_of_positive_gain_alone_are_drawn():
@@ -117,9 +164,10 @@ def test_training_begins_with_the_adjusted_head():
 
 
 @pytest.mark.parametrize("objective", ["mean_recall", "min_recall", "h_mean"])
-def test_selmix_raises_its_objective(objective):
+@pytest.mark.parametrize("slope", ["images", "prototypes"])
+def test_selmix_raises_its_objective(objective, slope):
     stage = biased_stage(objective)
-    head = SelMix(steps=200, lr=0.02, adjusted=False)(stage)
+    head = SelMix(steps=200, lr=0.02, adjusted=False, slope=slope)(stage)
     before, after = (stage.goal.objective(shares_of(stage.confusion(each), 1.0)) for each in (stage.head, head))
     assert after > before + 0.05
 
@@ -149,6 +197,15 @@ def test_the_same_seed_is_the_same_head_and_another_is_not():
     assert torch.equal(same[0].weight, same[1].weight)
     other = SelMix(steps=60, lr=0.003, adjusted=False, keep="last")(Stage(**{**vars(stage), "seed": 1}))
     assert not torch.equal(other.weight, same[0].weight)
+
+
+def test_of_states_that_are_equally_good_the_last_is_kept():
+    method = Mixup(steps=60, lr=0.003, adjusted=False)
+    # A sum of shares is 1 but for its rounding.
+    stage = Stage(**{**vars(biased_stage()), "goal": Goal(objective=lambda shares: shares.sum())})
+    heads = list(method.heads(stage))
+    assert torch.equal(method(stage).weight, heads[-1].weight)
+    assert not torch.equal(heads[0].weight, heads[-1].weight)
 
 
 def test_pair_policies():
@@ -181,7 +238,7 @@ def test_partners_are_drawn_by_pseudo_label():
 
 def test_without_a_pair_of_positive_gain_the_head_stays():
     stage = biased_stage()
-    flat = Goal(objective=lambda shares: shares.sum())
+    flat = Goal(objective=lambda shares: (0 * shares).sum())
     head = SelMix(adjusted=False)(Stage(**{**vars(stage), "goal": flat}))
     assert torch.equal(head.weight, stage.head.weight)
 
@@ -203,7 +260,8 @@ def test_gap_of_a_smooth_concave_objective_falls_like_one_over_t():
     for _ in range(800):
         shares = head(prototypes).softmax(1) / num
         gap.append(-psi(shares).item())
-        pairs = pair_probabilities(mixup_gain(head, prototypes, goal.logit_gradient(shares), 0.8), temperature=0.1)
+        slope = slope_at_prototypes(prototypes, goal.logit_gradient(shares))
+        pairs = pair_probabilities(mixup_gain(head, prototypes, slope, 0.8), temperature=0.1)
         assert pairs is not None
         error = pairs.unsqueeze(2) * (torch.eye(num).unsqueeze(1) - head(mixed).softmax(-1))
         head = Head(
@@ -217,7 +275,15 @@ def test_gap_of_a_smooth_concave_objective_falls_like_one_over_t():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"steps": 0}, {"lr": 0.0}, {"smallest_share": 1.5}, {"temperature": 0.0}, {"added": 0.0}, {"momentum": 1.0}],
+    [
+        {"steps": 0},
+        {"lr": 0.0},
+        {"smallest_share": 1.5},
+        {"temperature": 0.0},
+        {"softness": 0.0},
+        {"added": 0.0},
+        {"momentum": 1.0},
+    ],
 )
 def test_wrong_settings_are_told(settings):
     with pytest.raises(InputError, match=next(iter(settings))):

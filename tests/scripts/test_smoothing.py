@@ -69,7 +69,16 @@ def test_targets_of_label_smoothing_amount_to_their_strength():
 
 
 FLAGS = {
-    smoothing_distillation: ["--smoothing", "0.2", "--temperatures", "2", "--teacher_model", "wrn_10_1"],
+    smoothing_distillation: [
+        "--smoothing",
+        "0.2",
+        "--temperatures",
+        "2",
+        "--teacher_model",
+        "wrn_10_1",
+        "--teacher_labels",
+        "30",
+    ],
     smoothing_information: ["--labels_per_class", "10", "--views", "2"],
 }
 FOUND = {
