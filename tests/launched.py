@@ -28,6 +28,8 @@ def _work(job: str, arguments: list[str], environment: dict[str, str], log: Path
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     torch.set_num_threads(1)
+    # A shell that has put the tests in the background has Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     importlib.import_module(f"debias_ssl.{job}").main(arguments)
 
 
