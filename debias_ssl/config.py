@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from debias_ssl import labeled_loss, methods
 from debias_ssl.data.datasets import DataConfig
@@ -41,6 +41,10 @@ CHOICES = {
     "method": (Method, METHODS, ("method", "methods")),
     "labeled_loss": (LabeledLoss, LABELED_LOSSES, ("loss", "losses")),
 }
+
+# What jsonargparse denies of the standard library is not imported for a setting's sake, rather than warned of, and
+# a setting of any type stays the plain value that it is.
+set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +187,7 @@ WORDING = (
     (r"Does not validate against any of the Union subtypes .*? Errors: - (.+?)\.? - Expected a <class .*", r"\1"),
     (r"Expected a dot import path string: (\S+)", r"there is no method '\1'"),
     (r"Option 'class_path' is not accepted", "beside class_path there is nothing but init_args"),
+    (r"Type collections.*Got value: (?:Namespace\(class_path=|\{'class_path': )'([^']*)'\W*$", r"'\1' is no method"),
     (r"Type collections.*Got value: (Namespace\(|\{).*", "expected a method, as a name or as class_path and init_args"),
     (r"Type collections.*Got value: (\S+)", r"'\1' is no method"),
     (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", r"expected one of \1, got '\2'"),
