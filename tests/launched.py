@@ -8,8 +8,10 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 SHORT = ["--steps", "12", "--log_every", "2", "--eval_every", "6", "--checkpoint_every", "4"]
@@ -17,8 +19,23 @@ SHORT = ["--steps", "12", "--log_every", "2", "--eval_every", "6", "--checkpoint
 # Processes are forked, where that is possible, from one that has imported everything: imports take longer than runs.
 CONTEXT = multiprocessing.get_context("forkserver" if os.name != "nt" else "spawn")
 CONTEXT.set_forkserver_preload(
-    ["debias_ssl.train", "debias_ssl.compare", "debias_ssl.label", "debias_ssl.finetune.__main__"]
+    [f"debias_ssl.{job}" for job in ("train", "compare", "distill", "label", "finetune.__main__")]
+    + ["sklearn.datasets"]
 )
+
+
+def start_ranks(work: Callable[..., None], *arguments: Any, num_processes: int = 2) -> ProcessContext:
+    """Starts `work(rank, *arguments)` in so many processes; `join()` of what is returned raises what one raised."""
+    method = CONTEXT.get_start_method()
+    context = start_processes(work, arguments, nprocs=num_processes, join=False, start_method=method)
+    assert context is not None
+    return context
+
+
+def run_ranks(work: Callable[..., None], *arguments: Any, num_processes: int = 2) -> None:
+    context = start_ranks(work, *arguments, num_processes=num_processes)
+    while not context.join():
+        pass
 
 
 def _work(job: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
@@ -72,6 +89,7 @@ class Launched:
         *flags: str,
         base: Sequence[str] = ("--config", str(DIGITS), *SHORT, "--steps", "40"),
         of_rank: Callable[[int], Sequence[str]] = lambda rank: (),
+        job: str = "train",
     ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -81,7 +99,7 @@ class Launched:
         self.log.unlink(missing_ok=True)
         self.processes = [
             Job(
-                "train",
+                job,
                 [*base, "--out", str(out), *flags, *of_rank(rank)],
                 self.log,
                 **shared,
