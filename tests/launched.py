@@ -38,7 +38,9 @@ def run_ranks(work: Callable[..., None], *arguments: Any, num_processes: int = 2
         pass
 
 
-def _work(job: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+def _work(job: str, arguments: list[str], environment: dict[str, str], log: Path, start_method: str) -> None:
+    # A job starts the processes that decode for it as without tests, and not by a server of its own.
+    multiprocessing.set_start_method(start_method, force=True)
     os.environ.update(environment)
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
@@ -56,7 +58,8 @@ class Job:
     def __init__(self, job: str, arguments: Sequence[str], log: Path, **environment: str):
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
-        self.process = CONTEXT.Process(target=_work, args=(job, [*arguments], environment, log))
+        start_method = multiprocessing.get_start_method()
+        self.process = CONTEXT.Process(target=_work, args=(job, [*arguments], environment, log, start_method))
         self.process.start()
 
     def is_running(self) -> bool:

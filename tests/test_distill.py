@@ -1,12 +1,15 @@
 """A student of a run: what it is taught, and that it is a run like all others."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from launched import Launched
 from safetensors.torch import load_file
 
 import debias_ssl.train as train_module
@@ -142,11 +145,19 @@ def test_two_processes_train_a_student_like_one(teacher, config, tmp_path):
     """Of group norm, so that no layer mixes the images of a process."""
     flags = ["--model.norm", "group", "--unlabeled_ratio", "2"]
     one = learn(teacher, config, tmp_path / "one", *flags)
-    base = ["--teacher", str(teacher), "--config", str(config), *SHORT, *flags]
-    two = Launched(2, tmp_path / "two", base=base, job="distill")
-    two.finish()
-    log = two.log.read_text()
-    assert "2 x cpu" in log and log.count("method Distillation instead") == 1
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    command += ["-m", "debias_ssl.distill", "--teacher", str(teacher), "--config", str(config), *SHORT, *flags]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in done.stderr and done.stderr.count("method Distillation instead") == 1
     for key, value in weights(one).items():
         torch.testing.assert_close(weights(tmp_path / "two")[key], value, atol=1e-4, rtol=1e-3)
 

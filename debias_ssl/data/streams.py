@@ -1,7 +1,7 @@
 """Endless batches of labeled and unlabeled views; what step k holds is a function of (seed, k) alone."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -171,7 +171,7 @@ class TrainingStream(Dataset):
             if size % self.place.num_processes:
                 raise InputError(f"{name} {size} cannot be divided among {self.place.num_processes} processes")
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps start..stop-1."""
         for step, pixels in read_ahead(self, range(start, stop), self.reader, self.place.device):
             yield self._views(step, pixels)
