@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from debias_ssl import labeled_loss, methods
 from debias_ssl.data.datasets import DataConfig
@@ -41,6 +41,10 @@ CHOICES = {
     "method": (Method, METHODS, ("method", "methods")),
     "labeled_loss": (LabeledLoss, LABELED_LOSSES, ("loss", "losses")),
 }
+
+# What jsonargparse denies of the standard library is not imported for a setting's sake, rather than warned of, and
+# a setting of any type stays the plain value that it is.
+set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         hint = " (--help lists the settings)"
         text = " ".join(message.split()).replace(hint, "").replace("Parser key ", "setting ")
+        text = re.sub(r"(\S{80})\S{80,}", r"\1...", text)
         for technical, plain in WORDING:
             text = re.sub(technical, plain, text)
         for setting, (_, named, (one, many)) in self.choices.items():
@@ -139,7 +144,8 @@ class Parser(ArgumentParser):
         for before, argument in pairwise(["", *arguments]):
             name = argument if before == "--config" else argument.removeprefix("--config=")
             if (before == "--config" or name != argument) and Path(name).is_file():
-                read_yaml(Path(name))
+                if "config" in read_yaml(Path(name)):
+                    raise InputError(f"{name}: config is no setting: a file names no other, --config may stand twice")
                 files.append(name)
         try:
             parsed, given = self.parse_args(arguments), self.parse_args(arguments, defaults=False)
@@ -180,12 +186,18 @@ WORDING = (
     ),
     (r"Does not validate against any of the Union subtypes .*? Errors: - (.+?)\.? - Expected a <class .*", r"\1"),
     (r"Expected a dot import path string: (\S+)", r"there is no method '\1'"),
-    (r"Type collections.*Got value: Namespace\(class_path='([^']*)'.*\)", r"'\1' is no method"),
+    (r"Option 'class_path' is not accepted", "beside class_path there is nothing but init_args"),
+    (
+        r"Type collections.*Got value: (?:Namespace\(class_path=|\{'class_path': )'([^']*)'(?:\W*$|, init_args=Name.*)",
+        r"'\1' is no method",
+    ),
+    (r"Type collections.*Got value: (Namespace\(|\{).*", "expected a method, as a name or as class_path and init_args"),
     (r"Type collections.*Got value: (\S+)", r"'\1' is no method"),
     (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", r"expected one of \1, got '\2'"),
     (r"Expected a typing\.Literal\[(.+)\]", r"expected one of \1"),
     (r"Type collections.*: Expected '(\S+)' to be a function that returns .*>", r"'\1' is no method"),
-    (r"Expected a <class '(\w+)'>\. Got value: (.+)", r"expected \1, got '\2'"),
+    (r"Expected a <class '(\w+)'>\. Got value: ?(.*)", r"expected \1, got '\2'"),
+    (r"Expected a <class '(\w+)'>", r"expected \1"),
 )
 
 
@@ -208,20 +220,22 @@ def resolve(parser: Parser, arguments: Namespace) -> tuple[Config, dict[str, Any
         if not (chosen and issubclass(chosen, kind)):
             raise InputError(f"{setting} is not one of {', '.join(named)}")
         _shorten(resolved[setting], named)
-        _refuse_nulls(get_type_hints(chosen.__init__), resolved[setting].get("init_args", {}), f"{setting}.")
-    _refuse_nulls(get_type_hints(Config), resolved)
+        _refuse_misplaced(get_type_hints(chosen.__init__), resolved[setting].get("init_args", {}), f"{setting}.")
+    _refuse_misplaced(get_type_hints(Config), resolved)
     settings = parser.instantiate(arguments)
     return Config(**{name: settings[name] for name in names}), resolved
 
 
-def _refuse_nulls(hints: dict[str, Any], values: dict[str, Any], prefix: str = "") -> None:
-    """Raises InputError at a setting that is null although its type is not; jsonargparse lets it pass."""
+def _refuse_misplaced(hints: dict[str, Any], values: dict[str, Any], prefix: str = "") -> None:
+    """Raises InputError at a null, or a value in place of a section, that jsonargparse lets pass."""
     for name, value in values.items():
         hint = hints.get(name, Any)
         if value is None and hint is not Any and hint is not type(None) and type(None) not in get_args(hint):
             raise InputError(f"{prefix}{name} is null, which it must not be")
-        if isinstance(value, dict) and is_dataclass(hint):
-            _refuse_nulls(get_type_hints(hint), value, f"{prefix}{name}.")
+        if is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise InputError(f"{prefix}{name} is {value!r}, which is no section of settings")
+            _refuse_misplaced(get_type_hints(hint), value, f"{prefix}{name}.")
 
 
 def _shorten(value: Any, named: dict[str, type]) -> None:
@@ -287,6 +301,7 @@ def parse_data(parser: Parser, arguments: list[str]) -> tuple[Namespace, DataCon
     if not isinstance(saved.get("data"), dict):
         raise InputError(f"{run!r} has no data settings in its config.yaml")
     parsed = parser.parse_args(["--data", json.dumps(saved["data"]), *arguments])
+    _refuse_misplaced({"data": DataConfig}, parsed.as_dict())
     return parsed, parser.instantiate(parsed).data
 
 

@@ -1,6 +1,6 @@
 """Class probabilities that the model of another run gives to the views of a step."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class TaughtStream:
     method: Method
     """Which says of what images it asks for."""
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps start..stop-1."""
         for batch in self.stream.batches(start, stop):
             yield replace(

@@ -111,10 +111,14 @@ class Run:
         trained.train()
         sums = StepStatistics(len(task.data.classes), accelerator.device)
         journal = Journal(self.folder.metrics, start=self.start, steps=config.steps, is_main=self.is_main)
-        batches = self.stream.batches(self.start, config.steps)
         images = config.batch_size * (1 + config.unlabeled_ratio)
         vote = StopVote()
-        with closing(journal), asked_to_stop() as signaled:
+        # Processes that decode end with their stream, and not by a signal: they ignore those that ask to stop.
+        with (
+            closing(journal),
+            asked_to_stop() as signaled,
+            closing(self.stream.batches(self.start, config.steps)) as batches,
+        ):
             for step in range(self.start, config.steps):
                 asked = time.perf_counter()
                 batch = next(batches)

@@ -73,23 +73,26 @@ def check_self_contained(text: str, *, min_figures: int) -> None:
     assert len(ids) == len(set(ids)) and set(re.findall(r'(?:href="|url\()#([\w-]+)', text)) <= set(ids)
 
 
+# Once all that the page asks for has come or failed: before, what it asked for may not be known.
 MEASURE = """<script>
-for (const closed of document.querySelectorAll('details')) closed.open = true;
-const wide = [...document.querySelectorAll('body *')].filter(e => {
-  const box = e.getBoundingClientRect();
-  return !e.closest('.scroll, pre') && box.width && (box.right > innerWidth + 1 || box.left < -1);
-}).map(e => e.tagName);
-const cut = [...document.querySelectorAll('figure > svg')].filter(s => {
-  const frame = s.getBoundingClientRect();
-  return [...s.querySelectorAll('text')].some(t => {
-    const box = t.getBoundingClientRect();
-    return box.right > frame.right + 4 || box.left < frame.left - 4 || box.bottom > frame.bottom + 3;
-  });
-}).map(s => s.getAttribute('aria-label').slice(0, 60));
-const small = [...document.querySelectorAll('figure > svg text')].filter(t => t.getBoundingClientRect().height < 6);
-const asked = performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'));
-document.title = JSON.stringify({width: document.documentElement.scrollWidth, inner: innerWidth, wide, cut,
-  small: small.length, asked});
+addEventListener('load', () => {
+  for (const closed of document.querySelectorAll('details')) closed.open = true;
+  const wide = [...document.querySelectorAll('body *')].filter(e => {
+    const box = e.getBoundingClientRect();
+    return !e.closest('.scroll, pre') && box.width && (box.right > innerWidth + 1 || box.left < -1);
+  }).map(e => e.tagName);
+  const cut = [...document.querySelectorAll('figure > svg')].filter(s => {
+    const frame = s.getBoundingClientRect();
+    return [...s.querySelectorAll('text')].some(t => {
+      const box = t.getBoundingClientRect();
+      return box.right > frame.right + 4 || box.left < frame.left - 4 || box.bottom > frame.bottom + 3;
+    });
+  }).map(s => s.getAttribute('aria-label').slice(0, 60));
+  const small = [...document.querySelectorAll('figure > svg text')].filter(t => t.getBoundingClientRect().height < 6);
+  const asked = performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'));
+  document.title = JSON.stringify({width: document.documentElement.scrollWidth, inner: innerWidth, wide, cut,
+    small: small.length, asked});
+});
 </script>"""
 
 

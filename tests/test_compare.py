@@ -284,6 +284,26 @@ def test_interrupt_stops_the_processes(tmp_path: Path, monkeypatch):
     assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
 
 
+def test_processes_share_the_cores_unless_somebody_said_how_many_threads(tmp_path: Path, monkeypatch):
+    popen, seen = subprocess.Popen, []
+
+    def start(command, *, env, **streams):
+        seen.append(env.get("OMP_NUM_THREADS"))
+        return popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **streams)
+
+    monkeypatch.setattr(compare_module.subprocess, "Popen", start)
+    monkeypatch.setattr(compare_module.torch, "get_num_threads", lambda: 7)
+    for asked in (None, "5"):
+        with monkeypatch.context() as patch:
+            if asked is None:
+                patch.delenv("OMP_NUM_THREADS", raising=False)
+            else:
+                patch.setenv("OMP_NUM_THREADS", asked)
+            with pytest.raises(SystemExit):
+                run(tmp_path / str(asked), *TWO, "--jobs", "3", "--seeds", "0,1")
+    assert seen == ["2"] * 4 + ["5"] * 4
+
+
 def test_each_process_has_a_gpu_where_there_are_several(tmp_path: Path, monkeypatch):
     seen: dict[str, str] = {}
     monkeypatch.setattr(compare_module.torch.cuda, "device_count", lambda: 2)

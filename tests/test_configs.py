@@ -60,3 +60,32 @@ def test_a_setting_that_is_null_although_it_must_not_be_is_refused(text: str, tm
     (tmp_path / "null.yaml").write_text(text)
     with pytest.raises(InputError, match=r"(steps|data\.workers|method\.threshold) is null"):
         resolved(["--config", str(tmp_path / "null.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: 3", r"model is 3, which is no section"),
+        ("data: {augment: -6.5e+16}", r"data\.augment is -6\.5e\+16, which is no section"),
+        ("optim: [1]", r"optim"),
+        ("config: false", r"config is no setting"),
+        ("steps: ''", r"steps.*expected int, got ''"),
+        ("optim: {clip: ''}", r"optim\.clip.*expected float"),
+        ("method: {class_path: FixMatch, data: 3}", r"beside class_path there is nothing but init_args"),
+        ("method: builtins.eval", r"'builtins.eval' is no method"),
+        ("method: {class_path: os.system}", r"os.system"),
+        ("method: {init_args: {strength: 1}, data: 3}", r"expected a method, as a name or as class_path and init_args"),
+    ],
+)
+def test_a_value_in_the_wrong_place_is_told_by_its_setting(text: str, words: str, tmp_path: Path):
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(InputError, match=words) as error:
+        resolved(["--config", str(tmp_path / "broken.yaml")])
+    assert "<class" not in str(error.value) and "Namespace" not in str(error.value)
+
+
+def test_an_error_does_not_repeat_all_of_a_long_value(tmp_path: Path):
+    (tmp_path / "long.yaml").write_text(f"steps: {'a' * 5000}")
+    with pytest.raises(InputError, match=r"aaa\.\.\.") as error:
+        resolved(["--config", str(tmp_path / "long.yaml")])
+    assert len(str(error.value)) < 1000

@@ -37,7 +37,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tmp_path: Path) -> Path:
     """Settings of a student, which name a method and not the data."""
     path = tmp_path / "student.yaml"
-    path.write_text("method: {class_path: FixMatch}\nmodel: {name: wrn_10_1, batch_norm_momentum: .1}\n")
+    path.write_text(
+        "method: {class_path: FixMatch}\nmodel: {name: wrn_10_1, batch_norm_momentum: .1}\nprecision: fp32\n"
+    )
     return path
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from launched import run_ranks
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from debias_ssl.checkpoint import Machine
@@ -220,7 +220,7 @@ def one() -> dict[str, Any]:
 def two(tmp_path_factory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("two")
-    spawn(work, (folder,), nprocs=2)
+    run_ranks(work, folder)
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 

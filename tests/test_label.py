@@ -12,8 +12,8 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from launched import start_ranks
 from small_clip import paint_images, save_clip
-from torch.multiprocessing.spawn import spawn
 
 from debias_ssl import features, label
 from debias_ssl.data.reading import decode
@@ -259,8 +259,7 @@ def test_two_processes_do_what_one_does(tmp_path, images, arguments):
         port = free.getsockname()[1]
     good = arguments(features=tmp_path / "two", out=tmp_path / "together")
     bad = arguments(features=tmp_path / "three", out=tmp_path / "broken", images=broken)
-    context = spawn(work, (port, tmp_path, good, bad), nprocs=2, join=False)
-    assert context is not None
+    context = start_ranks(work, port, tmp_path, good, bad)
     processes = [process for process in context.processes if process is not None]
     for process in processes:
         process.join()

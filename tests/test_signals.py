@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def signal_after(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> Non
 def same_weights(a: Path, b: Path, step: int = 12) -> bool:
     first, second = (load_file(out / f"checkpoints/step_{step:08d}/learner.safetensors") for out in (a, b))
     return first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def heeded() -> Iterator[None]:
+    """Ctrl-C counts here even where a shell has put the tests in the background, and so has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

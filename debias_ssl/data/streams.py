@@ -1,7 +1,7 @@
 """Endless batches of labeled and unlabeled views; what step k holds is a function of (seed, k) alone."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -248,7 +248,7 @@ class TrainingStream(Dataset):
         fitting = [lanes for lanes in range(1, most + 1) if self.unlabeled_batch_size % lanes == 0]
         return self.reader.config.lanes or fitting[-1]
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps start..stop-1."""
         for step, pixels in read_ahead(self, range(start, stop), self.reader, self.place.device):
             yield self._views(step, pixels)

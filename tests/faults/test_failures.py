@@ -124,7 +124,6 @@ def test_a_file_that_changes_under_a_run_is_named(content, tmp_path: Path):
     assert str(tmp_path / "labeled") in error and len(error.splitlines()) <= 2, error
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_to_all_processes_of_a_run_with_workers(number, tmp_path: Path):
     """As a terminal and a scheduler send them."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launched import DIGITS, Job, Launched
+from launched import CONTEXT, DIGITS, Job, Launched
 from small_clip import paint_images, save_clip
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,11 @@ class Harness:
     def __init__(self, job: str, out: Path, seed: int):
         self.job, self.out, self.log = job, out, out.with_suffix(".log")
         self.random = np.random.default_rng(seed)
-        self.kills = self.restarts = 0
+        self.kills = self.kills_at_moment = self.restarts = 0
+        # The first process also starts the one that is forked, whose imports would count as the job's time.
+        warm = CONTEXT.Process(target=int)
+        warm.start()
+        warm.join()
 
     def start(self, flags: Sequence[str]) -> Job:
         self.log.unlink(missing_ok=True)
@@ -96,6 +100,7 @@ class Harness:
             status = job.wait()
             assert status in (0, -signal.SIGKILL), self.log.read_text()
             self.kills += status != 0
+            self.kills_at_moment += status != 0 and waits_for is not None
             further = [again]
             if status == 0:
                 # It ended before it was killed, and the next one begins anew.
@@ -105,7 +110,7 @@ class Harness:
                 self.restarts += 1
         assert self.start([*flags, again]).wait(600) == 0, self.log.read_text()
         assert contents(self.out) == expected
-        print(f"\n{self.job}: {self.kills} kills, {self.restarts + 1} jobs")
+        print(f"\n{self.job}: {self.kills} kills, {self.kills_at_moment} of them at the moment that was waited for")
 
 
 def test_training_killed_and_resumed(tmp_path: Path):
@@ -139,7 +144,7 @@ def test_labeling_killed_and_started_again(tmp_path: Path):
     model = save_clip(tmp_path / "clip")
     flags = ["--images", str(tmp_path / "images"), "--classes", str(tmp_path / "classes.txt"), "--model", model]
     flags += ["--workers", "0", "--precision", "fp32", "--batch_size", "4", "--out", str(tmp_path / "a")]
-    Harness("label", tmp_path / "a", 3).survives(flags, "--overwrite", 8)
+    Harness("label", tmp_path / "a", 3).survives(flags, "--overwrite", 20)
 
 
 def test_stage_two_killed_and_started_again(tmp_path: Path):
@@ -147,7 +152,7 @@ def test_stage_two_killed_and_started_again(tmp_path: Path):
     assert train.wait(600) == 0, (tmp_path / "run.log").read_text()
     # Its facts have the seconds that it took, and nothing else that differs.
     flags = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "a")]
-    Harness("finetune.__main__", tmp_path / "a", 4).survives(flags, "--overwrite", 6)
+    Harness("finetune.__main__", tmp_path / "a", 4).survives(flags, "--overwrite", 10)
 
 
 def test_two_processes_killed_and_resumed(tmp_path: Path):

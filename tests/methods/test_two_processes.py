@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from launched import run_ranks
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from debias_ssl.methods import DASO, AdaMatch, EvenMatch, FlexMatch, FreeMatch, Problem, SimPro, SoftMatch, View, Views
 
@@ -64,7 +64,7 @@ def work(rank: int, folder: Path) -> None:
 def two(tmp_path_factory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("two")
-    spawn(work, (folder,), nprocs=2)
+    run_ranks(work, folder)
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 

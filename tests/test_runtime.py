@@ -1,0 +1,24 @@
+"""The Accelerator that every job makes."""
+
+import pytest
+import torch
+
+from debias_ssl import runtime
+
+
+@pytest.mark.parametrize(("cuda", "mps", "cpu"), [(False, False, True), (False, True, False), (True, False, False)])
+def test_the_processor_is_taken_only_where_there_is_nothing_faster(cuda, mps, cpu, monkeypatch):
+    """On a Mac, `cpu=True` would leave its GPU idle; without it, processes of a CPU do not find each other."""
+    asked = {}
+
+    def accelerator(**settings):
+        asked.update(settings)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(runtime, "Accelerator", accelerator)
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: False)
+    with pytest.raises(InterruptedError):
+        runtime.make_accelerator("fp32")
+    assert asked["cpu"] == cpu
