@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -114,19 +114,12 @@ def embed(
         for number, loaded in groupby(
             zip(batches, raising(loader), strict=True), lambda pair: pair[0].start // SHARD_SIZE
         ):
-            first = shards[number].start
-            values = torch.full((len(shards[number]), clip.embed_dim), torch.nan, device=place.device)
-            for rows, (images, good) in loaded:
-                if len(good):
-                    with autocast():
-                        features = encode(clip, images.to(place.device, non_blocking=True))
-                    values[(rows.start - first + good).to(place.device)] = features
-                bar.update(len(rows))
+            values = _encoded(clip, shards[number], loaded, place.device, autocast, bar)
             lacking = values[:, 0].isnan().nonzero()
             if on_error == "skip" or not len(lacking):
                 _write(shard_path(folder, number), values.half().cpu().numpy())
                 continue
-            failed = min(failed, first + int(lacking[0]))
+            failed = min(failed, shards[number].start + int(lacking[0]))
             # Several processes go on to their end: those that are done wait for the others, but not for ever.
             if place.num_processes == 1:
                 break
@@ -134,6 +127,25 @@ def embed(
     if failed < len(files):
         raise _without_features(files[failed])
     return _opened(folder, root, files, names, on_error)
+
+
+def _encoded(
+    clip: Clip,
+    shard: range,
+    batches: Iterable[tuple[range, Any]],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
+    bar: tqdm,
+) -> Float[Tensor, "n D"]:
+    """The features of a shard's images; of those that could not be read, rows that are no numbers."""
+    values = torch.full((len(shard), clip.embed_dim), torch.nan, device=device)
+    for rows, (images, good) in batches:
+        if len(good):
+            with autocast():
+                features = encode(clip, images.to(device, non_blocking=True))
+            values[(rows.start - shard.start + good).to(device)] = features
+        bar.update(len(rows))
+    return values
 
 
 def _opened(
