@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import socket
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from launched import start_ranks
 from small_clip import paint_images, save_clip
 
 from debias_ssl import features, label
+from debias_ssl.data import shards
 from debias_ssl.data.reading import decode
 from debias_ssl.label import class_names, images_to_label, main, read_templates
 from debias_ssl.models.clip import encode, load_clip, zero_shot_weights
@@ -238,15 +240,19 @@ def test_templates_have_names():
     assert [len(read_templates(name)) for name in ("simple", "openai")] == [7, 80]
 
 
-def work(rank: int, port: int, folder: Path, good: list[str], bad: list[str]) -> None:
-    """What torchrun starts: a command that works, and one that meets an image that cannot be read."""
+def work(rank: int, port: int, folder: Path, *commands: list[str]) -> None:
+    """What torchrun starts: some commands, and what each process has read of tar files."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     features.SHARD_SIZE = 4
     label._page = lambda *_: ""
-    main(good)
-    main(bad)
+    opened: set[str] = set()
+    read = shards.read_member
+    shards.read_member = lambda member: opened.add(Path(member.shard.path).name) or read(member)
+    for command in commands:
+        main(command)
+        (folder / f"opened_{rank}.json").write_text(json.dumps(sorted(opened)))
 
 
 @pytest.mark.usefixtures("no_page")
@@ -258,14 +264,24 @@ def test_two_processes_do_what_one_does(tmp_path, images, arguments):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     good = arguments(features=tmp_path / "two", out=tmp_path / "together")
+    for number, part in enumerate((images[:6], images[6:8], images[8:])):
+        with tarfile.open(tmp_path / f"x-{number}.tar", "w") as tar:
+            for path in part:
+                tar.add(path, path.relative_to(tmp_path / "images").as_posix())
+    packed = arguments(features=tmp_path / "four", out=tmp_path / "packed", images=tmp_path / "x-{0..2}.tar")
     bad = arguments(features=tmp_path / "three", out=tmp_path / "broken", images=broken)
-    context = start_ranks(work, port, tmp_path, good, bad)
+    context = start_ranks(work, port, tmp_path, good, packed, bad)
     processes = [process for process in context.processes if process is not None]
     for process in processes:
         process.join()
     for number in range(3):
         name = f"shard_{number:05d}.npy"
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "four" / name).read_bytes()
+    assert (tmp_path / "alone" / "probs.npy").read_bytes() == (tmp_path / "packed" / "probs.npy").read_bytes()
+    # Features are made in groups of four images: the first of three is one process's, the others are the other's.
+    opened = [json.loads((tmp_path / f"opened_{rank}.json").read_text()) for rank in range(2)]
+    assert opened == [["x-0.tar"], ["x-0.tar", "x-1.tar", "x-2.tar"]]
     for name in ("labels.csv", "probs.npy"):
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "together" / name).read_bytes()
     assert [process.exitcode for process in processes] == [2, 2]
