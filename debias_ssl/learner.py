@@ -24,11 +24,13 @@ LOGGED_MOMENTUM = 0.99
 class Predictor(nn.Module):
     """What is used at test time: images to logits."""
 
+    white: Tensor
+
     def __init__(self, model: nn.Module, method: Method, white: tuple[float, ...] = ()):
         super().__init__()
         self.model = model
         self.method = method
-        self.white = white
+        self.register_buffer("white", torch.tensor(white), persistent=False)
 
     def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
         return self.predict(images)[0]
@@ -43,7 +45,7 @@ class Predictor(nn.Module):
         """What the network says of a white image of the size of others, with averaged statistics."""
         was_training = self.model.training
         self.model.eval()
-        white = images.new_tensor(self.white)[:, None, None].expand(images.shape[1:])
+        white = self.white[:, None, None].expand(images.shape[1:])
         view = self.view(white[None])
         self.model.train(was_training)
         return view
@@ -156,9 +158,10 @@ class Learner(nn.Module):
         if self.accumulation == 1:
             return _view(self._networks["raw"], joined)
         # Every part gets its share of labeled and strong images, so that their batch statistics are alike.
-        parts = [torch.arange(part, len(joined), self.accumulation) for part in range(self.accumulation)]
-        views = [self._recomputed(joined[part.to(joined.device)]) for part in parts]
-        place = torch.argsort(torch.cat(parts)).to(joined.device)
+        parts = torch.arange(len(joined), device=joined.device)
+        parts = [parts[first :: self.accumulation] for first in range(self.accumulation)]
+        views = [self._recomputed(joined[part]) for part in parts]
+        place = torch.argsort(torch.cat(parts))
         view = _joined(views)
         return View(logits=view.logits[place], features=view.features[place])
 

@@ -81,6 +81,13 @@ def computes_in_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
+def reseed(seed: int, device: torch.device) -> None:
+    """Seeds torch's generators of the CPU and of one device; `torch.manual_seed` goes through every kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def place_of(accelerator: Accelerator) -> Place:
     return Place(rank=accelerator.process_index, num_processes=accelerator.num_processes, device=accelerator.device)
 

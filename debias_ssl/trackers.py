@@ -31,7 +31,7 @@ def all_mean_(tensors: list[Tensor]) -> None:
 @torch.no_grad()
 def mean_of_rows(rows: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
     """Mean over the rows of all processes, in fp32: sum and number are reduced in one message of D + 1 floats."""
-    total = all_sum_(torch.cat([rows.float().sum(0), rows.new_tensor([len(rows)], dtype=torch.float32)]))
+    total = all_sum_(torch.cat([rows.float().sum(0), rows.new_full((1,), len(rows), dtype=torch.float32)]))
     return total[:-1] / total[-1]
 
 

@@ -35,7 +35,7 @@ from debias_ssl.models import build, check_images
 from debias_ssl.optim import make_optimizer, set_learning_rate
 from debias_ssl.processes import is_first
 from debias_ssl.run_folder import RunFolder
-from debias_ssl.runtime import entry_point, make_accelerator, place_of
+from debias_ssl.runtime import entry_point, make_accelerator, place_of, reseed
 from debias_ssl.schedules import learning_rate_factor
 from debias_ssl.signals import StopVote, asked_to_stop
 
@@ -242,7 +242,7 @@ def take_step(
     progress = step / config.steps
     rate = config.optim.lr * learning_rate_factor(progress, config.optim.schedule, config.optim.warmup)
     set_learning_rate(optimizer, rate)
-    torch.manual_seed(derived_seed(config.seed, Purpose.PROCESS, step, accelerator.process_index))
+    reseed(derived_seed(config.seed, Purpose.PROCESS, step, accelerator.process_index), accelerator.device)
     result = trained(batch, progress)
     accelerator.backward(torch.stack([*result.losses.values()]).sum())
     if config.optim.clip is not None:

@@ -162,7 +162,8 @@ def test_images_of_any_shape_become_squares(size, crop, tmp_path: Path):
     images = Images(pixels=None, labels=np.zeros(1, dtype=np.int64), names=[str(tmp_path / "a.png")])
     reader = make_reader(images, DataConfig(image_size=8, crop=crop, workers=0), torch.device("cpu"))
     numbers = [torch.tensor([[0.0, 0.5, 0.9, 0.9]]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])]
-    for view in (reader.center(torch.tensor([0])), *reader.crops(torch.tensor([0]), numbers)):
+    first = torch.tensor([0])
+    for view in (reader.center(first), *(reader.crops(first, numbers) if crop == "resized" else ())):
         assert view.shape == (1, 8, 8, 3)
 
 

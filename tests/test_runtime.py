@@ -1,5 +1,7 @@
 """The Accelerator that every job makes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -22,3 +24,14 @@ def test_the_processor_is_taken_only_where_there_is_nothing_faster(cuda, mps, cp
     with pytest.raises(InterruptedError):
         runtime.make_accelerator("fp32")
     assert asked["cpu"] == cpu
+
+
+def test_reseeding_is_seeding_for_the_processor_and_one_device(monkeypatch):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    runtime.reseed(5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
+    seeded = []
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(manual_seed=seeded.append))
+    runtime.reseed(6, torch.device("cuda"))
+    assert seeded == [6] and torch.default_generator.initial_seed() == 6

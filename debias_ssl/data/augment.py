@@ -1,7 +1,7 @@
 """Weak, strong and eval views of a batch of uint8 images, or of features of images, on the device that they are on."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -183,40 +183,44 @@ def covered(start: Int[Tensor, " N"], size: int, side: int) -> Bool[Tensor, "N s
 def rand_augment_(images: UInt8[Tensor, "N H W K"], numbers: Float[Tensor, "N 4"], config: AugmentConfig) -> None:
     """One round of RandAugment in place: at most one operation on each image."""
     operation, level, applied, sign = numbers.unbind(1)
-    index = whole(operation, len(OPERATIONS)).where(applied < config.op_probability, OPERATIONS.index("identity"))
+    index = whole(operation, len(OPERATIONS)).where(applied < config.op_probability, IDENTITY)
     magnitude = 1 + whole(level, config.magnitude - 1)
-    for number, adjust in enumerate(COLOR.values()):
-        replace_(images, index == number, adjust, magnitude)
-    matrix = affine_matrices(index, magnitude.where(sign < 0.5, -magnitude), images.shape[1], images.shape[2])
-    replace_(images, index >= OPERATIONS.index(GEOMETRIC[0]), resample, matrix)
-
-
-def replace_(
-    images: UInt8[Tensor, "N H W K"],
-    chosen: Bool[Tensor, " N"],
-    operation: Callable[[Tensor, Tensor], Tensor],
-    parameter: Float[Tensor, "N ..."] | Int[Tensor, "N ..."],
-) -> None:
-    """images[chosen] = operation(images[chosen], parameter[chosen]), where the images may be on another device."""
-    # The choice was made on the CPU, so a GPU never has to report how many images it concerns.
-    rows = chosen.nonzero().flatten()
+    # The choice is made on the CPU, so a GPU never has to report how many images an operation concerns.
+    rows = (index != IDENTITY).nonzero().flatten()
     if len(rows) == 0:
         return
-    parameter = parameter[rows].to(images.device, non_blocking=True)
-    rows = rows.to(images.device, non_blocking=True)
-    images.index_copy_(0, rows, operation(images.index_select(0, rows), parameter))
+    # With images of an operation side by side, each operation takes one slice.
+    rows = rows[index[rows].argsort(stable=True)]
+    index, magnitude, sign = index[rows], magnitude[rows], sign[rows]
+    num_color = int((index < IDENTITY).sum())
+    sizes = index[:num_color].bincount(minlength=len(COLOR)).tolist()
+    signed = magnitude.where(sign < 0.5, -magnitude)[num_color:]
+    matrix = affine_matrices(index[num_color:], signed, images.shape[1], images.shape[2])
+    rows, magnitude, matrix = (t.to(images.device, non_blocking=True) for t in (rows, magnitude[:num_color], matrix))
+    before = images.index_select(0, rows)
+    slices = zip(COLOR.values(), before[:num_color].split(sizes), magnitude.split(sizes), strict=True)
+    after = [adjust(part, v) for adjust, part, v in slices if len(part)]
+    if len(matrix):
+        after.append(resample(before[num_color:], matrix))
+    images.index_copy_(0, rows, torch.cat(after))
 
 
 # ---- color: functions of images and their magnitudes v, with the results of torchvision's functions of one factor ----
 
 
+@cache
+def factor_table(device: torch.device) -> Float32[Tensor, "2 12"]:
+    """The factors of magnitudes 0..11, and their rests; made once, since a GPU's queue stands still while they come."""
+    factor = 0.05 + 0.9 * torch.arange(12, dtype=torch.float64) / 10
+    return torch.stack([factor, 1 - factor]).float().to(device)
+
+
 def factors(v: Int[Tensor, " N"]) -> tuple[Float32[Tensor, "N 1 1 1"], Float32[Tensor, "N 1 1 1"]]:
     """The factor of brightness, color, contrast and sharpness, which never exceeds 1: 0.05 + 0.9 v / 10; and its rest.
 
-    Both are rounded once, from fp64, which Apple's GPUs do not have: there, they are looked up.
+    Both are rounded once, from fp64, which Apple's GPUs do not have: they are looked up.
     """
-    factor = 0.05 + 0.9 * torch.arange(12, dtype=torch.float64) / 10
-    factor, rest = torch.stack([factor, 1 - factor]).float().to(v.device)[:, v].view(2, -1, 1, 1, 1)
+    factor, rest = factor_table(v.device)[:, v].view(2, -1, 1, 1, 1)
     return factor, rest
 
 
@@ -323,3 +327,4 @@ COLOR = {
 }
 GEOMETRIC = ("rotate", "shear-x", "shear-y", "translate-x", "translate-y")
 OPERATIONS = (*COLOR, "identity", *GEOMETRIC)
+IDENTITY = OPERATIONS.index("identity")

@@ -4,7 +4,10 @@ The generator is Philox 4x32-10 (Salmon et al., "Parallel random numbers: as eas
 counter and a key into random words without any state. torch's own CPU generator cannot start in the middle.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +17,10 @@ from torch import Tensor
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+# What is made ahead: numbers of a purpose, and steps.
+NUMBERS_AHEAD = 2**16
+MOST_AHEAD = 16
+Word = TypeVar("Word", int, Tensor)
 
 
 class Purpose(IntEnum):
@@ -37,8 +44,8 @@ class Purpose(IntEnum):
     STRONG_LABELED_VIEW = 4000
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Four random 32-bit words, as int64 tensors, for each counter of four 32-bit words."""
+def philox(counter: Sequence[Word], key: tuple[int, int]) -> tuple[Word, ...]:
+    """Four random 32-bit words, as int64 tensors or as numbers, for each counter of four 32-bit words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -49,17 +56,39 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def words(seed: int, purpose: int, step: int, positions: Int[Tensor, " N"], num: int) -> Int[Tensor, "N num"]:
+def words(
+    seed: int, purpose: int, step: int | Int[Tensor, "S 1 1"], positions: Int[Tensor, " N"], num: int
+) -> Int[Tensor, "*S N num"]:
     """`num` random 32-bit words for each position, a function of (seed, purpose, step, position) alone."""
-    blocks = torch.arange(-(-num // 4), device=positions.device)
-    position, block = torch.broadcast_tensors(positions[:, None], blocks)
-    counter = (position, block, torch.full_like(position, step), torch.full_like(position, purpose))
-    return torch.stack(philox(counter, (seed & WORD, seed >> 32 & WORD)), -1).flatten(1)[:, :num]
+    blocks = torch.arange(-(-num // 4))
+    counter = torch.broadcast_tensors(positions[:, None], blocks, torch.as_tensor(step), torch.tensor(purpose))
+    return torch.stack(philox(counter, (seed & WORD, seed >> 32 & WORD)), -1).flatten(-2)[..., :num]
 
 
-def uniform(seed: int, purpose: int, step: int, positions: Int[Tensor, " N"], num: int) -> Float[Tensor, "N num"]:
-    """`num` fp32 numbers in [0, 1) for each position, with the 24 bits that fp32 can hold."""
+def uniform(
+    seed: int, purpose: int, step: int | Int[Tensor, "S 1 1"], positions: Int[Tensor, " N"], num: int
+) -> Float[Tensor, "*S N num"]:
+    """`num` fp32 numbers in [0, 1) for each position, with the 24 bits that fp32 can hold; of one step or several."""
     return (words(seed, purpose, step, positions, num) >> 8).to(torch.float32) / 2**24
+
+
+def uniform_ahead(seed: int, purpose: int, step: int, start: int, stop: int, num: int) -> Float[Tensor, "N num"]:
+    """`uniform` for the positions start..stop-1, made and kept for several steps at once.
+
+    For one step, the time goes into starting some hundred operations on few numbers.
+    """
+    steps = min(MOST_AHEAD, NUMBERS_AHEAD // ((stop - start) * num))
+    if steps < 2:
+        return uniform(seed, purpose, step, torch.arange(start, stop), num)
+    return _block(seed, purpose, step // steps, steps, start, stop, num)[step % steps]
+
+
+@lru_cache(maxsize=64)
+def _block(
+    seed: int, purpose: int, block: int, steps: int, start: int, stop: int, num: int
+) -> Float[Tensor, "S N num"]:
+    several = torch.arange(block * steps, (block + 1) * steps)[:, None, None]
+    return uniform(seed, purpose, several, torch.arange(start, stop), num)
 
 
 def permutation(seed: int, purpose: int, number: int, length: int) -> Int[Tensor, " length"]:
@@ -75,5 +104,5 @@ def beta(seed: int, purpose: int, step: int, alpha: float) -> float:
 
 def derived_seed(seed: int, purpose: int, step: int, position: int) -> int:
     """A seed for a generator that is not ours, such as torch's, which draws dropout."""
-    high, low = words(seed, purpose, step, torch.tensor([position]), 2)[0].tolist()
+    high, low, _, _ = philox((position, 0, step, purpose), (seed & WORD, seed >> 32 & WORD))
     return high << 31 ^ low

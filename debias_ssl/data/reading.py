@@ -131,9 +131,7 @@ class Reader:
         return _stack([center_crop(image, self.config.image_size, share) for image in self._decoded(index)])
 
     def crops(self, index: Int[Tensor, " N"], numbers: Sequence[Float[Tensor, "N 4"]]) -> list[Num[Tensor, "N H W K"]]:
-        """The images once for each view; where views are cropped at random, `numbers` say where."""
-        if self.config.crop == "shift":
-            return [self.center(index)] * len(numbers)
+        """The images once for each view, cropped and resized as the view's `numbers` say."""
         assert self.config.image_size is not None
         images = self._decoded(index)
         size, scale = self.config.image_size, self.config.crop_scale

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from debias_ssl.data import augment
 from debias_ssl.data.augment import Pixels
-from debias_ssl.data.keyed import Purpose, beta, permutation, uniform
+from debias_ssl.data.keyed import Purpose, beta, permutation, uniform_ahead
 from debias_ssl.data.reading import NUM_CROP_NUMBERS, Reader
 from debias_ssl.errors import InputError, StoppedError, reason
 from debias_ssl.signals import ignore_signals
@@ -255,6 +255,8 @@ class TrainingStream(Dataset):
 
     def __getitem__(self, step: int) -> _Pixels:
         def crops(index: Tensor, positions: Tensor, purposes: Sequence[int]) -> list[Tensor]:
+            if self.reader.config.crop == "shift":
+                return [self.reader.center(index)] * len(purposes)
             numbers = [self._numbers(step, Purpose.CROP + purpose, positions, NUM_CROP_NUMBERS) for purpose in purposes]
             return self.reader.crops(index, numbers)
 
@@ -349,7 +351,8 @@ class TrainingStream(Dataset):
         return torch.arange(self.place.rank * part, (self.place.rank + 1) * part)
 
     def _numbers(self, step: int, purpose: int, positions: Int[Tensor, " N"], num: int) -> Float[Tensor, "N num"]:
-        return uniform(self.seed, purpose, step, positions, num)
+        start, stop = int(positions.min()), int(positions.max()) + 1
+        return uniform_ahead(self.seed, purpose, step, start, stop, num)[positions - start]
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.place.device, non_blocking=True)

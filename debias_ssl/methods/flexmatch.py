@@ -40,7 +40,7 @@ class FlexMatch(PseudoLabeling):
 
     def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
         learned = self.memory.counts()
-        unused = len(self.memory.value) - learned.sum() if self.warm_up else learned.new_tensor(1)
+        unused = len(self.memory.value) - learned.sum() if self.warm_up else learned.new_ones(())
         self.beta.copy_(learned / torch.maximum(learned.max(), unused))
         target, weight = confident_labels(logits, self.threshold)
         self.memory.update(views.index, torch.where(weight > 0, target, -1))

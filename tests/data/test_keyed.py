@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from debias_ssl.data.keyed import Purpose, beta, derived_seed, permutation, philox, uniform
+from debias_ssl.data.keyed import Purpose, beta, derived_seed, permutation, philox, uniform, uniform_ahead
 
 # From the known answers that come with Random123, the authors' library.
 ZERO = ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8))
@@ -67,6 +67,14 @@ def test_numbers_of_some_positions_are_those_rows_of_all():
     everything = uniform(3, Purpose.STRONG_VIEW, 11, torch.arange(20), 9)
     for positions in (torch.arange(5, 12), torch.tensor([19, 0, 7])):
         assert torch.equal(uniform(3, Purpose.STRONG_VIEW, 11, positions, 9), everything[positions])
+
+
+@pytest.mark.parametrize(("length", "num"), [(1, 3), (8, 13), (5, 2000), (5, 20_000)])
+def test_numbers_made_ahead_are_those_of_each_step(length: int, num: int):
+    for step in (0, 1, 15, 16, 40, 2**20 + 3, 1):
+        positions = torch.arange(7, 7 + length)
+        expected = uniform(3, Purpose.STRONG_VIEW, step, positions, num)
+        assert torch.equal(uniform_ahead(3, Purpose.STRONG_VIEW, step, 7, 7 + length, num), expected)
 
 
 def test_fewer_numbers_are_the_first_of_more():

@@ -174,12 +174,6 @@ def test_small_files_are_resident_and_large_ones_are_streamed(config: DataConfig
     assert reader_of(images, config, input="resident").is_resident
 
 
-def test_shifted_views_are_all_of_the_center(config: DataConfig):
-    reader, index = reader_of(training(config), config), torch.tensor([1, 2])
-    for view in reader.crops(index, [torch.zeros(2, 4), torch.rand(2, 4)]):
-        assert torch.equal(view, reader.center(index))
-
-
 def test_resized_views_are_cropped_by_their_own_numbers(config: DataConfig):
     images = training(config)
     reader = reader_of(images, config, crop="resized", image_size=8)
