@@ -360,7 +360,7 @@ class TrainingStream(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationStream(Dataset):
-    """Images in order, each once, without augmentation; a process takes every num_processes-th."""
+    """Images in order, each once, without augmentation; a process takes one stretch, and so few tar files."""
 
     reader: Reader
     index: Int[Tensor, " N"]
@@ -387,7 +387,7 @@ class EvaluationStream(Dataset):
             )
 
     def _mine(self) -> Int[Tensor, " M"]:
-        return torch.arange(len(self.index))[self.place.rank :: self.place.num_processes]
+        return torch.arange(len(self.index)).tensor_split(self.place.num_processes)[self.place.rank]
 
     def _at(self, number: int) -> Int[Tensor, " M"]:
         return self._mine()[number * self.batch_size : (number + 1) * self.batch_size]
