@@ -12,7 +12,7 @@ from debias_ssl.data.streams import Batch, TrainingStream
 from debias_ssl.data.task import Task
 from debias_ssl.errors import InputError
 from debias_ssl.learner import Predictor
-from debias_ssl.methods.base import Method
+from debias_ssl.methods.base import Method, Needs
 from debias_ssl.run_folder import RunFolder, load_run
 
 
@@ -25,16 +25,16 @@ class TaughtStream:
 
     stream: TrainingStream
     predictor: Predictor
-    method: Method
-    """Which says of what images it asks for."""
+    needs: Needs
+    """Of what images the method asks for it."""
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps start..stop-1."""
         for batch in self.stream.batches(start, stop):
             yield replace(
                 batch,
-                given=self._probs(batch.weak[0]) if self.method.needs_given else None,
-                given_labeled=self._probs(batch.labeled) if self.method.needs_given_labeled else None,
+                given=self._probs(batch.weak[0]) if self.needs.given else None,
+                given_labeled=self._probs(batch.labeled) if self.needs.given_labeled else None,
             )
 
     @torch.no_grad()
@@ -63,4 +63,4 @@ def taught(stream: TrainingStream, run: Path, task: Task, method: Method) -> Tau
     ]
     if differing:
         raise InputError(f"given_by: {str(run)!r} was trained on other images: it has {differing[0]}")
-    return TaughtStream(stream=stream, predictor=teacher.predictor.requires_grad_(False), method=method)
+    return TaughtStream(stream=stream, predictor=teacher.predictor.requires_grad_(False), needs=method.needs)

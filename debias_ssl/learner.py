@@ -38,7 +38,7 @@ class Predictor(nn.Module):
     def predict(self, images: Float[Tensor, "N K H W"]) -> tuple[Float[Tensor, "N C"], View]:
         """The method's logits at test time, and what the network alone says of the images."""
         view = self.view(images)
-        return self.method.predict(view, self.blank(images) if self.method.needs_blank else None), view
+        return self.method.predict(view, self.blank(images) if self.method.needs.blank else None), view
 
     @torch.no_grad()
     def blank(self, images: Float[Tensor, "N K H W"]) -> View:
@@ -110,7 +110,7 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, progress: float) -> Step:
         weak = [] if self._is_joint else [self._without_gradient(images) for images in batch.weak]
-        trains_weak = self.raw.method.needs_weak_gradient
+        trains_weak = self.raw.method.needs.weak_gradient
         weak_again = [*batch.weak] if self._is_joint or trains_weak else []
         strong_labeled = [] if batch.strong_labeled is None else [batch.strong_labeled]
         groups = [[batch.labeled], strong_labeled, [*batch.strong], weak_again]
@@ -131,7 +131,7 @@ class Learner(nn.Module):
             further_weak=tuple(weak[1:]),
             further_strong=tuple(strong[1:]),
             strong_labeled=strong_labeled[0] if strong_labeled else None,
-            blank=self.raw.blank(batch.labeled) if self.raw.method.needs_blank else None,
+            blank=self.raw.blank(batch.labeled) if self.raw.method.needs.blank else None,
             given=batch.given,
             given_labeled=batch.given_labeled,
         )
@@ -141,7 +141,7 @@ class Learner(nn.Module):
     @property
     def _is_joint(self) -> bool:
         """Whether the weak views' only pass is the one with gradient."""
-        return self.teacher == "student" and (self.joint_pass or self.raw.method.needs_weak_gradient)
+        return self.teacher == "student" and (self.joint_pass or self.raw.method.needs.weak_gradient)
 
     @torch.no_grad()
     def _without_gradient(self, images: Float[Tensor, "U K H W"]) -> View:

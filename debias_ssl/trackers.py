@@ -65,8 +65,11 @@ class RunningMean(nn.Module):
         self.register_buffer("value", initial.float())
 
     @torch.no_grad()
-    def update(self, rows: Float[Tensor, "N D"]) -> None:
-        self.value.lerp_(mean_of_rows(rows), 1 - self.momentum)
+    def update(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
+        """Takes a step's rows in; returns their own mean."""
+        mean = mean_of_rows(rows)
+        self.value.lerp_(mean, 1 - self.momentum)
+        return mean
 
     def extra_repr(self) -> str:
         return f"momentum={self.momentum}"

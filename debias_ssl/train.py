@@ -168,7 +168,7 @@ class Run:
             journal.warn(data_warning(record["data_wait"], self.config.data.workers))
         # In the beginning no prediction is confident, and that is as it should be.
         method = self.learner.raw.method
-        if (method.num_strong or method.needs_weak_gradient) and step >= self.config.steps / 10:
+        if (method.needs.num_strong or method.needs.weak_gradient) and step >= self.config.steps / 10:
             journal.warn(warnings_for(record, self.task.data.classes, hasattr(method, "threshold")))
 
     def _evaluate(self, step: int, journal: Journal) -> dict[Part, dict[str, Tensor]]:

@@ -121,11 +121,8 @@ def make_step(setting: Setting) -> Callable[[], Taken]:
         batch_size=setting.batch_size,
         unlabeled_batch_size=setting.unlabeled,
         balanced=False,
-        num_weak=1,
-        num_strong=1,
-        needs_strong_labeled=False,
+        needs=FixMatch.needs,
         given=None,
-        given_labeled=None,
         place=place_of(accelerator),
     )
     config = Config(batch_size=setting.batch_size, unlabeled_ratio=setting.unlabeled_ratio)

@@ -136,7 +136,7 @@ def test_two_processes_are_taught_the_halves_of_one(teacher, config, tmp_path, m
         place = Place(rank=rank, num_processes=2)
         task = train_module.make_task(run.data, seed=0, place=place, split_file=tmp_path / "one" / "split.json")
         stream = task.training_stream(method, seed=0, batch_size=8, unlabeled_ratio=7, balanced=False, given_later=True)
-        parts.append([*TaughtStream(stream=stream, predictor=predictor, method=method).batches(0, 6)])
+        parts.append([*TaughtStream(stream=stream, predictor=predictor, needs=method.needs).batches(0, 6)])
     for whole, first, second in zip(batches, *parts, strict=True):
         assert first.given is not None and second.given is not None and whole.given is not None
         torch.testing.assert_close(torch.cat([first.given, second.given]), whole.given)

@@ -18,7 +18,7 @@ from debias_ssl.data.streams import Batch, EvaluationStream, Place, TrainingStre
 from debias_ssl.evaluation import predict_logits
 from debias_ssl.journal import StepStatistics
 from debias_ssl.learner import Learner
-from debias_ssl.methods import DebiasPL, Method, Problem, PseudoLabels, Step, Supervised
+from debias_ssl.methods import DebiasPL, Method, Needs, Problem, PseudoLabels, Step, Supervised
 from debias_ssl.models import batch_norms, build
 from debias_ssl.optim import OptimConfig, make_optimizer
 from debias_ssl.trackers import LabelMemory, RunningMean, all_mean_, num_processes, sum_with_gradient
@@ -114,12 +114,8 @@ def mixed_up(place: Place) -> dict[str, Any]:
         batch_size=8,
         unlabeled_batch_size=8,
         balanced=False,
-        num_weak=1,
-        num_strong=0,
-        needs_strong_labeled=False,
-        mixup_alpha=1.0,
+        needs=Needs(num_strong=0, mixup_alpha=1.0),
         given=None,
-        given_labeled=None,
         place=place,
     )
     learner = make_learner("group", Supervised)

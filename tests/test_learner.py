@@ -10,7 +10,19 @@ from torch import Tensor, nn
 
 from debias_ssl.data.streams import Batch
 from debias_ssl.learner import Learner, frozen_averages, white_pixel
-from debias_ssl.methods import ABC, DebiasPL, FixMatch, Method, Problem, PseudoLabels, Step, Supervised, View, Views
+from debias_ssl.methods import (
+    ABC,
+    DebiasPL,
+    FixMatch,
+    Method,
+    Needs,
+    Problem,
+    PseudoLabels,
+    Step,
+    Supervised,
+    View,
+    Views,
+)
 from debias_ssl.models import batch_norms, build
 from debias_ssl.optim import OptimConfig, make_optimizer
 
@@ -125,7 +137,7 @@ def test_partners_and_share_of_mixed_images_reach_the_method(make_learner, make_
 class Blank(Recorder):
     """Subtracts the logits of a white image."""
 
-    needs_blank = True
+    needs = Needs(blank=True)
 
     def predict(self, view: View, blank: View | None = None) -> Tensor:
         assert blank is not None

@@ -49,7 +49,7 @@ class NoWaiting(TorchDispatchMode):
         return result
 
 
-def training_stream(method: Method, *, mixup_alpha: float = 0.0) -> TrainingStream:
+def training_stream(method: Method) -> TrainingStream:
     images, labels = torch.arange(NUM), torch.arange(NUM) % CLASSES
     reader = Reader(
         pixels=torch.empty(NUM, 8, 8, 3, dtype=torch.uint8, device=META),
@@ -57,7 +57,6 @@ def training_stream(method: Method, *, mixup_alpha: float = 0.0) -> TrainingStre
         # So that each operation is drawn.
         config=DataConfig(augment=AugmentConfig(num_ops=8)),
     )
-    given = torch.full((NUM, CLASSES), 1 / CLASSES)
     return TrainingStream(
         reader=reader,
         labels=labels,
@@ -70,24 +69,20 @@ def training_stream(method: Method, *, mixup_alpha: float = 0.0) -> TrainingStre
         batch_size=8,
         unlabeled_batch_size=32,
         balanced=False,
-        num_weak=method.num_weak,
-        num_strong=method.num_strong,
-        needs_strong_labeled=method.needs_strong_labeled,
-        mixup_alpha=mixup_alpha,
-        given=given if method.needs_given else None,
-        given_labeled=given if method.needs_given_labeled else None,
+        needs=method.needs,
+        given=torch.full((NUM, CLASSES), 1 / CLASSES),
         place=Place(device=META),
     )
 
 
-def take_steps(make: Callable[..., Method], *, mixup_alpha: float = 0.0, **settings: Any) -> None:
+def take_steps(make: Callable[..., Method], **settings: Any) -> None:
     model = build("wrn_10_1", CLASSES)
     counts = (LABELED // CLASSES,) * CLASSES
     method = make(Problem(num_classes=CLASSES, num_features=64, labeled_counts=counts, num_unlabeled=NUM))
     learner = Learner(model, method, white=(1.0, 1.0, 1.0), **settings).to(META).train()
     optimizer = make_optimizer(learner, OptimConfig())
     sums = StepStatistics(CLASSES, META)
-    batches = training_stream(method, mixup_alpha=mixup_alpha).batches(0, 3)
+    batches = training_stream(method).batches(0, 3)
 
     def step(number: int) -> None:
         batch = next(batches)
@@ -120,7 +115,7 @@ def test_other_ways_to_take_a_step_do_not_wait():
     take_steps(lambda problem: methods.DebiasPL(problem, base=methods.FreeMatch), teacher="ema")
     take_steps(lambda problem: methods.DebiasPL(problem, assist_threshold=0.3), accumulation=2)
     take_steps(lambda problem: methods.FlexMatch(problem, warm_up=False), joint_pass=True)
-    take_steps(methods.Supervised, mixup_alpha=0.5)
+    take_steps(lambda problem: methods.Supervised(problem, mixup_alpha=0.5))
 
 
 def test_what_waits_is_found():

@@ -19,6 +19,7 @@ from debias_ssl.data.augment import Pixels
 from debias_ssl.data.keyed import Purpose, beta, permutation, uniform_ahead
 from debias_ssl.data.reading import NUM_CROP_NUMBERS, Reader
 from debias_ssl.errors import InputError, StoppedError, reason
+from debias_ssl.methods.base import Needs
 from debias_ssl.signals import ignore_signals
 
 CPU = torch.device("cpu")
@@ -214,14 +215,10 @@ class TrainingStream(Dataset):
     unlabeled_batch_size: int
     """Global batch sizes."""
     balanced: bool
-    num_weak: int
-    num_strong: int
-    needs_strong_labeled: bool
-    mixup_alpha: float = 0.0
+    needs: Needs
+    """Of the method."""
     given: Float[Tensor, "N C"] | None
-    """Class probabilities of the training images from outside, where the method asks for those of unlabeled images."""
-    given_labeled: Float[Tensor, "N C"] | None
-    """Likewise, where it asks for those of labeled images."""
+    """Class probabilities of the training images from outside."""
     shard_borders: Int64[np.ndarray, " borders"] | None = None
     """Where the shards of the unlabeled images begin among them, and the end; None where they are in none."""
     place: Place
@@ -260,9 +257,9 @@ class TrainingStream(Dataset):
             numbers = [self._numbers(step, Purpose.CROP + purpose, positions, NUM_CROP_NUMBERS) for purpose in purposes]
             return self.reader.crops(index, numbers)
 
-        weak = [Purpose.WEAK_VIEW + i for i in range(self.num_weak)]
-        strong = [Purpose.STRONG_VIEW + i for i in range(self.num_strong)]
-        labeled = [Purpose.LABELED_VIEW] + [Purpose.STRONG_LABELED_VIEW] * self.needs_strong_labeled
+        weak = [Purpose.WEAK_VIEW + i for i in range(self.needs.num_weak)]
+        strong = [Purpose.STRONG_VIEW + i for i in range(self.needs.num_strong)]
+        labeled = [Purpose.LABELED_VIEW] + [Purpose.STRONG_LABELED_VIEW] * self.needs.strong_labeled
         positions = self._positions(self.unlabeled_batch_size)
         unlabeled = crops(self.unlabeled[self._unlabeled_at(step)], positions, weak + strong)
         return {
@@ -284,8 +281,8 @@ class TrainingStream(Dataset):
             numbers = self._numbers(step, purpose, positions, augment.num_numbers(config, images))
             return augment.strong_input(self._on_device(images), numbers, config, self.mean, self.std)
 
-        def rows(given: Tensor | None, index: Tensor) -> Tensor | None:
-            return None if given is None else self._on_device(given[index].float())
+        def given(index: Tensor, is_needed: bool) -> Tensor | None:
+            return self._on_device(self.given[index].float()) if is_needed and self.given is not None else None
 
         index, positions = self._unlabeled_at(step), self._positions(self.unlabeled_batch_size)
         labeled, *strong_labeled = pixels["labeled"]
@@ -302,12 +299,12 @@ class TrainingStream(Dataset):
             strong_labeled=(
                 strong(strong_labeled[0], Purpose.STRONG_LABELED_VIEW, labeled_positions) if strong_labeled else None
             ),
-            given=rows(self.given, self.unlabeled[index]),
-            given_labeled=rows(self.given_labeled, labeled_index),
+            given=given(self.unlabeled[index], self.needs.given),
+            given_labeled=given(labeled_index, self.needs.given_labeled),
         )
-        if not self.mixup_alpha:
+        if not self.needs.mixup_alpha:
             return batch
-        return mixed(batch, beta(self.seed, Purpose.MIXUP_SHARE, step, self.mixup_alpha))
+        return mixed(batch, beta(self.seed, Purpose.MIXUP_SHARE, step, self.needs.mixup_alpha))
 
     def _labeled_positions(self, step: int) -> Int[Tensor, " P"]:
         """Positions, in the global batch, of this process's labeled images and then, with mixup, of their partners.
@@ -316,7 +313,7 @@ class TrainingStream(Dataset):
         of its own position, a partner is the same image everywhere.
         """
         own = self._positions(self.batch_size)
-        if not self.mixup_alpha:
+        if not self.needs.mixup_alpha:
             return own
         return torch.cat([own, permutation(self.seed, Purpose.MIXUP_PARTNER, step, self.batch_size)[own]])
 

@@ -91,13 +91,12 @@ class Task:
         Class probabilities from outside are those of `data.probs`, or come from somebody who sees the views
         (`given_later`).
         """
-        given = None if self.given is None else torch.from_numpy(self.given)
-        needs_given = method.needs_given or method.needs_given_labeled
-        if needs_given and given is None and not given_later:
+        needs = method.needs
+        if (needs.given or needs.given_labeled) and self.given is None and not given_later:
             raise InputError(
                 f"{type(method).__name__} needs class probabilities from outside: set data.probs or given_by"
             )
-        if method.needs_validation and not len(self.split.validation):
+        if needs.validation and not len(self.split.validation):
             raise InputError(f"{type(method).__name__} needs validation images: set data.validation_per_class")
         names = self.data.train.names
         return TrainingStream(
@@ -111,12 +110,8 @@ class Task:
             batch_size=batch_size,
             unlabeled_batch_size=batch_size * unlabeled_ratio,
             balanced=balanced,
-            num_weak=method.num_weak,
-            num_strong=method.num_strong,
-            needs_strong_labeled=method.needs_strong_labeled,
-            mixup_alpha=method.mixup_alpha,
-            given=given if method.needs_given else None,
-            given_labeled=given if method.needs_given_labeled else None,
+            needs=needs,
+            given=None if self.given is None else torch.from_numpy(self.given),
             shard_borders=(
                 np.searchsorted(self.split.unlabeled, names.borders) if isinstance(names, ShardedNames) else None
             ),

@@ -2,7 +2,7 @@
 
 from debias_ssl.methods.abc import ABC
 from debias_ssl.methods.adamatch import AdaMatch
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, View, Views
+from debias_ssl.methods.base import Method, Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.methods.cdmad import CDMAD
 from debias_ssl.methods.csst import CSST
 from debias_ssl.methods.daso import DASO
@@ -32,6 +32,7 @@ __all__ = [
     "FlexMatch",
     "FreeMatch",
     "Method",
+    "Needs",
     "Problem",
     "PseudoLabel",
     "PseudoLabels",

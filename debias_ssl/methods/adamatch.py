@@ -1,7 +1,6 @@
 """AdaMatch: probabilities aligned to those of labeled images, and a threshold relative to the confidence in those."""
 
 import math
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from debias_ssl.functional import align
-from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views, class_shares
+from debias_ssl.methods.base import Needs, Problem, PseudoLabeling, PseudoLabels, Views, class_shares
 from debias_ssl.trackers import RunningMean, uniform_marginal
 
 
@@ -35,7 +34,7 @@ class AdaMatch(PseudoLabeling):
         unlabeled_weight: lambda_u.
     """
 
-    needs_strong_labeled = True
+    needs = Needs(strong_labeled=True)
 
     def __init__(
         self,
@@ -55,9 +54,9 @@ class AdaMatch(PseudoLabeling):
             self.prior.value.copy_(class_shares(prior, problem.num_classes))
         self.confidence = RunningMean(torch.ones(1), momentum=0.0)
 
-    def labeled_loss(self, views: Views) -> Float[Tensor, ""]:
+    def labeled_loss(self, views: Views, logits: Float[Tensor, "L C"] | None = None) -> Float[Tensor, ""]:
         assert views.strong_labeled is not None
-        return super().labeled_loss(views) + super().labeled_loss(replace(views, labeled=views.strong_labeled))
+        return super().labeled_loss(views, logits) + super().labeled_loss(views, views.strong_labeled.logits)
 
     def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
         labeled = views.labeled.logits.softmax(-1)

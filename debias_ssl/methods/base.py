@@ -35,6 +35,27 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method asks for, in the images of a step and beside them."""
+
+    num_weak: int = 1
+    num_strong: int = 1
+    """Weak and strong views of each unlabeled image."""
+    strong_labeled: bool = False
+    blank: bool = False
+    given: bool = False
+    given_labeled: bool = False
+    """Whether it reads the field of `Views` that has this name."""
+    weak_gradient: bool = False
+    """Whether, having no strong view, it trains the weak ones: `strong` is then what `weak` is, with gradient."""
+    mixup_alpha: float = 0.0
+    """Where it is not 0, labeled images are mixed with one another before the network sees them, in shares drawn from
+    Beta(alpha, alpha), once for each step; `Method.labeled_loss` knows of it."""
+    validation: bool = False
+    """Whether it learns from `Method.on_evaluation`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """What the network says of a batch of images, in fp32 whatever the precision of the run."""
 
@@ -51,28 +72,28 @@ class Views:
     weak: View
     """The unlabeled images, weakly augmented, without gradient."""
     strong: View
-    """The same images, strongly augmented. Where the method's `num_strong` is 0 it is empty or, if the method says
-    `needs_weak_gradient`, the weak view with gradient."""
+    """The same images, strongly augmented. Where the method needs no strong view it is empty or, if the method says
+    `weak_gradient`, the weak view with gradient."""
     index: Int[Tensor, " U"]
     """Which unlabeled images these are, 0..num_unlabeled-1, for methods that remember each image."""
     progress: float
     """Finished fraction of the run, in [0, 1]."""
     further_weak: tuple[View, ...] = ()
     further_strong: tuple[View, ...] = ()
-    """More views of the same unlabeled images, where the method's `num_weak` and `num_strong` ask for them."""
+    """More views of the same unlabeled images, as many as the method needs."""
     strong_labeled: View | None = None
-    """The labeled images, strongly augmented, where the method says `needs_strong_labeled`."""
+    """The labeled images, strongly augmented. This and what follows is there where `Method.needs` says so."""
     blank: View | None = None
-    """A white image, without gradient and with averaged statistics, where the method says `needs_blank`."""
+    """A white image, without gradient and with averaged statistics."""
     given: Float[Tensor, "U C"] | None = None
     """Class probabilities that somebody else, such as CLIP, gives to the unlabeled images; a row of zeros where it says
-    nothing. Where the method says `needs_given`."""
+    nothing."""
     given_labeled: Float[Tensor, "L C"] | None = None
-    """Likewise of the labeled images, where the method says `needs_given_labeled`."""
+    """Likewise of the labeled images."""
     partner_labels: Int[Tensor, " L"] | None = None
     share: float = 1.0
-    """Where the method has a `mixup_alpha`, a labeled image is `share` of one of class `labels` and the rest of one of
-    class `partner_labels`."""
+    """Where labeled images are mixed, one is `share` of an image of class `labels` and the rest of one of class
+    `partner_labels`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,21 +119,7 @@ class Method(nn.Module):
     own; parameters are optimized, averaged and exported with the model's.
     """
 
-    num_weak: int = 1
-    num_strong: int = 1
-    """Weak and strong views of each unlabeled image that `forward` reads."""
-    needs_strong_labeled: bool = False
-    needs_blank: bool = False
-    needs_given: bool = False
-    needs_given_labeled: bool = False
-    """What else of `Views` it reads."""
-    needs_validation: bool = False
-    """Whether it learns from `on_evaluation`."""
-    mixup_alpha: float = 0.0
-    """Where it is not 0, labeled images are mixed with one another before the network sees them, in shares drawn from
-    Beta(alpha, alpha), once for each step; `labeled_loss` knows of it."""
-    needs_weak_gradient: bool = False
-    """Whether, having no strong view, it trains the weak ones: `strong` is then what `weak` is, with gradient."""
+    needs: Needs = Needs()
 
     def __init__(self, problem: Problem):
         super().__init__()
@@ -121,15 +128,17 @@ class Method(nn.Module):
     def forward(self, views: Views) -> Step:
         raise NotImplementedError
 
-    def labeled_loss(self, views: Views) -> Float[Tensor, ""]:
-        loss = self.problem.labeled_loss(views.labeled.logits, views.labels, views.progress)
+    def labeled_loss(self, views: Views, logits: Float[Tensor, "L C"] | None = None) -> Float[Tensor, ""]:
+        """The run's loss of the labeled images, by these logits or those of their weak views."""
+        logits = views.labeled.logits if logits is None else logits
+        loss = self.problem.labeled_loss(logits, views.labels, views.progress)
         if views.partner_labels is None:
             return loss
-        of_partners = self.problem.labeled_loss(views.labeled.logits, views.partner_labels, views.progress)
+        of_partners = self.problem.labeled_loss(logits, views.partner_labels, views.progress)
         return views.share * loss + (1 - views.share) * of_partners
 
     def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
-        """Logits at test time; `blank` is the view of a white image where the method says `needs_blank`."""
+        """Logits at test time; `blank` is the view of a white image where the method needs one."""
         return view.logits
 
     def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:

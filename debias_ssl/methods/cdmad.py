@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.functional import confident_labels, weighted_cross_entropy
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, View, Views
+from debias_ssl.functional import confident_labels
+from debias_ssl.methods.base import Needs, Problem, PseudoLabeling, PseudoLabels, View, Views
 
 
-class CDMAD(Method):
+class CDMAD(PseudoLabeling):
     """Class-distribution-mismatch-aware debiasing (arXiv 2403.10391) of FixMatch.
 
     With I a white image: f*(x) = f(x) - f(I), p = softmax(f*(weak(u))), at first softmax(f(weak(u))),
@@ -25,7 +25,7 @@ class CDMAD(Method):
         unlabeled_weight: lambda_u.
     """
 
-    needs_blank = True
+    needs = Needs(blank=True)
 
     def __init__(
         self,
@@ -36,22 +36,17 @@ class CDMAD(Method):
         warm_up: float = 0.2,
         unlabeled_weight: float = 1.0,
     ):
-        super().__init__(problem)
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.hard = hard
         self.warm_up = warm_up
-        self.unlabeled_weight = unlabeled_weight
 
-    def forward(self, views: Views) -> Step:
-        weak = views.weak.logits if views.progress < self.warm_up else self.predict(views.weak, views.blank)
-        target, weight = confident_labels(weak, self.threshold)
-        if not self.hard:
-            target = weak.softmax(-1)
-        unlabeled = weighted_cross_entropy(views.strong.logits, target, weight)
-        return Step(
-            losses={"labeled": self.labeled_loss(views), "unlabeled": self.unlabeled_weight * unlabeled},
-            pseudo=PseudoLabels(target=target, weight=weight),
-        )
+    def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
+        if views.progress >= self.warm_up:
+            assert views.blank is not None
+            logits = logits - views.blank.logits
+        target, weight = confident_labels(logits, self.threshold)
+        return PseudoLabels(target=target if self.hard else logits.softmax(-1), weight=weight)
 
     def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
         assert blank is not None

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from debias_ssl.functional import SMALLEST_PROBABILITY, weighted_cross_entropy
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
+from debias_ssl.methods.base import Method, Needs, Problem, PseudoLabels, Step, Views
 
 
 class CSST(Method):
@@ -38,7 +38,7 @@ class CSST(Method):
         unlabeled_weight: lambda_u.
     """
 
-    needs_validation = True
+    needs = Needs(validation=True)
     prior: Float[Tensor, " C"]
     multipliers: Float[Tensor, " C"]
 

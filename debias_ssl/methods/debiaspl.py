@@ -1,14 +1,15 @@
 """DebiasPL: pseudo-labels and margins that leave out the model's standing preference for classes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from debias_ssl.errors import InputError
 from debias_ssl.functional import adjust, confident_labels, debias, weighted_cross_entropy
-from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Step, Views
+from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Step, View, Views
 from debias_ssl.trackers import uniform_marginal
 
 
@@ -64,10 +65,13 @@ class DebiasPL(PseudoLabeling):
         self.base = None if base is None else base(problem)
         if isinstance(self.base, DebiasPL):
             raise InputError("method.base is DebiasPL, whose debiasing is there already: choose another method")
-        policy = self._policy
-        self.num_weak, self.num_strong = num_views, num_views * policy.num_strong
-        self.needs_weak_gradient, self.needs_strong_labeled = policy.needs_weak_gradient, policy.needs_strong_labeled
-        self.needs_given = assist_threshold is not None
+        needs = self._policy.needs
+        self.needs = replace(
+            needs,
+            num_weak=num_views * needs.num_weak,
+            num_strong=num_views * needs.num_strong,
+            given=needs.given or assist_threshold is not None,
+        )
 
     @property
     def _policy(self) -> PseudoLabeling:
@@ -103,6 +107,13 @@ class DebiasPL(PseudoLabeling):
         means = {name: torch.stack([losses[name] for losses in further]).mean() for name in further[0]}
         losses = {"labeled": policy.labeled_loss(views), "unlabeled": policy.unlabeled_weight * unlabeled}
         return Step(losses=losses | means, pseudo=first)
+
+    def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
+        return view.logits if self.base is None else self.base.predict(view, blank)
+
+    def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:
+        if self.base is not None:
+            self.base.on_evaluation(confusion)
 
 
 def mean_cross_entropy(logits: list[Tensor], pseudo: list[PseudoLabels]) -> Float[Tensor, ""]:

@@ -4,7 +4,7 @@ import torch
 
 from debias_ssl.errors import InputError
 from debias_ssl.functional import tempered, weighted_cross_entropy
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
+from debias_ssl.methods.base import Method, Needs, Problem, PseudoLabels, Step, Views
 
 
 class Distillation(Method):
@@ -25,8 +25,6 @@ class Distillation(Method):
         unlabeled: whether the teacher speaks of unlabeled images, or of the labeled ones alone.
     """
 
-    num_strong = 0
-
     def __init__(self, problem: Problem, *, temperature: float = 4.0, soft_weight: float = 0.9, unlabeled: bool = True):
         super().__init__(problem)
         if not (temperature > 0 and 0 <= soft_weight <= 1):
@@ -34,8 +32,8 @@ class Distillation(Method):
         self.temperature = temperature
         self.soft_weight = soft_weight
         self.unlabeled = unlabeled
-        self.needs_given = self.needs_weak_gradient = unlabeled and soft_weight > 0
-        self.needs_given_labeled = not unlabeled and soft_weight > 0
+        of_unlabeled, of_labeled = soft_weight > 0 and unlabeled, soft_weight > 0 and not unlabeled
+        self.needs = Needs(num_strong=0, weak_gradient=of_unlabeled, given=of_unlabeled, given_labeled=of_labeled)
 
     def forward(self, views: Views) -> Step:
         losses = {"labeled": (1 - self.soft_weight) * self.labeled_loss(views)}

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from debias_ssl.functional import adjust, debias, gaussian_weights, weighted_cross_entropy
 from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
-from debias_ssl.trackers import RunningMean, mean_of_rows, uniform_marginal
+from debias_ssl.trackers import RunningMean, uniform_marginal
 
 
 class EvenMatch(Method):
@@ -58,20 +58,19 @@ class EvenMatch(Method):
     def forward(self, views: Views) -> Step:
         weak = debias(views.weak.logits, self.marginal.value, self.strength)
         self.marginal.update(views.weak.logits.softmax(-1))
-        pseudo = PseudoLabels(target=weak.argmax(-1), weight=self.weights(weak))
+        pseudo = PseudoLabels(target=weak.argmax(-1), weight=self.updated_weights(weak))
         labeled = adjust(views.labeled.logits, self.labeled_prior, self.labeled_strength)
         strong = adjust(views.strong.logits, self.marginal.value, self.strength)
         unlabeled = weighted_cross_entropy(strong, pseudo.target, pseudo.weight)
         losses = {
-            "labeled": self.problem.labeled_loss(labeled, views.labels, views.progress),
+            "labeled": self.labeled_loss(views, labeled),
             "unlabeled": self.unlabeled_weight * unlabeled,
         }
         return Step(losses=losses, pseudo=pseudo)
 
-    def weights(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, " U"]:
+    def updated_weights(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, " U"]:
         """lambda, after the running means have taken the logits in."""
         self.debiased_marginal.update(logits.softmax(-1))
         confidence = debias(logits, self.debiased_marginal.value, 1.0).softmax(-1).amax(-1, keepdim=True)
-        self.confidence.update(confidence)
-        self.variance.update((confidence - mean_of_rows(confidence)) ** 2)
+        self.variance.update((confidence - self.confidence.update(confidence)) ** 2)
         return gaussian_weights(confidence, self.confidence.value, self.variance.value, num_sigma=2.0).squeeze(1)

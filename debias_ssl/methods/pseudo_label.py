@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from debias_ssl.functional import confident_labels
-from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
+from debias_ssl.methods.base import Needs, Problem, PseudoLabeling, PseudoLabels, Views
 
 
 class PseudoLabel(PseudoLabeling):
@@ -23,8 +23,7 @@ class PseudoLabel(PseudoLabeling):
         unlabeled_weight: lambda_u.
     """
 
-    num_strong = 0
-    needs_weak_gradient = True
+    needs = Needs(num_strong=0, weak_gradient=True)
 
     def __init__(self, problem: Problem, *, threshold: float = 0.95, ramp: float = 0.4, unlabeled_weight: float = 1.0):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)

@@ -66,9 +66,7 @@ class SimPro(Method):
         weak = adjust(views.weak.logits, self.unlabeled_prior, self.strength)
         target, (_, weight) = weak.softmax(-1), confident_labels(weak, self.threshold)
         self.confident.update(weight.unsqueeze(1) * target)
-        labeled = self.problem.labeled_loss(
-            adjust(views.labeled.logits, self.prior, self.strength), views.labels, views.progress
-        )
+        labeled = self.labeled_loss(views, adjust(views.labeled.logits, self.prior, self.strength))
         unlabeled = weighted_cross_entropy(adjust(views.strong.logits, self.prior, self.strength), target, weight)
         return Step(
             losses={"labeled": labeled, "unlabeled": self.unlabeled_weight * unlabeled},

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from debias_ssl.functional import debias, gaussian_weights
 from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
-from debias_ssl.trackers import RunningMean, mean_of_rows, uniform_marginal
+from debias_ssl.trackers import RunningMean, uniform_marginal
 
 
 class SoftMatch(PseudoLabeling):
@@ -48,8 +48,7 @@ class SoftMatch(PseudoLabeling):
     def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
         self.marginal.update(logits.softmax(-1))
         confidence = self.aligned_confidence(logits).unsqueeze(1)
-        self.mean.update(confidence)
-        self.variance.update((confidence - mean_of_rows(confidence)) ** 2)
+        self.variance.update((confidence - self.mean.update(confidence)) ** 2)
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
         confidence = self.aligned_confidence(logits)

@@ -5,7 +5,7 @@ import math
 import torch
 
 from debias_ssl.errors import InputError
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
+from debias_ssl.methods.base import Method, Needs, Problem, PseudoLabels, Step, Views
 
 
 class Supervised(Method):
@@ -23,13 +23,11 @@ class Supervised(Method):
         mixup_alpha: alpha; 1 for CIFAR in both papers, .2 for ImageNet in the first; 0 mixes nothing.
     """
 
-    num_strong = 0
-
     def __init__(self, problem: Problem, *, mixup_alpha: float = 0.0):
         super().__init__(problem)
         if not 0 <= mixup_alpha < math.inf:
             raise InputError(f"method.mixup_alpha is {mixup_alpha}, must be at least 0; 0 mixes nothing")
-        self.mixup_alpha = mixup_alpha
+        self.needs = Needs(num_strong=0, mixup_alpha=mixup_alpha)
 
     def forward(self, views: Views) -> Step:
         target = views.weak.logits.argmax(-1)

@@ -15,6 +15,7 @@ from debias_ssl.data.keyed import Purpose, permutation, uniform
 from debias_ssl.data.reading import Reader, make_reader
 from debias_ssl.data.streams import BalancedOrder, Batch, EvaluationStream, Order, Place, TrainingStream
 from debias_ssl.errors import InputError
+from debias_ssl.methods import Needs
 
 CPU = torch.device("cpu")
 # Without an operation and cutout, a strong view is drawn like a weak one.
@@ -39,15 +40,14 @@ def stream(reader: Reader, num: int, **settings: Any) -> TrainingStream:
         "batch_size": 4,
         "unlabeled_batch_size": 8,
         "balanced": False,
-        "num_weak": 1,
-        "num_strong": 1,
-        "needs_strong_labeled": True,
         "place": Place(),
     }
+    needs = {name: settings.pop(name) for name in ("num_weak", "num_strong", "mixup_alpha") if name in settings}
     settings = standard | settings
     truth = settings["labels"][settings["unlabeled"]]
     given = torch.linspace(0, 1, 3 * num).view(-1, 3)
-    return TrainingStream(reader=reader, truth=truth, given=given, given_labeled=given, **settings)
+    needs = Needs(strong_labeled=True, given=True, given_labeled=True, **needs)
+    return TrainingStream(reader=reader, truth=truth, given=given, needs=needs, **settings)
 
 
 def parts(batch: Batch) -> Iterator[tuple[str, Tensor]]:
@@ -332,7 +332,7 @@ def test_random_crops_are_not_shifted_as_well(config: DataConfig):
 
 def test_a_further_random_crop_leaves_the_others_as_they_are(config: DataConfig):
     training = stream(*of_files(config, crop="resized", image_size=8))
-    one, two = at(training, 3), at(replace(training, num_weak=2, num_strong=2), 3)
+    one, two = at(training, 3), at(replace(training, needs=replace(training.needs, num_weak=2, num_strong=2)), 3)
     assert torch.equal(one.weak[0], two.weak[0]) and torch.equal(one.strong[0], two.strong[0])
 
 

@@ -21,8 +21,9 @@ from debias_ssl.methods import (
     PseudoLabels,
     SoftMatch,
     Supervised,
+    View,
 )
-from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.methods.base import Needs, PseudoLabeling
 
 POLICIES = [method for method in METHODS.values() if issubclass(method, PseudoLabeling) and method is not DebiasPL]
 
@@ -33,8 +34,10 @@ def make_policy_views(random_views):
 
     def make(seed: int = 0, **settings):
         views = random_views(4, seed=seed, **settings)
-        strong_labeled = random_views(4, seed=seed + 100).labeled
-        return replace(views, progress=0.7, strong_labeled=strong_labeled, index=torch.arange(len(views.index)))
+        others = random_views(4, seed=seed + 100)
+        blank = View(logits=others.weak.logits[:1], features=others.weak.features[:1])
+        index = torch.arange(len(views.index))
+        return replace(views, progress=0.7, strong_labeled=others.labeled, blank=blank, index=index)
 
     return make
 
@@ -185,11 +188,39 @@ def test_several_views_update_the_base_once_with_their_mean(problem, make_policy
 
 
 def test_a_base_asks_for_its_views(problem):
-    assert DebiasPL(problem, base=AdaMatch).needs_strong_labeled
-    over = DebiasPL(problem, base=PseudoLabel, num_views=2)
-    assert over.needs_weak_gradient and (over.num_weak, over.num_strong) == (2, 0)
-    plain = DebiasPL(problem)
-    assert not (plain.needs_strong_labeled or plain.needs_weak_gradient)
+    assert DebiasPL(problem, base=AdaMatch).needs == AdaMatch.needs
+    over = DebiasPL(problem, base=PseudoLabel, num_views=2, assist_threshold=0.5)
+    assert over.needs == Needs(num_weak=2, num_strong=0, weak_gradient=True, given=True)
+    assert DebiasPL(problem).needs == Needs()
+
+
+class Curious(Constant):
+    """Asks for all there is, and predicts in its own way."""
+
+    needs = Needs(blank=True, given=True, given_labeled=True, mixup_alpha=0.5, validation=True)
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        self.confusions: list[Tensor] = []
+
+    def predict(self, view, blank=None):
+        assert blank is not None
+        return view.logits - blank.logits
+
+    def on_evaluation(self, confusion):
+        self.confusions.append(confusion)
+
+
+def test_a_base_gets_all_that_it_asks_for(problem, make_policy_views):
+    method = DebiasPL(problem, base=Curious)
+    assert method.needs == Curious.needs
+    views = make_policy_views()
+    view, blank = views.weak, views.blank
+    assert method.predict(view, blank).equal(view.logits - blank.logits)
+    confusion = torch.eye(4, dtype=torch.long)
+    method.on_evaluation(confusion)
+    assert isinstance(method.base, Curious) and method.base.confusions == [confusion]
+    assert DebiasPL(problem).predict(view) is view.logits
 
 
 def soft_match(problem):

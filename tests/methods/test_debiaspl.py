@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from debias_ssl.functional import debias
-from debias_ssl.methods import DebiasPL, FixMatch
+from debias_ssl.methods import DebiasPL, FixMatch, Needs
 from debias_ssl.optim import OptimConfig, make_optimizer
 from debias_ssl.trackers import uniform_marginal
 
@@ -227,7 +227,7 @@ def test_equal_views_are_one_view(make_problem, make_views, random_views):
     steps = [method(views) for method, views in zip(methods, (one, two), strict=True)]
     torch.testing.assert_close(steps[0].losses, steps[1].losses)
     assert steps[0].pseudo.weight.equal(steps[1].pseudo.weight)
-    assert (methods[1].num_weak, methods[1].num_strong) == (2, 2)
+    assert methods[1].needs == Needs(num_weak=2, num_strong=2)
 
 
 # -- edges

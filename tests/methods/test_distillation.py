@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from debias_ssl.errors import InputError
-from debias_ssl.methods import Distillation, Supervised
+from debias_ssl.methods import Distillation, Needs, Supervised
 
 LOG3 = math.log(3)
 
@@ -28,7 +28,7 @@ def test_of_labeled_images_alone_the_teacher_is_asked_about_them(make_problem, m
     views = make_views(torch.tensor([[2 * LOG3, 0.0]]), torch.tensor([0]), torch.zeros(3, 2), torch.zeros(0, 2))
     views = replace(views, given_labeled=torch.tensor([[0.1, 0.9]]))
     method = Distillation(make_problem(2), temperature=2.0, soft_weight=1.0, unlabeled=False)
-    assert (method.needs_given, method.needs_given_labeled, method.needs_weak_gradient) == (False, True, False)
+    assert method.needs == Needs(num_strong=0, given_labeled=True)
     step = method(views)
     assert step.losses["soft"].item() == pytest.approx(4 * (-0.25 * math.log(0.75) - 0.75 * math.log(0.25)))
     assert step.losses["labeled"].item() == 0 and step.pseudo.weight.tolist() == [0, 0, 0]

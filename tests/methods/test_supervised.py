@@ -50,7 +50,7 @@ def test_mixed_with_images_of_their_own_class_labels_stay(share, make_problem, m
 
 def test_nothing_is_mixed_unless_asked(make_problem, make_views):
     method = Supervised(make_problem(2))
-    assert method.mixup_alpha == 0
+    assert method.needs.mixup_alpha == 0
     views = make_views(LOGITS, torch.tensor([0, 1]), torch.ones(3, 2), torch.zeros(0, 2))
     assert method(views).losses["labeled"].equal(torch.nn.functional.cross_entropy(LOGITS, views.labels))
 
