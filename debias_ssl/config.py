@@ -65,8 +65,8 @@ class Config:
         class_balanced: whether labeled images are drawn equally often from each class.
         accumulation: parts in which a step's images pass through the network, to save memory.
         teacher: whose weak views make the pseudo-labels: the trained model's (student) or the averaged one's (ema).
-        given_by: run folder whose averaged model says class probabilities of the student's own views to methods that
-            ask for them; null takes those of data.probs.
+        given_by: run folder of a teacher, whose averaged model gives class probabilities of the very views that are
+            trained on, to methods that ask for them; null takes those of data.probs.
         ema_decay: of the averaged weights.
         joint_pass: weak views in one pass with the others instead of apart and without gradient.
         precision: auto is bf16 on GPUs and CPUs that multiply in it (AVX512-BF16 or AMX), else fp32.
@@ -131,21 +131,24 @@ class Parser(ArgumentParser):
             text = re.sub(technical, plain, text)
         for setting, (_, named, (one, many)) in self.choices.items():
             if f'setting "{setting}' in text:
-                text = text.replace("no method", f"no {one}")
-                hint = f"; the {many} are {', '.join(named)}, and of your own what Python can import (see PYTHONPATH)"
+                text = re.sub(r"(no|not a) method", rf"\1 {one}", text)
+                hint = f"; the {many} are {', '.join(named)}, or package.module.Class of your own (see PYTHONPATH)"
         if 'setting "base"' in text:
-            text, hint = text.replace("no method", "no base"), f"; DebiasPL goes over {', '.join(BASES)}"
+            text = re.sub(r"(no|not a) method", r"\1 base", text)
+            hint = f"; DebiasPL goes over {', '.join(BASES)}"
         # An error in the settings of a setting's class comes here twice.
         raise InputError(text.removesuffix(hint) + hint) from ex
 
     def read_arguments(self, arguments: list[str]) -> Namespace:
-        """Parses a command line; a config that is no YAML file of settings is told by its name."""
+        """Parses a command line; a config that is not a YAML file of settings is named in the error."""
         files = []
         for before, argument in pairwise(["", *arguments]):
             name = argument if before == "--config" else argument.removeprefix("--config=")
             if (before == "--config" or name != argument) and Path(name).is_file():
                 if "config" in read_yaml(Path(name)):
-                    raise InputError(f"{name}: config is no setting: a file names no other, --config may stand twice")
+                    raise InputError(
+                        f"{name}: 'config' is not a setting: a file includes no other, but --config can be repeated"
+                    )
                 files.append(name)
         try:
             parsed, given = self.parse_args(arguments), self.parse_args(arguments, defaults=False)
@@ -189,13 +192,13 @@ WORDING = (
     (r"Option 'class_path' is not accepted", "beside class_path there is nothing but init_args"),
     (
         r"Type collections.*Got value: (?:Namespace\(class_path=|\{'class_path': )'([^']*)'(?:\W*$|, init_args=Name.*)",
-        r"'\1' is no method",
+        r"'\1' is not a method",
     ),
     (r"Type collections.*Got value: (Namespace\(|\{).*", "expected a method, as a name or as class_path and init_args"),
-    (r"Type collections.*Got value: (\S+)", r"'\1' is no method"),
+    (r"Type collections.*Got value: (\S+)", r"'\1' is not a method"),
     (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", r"expected one of \1, got '\2'"),
     (r"Expected a typing\.Literal\[(.+)\]", r"expected one of \1"),
-    (r"Type collections.*: Expected '(\S+)' to be a function that returns .*>", r"'\1' is no method"),
+    (r"Type collections.*: Expected '(\S+)' to be a function that returns .*>", r"'\1' is not a method"),
     (r"Expected a <class '(\w+)'>\. Got value: ?(.*)", r"expected \1, got '\2'"),
     (r"Expected a <class '(\w+)'>", r"expected \1"),
 )
@@ -234,7 +237,7 @@ def _refuse_misplaced(hints: dict[str, Any], values: dict[str, Any], prefix: str
             raise InputError(f"{prefix}{name} is null, which it must not be")
         if is_dataclass(hint):
             if not isinstance(value, dict):
-                raise InputError(f"{prefix}{name} is {value!r}, which is no section of settings")
+                raise InputError(f"{prefix}{name} is {value!r}, where a section of settings is expected")
             _refuse_misplaced(get_type_hints(hint), value, f"{prefix}{name}.")
 
 

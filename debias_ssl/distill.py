@@ -14,7 +14,7 @@ from debias_ssl.runtime import entry_point
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    # Whose weak views make pseudo-labels is no question here: the setting `teacher` of files is not read.
+    # Whose weak views make pseudo-labels is not a question here: the setting `teacher` of files is not read.
     parser = make_parser("distill", Config, skip=["teacher"])
     parser.add_argument("--teacher", type=str, default=None, help="run folder, whose data and split are the default")
     train.add_folder_flags(parser, "runs/distill_")

@@ -4,7 +4,8 @@
 class InputError(ValueError):
     """Something the user gave is wrong: a flag, a file, an image.
 
-    The message says what is wrong, where, and the mend, in one or two lines; entry points print it and exit with 2.
+    The message says what is wrong, where, and how to fix it, in one or two lines; entry points print it and
+    exit with 2.
     """
 
 

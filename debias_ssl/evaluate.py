@@ -196,7 +196,7 @@ def _of_predictions(parsed: Namespace) -> Evaluated:
     names = predictions.names or RowNumbers(num_rows)
     truth = torch.from_numpy(read_labels(Path(parsed.truth), names, classes))
     if not (truth >= 0).any():
-        raise InputError(f"{parsed.truth} has a label for none of the rows")
+        raise InputError(f"{parsed.truth} labels none of the rows")
     logits = torch.cat([*predictions.chunks(1.0)])
     held_out, held_out_name = None, ""
     if parsed.tune_on is not None:
@@ -223,12 +223,14 @@ def _tuning_labels(
     if Path(parsed.tune_on).is_file():
         tuning = torch.from_numpy(read_labels(Path(parsed.tune_on), names, classes))
         if not (tuning >= 0).any():
-            raise InputError(f"--tune_on {parsed.tune_on} has a label for none of the rows")
+            raise InputError(f"--tune_on {parsed.tune_on} labels none of the rows")
         return tuning, f"rows of {parsed.tune_on}"
     try:
         share = float(parsed.tune_on)
     except ValueError:
-        raise InputError(f"there is no file {parsed.tune_on!r}, and it is no share of the rows, such as .2") from None
+        raise InputError(
+            f"there is no file {parsed.tune_on!r}, and it is not a share of the rows, such as .2"
+        ) from None
     known = (truth >= 0).nonzero().squeeze(1)
     number = round(share * len(known)) if 0 < share < 1 else 0
     if not 0 < number < len(known):
@@ -250,9 +252,8 @@ def _rescaled(evaluated: Evaluated, parsed: Namespace) -> Rescaled:
         rescaled = rescale_in_folds(evaluated.logits, evaluated.labels, folds, evaluated.name)
     if rescaled.bound:
         print(
-            f"note: a temperature is at {rescaled.bound:g}, the end of what is tried: all of the rows that it is "
-            f"fitted on ({rescaled.num_tuned_on} {rescaled.tuned_on}) are right, or they are no better than chance; "
-            "fit it on more of them",
+            f"note: a temperature is at {rescaled.bound:g}, the limit of the search: the {rescaled.num_tuned_on} "
+            f"{rescaled.tuned_on} that it is fitted on are all right, or no better than chance; fit it on more",
             file=sys.stderr,
         )
     return rescaled

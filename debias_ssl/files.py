@@ -33,7 +33,7 @@ def read_array(path: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.nda
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no whole .npy file. NumPy itself raises nearly anything for headers that are damaged.
+        ValueError: it is not a whole .npy file. NumPy itself raises nearly anything for headers that are damaged.
     """
     try:
         if mmap_mode is not None:
@@ -45,7 +45,7 @@ def read_array(path: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.nda
 
 
 @contextmanager
-def writing(folder: Path, mend: str = "--resume goes on") -> Iterator[None]:
+def writing(folder: Path, fix: str = "--resume goes on") -> Iterator[None]:
     """Tells people of what cannot be written to a folder.
 
     Raises:
@@ -57,8 +57,8 @@ def writing(folder: Path, mend: str = "--resume goes on") -> Iterator[None]:
         why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
         named = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else str(folder)
         if not Path(os.path.abspath(named)).is_relative_to(os.path.abspath(folder)):
-            raise StoppedError(f"cannot use {named!r}: {why}; {mend}") from error
-        raise StoppedError(f"cannot write to {str(folder)!r}: {why}; {mend}") from error
+            raise StoppedError(f"cannot use {named!r}: {why}; {fix}") from error
+        raise StoppedError(f"cannot write to {str(folder)!r}: {why}; {fix}") from error
 
 
 def cache_folder(where: str | None) -> Path:

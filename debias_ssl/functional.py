@@ -103,7 +103,7 @@ def label_margins(counts: Float[Tensor, " C"], largest: float) -> Float[Tensor, 
     """Delta_yy' = m_y, m_y ~ n_y^(-1/4): a rare label has to win by more (LDAM, arXiv 1906.07413).
 
     Args:
-        counts: n, labeled images of each class; a class without any counts as one of one image.
+        counts: n, labeled images of each class; a class without any counts as having one.
         largest: margin of the rarest class.
     """
     margins = counts.clamp(min=1) ** -0.25

@@ -66,8 +66,8 @@ def warnings_for(record: dict[str, Any], class_names: tuple[str, ...], has_thres
     """What is wrong with the pseudo-labels of a line of the log, by kind; without a threshold all may count."""
     found = {}
     if record["mask_rate"] == 0:
-        mend = "lower --method.threshold, or train longer" if has_threshold else "train longer"
-        found["none"] = f"no pseudo-label counts: {mend}"
+        fix = "lower --method.threshold, or train longer" if has_threshold else "train longer"
+        found["none"] = f"no pseudo-label counts: {fix}"
     elif record["mask_rate"] > 0.9999 and has_threshold:
         found["all"] = "every pseudo-label passes the threshold, right or wrong; raise --method.threshold"
     passed = [count * weight for count, weight in zip(record["pseudo_counts"], record["pseudo_weights"], strict=True)]
@@ -76,8 +76,8 @@ def warnings_for(record: dict[str, Any], class_names: tuple[str, ...], has_thres
         # Two classes are unequal more easily than ten.
         if share > max(0.5, 1.8 / len(class_names)):
             found["one"] = (
-                f"class {most!r} takes {share:.0%} of the pseudo-labels: unless it has as many images, the model is "
-                "collapsing; try a larger --method.strength (DebiasPL), more labels or a smaller learning rate"
+                f"class {most!r} takes {share:.0%} of the pseudo-labels: unless it has that share of the images, the "
+                "model is collapsing; try a larger --method.strength (DebiasPL), more labels or a smaller learning rate"
             )
     return found
 
@@ -86,8 +86,8 @@ def data_warning(waited: float, workers: int) -> dict[str, str]:
     """Whether the workers that decode are what a run waits for, as a warning; `waited` is the share of time."""
     if waited <= 0.1:
         return {}
-    mend = "raise --data.workers up to the number of cores, or set --data.input resident"
-    return {"data": f"{waited:.0%} of the time goes into waiting for images from {workers} workers: {mend}"}
+    fix = "raise --data.workers up to the number of cores, or set --data.input resident"
+    return {"data": f"{waited:.0%} of the time is spent waiting for images from {workers} workers: {fix}"}
 
 
 class Journal:

@@ -73,7 +73,11 @@ def main(arguments: list[str]) -> None:
     out = Path(parsed.out)
     check_folder(out, parsed.overwrite)
     # One process writes most of it; the others end when it may not.
-    with locked(out) if is_first() else nullcontext(), writing(out, "started again, it goes on"), dead_workers_told():
+    with (
+        locked(out) if is_first() else nullcontext(),
+        writing(out, "run the same command again to continue"),
+        dead_workers_told(),
+    ):
         _label(parsed, config, out)
 
 
@@ -145,7 +149,7 @@ def images_to_label(where: str, classes: tuple[str, ...]) -> tuple[Images, Path]
     first folders of the paths.
 
     Raises:
-        InputError: there are no images, or a CSV file or a .cls member has a label that is no class.
+        InputError: there are no images, or a CSV file or a .cls member has a label that is not a class.
     """
     path = Path(where)
     root = path if path.is_dir() else path.parent
@@ -163,7 +167,7 @@ def images_to_label(where: str, classes: tuple[str, ...]) -> tuple[Images, Path]
         wrong = next((i for i, label in enumerate(labels) if label and label not in number), None)
         if wrong is not None:
             raise InputError(
-                f"{where}: {files[wrong]!r} has the label {labels[wrong]!r}, which is no class of --classes; "
+                f"{where}: {files[wrong]!r} has the label {labels[wrong]!r}, which is not a class of --classes; "
                 "leave it empty if it is unknown"
             )
     else:

@@ -78,7 +78,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
     """Raises InputError where the folder holds labels that may not be replaced."""
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"cannot write to --out {str(out)!r}: {str(nearest)!r} is no folder that may be written to")
+        raise InputError(f"cannot write to --out {str(out)!r}: {str(nearest)!r} is not a folder that can be written to")
     held = next((name for name in ("labels.csv", "summary.json") if (out / name).exists()), None)
     if held and not overwrite:
         raise InputError(f"{str(out)!r} holds {held}: choose another --out, or pass --overwrite to replace it")

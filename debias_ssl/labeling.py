@@ -118,8 +118,8 @@ def check_finite(logits: Float[Tensor, "n C"], first_row: int, classes: Sequence
     if not logits.sum().isfinite() and len(bad := (~logits.isfinite()).nonzero()):
         row, k = bad[0].tolist()
         raise InputError(
-            f"row {first_row + row} (from 0), class {classes[k]!r}: {logits[row, k].item()} is no finite number; "
-            "remove the row, or mend what made it"
+            f"row {first_row + row} (from 0), class {classes[k]!r}: {logits[row, k].item()} is not a finite number; "
+            "remove the row, or fix what made it"
         )
 
 
@@ -181,7 +181,7 @@ def debias_rows(
     target = read_target(config.target_prior, classes)
     tuned = np.flatnonzero(tuning >= 0) if tuning is not None else np.array([], dtype=np.int64)
     if tuning is not None and not len(tuned):
-        raise InputError(f"tune_on ({config.tune_on}) has a label for none of the rows")
+        raise InputError(f"tune_on ({config.tune_on}) labels none of the rows")
 
     def rows(temperature: float, title: str) -> _Pass:
         return _Pass(

@@ -1,7 +1,7 @@
 """What a classifier may be fine-tuned for: differentiable functions of a confusion matrix of shares (rows: truth).
 
 Shares are a confusion matrix divided so that each row sums to 1 / C: every class counts the same, however many images
-it was measured on. A function of one's own takes such a matrix and returns a scalar that is to become large.
+it was measured on. A user's own objective takes such a matrix and returns a scalar to maximize.
 """
 
 import importlib
@@ -109,7 +109,7 @@ def find_objective(name: str, labeled_counts: Int[Tensor, " C"]) -> Objective:
             raise ValueError("its gradient is not finite")
     except Exception as error:  # whatever somebody else's function raises
         raise InputError(
-            f"objective {name!r} is no differentiable scalar function of a {num} x {num} tensor: {reason(error)}"
+            f"objective {name!r} is not a differentiable scalar function of a {num} x {num} tensor: {reason(error)}"
         ) from error
     return objective
 
@@ -156,7 +156,7 @@ class Goal:
         return shares * (gradient - mean)
 
     def rank(self, counts: Confusion) -> tuple[float, float]:
-        """The classifier of the greater rank is the better one: less is missing of the coverage, or there is more psi.
+        """Sort key, greater is better: first less missing coverage, then a larger psi.
 
         A class is measured on few images, so that psi is that of `shares_of(counts, added=1)`.
         """

@@ -163,7 +163,7 @@ def _check(
         low, high = (float(value) for value in chunk.aminmax())
         if low <= 0 <= high and len(zeros := (chunk == 0).all(-1).nonzero()):
             raise InputError(
-                f"{path}: row {first + int(zeros[0])} (from 0) is all zeros, which is no prediction; "
+                f"{path}: row {first + int(zeros[0])} (from 0) is all zeros, which is not a prediction; "
                 "remove the row, or fill it in"
             )
         lowest, highest = min(lowest, low), max(highest, high)
@@ -171,7 +171,7 @@ def _check(
     in_range = lowest >= 0 and highest <= 1 + SUM_TOLERANCE
     if kind == "probs" and not in_range:
         outside = lowest if lowest < 0 else highest
-        raise InputError(f"{path} has {outside:g}, which is no probability: pass --kind logits")
+        raise InputError(f"{path} has {outside:g}, which is not a probability: pass --kind logits")
     if kind != "auto":
         return kind, "as told"
     if in_range and off <= SUM_TOLERANCE:
@@ -195,7 +195,7 @@ def _read_npz(path: Path) -> _Matrix:
             archive = np.load(file, allow_pickle=False)
             arrays = {name: archive[name] for name in archive.files}
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-                raise ValueError("it holds what is no array")
+                raise ValueError("it does not hold an array")
     # NumPy and zipfile raise nearly anything for files that are damaged.
     except (OSError, ValueError, EOFError, AttributeError, SyntaxError, TokenError, BadZipFile, RuntimeError) as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
@@ -250,7 +250,7 @@ def _from_table(table: Any, path: Path) -> _Matrix:
     try:
         table.column_names  # noqa: B018 - pyarrow decodes them here
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text") from error
+        raise InputError(f"{path} is not UTF-8 text") from error
     blank = next((i for i, name in enumerate(table.column_names) if not name.strip()), None)
     if blank is not None:
         raise InputError(f"{path}: column {blank + 1} has no name; pandas leaves its index out by index=False")
@@ -267,7 +267,7 @@ def _from_table(table: Any, path: Path) -> _Matrix:
             classes.append(name.removeprefix(PREFIX) if has_prefix else name)
             arrays.append(array.astype(np.float32))
         elif has_prefix or any(_is_number(str(value)) for value in array):
-            raise InputError(f"{path}: column {name!r} has text among its numbers; mend it, or remove the column")
+            raise InputError(f"{path}: column {name!r} has text among its numbers; fix it, or remove the column")
     key = next((name for name in ("path", "name") if name in table.column_names), None)
     return _Matrix(
         values=np.stack(arrays, axis=1) if arrays else np.zeros((table.num_rows, 0), dtype=np.float32),

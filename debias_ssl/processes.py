@@ -90,7 +90,7 @@ class Companions:
 
 
 def _part(store: TCPStore) -> None:
-    """The last that a process does with the store; the process that may keep it waits for the others."""
+    """Takes leave of the store; the first process, which may host it, waits for the others."""
     num = store.add(LEFT, 1)
     until = time.monotonic() + PARTING
     while is_first() and num < num_launched() and time.monotonic() < until:

@@ -38,7 +38,7 @@ class Rescaled:
 
     @property
     def bound(self) -> float | None:
-        """The end of the temperatures that are tried, where one that was fitted is there: it has no least loss."""
+        """The limit of the search that a fitted temperature ran into, as its loss has no minimum; else None."""
         fitted = {self.temperature, *self.fold_temperatures}
         return next((bound for bound in (1 / LARGEST_TEMPERATURE, LARGEST_TEMPERATURE) if bound in fitted), None)
 
@@ -92,7 +92,7 @@ def rescale(
     held_out: tuple[Float[Tensor, "M C"], Int[Tensor, " M"]],
     tuned_on: str,
 ) -> Rescaled:
-    """Rows with the temperature of other ones, which are given by logits and labels, and named in words."""
+    """Rescales rows by a temperature fitted on other rows, `held_out`, which `tuned_on` names in words."""
     temperature = fit_temperature(*held_out)
     return Rescaled(
         labels=labels,
@@ -107,7 +107,7 @@ def rescale(
 def rescale_in_folds(
     logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"], folds: Int[Tensor, " N"], tuned_on: str
 ) -> Rescaled:
-    """Rows of each fold with the temperature of all other folds: all are judged, none by a fit that has seen it."""
+    """Rescales each fold's rows by a temperature fitted on all other folds: no fit has seen what it is judged by."""
     after, temperatures = cross_fit(logits, labels, folds)
     return Rescaled(
         labels=labels,

@@ -155,7 +155,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     text = [
         _aligned(cells),
         "percent, mean ± standard deviation over seeds, averaged model; last step unless a column says otherwise",
-        '"best (test)" is chosen on the test set: it says more than can be had',
+        '"best (test)" is chosen on the test set, so it is optimistic',
     ]
     if any(line["chosen"] for line in lines):
         text.append("* chosen: highest mean accuracy on the validation images (averaged model, last step)")

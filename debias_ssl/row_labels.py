@@ -109,7 +109,7 @@ def read_target(target_prior: str, classes: tuple[str, ...]) -> Float[Tensor, " 
         raise InputError(f"target_prior is {target_prior!r}: neither uniform nor em, nor a file")
     pairs = _read_pairs(path)
     weights, known = dict(pairs), set(classes)
-    wrong = [f"has {name!r}, which is no class" for name in weights if name not in known]
+    wrong = [f"has {name!r}, which is not a class" for name in weights if name not in known]
     wrong += [f"does not have the class {name!r}" for name in classes if name not in weights]
     wrong += [f"has {name!r} twice" for name, num in Counter(name for name, _ in pairs).items() if num > 1]
     if wrong:
@@ -124,7 +124,7 @@ def read_target(target_prior: str, classes: tuple[str, ...]) -> Float[Tensor, " 
 
 
 def _read_pairs(path: Path) -> list[tuple[str, Any]]:
-    """Classes and weights of a file, as it has them; a weight that is no number stays text."""
+    """Classes and weights of a file, as it has them; a weight that is not a number stays text."""
     text = read_text(path)
     if path.suffix == ".json":
         try:

@@ -36,7 +36,7 @@ def mean_of_rows(rows: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
 
 
 def sum_with_gradient(tensor: Tensor) -> Tensor:
-    """The sum over all processes, with the gradient that averaging over processes makes that of the sum."""
+    """The sum over all processes; once DDP has averaged the processes' gradients, its own is that of the sum."""
     ours = num_processes() * tensor
     return ours + (all_sum_(tensor.detach().clone()) - ours).detach()
 

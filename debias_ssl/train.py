@@ -147,7 +147,8 @@ class Run:
             self._finish(journal)
             if signaled.number:
                 raise Interrupted(
-                    f"{signal.Signals(signaled.number).name}: the run was at its end, and is finished", signaled.number
+                    f"{signal.Signals(signaled.number).name}: this came during the last step; the run is finished",
+                    signaled.number,
                 )
         accelerator.end_training()
 
@@ -255,7 +256,7 @@ def take_step(
 def summarize(records: list[dict[str, Any]], median_of: int) -> dict[str, Any]:
     """`summary.json`: of the evaluations on the test set the last, the median of the last few, and the most accurate.
 
-    The best is chosen on the test set, so that it says more than can be had; it is there because others report it.
+    The best is chosen on the test set, so it is optimistic; it is there because others report it.
     """
     evaluations = [record for record in records if "ema" in record]
     logs = [record for record in records if "loss" in record]
@@ -351,7 +352,10 @@ def _begin(run: Run, resolved: dict[str, Any]) -> None:
     write_aside(folder.metrics, "".join(json.dumps(record) + "\n" for record in records))
     raised = raised_classes(config.data, len(task.data.classes))
     if raised:
-        print(f"note: the long tail leaves {raised} classes less than one label; each has one", file=sys.stderr)
+        print(
+            f"note: {raised} classes at the end of the long tail would get less than one label; each was given one",
+            file=sys.stderr,
+        )
     without = [name for name, count in zip(task.data.classes, task.labeled_counts, strict=True) if not count]
     if without:
         names = ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")

@@ -65,14 +65,14 @@ def test_a_setting_that_is_null_although_it_must_not_be_is_refused(text: str, tm
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model: 3", r"model is 3, which is no section"),
-        ("data: {augment: -6.5e+16}", r"data\.augment is -6\.5e\+16, which is no section"),
+        ("model: 3", r"model is 3, where a section"),
+        ("data: {augment: -6.5e+16}", r"data\.augment is -6\.5e\+16, where a section"),
         ("optim: [1]", r"optim"),
-        ("config: false", r"config is no setting"),
+        ("config: false", r"'config' is not a setting"),
         ("steps: ''", r"steps.*expected int, got ''"),
         ("optim: {clip: ''}", r"optim\.clip.*expected float"),
         ("method: {class_path: FixMatch, data: 3}", r"beside class_path there is nothing but init_args"),
-        ("method: builtins.eval", r"'builtins.eval' is no method"),
+        ("method: builtins.eval", r"'builtins.eval' is not a method"),
         ("method: {class_path: os.system}", r"os.system"),
         ("method: {init_args: {strength: 1}, data: 3}", r"expected a method, as a name or as class_path and init_args"),
     ],

@@ -128,11 +128,11 @@ def test_a_damaged_shard_is_made_anew(clip: Clip, images: list[Path], damage):
 def test_features_of_other_images_or_models_are_not_used(tmp_path: Path, clip: Clip, images: list[Path]):
     cache = cached(clip, images)
     before = shards(cache)
-    mend = r": name another folder by --features, or delete that one$"
+    fix = r": name another folder by --features, or delete that one$"
     other = load_clip(save_clip(tmp_path / "other", seed=1), None, CPU)
-    with pytest.raises(InputError, match=r"holds features of another model \(weights differ\)" + mend):
+    with pytest.raises(InputError, match=r"holds features of another model \(weights differ\)" + fix):
         cached(other, images)
-    with pytest.raises(InputError, match=r"other images \('bee/9.png' was removed\)" + mend):
+    with pytest.raises(InputError, match=r"other images \('bee/9.png' was removed\)" + fix):
         cached(clip, images[:-1])
     with pytest.raises(InputError, match=r"these images in another order"):
         cached(clip, images[::-1])
@@ -142,7 +142,7 @@ def test_features_of_other_images_or_models_are_not_used(tmp_path: Path, clip: C
         cached(clip, [*images, new])
     images[3].touch()
     images[4].touch()
-    with pytest.raises(InputError, match=r"other images \('ant/6.png' has changed, and 1 more differ\)" + mend):
+    with pytest.raises(InputError, match=r"other images \('ant/6.png' has changed, and 1 more differ\)" + fix):
         cached(clip, images)
     (cache.folder / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"it has no manifest.json"):

@@ -223,7 +223,7 @@ def test_images_come_from_folders_lists_and_csv_files(tmp_path, images):
 def test_a_label_that_is_no_class_is_refused(tmp_path, images, arguments, capsys):
     listed = tmp_path / "images" / "labels.csv"
     listed.write_text("path,label\nbee/1.png,wasp\n")
-    assert "has the label 'wasp', which is no class of --classes" in error_of(arguments(images=listed), capsys)
+    assert "has the label 'wasp', which is not a class of --classes" in error_of(arguments(images=listed), capsys)
 
 
 def test_imagenets_names_differ_and_its_prompts_are_open_clips():

@@ -382,7 +382,7 @@ def test_targets_of_files_are_shares(name: str, text: str, tmp_path: Path):
     ("name", "text", "words"),
     [
         ("t.csv", "ant,1\nbee,1\ncat,1\n", "does not have the class 'dog'.*each of the 4 classes"),
-        ("t.csv", "ant,1\nbee,1\ncat,1\ndog,1\nfox,1\n", "'fox', which is no class"),
+        ("t.csv", "ant,1\nbee,1\ncat,1\ndog,1\nfox,1\n", "'fox', which is not a class"),
         ("t.csv", "ant,1\nant,1\nbee,1\ncat,1\ndog,1\n", "'ant' twice"),
         ("t.json", '{"ant": 1, "ant": 1, "bee": 1, "cat": 1, "dog": 1}', "'ant' twice"),
         ("t.csv", "ant,-1\nbee,1\ncat,1\ndog,1\n", "'ant' is -1"),

@@ -99,7 +99,7 @@ def test_scores_that_do_not_sum_to_one_are_logits_with_a_hint(added: float, tmp_
 
 def test_what_is_told_is_believed_but_not_of_negative_probabilities(tmp_path: Path):
     assert read_predictions(saved(tmp_path, PROBS), "logits").kind == "logits"
-    with pytest.raises(InputError, match=r"-2, which is no probability: pass --kind logits"):
+    with pytest.raises(InputError, match=r"-2, which is not a probability: pass --kind logits"):
         read_predictions(saved(tmp_path, LOGITS), "probs")
 
 
@@ -156,7 +156,7 @@ def test_parquet_is_read_by_its_columns(tmp_path: Path):
         ("ant,ant\n1,2\n", "two columns 'ant'"),
         ("p_ant,p_bee\n1,2\n1,x\n", "'p_bee' has text"),
         ("ant,bee,cat\n1,2,3\n1,2.5x,3\n", "'bee' has text"),
-        ("ant,bee\n1,\n2,3\n", "row 0 .*class 'bee': nan is no finite number"),
+        ("ant,bee\n1,\n2,3\n", "row 0 .*class 'bee': nan is not a finite number"),
         ("ant,bee\n1,2\n1,2,3\n", "cannot read .*p.csv"),
         ("path,note\na,b\n", "1 rows and 0 classes"),
         ("ant,bee\n", "0 rows"),

@@ -14,7 +14,7 @@ SHOWN = 5
 
 
 def check(config: DataConfig, seed: int) -> bool:
-    """Prints what is there; whether every image can be read."""
+    """Prints what is there; returns whether every image can be read."""
     data = load_data(config)
     print(f"{len(data.classes)} classes: {', '.join(data.classes[:20])}{' ...' if len(data.classes) > 20 else ''}")
     found = {}

@@ -259,8 +259,8 @@ def _torchvision(config: DataConfig) -> Parts:
             else:
                 source = getattr(sets, name)(train=part == "train", **where)
         except (RuntimeError, OSError) as error:
-            mend = "check the network" if config.download else "pass --data.download true, or another --data.root"
-            raise InputError(f"{name} cannot be read from {where['root']!r}: {mend}") from error
+            fix = "check the network" if config.download else "pass --data.download true, or another --data.root"
+            raise InputError(f"{name} cannot be read from {where['root']!r}: {fix}") from error
         pixels = np.asarray(source.data)
         if name in ("STL10", "SVHN"):
             pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))

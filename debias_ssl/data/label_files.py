@@ -52,7 +52,7 @@ def inside(name: str, root: Path, listed_in: Path) -> Path:
 def read_confidence(path: Path) -> Float64[np.ndarray, " N"]:
     """The confidence column of a label file."""
     if not path.is_file():
-        raise InputError(f"{str(path)!r} is no CSV file with a confidence column, as debias-ssl label writes one")
+        raise InputError(f"{str(path)!r} is not a CSV file with a confidence column, as debias-ssl label writes one")
     rows = csv.DictReader(io.StringIO(read_text(path)))
     if "confidence" not in (rows.fieldnames or []):
         raise InputError(f"{path} has no confidence column; its columns are {rows.fieldnames}")
@@ -60,7 +60,7 @@ def read_confidence(path: Path) -> Float64[np.ndarray, " N"]:
     try:
         confidence = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: a confidence is no number: {reason(error)}") from error
+        raise InputError(f"{path}: a confidence is not a number: {reason(error)}") from error
     if not ((confidence >= 0) & (confidence <= 1)).all():
         raise InputError(
             f"{path}: row {int(np.argmin((confidence >= 0) & (confidence <= 1))) + 1} has a confidence outside [0, 1]"

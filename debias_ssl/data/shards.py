@@ -217,7 +217,7 @@ class OpenMember(io.BytesIO):
 
 
 def is_shards(where: str) -> bool:
-    """Whether a setting means tar files: a name or a pattern that ends like theirs, and is no folder."""
+    """Whether a setting means tar files: a name or a pattern that ends like theirs, and is not a folder."""
     return where.lower().endswith((".tar", *COMPRESSED)) and not Path(where).is_dir()
 
 

@@ -203,7 +203,7 @@ def load_split(path: Path, classes: tuple[str, ...], fingerprint: str, num_image
     """Reads `split.json` for the same data.
 
     Raises:
-        InputError: the file is no split, or one of other data.
+        InputError: the file is not a split, or is one of other data.
     """
     try:
         saved = json.loads(path.read_text())

@@ -41,7 +41,7 @@ class ABC(Method):
         self.unlabeled_weight = unlabeled_weight
         self.auxiliary_weight = auxiliary_weight
         self.head = nn.Linear(problem.num_features, problem.num_classes)
-        # A class without labels counts as one of one image.
+        # A class without labels counts as having one.
         counts = torch.tensor(problem.labeled_counts).clamp(min=1)
         self.register_buffer("keep", counts.min() / counts, persistent=False)
 

@@ -58,7 +58,7 @@ class CSST(Method):
         self.threshold = threshold
         self.rate = rate
         self.unlabeled_weight = unlabeled_weight
-        # A class without labels counts as one of one image.
+        # A class without labels counts as having one.
         counts = torch.tensor(problem.labeled_counts, dtype=torch.float32).clamp(min=1)
         self.register_buffer("prior", counts / counts.sum(), persistent=False)
         first = 1 / problem.num_classes if objective == "min_recall" else 0.0

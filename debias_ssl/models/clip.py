@@ -70,10 +70,10 @@ def load_clip(model: str, pretrained: str | None, device: torch.device) -> Clip:
             tokenizer = open_clip.get_tokenizer(model)
     except Exception as error:  # unpickling, parsing and downloading raise nearly anything
         is_file = model.startswith(LOCAL) or Path(pretrained or "").is_file()
-        mend = "are the weights those of this model?" if is_file else f"without a network, pass --model {LOCAL}FOLDER"
+        fix = "are the weights those of this model?" if is_file else f"without a network, pass --model {LOCAL}FOLDER"
         named = f"--model {model}" + (f" --pretrained {pretrained}" if pretrained else "")
         why = textwrap.shorten(str(error) or type(error).__name__, 240, placeholder=" ...")
-        raise InputError(f"{named} cannot be loaded: {why}; {mend}") from error
+        raise InputError(f"{named} cannot be loaded: {why}; {fix}") from error
     network.eval().requires_grad_(False)
     assert config is not None
     preprocessing = PreprocessCfg(**network.visual.preprocess_cfg)
@@ -142,7 +142,7 @@ def _read_config(path: Path) -> dict[str, dict[str, Any]]:
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}; open_clip's models have one") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{str(path)!r} is no model's config: {reason(error)}") from error
+        raise InputError(f"{str(path)!r} is not a model's config: {reason(error)}") from error
 
 
 def _check_name(model: str, pretrained: str | None) -> None:
@@ -157,15 +157,15 @@ def _check_name(model: str, pretrained: str | None) -> None:
     beside = Path(pretrained or "").parent / CONFIG
     if pretrained and (published := open_clip.get_pretrained_cfg(model, pretrained)):
         told = {"quick_gelu": published.get("quick_gelu", False)}
-        mend = f"pass --model {HUB}{published.get('hf_hub', '').rpartition('/')[0]} alone"
+        fix = f"pass --model {HUB}{published.get('hf_hub', '').rpartition('/')[0]} alone"
     elif not pretrained or not Path(pretrained).is_file():
-        wrong = f"is {pretrained!r}, which is no tag of {model} and no file" if pretrained else "is missing"
+        wrong = f"is {pretrained!r}, which is neither a tag of {model} nor a file" if pretrained else "is missing"
         raise InputError(f"--pretrained {wrong}: pass a file of weights, or one of {', '.join(tags) or 'no tags'}")
     elif beside.is_file():
-        told, mend = _told_beside(beside), f"pass --model {LOCAL}{beside.parent} without --pretrained"
+        told, fix = _told_beside(beside), f"pass --model {LOCAL}{beside.parent} without --pretrained"
     else:
         told = _told_by_tags(model, tags)
-        mend = f"put the file and its {CONFIG} into a folder, and pass that as {LOCAL}FOLDER"
+        fix = f"put the file and its {CONFIG} into a folder, and pass that as {LOCAL}FOLDER"
     config = open_clip.get_model_config(model)
     assert config is not None
     size = config["vision_cfg"].get("image_size")
@@ -174,16 +174,16 @@ def _check_name(model: str, pretrained: str | None) -> None:
     if differing == ["quick_gelu"]:
         other = f"{model}-quickgelu" if told["quick_gelu"] else model.removesuffix("-quickgelu")
         if other != model and other in known.values() and not beside.is_file():
-            mend = f"pass --model {other}"
+            fix = f"pass --model {other}"
         raise InputError(
             f"QuickGELU mismatch: {pretrained!r} was trained with quick_gelu {told['quick_gelu']}, {model} has "
-            f"{built['quick_gelu']}: {mend}"
+            f"{built['quick_gelu']}: {fix}"
         )
     if differing:
         key = differing[0]
         raise InputError(
             f"preprocessing mismatch: {pretrained!r} was trained with {key} {told[key]}, "
-            f"{model} from a file gets {built[key]}: {mend}"
+            f"{model} from a file gets {built[key]}: {fix}"
         )
 
 

@@ -192,7 +192,7 @@ def table(comparison: Comparison) -> Section:
             head=["variant", "seeds", *TABLE.values(), "seconds", "images/s"],
             rows=rows,
             caption="Percent, mean ± standard deviation over seeds, of the averaged model at the last step unless a "
-            "column says otherwise. The best is chosen on the test set itself, so it says more than can be had.",
+            "column says otherwise. The best is chosen on the test set itself, so it is optimistic.",
         )
     ]
     others = [line for line in comparison.lines if line["difference_to_first"]]

@@ -137,7 +137,7 @@ def lines(
     small: bool = False,
     whole: bool = True,
 ) -> str:
-    """Lines over steps or ranks, or over what is no whole number; `level` is a line of reference, or several."""
+    """Lines over steps or ranks, or over what is not a whole number; `level` is a line of reference, or several."""
     svg: list[str] = []
     with _figure(PANEL if small else WIDTH, 2.1 if small else 2.9, svg, alt) as (_, axes):
         for line in series:

@@ -34,7 +34,7 @@ def run_page(run: FinishedRun) -> Page:
     try:
         inspection = inspect(run)
     except ImagesGoneError as error:
-        # The message's second half is a mend for another command.
+        # The message's second half is a fix for another command.
         notes.append(f"Left out, because the run's images are not there any more: {LEFT_OUT} ({error}).")
     sections = [headline(run), learning(run), bias(run, inspection), predictions(run)]
     if inspection is not None:
@@ -72,7 +72,7 @@ def headline(run: FinishedRun) -> Section:
     head[-1] = "ECE"
     caption = (
         "On the test images; EMA is the averaged model, which is exported, raw the trained one. Judge by the last step "
-        "or the median over evaluations: the best is chosen on the test set itself, so it says more than can be had."
+        "or the median over evaluations: the best is chosen on the test set itself, so it is optimistic."
     )
     return Section(title="Figures", tables=[Table(title="", head=head, rows=rows, caption=caption)])
 

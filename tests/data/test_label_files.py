@@ -92,7 +92,7 @@ def test_a_confidence_that_no_row_has_is_told_with_the_highest(labels: Path):
     ("rows", "message"),
     [
         (("path,label", "0.png,dog"), "has no confidence column"),
-        (("path,label,confidence", "0.png,dog,high"), "a confidence is no number"),
+        (("path,label,confidence", "0.png,dog,high"), "a confidence is not a number"),
         (("path,label,confidence", "0.png,dog"), "row 1 has a confidence outside"),
         (("path,label,confidence", "0.png,dog,0.5", "1.png,dog,1.5"), r"row 2 has a confidence outside"),
         (("path,label,confidence", "0.png,dog,nan"), r"row 1 has a confidence outside"),
@@ -105,7 +105,7 @@ def test_a_file_without_confidences_is_refused(labels: Path, rows: tuple[str, ..
 
 
 def test_a_class_tree_has_no_confidences(labels: Path):
-    with pytest.raises(InputError, match="is no CSV file with a confidence column"):
+    with pytest.raises(InputError, match="is not a CSV file with a confidence column"):
         load_data(setting(labels, labeled=str(labels.parent / "test"), seeds_per_class=1))
     with pytest.raises(InputError, match="no CSV file"):
         read_confidence(labels)

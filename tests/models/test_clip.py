@@ -107,7 +107,7 @@ def test_the_description_tells_models_apart_by_what_images_features_depend_on(tm
         ("ViT-B32", "openai", r"no model 'ViT-B32'; near it: ViT-B-32"),
         ("vit-b-32", "openai", r"no model 'vit-b-32'; near it: ViT-B-32"),
         ("ViT-B-32", None, r"--pretrained is missing: .* one of openai, laion400m_e31"),
-        ("ViT-B/32", "opanai", r"--pretrained is 'opanai', which is no tag of ViT-B-32 and no file: .* openai"),
+        ("ViT-B/32", "opanai", r"--pretrained is 'opanai', which is neither a tag of ViT-B-32 nor a file: .* openai"),
         ("local-dir:x", "openai", r"brings its own weights: leave out --pretrained"),
         ("hf-hub:a/b", "openai", r"brings its own weights: leave out --pretrained"),
         ("local-dir:/nowhere", None, r"cannot read '/nowhere/open_clip_config.json': No such file"),
@@ -127,7 +127,7 @@ def test_names_that_do_not_fit_are_refused_before_anything_is_downloaded(monkeyp
     [
         ({"preprocess_cfg": None}, r"does not say how images are prepared: add a preprocess_cfg"),
         ({"preprocess_cfg": {"mean": [0, 0, 0]}}, r"does not say how images are prepared"),
-        ({"model_cfg": None}, r"open_clip_config.json' is no model's config"),
+        ({"model_cfg": None}, r"open_clip_config.json' is not a model's config"),
         ({"model_cfg": MODEL | {"embed_dim": 9}}, r"cannot be loaded: .*size mismatch.*weights those of this model\?"),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"has no weights: put the model's open_clip_model\.safetensors there"):
         load_clip(model, None, CPU)
     (tmp_path / "open_clip_config.json").write_text("{")
-    with pytest.raises(InputError, match="is no model's config"):
+    with pytest.raises(InputError, match="is not a model's config"):
         load_clip(model, None, CPU)
 
 
@@ -171,8 +171,8 @@ def test_weights_may_be_a_pytorch_file(tmp_path: Path, clip: Clip, published):
 def test_a_file_beside_a_config_that_says_otherwise_is_refused(folder: Path, clip: Clip, published):
     published()
     file = str(folder / "open_clip_model.safetensors")
-    mend = rf"pass --model local-dir:{folder} without --pretrained$"
-    with pytest.raises(InputError, match=rf"preprocessing mismatch: .* mean \[0.4, 0.5, 0.6\], Small .*{mend}"):
+    fix = rf"pass --model local-dir:{folder} without --pretrained$"
+    with pytest.raises(InputError, match=rf"preprocessing mismatch: .* mean \[0.4, 0.5, 0.6\], Small .*{fix}"):
         load_clip("Small", file, CPU)
 
 
