@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from debias_ssl import labeled_loss, methods
 from debias_ssl.data.datasets import DataConfig
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, check_settings
 from debias_ssl.labeled_loss import CrossEntropy, LabeledLoss
 from debias_ssl.learner import Teacher
 from debias_ssl.methods import DebiasPL, Method, Problem
@@ -107,13 +107,15 @@ class Config:
 
     def __post_init__(self):
         positive = ("steps", "batch_size", "unlabeled_ratio", "accumulation", "log_every", "eval_every")
-        for name in (*positive, "checkpoint_every", "keep_checkpoints", "median_of", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, must be at least 1")
-        if self.accumulation > self.batch_size:
-            raise InputError(f"accumulation is {self.accumulation}, must be at most the batch_size {self.batch_size}")
-        if self.seed < 0 or not 0 <= self.ema_decay < 1:
-            raise InputError("seed must be at least 0, and ema_decay in [0, 1)")
+        positive += ("checkpoint_every", "keep_checkpoints", "median_of", "eval_batch_size")
+        check_settings(self, "", **{name: (getattr(self, name) > 0, "at least 1") for name in positive})
+        check_settings(
+            self,
+            "",
+            accumulation=(self.accumulation <= self.batch_size, f"at most the batch_size {self.batch_size}"),
+            seed=(self.seed >= 0, "at least 0"),
+            ema_decay=(0 <= self.ema_decay < 1, "in [0, 1)"),
+        )
         if self.given_by is not None and self.data.probs is not None:
             raise InputError("given_by and data.probs exclude each other: set one to null")
 
@@ -131,8 +133,10 @@ class Parser(ArgumentParser):
             text = re.sub(technical, plain, text)
         for setting, (_, named, (one, many)) in self.choices.items():
             if f'setting "{setting}' in text:
-                text = re.sub(r"(no|not a) method", rf"\1 {one}", text)
-                hint = f"; the {many} are {', '.join(named)}, or package.module.Class of your own (see PYTHONPATH)"
+                text, is_class = re.subn(r"(no|not a) method", rf"\1 {one}", text)
+                hint = f" (--{setting}.help CLASS lists its settings)"
+                if is_class:
+                    hint = f"; the {many} are {', '.join(named)}, or package.module.Class of your own (see PYTHONPATH)"
         if 'setting "base"' in text:
             text = re.sub(r"(no|not a) method", r"\1 base", text)
             hint = f"; DebiasPL goes over {', '.join(BASES)}"

@@ -1,5 +1,7 @@
 """The exceptions that are shown to users as a message instead of a traceback."""
 
+from typing import Any
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: a flag, a file, an image.
@@ -19,6 +21,17 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.number = number
+
+
+def check_settings(settings: Any, prefix: str, /, **rules: tuple[bool, str]) -> None:
+    """Holds settings to their rules: by name, whether the value is right, and what it must be, in words.
+
+    Raises:
+        InputError: a value is not right, as in "optim.lr is -1, must be above 0".
+    """
+    for name, (is_right, rule) in rules.items():
+        if not is_right:
+            raise InputError(f"{prefix}{name} is {getattr(settings, name)}, must be {rule}")
 
 
 def reason(error: Exception) -> str:

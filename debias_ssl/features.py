@@ -47,6 +47,8 @@ class FeatureCache:
         """The features, in the order of the names, read from disk as they are asked for."""
         for number, shard in enumerate(_shards(len(self.files))):
             start, stop = np.searchsorted(self.places, (shard.start, shard.stop))
+            if start == stop:
+                continue  # none of its images can be read
             values = np.load(shard_path(self.folder, number), mmap_mode="r", allow_pickle=False)
             yield torch.from_numpy(values[self.places[start:stop] - shard.start].astype(np.float32))
 

@@ -1,6 +1,7 @@
 """Files that are either whole or not there, and what is said where they cannot be written."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from debias_ssl.errors import InputError, StoppedError, reason
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; what is written there takes the place of `path` once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: containers that share a folder give the same ones.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield aside
         with aside.open("rb") as file:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from debias_ssl import priors
 from debias_ssl.calibration import fit_temperature, negative_log_likelihood
 from debias_ssl.data.datasets import UNKNOWN
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, check_settings
 from debias_ssl.files import replacing, write_aside
 from debias_ssl.functional import SMALLEST_PROBABILITY
 from debias_ssl.priors import Chunks
@@ -69,13 +69,13 @@ class DebiasConfig:
     tune_on: str | None = None
 
     def __post_init__(self):
-        for name, valid, range_ in (
-            ("strength", self.strength is None or 0 <= self.strength < math.inf, "at least 0"),
-            ("temperature", self.temperature is None or 0 < self.temperature < math.inf, "above 0"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-        ):
-            if not valid:
-                raise InputError(f"{name} is {getattr(self, name)}, must be {range_}")
+        check_settings(
+            self,
+            "",
+            strength=(self.strength is None or 0 <= self.strength < math.inf, "at least 0"),
+            temperature=(self.temperature is None or 0 < self.temperature < math.inf, "above 0"),
+            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,12 +131,16 @@ class Learner(nn.Module):
             further_weak=tuple(weak[1:]),
             further_strong=tuple(strong[1:]),
             strong_labeled=strong_labeled[0] if strong_labeled else None,
-            blank=self.raw.blank(batch.labeled) if self.raw.method.needs.blank else None,
+            blank=self._teacher.blank(batch.labeled) if self.raw.method.needs.blank else None,
             given=batch.given,
             given_labeled=batch.given_labeled,
         )
         with torch.autocast(batch.labeled.device.type, enabled=False):
             return self.raw.method(views)
+
+    @property
+    def _teacher(self) -> Predictor:
+        return self.ema if self.teacher == "ema" else self.raw
 
     @property
     def _is_joint(self) -> bool:

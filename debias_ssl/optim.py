@@ -7,7 +7,7 @@ import torch
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, check_settings
 from debias_ssl.schedules import Schedule
 
 
@@ -41,16 +41,16 @@ class OptimConfig:
     layer_decay: float = 1.0
 
     def __post_init__(self):
-        for name, valid in (
-            ("lr", self.lr > 0),
-            ("momentum", 0 <= self.momentum < 1),
-            ("weight_decay", self.weight_decay >= 0),
-            ("warmup", 0 <= self.warmup < 1),
-            ("clip", self.clip is None or self.clip > 0),
-            ("layer_decay", 0 < self.layer_decay <= 1),
-        ):
-            if not valid:
-                raise InputError(f"optim.{name} is {getattr(self, name)}, which is out of range")
+        check_settings(
+            self,
+            "optim.",
+            lr=(self.lr > 0, "above 0"),
+            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
+            weight_decay=(self.weight_decay >= 0, "at least 0"),
+            warmup=(0 <= self.warmup < 1, "in [0, 1)"),
+            clip=(self.clip is None or self.clip > 0, "above 0"),
+            layer_decay=(0 < self.layer_decay <= 1, "in (0, 1]"),
+        )
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig, net: Any = None) -> torch.optim.Optimizer:

@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     if not accelerator.is_main_process:
         return
     confidence, label = probs.max(-1)
-    with replacing(out) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with replacing(out) as aside, aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label", "confidence", *(f"p_{name}" for name in run.classes)])
         for path, k, top, row in zip(images.names, label.tolist(), confidence.tolist(), probs.tolist(), strict=True):

@@ -5,6 +5,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from debias_ssl.errors import InputError
+
 
 def num_processes() -> int:
     """How many processes share the work; 1 where none were launched."""
@@ -61,6 +63,8 @@ class RunningMean(nn.Module):
 
     def __init__(self, initial: Float[Tensor, " D"], momentum: float):
         super().__init__()
+        if not 0 <= momentum <= 1:
+            raise InputError(f"the momentum of a running mean is {momentum}, must be in [0, 1]")
         self.momentum = momentum
         self.register_buffer("value", initial.float())
 

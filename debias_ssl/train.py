@@ -59,6 +59,8 @@ class Run:
                 split_file=folder.split if resume and folder.split.exists() else None,
                 progress=self.accelerator.is_local_main_process,
             )
+        if config.accumulation * place_of(self.accelerator).num_processes > config.batch_size:
+            raise InputError(f"accumulation is {config.accumulation}, more than each process has labeled images")
         torch.manual_seed(config.seed)
         model = build(num_classes=len(self.task.data.classes), in_chans=self.task.channels, **vars(config.model))
         check_images(config.model.name, model, self.task.readers["train"].shape)
@@ -155,11 +157,7 @@ class Run:
     def _log(self, step: int, sums: StepStatistics, journal: Journal, rate: float) -> None:
         record = {"step": step, **sums.collect(), "learning_rate": rate, **journal.rates()}
         if record["nonfinite_steps"]:
-            last = self.folder.latest_checkpoint()
-            raise StoppedError(
-                f"the loss is not finite at step {step} (learning rate {rate:.4g}): lower --optim.lr; "
-                f"last good checkpoint: {last or 'none'}"
-            )
+            raise self._not_finite("the loss", step)
         record["marginal"] = self.learner.marginal.value.tolist()
         journal.write(record)
         self._track({"learning_rate": rate, **record["loss"], "mask_rate": record["mask_rate"]}, step)
@@ -171,6 +169,12 @@ class Run:
         method = self.learner.raw.method
         if (method.needs.num_strong or method.needs.weak_gradient) and step >= self.config.steps / 10:
             journal.warn(warnings_for(record, self.task.data.classes, hasattr(method, "threshold")))
+
+    def _not_finite(self, what: str, step: int) -> StoppedError:
+        last = self.folder.latest_checkpoint()
+        return StoppedError(
+            f"{what} is not finite at step {step}: lower --optim.lr; last good checkpoint: {last or 'none'}"
+        )
 
     def _evaluate(self, step: int, journal: Journal) -> dict[Part, dict[str, Tensor]]:
         """Evaluates both models on every part; returns the logits."""
@@ -200,6 +204,9 @@ class Run:
             self.accelerator.log(values, step)
 
     def _save(self, step: int) -> None:
+        # A loss may be finite whose gradient is not.
+        if not torch.stack([p.isfinite().all() for p in self.learner.raw.parameters()]).all():
+            raise self._not_finite("a weight", step)
         if self.is_main:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             keep = self.config.keep_checkpoints

@@ -38,7 +38,7 @@ from debias_ssl.config import Config, config_from, make_parser, read_yaml, resol
 from debias_ssl.data.splits import Split, save_split
 from debias_ssl.data.streams import EvaluationStream, Place
 from debias_ssl.data.task import Task, make_task
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, check_settings
 from debias_ssl.evaluation import predict_logits
 from debias_ssl.files import write_aside
 from debias_ssl.run_folder import RunFolder, difference, load_run
@@ -64,13 +64,13 @@ class Generations:
     min_temperature: float | None = 0.5
 
     def __post_init__(self):
-        for name, valid in (
-            ("generations", self.generations >= 1),
-            ("alpha", self.alpha >= 0),
-            ("min_temperature", self.min_temperature is None or 0 <= self.min_temperature <= 1),
-        ):
-            if not valid:
-                raise InputError(f"--{name} is {getattr(self, name)}, which is out of range")
+        check_settings(
+            self,
+            "--",
+            generations=(self.generations >= 1, "at least 1"),
+            alpha=(self.alpha >= 0, "at least 0"),
+            min_temperature=(self.min_temperature is None or 0 <= self.min_temperature <= 1, "in [0, 1]"),
+        )
 
     def temperature(self, generation: int) -> float | None:
         """t_g = 1 - g / (G - 1) (1 - t_min), of generations 0..G-1; None where nothing is aligned."""

@@ -16,7 +16,7 @@ from launched import DIGITS, SHORT
 from PIL import Image
 from small_clip import paint_images, save_clip
 
-from debias_ssl import debias, evaluate, label, report, train
+from debias_ssl import debias, evaluate, label, predict, report, train
 from debias_ssl.data.datasets import DataConfig, find_images
 from debias_ssl.data.label_files import read_label_file
 from debias_ssl.data.reading import decode, make_reader, without_unreadable
@@ -205,6 +205,13 @@ def test_images_of_any_name_are_labeled(tmp_path: Path, monkeypatch, capsys):
     with (tmp_path / "out" / "labels.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         listed = {row["path"] for row in csv.DictReader(file)}
     assert {os.fsdecode(name + b".png") for name in names} <= listed and len(listed) == 4 + len(names)
+    run = tmp_path / "run"
+    flags = ["--steps", "1", "--checkpoint_every", "1", "--eval_every", "1", "--out", str(run)]
+    train.main(["--config", str(DIGITS), *flags])
+    images = str(tmp_path / "images")
+    predict.main(["--run", str(run), "--images", images, "--workers", "0", "--out", str(tmp_path / "p.csv")])
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert {Path(row["path"]).name for row in csv.DictReader(file)} == {Path(path).name for path in listed}
     # What was written is read again, by the reader of label files: it can name them, or says which line it cannot.
     try:
         paths, _ = read_label_file(tmp_path / "out" / "labels.csv", tmp_path / "images")

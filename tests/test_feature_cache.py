@@ -164,6 +164,7 @@ def test_skip_leaves_out_what_cannot_be_read(clip: Clip, images: list[Path]):
         spoil(images[i])
     cache = cached(clip, images, on_error="skip", batch_size=2)
     assert cache.places.tolist() == [0, 1, 2, 3, 8]
+    assert [len(chunk) for chunk in cache.chunks()] == [4, 1]
     assert cache.names == [images[i].relative_to(cache.root).as_posix() for i in cache.places]
     torch.testing.assert_close(torch.cat([*cache.chunks()]), expected[cache.places], atol=1e-3, rtol=0)
     assert [*cache.unreadable] == [images[i].relative_to(cache.root).as_posix() for i in (4, 5, 6, 7, 9)]

@@ -21,7 +21,7 @@ LAYERS = {
     "rescaling": "calibration",
     "objectives": "errors metrics",
     # Methods, which know of nothing but formulas and trackers, and not of each other.
-    "trackers": "",
+    "trackers": "errors",
     "signals": "trackers",
     "methods.base": "errors functional",
     "methods.*": "errors functional trackers methods.base",

@@ -159,6 +159,17 @@ def test_a_method_may_ask_for_a_white_image(make_learner, make_batch):
     assert recorded(make_learner(Recorder), batch).blank is None
 
 
+def test_the_white_image_is_seen_by_whoever_makes_the_pseudo_labels(make_learner, make_batch):
+    for teacher in ("student", "ema"):
+        learner = make_learner(Blank, white=(1.5,), teacher=teacher)
+        with torch.no_grad():
+            for weight in learner.ema.parameters():
+                weight.mul_(1.1)
+        given, teaches = recorded(learner, make_batch()).blank, learner.ema if teacher == "ema" else learner.raw
+        assert given is not None
+        torch.testing.assert_close(given.logits, teaches.blank(make_batch().labeled).logits)
+
+
 def test_a_white_pixel_is_normalized_like_the_images():
     assert white_pixel((0.5, 0.2), (0.25, 0.4)) == (2.0, 2.0)
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from debias_ssl.errors import InputError
 from debias_ssl.trackers import (
     LabelMemory,
     RunningMean,
@@ -34,6 +35,17 @@ def test_long_momentum_moves_by_a_thousandth():
         tracker.update(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
     kept = 0.999**100
     assert tracker.value.tolist() == pytest.approx([kept / 4 + 1 - kept] + [kept / 4] * 3)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.5, float("nan")])
+def test_a_momentum_that_is_no_mean_is_refused(momentum: float):
+    with pytest.raises(InputError, match=r"momentum .* must be in \[0, 1\]"):
+        uniform_marginal(4, momentum)
+
+
+def test_an_update_returns_the_mean_of_its_own_rows():
+    tracker = RunningMean(torch.tensor([0.0, 1.0]), momentum=0.5)
+    assert tracker.update(torch.tensor([[1.0, 0.0], [0.5, 0.5]])).tolist() == [0.75, 0.25]
 
 
 def test_uniform_marginal_starts_uniform():

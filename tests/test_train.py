@@ -16,6 +16,7 @@ import debias_ssl.train as train_module
 from debias_ssl import evaluate, predict, train
 from debias_ssl.data.datasets import DataConfig, load_data
 from debias_ssl.journal import read_journal
+from debias_ssl.methods import FixMatch
 
 
 def run(out: Path, *flags: str) -> Path:
@@ -300,6 +301,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, capsys):
     assert exit_.value.code == 1
     err = capsys.readouterr().err
     assert "not finite" in err and "last good checkpoint: none" in err
+
+
+class Cliff(FixMatch):
+    """Its loss is finite, and has no gradient."""
+
+    def labeled_loss(self, views, logits=None):
+        return super().labeled_loss(views, logits) + (0 * views.labeled.logits).abs().sum().sqrt()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(tmp_path / "a", "--method", f"{__name__}.Cliff", "--log_every", "1", "--checkpoint_every", "1")
+    assert exit_.value.code == 1
+    assert "a weight is not finite at step 1" in capsys.readouterr().err
+    assert not [*(tmp_path / "a").glob("checkpoints/step_*")]
 
 
 def test_tensorboard_gets_the_figures(tmp_path: Path):

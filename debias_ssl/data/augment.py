@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32, Int, Num, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from debias_ssl.errors import InputError
+from debias_ssl.errors import check_settings
 
 GRAY = 127
 # uint8 images, or floating-point features of images, which have one row and one column.
@@ -46,17 +46,17 @@ class AugmentConfig:
     feature_dropout: float = 0.2
 
     def __post_init__(self):
-        for name, valid in (
-            ("shift", 0 <= self.shift < 1),
-            ("num_ops", self.num_ops >= 0),
-            ("op_probability", 0 <= self.op_probability <= 1),
-            ("magnitude", 2 <= self.magnitude <= 11),
-            ("cutout", 0 <= self.cutout <= 2),
-            ("feature_noise", self.feature_noise >= 0),
-            ("feature_dropout", 0 <= self.feature_dropout < 1),
-        ):
-            if not valid:
-                raise InputError(f"data.augment.{name} is {getattr(self, name)}, which is out of range")
+        check_settings(
+            self,
+            "data.augment.",
+            shift=(0 <= self.shift < 1, "in [0, 1)"),
+            num_ops=(self.num_ops >= 0, "at least 0"),
+            op_probability=(0 <= self.op_probability <= 1, "in [0, 1]"),
+            magnitude=(2 <= self.magnitude <= 11, "from 2 to 11"),
+            cutout=(0 <= self.cutout <= 2, "in [0, 2]"),
+            feature_noise=(self.feature_noise >= 0, "at least 0"),
+            feature_dropout=(0 <= self.feature_dropout < 1, "in [0, 1)"),
+        )
 
 
 def num_numbers(config: AugmentConfig, images: Pixels) -> int:

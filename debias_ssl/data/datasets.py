@@ -14,7 +14,7 @@ from debias_ssl.data.augment import AugmentConfig
 from debias_ssl.data.label_files import confident, inside, read_classes, read_confidence, read_label_file, read_text
 from debias_ssl.data.shards import EXTENSIONS, ShardedNames, is_shards, member_named, on_disk, open_shards
 from debias_ssl.data.splits import SplitConfig
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, check_settings
 
 Name = Literal["digits", "CIFAR10", "CIFAR100", "STL10", "SVHN", "FashionMNIST", "folder"]
 UNKNOWN = -1
@@ -83,18 +83,18 @@ class DataConfig(SplitConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, valid in (
-            ("fold", self.fold in (None, *range(10))),
-            ("image_size", self.image_size is None or self.image_size > 0),
-            ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1),
-            ("std", all(value > 0 for value in self.std or ())),
-            ("workers", self.workers >= 0),
-            ("lanes", self.lanes is None or self.lanes > 0),
-            ("min_confidence", self.min_confidence is None or 0 <= self.min_confidence <= 1),
-            ("seeds_per_class", self.seeds_per_class is None or self.seeds_per_class > 0),
-        ):
-            if not valid:
-                raise InputError(f"data.{name} is {getattr(self, name)}, which is out of range")
+        check_settings(
+            self,
+            "data.",
+            fold=(self.fold in (None, *range(10)), "from 0 to 9"),
+            image_size=(self.image_size is None or self.image_size > 0, "above 0"),
+            crop_scale=(0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "two shares of the area, the smaller first"),
+            std=(all(value > 0 for value in self.std or ()), "above 0"),
+            workers=(self.workers >= 0, "at least 0"),
+            lanes=(self.lanes is None or self.lanes > 0, "above 0"),
+            min_confidence=(self.min_confidence is None or 0 <= self.min_confidence <= 1, "in [0, 1]"),
+            seeds_per_class=(self.seeds_per_class is None or self.seeds_per_class > 0, "above 0"),
+        )
         if self.min_confidence is not None and self.seeds_per_class is not None:
             raise InputError("data.min_confidence and data.seeds_per_class exclude each other: set one to null")
         of_files = {"min_confidence", "seeds_per_class", "probs"} | ({"features"} if self.features else set())

@@ -221,6 +221,11 @@ def load_split(path: Path, classes: tuple[str, ...], fingerprint: str, num_image
         part = getattr(split, name)
         if part.ndim != 1 or (len(part) and not (part.min() >= 0 and part.max() < num_images)):
             raise InputError(f"{path}: {name!r} has positions outside the {num_images} training images")
+        if len(np.unique(part)) < len(part):
+            raise InputError(f"{path}: {name!r} has an image twice")
+    trained = np.union1d(split.labeled, split.unlabeled)
+    if np.isin(split.validation, trained).any():
+        raise InputError(f"{path}: 'validation' has images that are trained on too")
     if split.labels is not None and (
         split.labels.shape != split.labeled.shape or not np.isin(split.labels, range(len(classes))).all()
     ):

@@ -23,9 +23,10 @@ from debias_ssl.methods.base import Needs
 from debias_ssl.signals import ignore_signals
 
 CPU = torch.device("cpu")
-_cached_permutation = lru_cache(maxsize=64)(permutation)
-# Each lane of shards needs two at a time, of far shorter lists.
-_cached_shard_permutation = lru_cache(maxsize=512)(lambda *key: permutation(*key).numpy())
+# Of all images, which may be a hundred million: the end of a pass and the beginning of the next, of two lists.
+_cached_permutation = lru_cache(maxsize=4)(permutation)
+# Of the images of a class or of a shard, of which a step needs many.
+_cached_short_permutation = lru_cache(maxsize=512)(lambda *key: permutation(*key).numpy())
 MOST_LANES = 64
 
 
@@ -146,7 +147,7 @@ class ShardOrder:
         parts = []
         for number in np.unique(numbers).tolist():
             key = number * self.lanes + lane
-            order = first + _cached_shard_permutation(self.seed, Purpose.SHARD_ORDER, key, stop - first)
+            order = first + _cached_short_permutation(self.seed, Purpose.SHARD_ORDER, key, stop - first)
             ends = np.cumsum(self._pieces[order + 1] - self._pieces[order])
             inside = places[numbers == number]
             turns = np.searchsorted(ends, inside, side="right")
@@ -154,7 +155,7 @@ class ShardOrder:
                 piece = int(order[turn])
                 start, length = int(self._pieces[piece]), int(self._pieces[piece + 1] - self._pieces[piece])
                 key = number * num_pieces + piece
-                items = _cached_shard_permutation(self.seed, Purpose.UNLABELED_ORDER, key, length)
+                items = _cached_short_permutation(self.seed, Purpose.UNLABELED_ORDER, key, length)
                 parts.append(start + items[inside[turns == turn] - (int(ends[turn]) - length)])
         return np.concatenate(parts)
 
@@ -178,7 +179,7 @@ class BalancedOrder:
         for k, draw in zip(drawn.tolist(), draws.tolist(), strict=True):
             members = torch.nonzero(self.labels == classes[k]).flatten()
             number, offset = divmod(draw, len(members))
-            order = _cached_permutation(self.seed, Purpose.LABELED_ORDER, number * len(classes) + k, len(members))
+            order = _cached_short_permutation(self.seed, Purpose.LABELED_ORDER, number * len(classes) + k, len(members))
             items.append(members[order[offset]])
         return torch.stack(items)
 

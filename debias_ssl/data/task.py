@@ -96,6 +96,10 @@ class Task:
             raise InputError(
                 f"{type(method).__name__} needs class probabilities from outside: set data.probs or given_by"
             )
+        if needs.blank and self.config.features:
+            raise InputError(
+                f"{type(method).__name__} needs a white image, which no features are of: unset data.features"
+            )
         if needs.validation and not len(self.split.validation):
             raise InputError(f"{type(method).__name__} needs validation images: set data.validation_per_class")
         names = self.data.train.names

@@ -27,7 +27,7 @@ from debias_ssl.finetune.selmix import SelMix
 from debias_ssl.finetune.stage import Head, Stage, StageTwo
 from debias_ssl.journal import read_journal
 from debias_ssl.locking import locked
-from debias_ssl.methods.base import Method
+from debias_ssl.methods.base import View
 from debias_ssl.objectives import Goal, coverage, find_objective, shares_of
 from debias_ssl.run_folder import RunFolder, TrainedRun, load_run
 from debias_ssl.runtime import entry_point, make_accelerator, place_of
@@ -103,17 +103,22 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> Prepared:
     """Loads a run, and makes the features of its images once.
 
     Raises:
-        InputError: the run has no validation images, or no linear classifier of its own to change.
+        InputError: the run has no validation images of a class, or no linear classifier of its own to change.
     """
     accelerator = make_accelerator("fp32")
     if accelerator.num_processes > 1:
         raise InputError("finetune runs in one process: start it with debias-ssl finetune")
     place = place_of(accelerator)
     run = load_run(folder, place.device)
-    name = type(run.predictor.method).__name__
-    if type(run.predictor.method).predict is not Method.predict:
-        raise InputError(f"{name} predicts with more than the network's classifier, which is what stage two changes")
     model: Any = run.predictor.model
+    method = run.predictor.method
+    view = View(
+        logits=torch.zeros(1, len(run.classes), device=place.device),
+        features=torch.zeros(1, model.num_features, device=place.device),
+    )
+    if method.predict(view, view) is not view.logits:
+        name = type(method).__name__
+        raise InputError(f"{name} predicts with more than the network's classifier, which is what stage two changes")
     classifier = model.net.get_classifier()
     if not isinstance(classifier, nn.Linear) or classifier.bias is None:
         raise InputError(f"the classifier of {run.config.model.name} is not a linear layer with biases")
@@ -123,6 +128,11 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> Prepared:
             f"{str(folder.path)!r} has no held-out images to measure the objective on: "
             "train with --data.validation_per_class"
         )
+    truth = task.evaluation_labels("validation")
+    without = torch.bincount(truth, minlength=len(run.classes)) == 0
+    if without.any():
+        named = run.classes[int(without.nonzero()[0])]
+        raise InputError(f"class {named!r} has no held-out image to measure the objective on: each class needs one")
     objective = find_objective(config.objective, torch.tensor(run.labeled_counts))
     network = Penultimate(model)
 
@@ -137,15 +147,14 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> Prepared:
         )
         return predict_logits(network, stream, model.num_features).to(place.device)
 
-    labels, split = torch.from_numpy(task.data.train.labels).to(place.device), task.split
-    labeled, held_out = (torch.from_numpy(index).to(place.device) for index in (split.labeled, split.validation))
+    split = task.split
     stage = Stage(
         head=Head(weight=classifier.weight.detach().clone(), bias=classifier.bias.detach().clone()),
         labeled=features("train", split.labeled),
-        labels=labels[labeled],
+        labels=torch.from_numpy(task.training_labels[split.labeled]).to(place.device),
         unlabeled=features("train", split.unlabeled),
         held_out=features("train", split.validation),
-        truth=labels[held_out],
+        truth=truth.to(place.device),
         goal=Goal(objective=objective, coverage=config.coverage),
         seed=config.seed,
     )

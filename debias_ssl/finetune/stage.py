@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.errors import InputError
+from debias_ssl.errors import check_settings
 from debias_ssl.functional import confusion_matrix
 from debias_ssl.objectives import Goal
 from debias_ssl.schedules import learning_rate_factor
@@ -102,16 +102,14 @@ class Training(StageTwo):
     keep: Literal["best", "last"] = "best"
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "refresh_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"method.{name} is {getattr(self, name)}, must be at least 1")
-        for name, valid in (
-            ("lr", self.lr > 0),
-            ("momentum", 0 <= self.momentum < 1),
-            ("weight_decay", self.weight_decay >= 0),
-        ):
-            if not valid:
-                raise InputError(f"method.{name} is {getattr(self, name)}, which is out of range")
+        check_settings(
+            self,
+            "method.",
+            **{name: (getattr(self, name) > 0, "at least 1") for name in ("steps", "batch_size", "refresh_every")},
+            lr=(self.lr > 0, "above 0"),
+            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
+            weight_decay=(self.weight_decay >= 0, "at least 0"),
+        )
 
     def start(self, stage: Stage) -> Head:
         """The head to begin with."""

@@ -11,7 +11,7 @@ from debias_ssl.data.features import find_features
 from debias_ssl.data.streams import Place
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.errors import InputError
-from debias_ssl.methods import FixMatch
+from debias_ssl.methods import CDMAD, DebiasPL, FixMatch
 
 
 def write_features(folder: Path, root: Path, names: list[str], values: np.ndarray, **settings: Any) -> str:
@@ -95,3 +95,9 @@ def test_features_are_images_of_one_pixel_standardized_over_the_training_images(
     standard = standard.float()
     weak, strong = (torch.cdist(view[0].flatten(1), standard).amin(1) for view in (batch.weak, batch.strong))
     assert (weak < 1e-4).all() and (strong > 0.1).all()
+
+
+def test_a_method_that_asks_for_a_white_image_is_refused(task: Task):
+    for method in (CDMAD(task.problem(5)), DebiasPL(task.problem(5), base=CDMAD)):
+        with pytest.raises(InputError, match=r"needs a white image, .* unset data\.features"):
+            task.training_stream(method, seed=0, batch_size=9, unlabeled_ratio=2, balanced=False)

@@ -107,15 +107,15 @@ def test_a_file_without_confidences_is_refused(labels: Path, rows: tuple[str, ..
 def test_a_class_tree_has_no_confidences(labels: Path):
     with pytest.raises(InputError, match="is not a CSV file with a confidence column"):
         load_data(setting(labels, labeled=str(labels.parent / "test"), seeds_per_class=1))
-    with pytest.raises(InputError, match="no CSV file"):
+    with pytest.raises(InputError, match="not a CSV file"):
         read_confidence(labels)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_confidence": 1.5}, "min_confidence is 1.5, which is out of range"),
-        ({"seeds_per_class": 0}, "seeds_per_class is 0, which is out of range"),
+        ({"min_confidence": 1.5}, "min_confidence is 1.5, must be in"),
+        ({"seeds_per_class": 0}, "seeds_per_class is 0, must be above 0"),
         ({"seeds_per_class": 1, "min_confidence": 0.5}, "exclude each other"),
         ({"name": "digits", "probs": "x"}, r"data\.probs is for image files"),
         ({"name": "digits", "features": ("x",)}, r"data\.features is for image files"),

@@ -390,6 +390,20 @@ def test_positions_before_the_first_image_are_refused(saved: Path, part: str):
     assert_refused(saved, f"{part!r} has positions outside")
 
 
+@pytest.mark.parametrize("part", ["labeled", "unlabeled", "validation"])
+def test_an_image_that_is_listed_twice_is_refused(saved: Path, part: str):
+    content = json.loads(saved.read_text())
+    saved.write_text(json.dumps(content | {part: [*content[part], content[part][0]]}))
+    assert_refused(saved, f"{part!r} has an image twice")
+
+
+@pytest.mark.parametrize("part", ["labeled", "unlabeled"])
+def test_validation_images_that_are_trained_on_are_refused(saved: Path, part: str):
+    content = json.loads(saved.read_text())
+    saved.write_text(json.dumps(content | {part: [*content[part], content["validation"][0]]}))
+    assert_refused(saved, "'validation' has images that are trained on too")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -153,6 +153,46 @@ def test_a_run_that_predicts_with_more_than_its_classifier_is_refused(method, tm
     assert not (tmp_path / "b").exists()
 
 
+def test_a_method_over_one_that_does_is_refused_and_alone_it_is_not(tmp_path, capsys):
+    flags = ["--steps", "2", "--method", "DebiasPL", "--data.validation_per_class", "5"]
+    plain = stage_one(tmp_path / "c", *flags)
+    job.main(["--run", str(plain), "--method", "LogitAdjustment", "--out", str(tmp_path / "b")])
+    over = stage_one(tmp_path / "d", *flags, "--method.base", "CDMAD")
+    capsys.readouterr()
+    message = refused(["--run", str(over), "--method", "LogitAdjustment", "--out", str(tmp_path / "e")], capsys)
+    assert "more than the network's classifier" in message
+
+
+def with_split(run: Path, out: Path, change) -> Path:
+    """A run on the split of another one, changed."""
+    split = json.loads((run / "split.json").read_text())
+    change(split)
+    out.mkdir()
+    (out / "split.json").write_text(json.dumps(split))
+    return stage_one(out / "a", "--steps", "2", "--method", "FixMatch", "--data.split", str(out / "split.json"))
+
+
+def test_stage_two_learns_from_the_labels_of_the_split_and_is_judged_by_those_of_the_data(run, tmp_path):
+    def relabel(split):
+        split["labels"] = [3] * len(split["labeled"])
+
+    other = with_split(run, tmp_path / "x", relabel)
+    prepared = job.prepare(RunFolder(other), job.FinetuneConfig())
+    assert set(prepared.stage.labels.tolist()) == {3}
+    labels = prepared.task.data.train.labels[prepared.task.split.validation]
+    assert prepared.stage.truth.tolist() == labels.tolist() and len(set(labels)) == 10
+
+
+def test_a_class_without_held_out_images_is_named(run, tmp_path, capsys):
+    def forget(split):
+        labels = job.prepare(RunFolder(run), job.FinetuneConfig()).stage.truth.tolist()
+        split["validation"] = [i for i, label in zip(split["validation"], labels, strict=True) if label != 7]
+
+    other = with_split(run, tmp_path / "x", forget)
+    capsys.readouterr()
+    assert "class '7' has no held-out image" in refused(["--run", str(other), "--out", str(tmp_path / "b")], capsys)
+
+
 def test_a_run_without_held_out_images_is_refused(tmp_path, capsys):
     without = stage_one(tmp_path / "a", "--steps", "2", "--method", "FixMatch")
     capsys.readouterr()

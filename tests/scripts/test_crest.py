@@ -179,4 +179,4 @@ def test_plans_that_make_no_sense_are_refused(tmp_path: Path, capsys, flags):
     with pytest.raises(SystemExit) as exit_:
         script.main([*FLAGS, "--out", str(tmp_path / "out"), *flags])
     assert exit_.value.code == 2 and not (tmp_path / "out").exists()
-    assert "is out of range" in capsys.readouterr().err
+    assert ", must be " in capsys.readouterr().err
