@@ -1,5 +1,6 @@
 """The exceptions that are shown to users as a message instead of a traceback."""
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -23,15 +24,36 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def check_settings(settings: Any, prefix: str, /, **rules: tuple[bool, str]) -> None:
-    """Holds settings to their rules: by name, whether the value is right, and what it must be, in words.
+Verdict = tuple[bool, str]
+"""Whether a value is right, and what it must be, in words."""
+
+
+def check_settings(settings: Any, prefix: str, /, **rules: Callable[[Any], Verdict] | Verdict) -> None:
+    """Holds attributes to the rules of their names, which are verdicts or make them of the values.
 
     Raises:
         InputError: a value is not right, as in "optim.lr is -1, must be above 0".
     """
-    for name, (is_right, rule) in rules.items():
+    for name, rule in rules.items():
+        value = getattr(settings, name)
+        is_right, right = rule(value) if callable(rule) else rule
         if not is_right:
-            raise InputError(f"{prefix}{name} is {getattr(settings, name)}, must be {rule}")
+            raise InputError(f"{prefix}{name} is {value}, must be {right}")
+
+
+def share(value: float) -> Verdict:
+    """The rule of a setting that is a probability or a part of a whole."""
+    return 0 <= value <= 1, "in [0, 1]"
+
+
+def positive(value: float) -> Verdict:
+    """The rule of a setting that something is divided by."""
+    return value > 0, "above 0"
+
+
+def not_negative(value: float) -> Verdict:
+    """The rule of a setting that may be 0 and not less."""
+    return value >= 0, "at least 0"
 
 
 def reason(error: Exception) -> str:

@@ -7,7 +7,7 @@ import torch
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
-from debias_ssl.errors import InputError, check_settings
+from debias_ssl.errors import InputError, check_settings, not_negative, positive
 from debias_ssl.schedules import Schedule
 
 
@@ -44,9 +44,9 @@ class OptimConfig:
         check_settings(
             self,
             "optim.",
-            lr=(self.lr > 0, "above 0"),
+            lr=positive,
             momentum=(0 <= self.momentum < 1, "in [0, 1)"),
-            weight_decay=(self.weight_decay >= 0, "at least 0"),
+            weight_decay=not_negative,
             warmup=(0 <= self.warmup < 1, "in [0, 1)"),
             clip=(self.clip is None or self.clip > 0, "above 0"),
             layer_decay=(0 < self.layer_decay <= 1, "in (0, 1]"),

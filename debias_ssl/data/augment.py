@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32, Int, Num, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from debias_ssl.errors import check_settings
+from debias_ssl.errors import check_settings, not_negative, share
 
 GRAY = 127
 # uint8 images, or floating-point features of images, which have one row and one column.
@@ -50,11 +50,11 @@ class AugmentConfig:
             self,
             "data.augment.",
             shift=(0 <= self.shift < 1, "in [0, 1)"),
-            num_ops=(self.num_ops >= 0, "at least 0"),
-            op_probability=(0 <= self.op_probability <= 1, "in [0, 1]"),
+            num_ops=not_negative,
+            op_probability=share,
             magnitude=(2 <= self.magnitude <= 11, "from 2 to 11"),
             cutout=(0 <= self.cutout <= 2, "in [0, 2]"),
-            feature_noise=(self.feature_noise >= 0, "at least 0"),
+            feature_noise=not_negative,
             feature_dropout=(0 <= self.feature_dropout < 1, "in [0, 1)"),
         )
 

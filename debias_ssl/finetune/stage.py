@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.errors import check_settings
+from debias_ssl.errors import check_settings, not_negative, positive
 from debias_ssl.functional import confusion_matrix
 from debias_ssl.objectives import Goal
 from debias_ssl.schedules import learning_rate_factor
@@ -106,9 +106,9 @@ class Training(StageTwo):
             self,
             "method.",
             **{name: (getattr(self, name) > 0, "at least 1") for name in ("steps", "batch_size", "refresh_every")},
-            lr=(self.lr > 0, "above 0"),
+            lr=positive,
             momentum=(0 <= self.momentum < 1, "in [0, 1)"),
-            weight_decay=(self.weight_decay >= 0, "at least 0"),
+            weight_decay=not_negative,
         )
 
     def start(self, stage: Stage) -> Head:

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from debias_ssl.errors import check_settings, not_negative, share
 from debias_ssl.functional import confident_labels, weighted_cross_entropy
 from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, View, Views
 
@@ -40,6 +41,7 @@ class ABC(Method):
         self.threshold = threshold
         self.unlabeled_weight = unlabeled_weight
         self.auxiliary_weight = auxiliary_weight
+        check_settings(self, "method.", threshold=share, unlabeled_weight=not_negative, auxiliary_weight=not_negative)
         self.head = nn.Linear(problem.num_features, problem.num_classes)
         # A class without labels counts as having one.
         counts = torch.tensor(problem.labeled_counts).clamp(min=1)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from debias_ssl.errors import check_settings, share
 from debias_ssl.functional import align
 from debias_ssl.methods.base import Needs, Problem, PseudoLabeling, PseudoLabels, Views, class_shares
 from debias_ssl.trackers import RunningMean, uniform_marginal
@@ -47,6 +48,7 @@ class AdaMatch(PseudoLabeling):
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
+        check_settings(self, "method.", threshold=share)
         self.is_aligned, self.follows_labeled = prior is not None, prior == "labeled"
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.prior = uniform_marginal(problem.num_classes, momentum)

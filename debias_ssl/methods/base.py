@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, check_settings, not_negative
 from debias_ssl.functional import weighted_cross_entropy
 
 
@@ -172,6 +172,7 @@ class PseudoLabeling(Method):
     def __init__(self, problem: Problem, *, unlabeled_weight: float = 1.0):
         super().__init__(problem)
         self.unlabeled_weight = unlabeled_weight
+        check_settings(self, "method.", unlabeled_weight=not_negative)
 
     def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
         """Takes a step's weak logits into the state; once a step, before any pseudo-label of it is made."""

@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from debias_ssl.errors import check_settings, share
 from debias_ssl.functional import confident_labels
 from debias_ssl.methods.base import Needs, Problem, PseudoLabeling, PseudoLabels, View, Views
 
@@ -40,6 +41,7 @@ class CDMAD(PseudoLabeling):
         self.threshold = threshold
         self.hard = hard
         self.warm_up = warm_up
+        check_settings(self, "method.", threshold=share, warm_up=share)
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
         if views.progress >= self.warm_up:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from debias_ssl.errors import check_settings, not_negative, positive, share
 from debias_ssl.functional import weighted_cross_entropy
 from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
 from debias_ssl.trackers import all_sum_, uniform_marginal
@@ -56,6 +57,9 @@ class DASO(Method):
         self.momentum = momentum
         self.unlabeled_weight = unlabeled_weight
         self.align_weight = align_weight
+        check_settings(self, "method.", threshold=share, warm_up=share)
+        check_settings(self, "method.", temperature=positive, prototype_temperature=positive)
+        check_settings(self, "method.", unlabeled_weight=not_negative, align_weight=not_negative)
         self.distribution = uniform_marginal(problem.num_classes, momentum)
         # The length of a prototype means nothing, so that they may start at zero.
         self.register_buffer("prototypes", torch.zeros(problem.num_classes, problem.num_features))
@@ -65,8 +69,8 @@ class DASO(Method):
         probs = views.weak.logits.softmax(-1)
         semantic = self.similarities(views.weak.features).softmax(-1)
         if is_blended:
-            share = self.semantic_share[probs.argmax(-1)].unsqueeze(1)
-            probs = (1 - share) * probs + share * semantic
+            semantic_share = self.semantic_share[probs.argmax(-1)].unsqueeze(1)
+            probs = (1 - semantic_share) * probs + semantic_share * semantic
         self.distribution.update(probs)
         confidence, target = probs.max(-1)
         weight = (confidence >= self.threshold).to(probs.dtype)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, check_settings, not_negative, share
 from debias_ssl.functional import adjust, confident_labels, debias, weighted_cross_entropy
 from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Step, View, Views
 from debias_ssl.trackers import uniform_marginal
@@ -61,6 +61,7 @@ class DebiasPL(PseudoLabeling):
         self.threshold = threshold
         self.strength = strength
         self.assist_threshold = assist_threshold
+        check_settings(self, "method.", threshold=share, strength=not_negative)
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.base = None if base is None else base(problem)
         if isinstance(self.base, DebiasPL):

@@ -2,7 +2,7 @@
 
 import torch
 
-from debias_ssl.errors import InputError
+from debias_ssl.errors import check_settings, positive, share
 from debias_ssl.functional import tempered, weighted_cross_entropy
 from debias_ssl.methods.base import Method, Needs, Problem, PseudoLabels, Step, Views
 
@@ -27,11 +27,10 @@ class Distillation(Method):
 
     def __init__(self, problem: Problem, *, temperature: float = 4.0, soft_weight: float = 0.9, unlabeled: bool = True):
         super().__init__(problem)
-        if not (temperature > 0 and 0 <= soft_weight <= 1):
-            raise InputError("method.temperature must be above 0, and method.soft_weight in [0, 1]")
         self.temperature = temperature
         self.soft_weight = soft_weight
         self.unlabeled = unlabeled
+        check_settings(self, "method.", temperature=positive, soft_weight=share)
         of_unlabeled, of_labeled = soft_weight > 0 and unlabeled, soft_weight > 0 and not unlabeled
         self.needs = Needs(num_strong=0, weak_gradient=of_unlabeled, given=of_unlabeled, given_labeled=of_labeled)
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from debias_ssl.errors import check_settings, not_negative
 from debias_ssl.functional import adjust, debias, gaussian_weights, weighted_cross_entropy
 from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
 from debias_ssl.trackers import RunningMean, uniform_marginal
@@ -48,6 +49,9 @@ class EvenMatch(Method):
         self.strength = strength
         self.labeled_strength = labeled_strength
         self.unlabeled_weight = unlabeled_weight
+        check_settings(
+            self, "method.", strength=not_negative, labeled_strength=not_negative, unlabeled_weight=not_negative
+        )
         counts = torch.tensor(problem.labeled_counts, dtype=torch.float32)
         self.register_buffer("labeled_prior", counts / counts.sum(), persistent=False)
         self.marginal = uniform_marginal(problem.num_classes, momentum)

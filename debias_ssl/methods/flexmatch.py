@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from debias_ssl.errors import check_settings, share
 from debias_ssl.functional import confident_labels
 from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
 from debias_ssl.trackers import LabelMemory
@@ -34,6 +35,7 @@ class FlexMatch(PseudoLabeling):
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
+        check_settings(self, "method.", threshold=share)
         self.warm_up = warm_up
         self.memory = LabelMemory(problem.num_unlabeled, problem.num_classes)
         self.register_buffer("beta", torch.zeros(problem.num_classes))

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from debias_ssl.errors import check_settings, not_negative
 from debias_ssl.functional import SMALLEST_PROBABILITY
 from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
 from debias_ssl.trackers import RunningMean, sum_with_gradient, uniform_marginal
@@ -40,6 +41,7 @@ class FreeMatch(PseudoLabeling):
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.fairness_weight = fairness_weight
+        check_settings(self, "method.", fairness_weight=not_negative)
         self.confidence = RunningMean(torch.full((1,), 1 / problem.num_classes), momentum)
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.histogram = uniform_marginal(problem.num_classes, momentum)

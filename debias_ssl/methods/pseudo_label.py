@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from debias_ssl.errors import check_settings, share
 from debias_ssl.functional import confident_labels
 from debias_ssl.methods.base import Needs, Problem, PseudoLabeling, PseudoLabels, Views
 
@@ -29,6 +30,7 @@ class PseudoLabel(PseudoLabeling):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.ramp = ramp
+        check_settings(self, "method.", threshold=share, ramp=share)
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
         target, weight = confident_labels(logits, self.threshold)

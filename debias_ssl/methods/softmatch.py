@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from debias_ssl.errors import check_settings, not_negative
 from debias_ssl.functional import debias, gaussian_weights
 from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
 from debias_ssl.trackers import RunningMean, uniform_marginal
@@ -40,6 +41,7 @@ class SoftMatch(PseudoLabeling):
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.num_sigma = num_sigma
+        check_settings(self, "method.", num_sigma=not_negative)
         self.strength = 1.0 if uniform_alignment else 0.0
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.mean = RunningMean(torch.full((1,), 1 / problem.num_classes), momentum)

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import InputError
+from debias_ssl.errors import check_settings, positive, share
 from debias_ssl.functional import confident_labels
 from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
 
@@ -30,8 +30,8 @@ class UDA(PseudoLabeling):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.temperature = temperature
-        if temperature <= 0:
-            raise InputError(f"method.temperature is {temperature}, must be above 0; FixMatch has hard labels")
+        # FixMatch is what it comes to at 0.
+        check_settings(self, "method.", threshold=share, temperature=positive)
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
         _, weight = confident_labels(logits, self.threshold)

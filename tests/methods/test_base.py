@@ -12,6 +12,9 @@ from debias_ssl.config import METHODS, Config, config_from, make_parser, resolve
 from debias_ssl.errors import InputError
 from debias_ssl.functional import weighted_cross_entropy
 from debias_ssl.methods import (
+    ABC,
+    CDMAD,
+    DASO,
     UDA,
     AdaMatch,
     DebiasPL,
@@ -19,6 +22,7 @@ from debias_ssl.methods import (
     FlexMatch,
     PseudoLabel,
     PseudoLabels,
+    SimPro,
     SoftMatch,
     Supervised,
     View,
@@ -276,6 +280,23 @@ def test_another_method_has_its_own_defaults(policy):
     init_args = settings_of("--method", policy.__name__)[1]["method"]["init_args"]
     own = {name: parameter.default for name, parameter in signature(policy).parameters.items() if name != "problem"}
     assert init_args == own
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_no_number_of_a_method_may_be_negative(method, problem):
+    for name, parameter in signature(method).parameters.items():
+        # FixMatch's is there for a prior alone.
+        if isinstance(parameter.default, float) and name != "prior_momentum":
+            with pytest.raises(InputError, match=r"is -1\.0, must be "):
+                method(problem, **{name: -1.0})
+
+
+@pytest.mark.parametrize(
+    "method", [ABC, CDMAD, DASO, DebiasPL, SimPro, UDA, FixMatch, FlexMatch, AdaMatch, PseudoLabel]
+)
+def test_a_threshold_in_percent_is_refused(method, problem):
+    with pytest.raises(InputError, match=r"method\.threshold is 95, must be in \[0, 1\]"):
+        method(problem, threshold=95)
 
 
 def test_debiasing_twice_is_refused(problem):
