@@ -49,7 +49,7 @@ set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=F
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run.
+    """The settings of a run.
 
     Args:
         method: the class that turns views into losses and pseudo-labels; its own settings follow as --method.NAME.
@@ -210,7 +210,7 @@ WORDING = (
 
 def make_parser(job: str, settings: type, skip: Collection[str] = ()) -> Parser:
     """A parser of the fields of a settings dataclass, but for those to skip, from --config FILE and flags."""
-    parser = Parser(prog=f"debias-ssl {job}", description=settings.__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"debias-ssl {job}", description=(settings.__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file of settings; flags beside it beat it")
     parser.add_class_arguments(settings, as_group=False, skip=set(skip))
     return parser
@@ -304,6 +304,8 @@ def parse_data(parser: Parser, arguments: list[str]) -> tuple[Namespace, DataCon
     """Parses a command line with --run, whose data settings are the run's unless flags --data.NAME change them."""
     parser.add_class_arguments(DataConfig, "data")
     run = parser.parse_args(arguments).run
+    if not (Path(run) / "config.yaml").exists():
+        raise InputError(f"{run!r} holds no run: it has no config.yaml")
     saved = read_yaml(Path(run) / "config.yaml")
     if not isinstance(saved.get("data"), dict):
         raise InputError(f"{run!r} has no data settings in its config.yaml")
@@ -316,7 +318,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of settings."""
     try:
         value = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a YAML file of settings") from error
+    except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a YAML file of settings")

@@ -1,6 +1,6 @@
 """The exceptions that are shown to users as a message instead of a traceback."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -54,6 +54,11 @@ def positive(value: float) -> Verdict:
 def not_negative(value: float) -> Verdict:
     """The rule of a setting that may be 0 and not less."""
     return value >= 0, "at least 0"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first ten of many names."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ from debias_ssl.data.streams import EvaluationStream
 from debias_ssl.data.task import Part, make_task
 from debias_ssl.errors import InputError
 from debias_ssl.evaluation import evaluate_logits, predict_logits
-from debias_ssl.files import write_aside
+from debias_ssl.files import check_new_file, write_aside
 from debias_ssl.predictions import read_predictions
 from debias_ssl.rescaling import Rescaled, rescale, rescale_in_folds
 from debias_ssl.row_labels import RowNumbers, read_labels
@@ -110,11 +110,8 @@ def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
     if parsed.seed < 0:
         raise InputError(f"--seed is {parsed.seed}, must be at least 0")
     for flag in ("out", "report"):
-        path = Path(parsed[flag] or "")
-        if parsed[flag] and path.is_dir():
-            raise InputError(f"--{flag} {parsed[flag]!r} is a folder: name a file")
-        if parsed[flag] and path.exists() and not parsed.overwrite:
-            raise InputError(f"{parsed[flag]!r} exists: pass --overwrite to replace it")
+        if parsed[flag]:
+            check_new_file(Path(parsed[flag]), f"--{flag}", parsed.overwrite)
 
 
 def _of_run(parsed: Namespace, data: DataConfig) -> Evaluated | None:
@@ -288,6 +285,7 @@ def _write(path: str, text: str) -> None:
         write_aside(Path(path), text)
     except OSError as error:
         raise InputError(f"cannot write {path!r}: {error.strerror}") from error
+    print(path)
 
 
 def _page(rescaled: Rescaled, evaluated: Evaluated, source: str) -> str:

@@ -83,6 +83,18 @@ def remove_unfinished(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def check_new_file(path: Path, flag: str, overwrite: bool) -> None:
+    """Before anything is computed.
+
+    Raises:
+        InputError: `path`, the value of a flag, is a folder, or a file that is not to be replaced.
+    """
+    if path.is_dir():
+        raise InputError(f"{flag} {str(path)!r} is a folder: name a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{str(path)!r} exists: pass --overwrite to replace it")
+
+
 def write_aside(path: Path, text: str) -> None:
     """Writes a text file that is never seen half-written."""
     with replacing(path) as aside:

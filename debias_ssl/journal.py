@@ -71,7 +71,8 @@ def warnings_for(record: dict[str, Any], class_names: tuple[str, ...], has_thres
     elif record["mask_rate"] > 0.9999 and has_threshold:
         found["all"] = "every pseudo-label passes the threshold, right or wrong; raise --method.threshold"
     passed = [count * weight for count, weight in zip(record["pseudo_counts"], record["pseudo_weights"], strict=True)]
-    if sum(passed) > 0:
+    # Of a few labels, most are easily of one class.
+    if sum(passed) >= 10 * len(class_names):
         share, most = max(zip((n / sum(passed) for n in passed), class_names, strict=True))
         # Two classes are unequal more easily than ten.
         if share > max(0.5, 1.8 / len(class_names)):

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from debias_ssl import __version__
 from debias_ssl.config import Parser
-from debias_ssl.data.datasets import UNKNOWN, Images, common_parent, find_files, images_in_shards
+from debias_ssl.data.datasets import UNKNOWN, Images, find_files, folder_of, images_in_shards
 from debias_ssl.data.label_files import read_label_file, read_text
 from debias_ssl.data.reading import center_crop, decode
-from debias_ssl.data.shards import Member, is_shards, member_named, on_disk
+from debias_ssl.data.shards import Member, is_shards, member_named
 from debias_ssl.data.streams import dead_workers_told
 from debias_ssl.errors import InputError
 from debias_ssl.features import FeatureCache, embed
@@ -152,11 +152,10 @@ def images_to_label(where: str, classes: tuple[str, ...]) -> tuple[Images, Path]
         InputError: there are no images, or a CSV file or a .cls member has a label that is not a class.
     """
     path = Path(where)
-    root = path if path.is_dir() else path.parent
     number = {name: k for k, name in enumerate(classes)}
     if is_shards(where):
         images = images_in_shards(where, classes, "--images")
-        root = common_parent([file.path for file in on_disk(images.names)])
+        root = folder_of(where, images)
         if (images.labels == UNKNOWN).all():
             inner = [member.inner for member in images.names if isinstance(member, Member)]
             images = replace(images, labels=_first_folders(inner, number))
@@ -172,11 +171,13 @@ def images_to_label(where: str, classes: tuple[str, ...]) -> tuple[Images, Path]
             )
     else:
         files, labels = find_files(where, "--images").names, []
+    images = Images(pixels=None, labels=np.full(len(files), UNKNOWN), names=files)
+    root = folder_of(where, images)
     if any(labels):
         truth = np.array([number.get(label, UNKNOWN) for label in labels], dtype=np.int64)
     else:
         truth = _first_folders([os.path.relpath(file, root) for file in files], number)
-    return Images(pixels=None, labels=truth, names=files), root
+    return replace(images, labels=truth), root
 
 
 def _first_folders(paths: Sequence[str], number: dict[str, int]) -> Int64[np.ndarray, " N"]:

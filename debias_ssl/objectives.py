@@ -100,7 +100,9 @@ def find_objective(name: str, labeled_counts: Int[Tensor, " C"]) -> Objective:
     try:
         objective = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"objective {name!r} cannot be imported: {reason(error)}") from error
+        raise InputError(
+            f"objective {name!r} cannot be imported: {reason(error)}; PYTHONPATH=. has Python look where it is started"
+        ) from error
     num = len(labeled_counts)
     example = shares_of(torch.eye(num) + 1).requires_grad_()
     try:

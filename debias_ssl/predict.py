@@ -1,6 +1,7 @@
 """`debias-ssl predict`: a trained run's labels for images, as a CSV file."""
 
 import csv
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,12 @@ from pathlib import Path
 import torch
 
 from debias_ssl.config import Parser
-from debias_ssl.data.datasets import find_files
+from debias_ssl.data.datasets import find_files, folder_of
 from debias_ssl.data.reading import Reader, feature_reader, without_unreadable
 from debias_ssl.data.streams import EvaluationStream
 from debias_ssl.errors import InputError
 from debias_ssl.evaluation import predict_logits
-from debias_ssl.files import replacing
+from debias_ssl.files import check_new_file, replacing
 from debias_ssl.run_folder import RunFolder, load_run
 from debias_ssl.runtime import entry_point, make_accelerator, place_of
 
@@ -25,7 +26,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--images", type=str, required=True, help="folder of any depth, list, CSV of path, or tar files"
     )
-    parser.add_argument("--out", type=str, required=True, help="CSV file: path, label, confidence, p_CLASS ...")
+    parser.add_argument(
+        "--out", type=str, required=True, help="CSV file: path below --images, label, confidence, p_CLASS ..."
+    )
     parser.add_argument("--features", type=str, default=None, help="for a run on features: the folder that has them")
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
     parser.add_argument("--batch_size", type=int, default=500, help="images of a batch in each process")
@@ -33,8 +36,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     parsed = parser.parse_args(arguments)
     out = Path(parsed.out)
-    if out.exists() and not parsed.overwrite:
-        raise InputError(f"{parsed.out!r} exists: pass --overwrite to replace it")
+    check_new_file(out, "--out", parsed.overwrite)
     accelerator = make_accelerator("fp32")
     place = place_of(accelerator)
     run = load_run(RunFolder(Path(parsed.run)), place.device)
@@ -68,8 +70,9 @@ def main(arguments: list[str]) -> None:
     with replacing(out) as aside, aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label", "confidence", *(f"p_{name}" for name in run.classes)])
+        root = folder_of(parsed.images, images)
         for path, k, top, row in zip(images.names, label.tolist(), confidence.tolist(), probs.tolist(), strict=True):
-            rows.writerow([path, run.classes[k], f"{top:.6f}", *(f"{p:.6g}" for p in row)])
+            rows.writerow([os.path.relpath(path, root), run.classes[k], f"{top:.6f}", *(f"{p:.6g}" for p in row)])
     print(f"{len(images)} images labeled: {out}")
 
 

@@ -77,6 +77,8 @@ def read_predictions(
     Raises:
         InputError: the file or the matrix in it cannot be used.
     """
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a folder: name a file")
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")
     readers = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
@@ -158,6 +160,7 @@ def _check(
 ) -> tuple[Kind, str]:
     """Finds what the numbers are in one pass, and raises InputError where they cannot be used."""
     lowest, highest, off = np.inf, -np.inf, 0.0
+    least, largest = np.inf, -np.inf
     for first, chunk in _chunks(matrix.values):
         check_finite(chunk, first, classes)
         low, high = (float(value) for value in chunk.aminmax())
@@ -167,7 +170,9 @@ def _check(
                 "remove the row, or fill it in"
             )
         lowest, highest = min(lowest, low), max(highest, high)
-        off = max(off, float((chunk.sum(-1) - 1).abs().max()))
+        sums = chunk.sum(-1)
+        off = max(off, float((sums - 1).abs().max()))
+        least, largest = min(least, float(sums.min())), max(largest, float(sums.max()))
     in_range = lowest >= 0 and highest <= 1 + SUM_TOLERANCE
     if kind == "probs" and not in_range:
         outside = lowest if lowest < 0 else highest
@@ -176,6 +181,11 @@ def _check(
         return kind, "as told"
     if in_range and off <= SUM_TOLERANCE:
         return "probs", "all rows are in [0, 1] and sum to 1"
+    if lowest >= 0 and largest - least <= 0.02 * largest and highest > 1:
+        raise InputError(
+            f"{path} has rows without a negative number that all sum to {largest:g}, as parts of a whole do: "
+            "divide them by that, or pass --kind logits"
+        )
     if in_range:
         return "logits", f"in [0, 1], but a row's sum is off 1 by {off:.3g}: if these are probabilities, --kind probs"
     return "logits", "not all rows are in [0, 1] and sum to 1"
@@ -268,6 +278,11 @@ def _from_table(table: Any, path: Path) -> _Matrix:
             arrays.append(array.astype(np.float32))
         elif has_prefix or any(_is_number(str(value)) for value in array):
             raise InputError(f"{path}: column {name!r} has text among its numbers; fix it, or remove the column")
+    if table.num_rows and len(classes) < 2:
+        raise InputError(
+            f"{path} has {len(classes)} columns of numbers, {', '.join(map(repr, table.column_names))[:200]}; at least "
+            "two classes are needed, divided by commas, with decimal points"
+        )
     key = next((name for name in ("path", "name") if name in table.column_names), None)
     return _Matrix(
         values=np.stack(arrays, axis=1) if arrays else np.zeros((table.num_rows, 0), dtype=np.float32),

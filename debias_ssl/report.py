@@ -5,7 +5,7 @@ from pathlib import Path
 from debias_ssl import __version__
 from debias_ssl.config import Parser
 from debias_ssl.errors import InputError
-from debias_ssl.files import write_aside
+from debias_ssl.files import check_new_file, write_aside
 from debias_ssl.reporting.comparison_page import comparison_page, holds_comparison, read_comparison, read_variants
 from debias_ssl.reporting.inspection import read_run
 from debias_ssl.reporting.page import render
@@ -44,11 +44,8 @@ def main(arguments: list[str]) -> None:
     if parsed.out is None and len(runs) > 1:
         raise InputError("several runs make one page: say where with --out FILE")
     out = Path(parsed.out) if parsed.out else runs[0] / NAME
-    if out.is_dir():
-        raise InputError(f"--out {str(out)!r} is a folder: name a file, such as {str(out / NAME)!r}")
     # A page beside its run is made anew from it; any other file may be somebody's.
-    if parsed.out and out.exists() and not parsed.overwrite:
-        raise InputError(f"{parsed.out!r} exists: pass --overwrite to replace it")
+    check_new_file(out, "--out", parsed.overwrite or not parsed.out)
     write_report(runs, out)
     print(out)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from debias_ssl.data.datasets import UNKNOWN
 from debias_ssl.data.label_files import read_text
-from debias_ssl.errors import InputError, reason
+from debias_ssl.errors import InputError, reason, shortened
 from debias_ssl.files import read_array
 
 
@@ -65,7 +65,9 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> I
     for line, row in enumerate(rows, start=2):
         name, label = (row[key] or "").strip(), (row["label"] or "").strip()
         if label and label not in number:
-            raise InputError(f"{path}: entry {line - 1} has the unknown class {label!r}; {_some_of(classes)}")
+            raise InputError(
+                f"{path}: entry {line - 1} has the unknown class {label!r}; the classes are {shortened(classes)}"
+            )
         i = place.get(name)
         if i is None and key == "row":
             raise InputError(f"{path}: entry {line - 1} is of row {name!r}, but rows are 0 to {len(names) - 1}")
@@ -148,7 +150,3 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def _some_of(classes: tuple[str, ...]) -> str:
-    return f"the classes are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from debias_ssl.checkpoint import Machine, load_checkpoint, save_checkpoint
 from debias_ssl.config import Config, Parser, make_parser, resolve, switched_method
 from debias_ssl.data.keyed import Purpose, derived_seed
-from debias_ssl.data.splits import raised_classes, save_split
+from debias_ssl.data.splits import class_counts, raised_classes, save_split
 from debias_ssl.data.streams import Batch, dead_workers_told
 from debias_ssl.data.task import Part, make_task
-from debias_ssl.errors import InputError, Interrupted, StoppedError
+from debias_ssl.errors import InputError, Interrupted, StoppedError, shortened
 from debias_ssl.evaluation import evaluate_logits, predict_logits
 from debias_ssl.files import replacing, write_aside, writing
 from debias_ssl.given import taught
@@ -38,6 +38,9 @@ from debias_ssl.run_folder import RunFolder
 from debias_ssl.runtime import entry_point, make_accelerator, place_of, reseed
 from debias_ssl.schedules import learning_rate_factor
 from debias_ssl.signals import StopVote, asked_to_stop
+
+# Steps after which the pseudo-labels of any run are looked at, if it has twice as many.
+SETTLED = 200
 
 
 class Run:
@@ -166,8 +169,9 @@ class Run:
         if step >= self.config.steps / 10 and not self.task.readers["train"].is_resident:
             journal.warn(data_warning(record["data_wait"], self.config.data.workers))
         # In the beginning no prediction is confident, and that is as it should be.
+        is_early = step < min(self.config.steps / 2, max(self.config.steps / 10, SETTLED))
         method = self.learner.raw.method
-        if (method.needs.num_strong or method.needs.weak_gradient) and step >= self.config.steps / 10:
+        if (method.needs.num_strong or method.needs.weak_gradient) and not is_early:
             journal.warn(warnings_for(record, self.task.data.classes, hasattr(method, "threshold")))
 
     def _not_finite(self, what: str, step: int) -> StoppedError:
@@ -365,8 +369,11 @@ def _begin(run: Run, resolved: dict[str, Any]) -> None:
         )
     without = [name for name, count in zip(task.data.classes, task.labeled_counts, strict=True) if not count]
     if without:
-        names = ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")
-        print(f"note: {len(without)} classes have no labeled image and will not be learned: {names}", file=sys.stderr)
+        print(f"note: no labeled image is of {shortened(without)}, which will not be learned", file=sys.stderr)
+    tested = class_counts(task.data.test.labels, len(task.data.classes))
+    untested = [name for name, count in zip(task.data.classes, tested, strict=True) if not count]
+    if untested:
+        print(f"note: no test image is of {shortened(untested)}; recalls are of the other classes", file=sys.stderr)
     parameters = sum(p.numel() for p in run.learner.raw.model.parameters())
     place = run.accelerator
     precision = place.mixed_precision.replace("no", "fp32")
@@ -399,12 +406,16 @@ def train_parsed(parser: Parser, parsed: Namespace, files: Sequence[Path], out: 
 
 @entry_point
 def main(arguments: list[str]) -> None:
+    if not arguments:
+        raise InputError("say what to train: --config FILE, such as configs/digits.yaml (--help lists the settings)")
     parser = make_parser("train", Config)
     add_folder_flags(parser, "runs/")
     parsed = parser.read_arguments(arguments)
     files = [Path(str(file)) for file in parsed.config or []]
     out = Path(parsed.out or f"runs/{files[-1].stem if files else 'train'}")
-    if parsed.resume and not files and RunFolder(out).holds_run():
+    if parsed.resume and not files:
+        if not RunFolder(out).holds_run():
+            raise InputError(f"{str(out)!r} holds no run to go on with: pass --config to begin one")
         parsed = parser.read_arguments(["--config", str(out / "config.yaml"), *arguments])
     train_parsed(parser, parsed, files, out)
 

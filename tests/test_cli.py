@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from debias_ssl import cli, predict, train
+from debias_ssl import cli, evaluate, predict, report, train
+from debias_ssl.data import __main__ as data
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -154,6 +155,32 @@ def test_predict_refuses_an_unfinished_run_and_an_existing_file(tmp_path: Path, 
     assert "--overwrite" in refused(predict.main, arguments, capsys)
     assert "holds no run" in refused(predict.main, [*arguments, "--overwrite"], capsys)
     assert (tmp_path / "o.csv").read_text() == "mine"
+
+
+def test_no_job_writes_over_a_folder(tmp_path: Path, capsys):
+    (tmp_path / "keep").mkdir()
+    out = ["--out", str(tmp_path / "keep"), "--overwrite"]
+    for main, flags in (
+        (predict.main, ["--run", "x", "--images", "x"]),
+        (data.main, ["split", "--config", str(DIGITS)]),
+        (report.main, ["x"]),
+        (evaluate.main, ["--predictions", "x.npy", "--truth", "x.csv"]),
+    ):
+        assert "is a folder: name a file" in refused(main, [*flags, *out], capsys)
+    assert [*tmp_path.iterdir()] == [tmp_path / "keep"]
+
+
+def test_nothing_is_resumed_where_there_is_nothing(tmp_path: Path, capsys):
+    message = refused(train.main, ["--resume", "--out", str(tmp_path / "typo")], capsys)
+    assert "holds no run to go on with" in message and not (tmp_path / "typo").exists()
+    assert "--config FILE" in refused(train.main, [], capsys)
+
+
+def test_a_package_is_a_command(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "debias_ssl", "--version"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0 and done.stdout.strip()
 
 
 def test_help_names_every_job_without_importing_torch():

@@ -126,7 +126,7 @@ def test_nothing_is_replaced_unless_it_is_told_so(predictions: Path, capsys):
         (["--truth", "nowhere.csv"], ["nowhere.csv"]),
         (["--tune_on", "nowhere.csv"], ["nowhere.csv"]),
         (["--classes", "nowhere.txt"], ["nowhere.txt"]),
-        (["--kind", "probs"], ["no probability", "--kind logits"]),
+        (["--kind", "probs"], ["not a probability", "--kind logits"]),
         (["--kind", "scores"], ["kind", "logits"]),
         (["--predictions", "nowhere.npy"], ["nowhere.npy"]),
         (["--nope", "1"], ["--nope"]),

@@ -172,7 +172,7 @@ def test_rows_that_are_all_right_end_at_a_bound_and_it_is_said(predictions: Path
         (["--part", "validation"], ["--part", "--predictions"]),
         (["--data.name", "digits"], ["--data.name"]),
         (["--run", "somewhere"], ["--run FOLDER, or --predictions FILE"]),
-        (["--kind", "probs"], ["no probability"]),
+        (["--kind", "probs"], ["not a probability"]),
     ],
 )
 def test_what_does_not_fit_is_told(flags, words, predictions: Path, capsys):
@@ -186,7 +186,7 @@ def test_nothing_to_evaluate_is_told(predictions: Path, capsys):
     assert "--run FOLDER, or --predictions FILE" in refused([], capsys)
     assert "needs --truth" in refused(["--predictions", str(predictions)], capsys)
     np.save(predictions.parent / "truth.npy", np.full(NUM, -1))
-    assert "a label for none" in refused(matrix_flags(predictions), capsys)
+    assert "labels none" in refused(matrix_flags(predictions), capsys)
 
 
 def test_rows_to_fit_on_must_leave_rows_to_judge(predictions: Path, capsys):

@@ -87,11 +87,13 @@ NAMES = ("cat", "dog", "elk", "fox")
         (record(1.0, [5, 5, 5, 5], [1.0] * 4), {"all"}),
         (record(0.999, [5, 5, 5, 5], [0.999] * 4), set()),
         # Half of what passed, and a bit more; what did not pass is left out.
-        (record(0.5, [10, 10, 20, 0], [0.5, 0.5, 0.5, 0.0]), set()),
-        (record(0.5, [10, 9, 20, 0], [0.5, 0.5, 0.5, 0.0]), {"one"}),
-        (record(0.5, [100, 10, 10, 10], [0.01, 0.1, 0.1, 0.1]), set()),
-        (record(0.5, [10, 100, 10, 10], [0.9, 0.01, 0.1, 0.1]), {"one"}),
-        (record(1.0, [20, 0, 0, 0], [1.0, 0.0, 0.0, 0.0]), {"all", "one"}),
+        (record(0.5, [100, 100, 200, 0], [0.5, 0.5, 0.5, 0.0]), set()),
+        (record(0.5, [100, 90, 200, 0], [0.5, 0.5, 0.5, 0.0]), {"one"}),
+        (record(0.5, [1000, 100, 100, 100], [0.01, 0.1, 0.1, 0.1]), set()),
+        (record(0.5, [100, 1000, 100, 100], [0.9, 0.01, 0.1, 0.1]), {"one"}),
+        (record(1.0, [40, 0, 0, 0], [1.0, 0.0, 0.0, 0.0]), {"all", "one"}),
+        # A share of too few.
+        (record(1.0, [39, 0, 0, 0], [1.0, 0.0, 0.0, 0.0]), {"all"}),
     ],
 )
 def test_warnings_are_those_of_what_is_wrong(found, expected):
@@ -104,7 +106,7 @@ def test_a_method_without_a_threshold_is_not_told_to_change_it():
 
 
 def test_a_collapse_names_its_class_and_share():
-    found = record(0.5, [2, 1, 6, 1], [0.5] * 4)
+    found = record(0.5, [20, 10, 60, 10], [0.5] * 4)
     assert warnings_for(found, NAMES)["one"].startswith("class 'elk' takes 60% of the pseudo-labels")
 
 

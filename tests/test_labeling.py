@@ -422,5 +422,5 @@ def test_a_folder_with_labels_is_not_written_to(tmp_path: Path):
         check_folder(tmp_path, overwrite=False)
     check_folder(tmp_path, overwrite=True)
     for out in (tmp_path / "mine.txt", tmp_path / "mine.txt" / "below"):
-        with pytest.raises(InputError, match="no folder"):
+        with pytest.raises(InputError, match="not a folder"):
             check_folder(out, overwrite=True)

@@ -89,6 +89,7 @@ LAYERS = {
         "reporting.calibration_page reporting.page"
     ),
     "cli": "",
+    "__main__": "cli",
 }
 ENTRY_POINTS = {
     "train",
@@ -154,7 +155,7 @@ def forbidden(module: str, source: str) -> set[str]:
         if not matches(name, LAYERS[line])
         # A pattern does not allow a job, its name does.
         or (name in ENTRY_POINTS and name not in LAYERS[line].split())
-        or layer_of(name) == "cli"
+        or (name == "cli" and module != "__main__")
     }
 
 

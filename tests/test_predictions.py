@@ -97,6 +97,28 @@ def test_scores_that_do_not_sum_to_one_are_logits_with_a_hint(added: float, tmp_
     assert read_predictions(path, "probs").kind == "probs"
 
 
+@pytest.mark.parametrize("whole", [100.0, 7.0])
+def test_parts_of_another_whole_than_one_are_refused(whole: float, tmp_path: Path):
+    path = saved(tmp_path, np.round(whole * PROBS, 2))
+    with pytest.raises(InputError, match=rf"all sum to {whole:g}.* divide them by that, or pass --kind logits"):
+        read_predictions(path)
+    assert read_predictions(path, "logits").kind == "logits"
+
+
+def test_a_folder_is_told_from_what_is_not_there(tmp_path: Path):
+    with pytest.raises(InputError, match="is a folder"):
+        read_predictions(tmp_path)
+    with pytest.raises(InputError, match="there is no file"):
+        read_predictions(tmp_path / "p.npy")
+
+
+@pytest.mark.parametrize("text", ["a;b;c\n1;2;3\n", "hello world\nfoo\n"])
+def test_tables_with_other_dividers_are_told_what_was_found(text: str, tmp_path: Path):
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(InputError, match=r"columns of numbers, '.*divided by commas, with decimal points"):
+        read_predictions(tmp_path / "p.csv")
+
+
 def test_what_is_told_is_believed_but_not_of_negative_probabilities(tmp_path: Path):
     assert read_predictions(saved(tmp_path, PROBS), "logits").kind == "logits"
     with pytest.raises(InputError, match=r"-2, which is not a probability: pass --kind logits"):
@@ -158,7 +180,7 @@ def test_parquet_is_read_by_its_columns(tmp_path: Path):
         ("ant,bee,cat\n1,2,3\n1,2.5x,3\n", "'bee' has text"),
         ("ant,bee\n1,\n2,3\n", "row 0 .*class 'bee': nan is not a finite number"),
         ("ant,bee\n1,2\n1,2,3\n", "cannot read .*p.csv"),
-        ("path,note\na,b\n", "1 rows and 0 classes"),
+        ("path,note\na,b\n", "0 columns of numbers, 'path', 'note'"),
         ("ant,bee\n", "0 rows"),
         ("", "cannot read"),
     ],

@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,8 +175,12 @@ def test_predict_writes_label_confidence_and_every_class(finished: Path, tmp_pat
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(data.test.pixels[i, ..., 0]).save(folder / f'a "quoted", ü{i}.png')
     predict.main(["--run", str(finished), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "o.csv")])
+    # An image alone is labeled too, and paths are those below what was named.
+    alone = tmp_path / "images" / "nested 0" / 'a "quoted", ü0.png'
+    predict.main(["--run", str(finished), "--images", str(alone), "--out", str(tmp_path / "p.csv")])
+    assert [row["path"] for row in csv.DictReader((tmp_path / "p.csv").read_text("utf-8").splitlines())] == [alone.name]
     rows = {Path(row["path"]).name: row for row in csv.DictReader((tmp_path / "o.csv").read_text("utf-8").splitlines())}
-    assert len(rows) == 5
+    assert len(rows) == 5 and rows[alone.name]["path"] == f"nested 0/{alone.name}"
     logits = torch.from_numpy(np.load(finished / "predictions" / "test_ema.npy"))
     for i in range(5):
         row, probs = rows[f'a "quoted", ü{i}.png'], logits[i].softmax(-1)
@@ -272,9 +277,28 @@ def test_bf16_losses_are_near_fp32s(finished: Path, tmp_path: Path):
     assert all(value.dtype != torch.bfloat16 for value in weights(half).values())
 
 
+def test_classes_without_a_test_image_are_named(tmp_path: Path, monkeypatch, capsys):
+    make_task = train_module.make_task
+
+    def without_three(*arguments, **settings):
+        task = make_task(*arguments, **settings)
+        keep = np.flatnonzero(task.data.test.labels != 3)
+        assert task.data.test.pixels is not None
+        test = replace(task.data.test, labels=task.data.test.labels[keep], pixels=task.data.test.pixels[keep])
+        test = replace(test, names=[task.data.test.names[i] for i in keep.tolist()])
+        pixels = task.readers["test"].pixels
+        assert pixels is not None
+        readers = task.readers | {"test": replace(task.readers["test"], pixels=pixels[torch.from_numpy(keep)])}
+        return replace(task, data=replace(task.data, test=test), readers=readers)
+
+    monkeypatch.setattr(train_module, "make_task", without_three)
+    run(tmp_path / "a", "--steps", "2")
+    assert "note: no test image is of 3; recalls are of the other classes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("threshold", "message"),
-    [("1.1", "no pseudo-label counts"), ("0", "every pseudo-label passes the threshold")],
+    [("1", "no pseudo-label counts"), ("0", "every pseudo-label passes the threshold")],
 )
 def test_warnings_about_the_threshold(threshold: str, message: str, tmp_path: Path, capsys):
     run(tmp_path / "a", "--method.threshold", threshold)

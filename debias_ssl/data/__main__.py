@@ -8,6 +8,7 @@ from debias_ssl.data.datasets import DataConfig, fingerprint, load_data
 from debias_ssl.data.splits import class_counts, draw_split, save_split
 from debias_ssl.data.task import readable_data
 from debias_ssl.errors import InputError
+from debias_ssl.files import check_new_file
 from debias_ssl.runtime import entry_point
 
 SHOWN = 5
@@ -39,8 +40,7 @@ def check(config: DataConfig, seed: int) -> bool:
 
 def split(config: DataConfig, seed: int, out: Path, overwrite: bool) -> None:
     """Writes a split and prints its counts."""
-    if out.exists() and not overwrite:
-        raise InputError(f"{str(out)!r} exists: pass --overwrite to replace it")
+    check_new_file(out, "--out", overwrite)
     data, drawn = _print_split(config, seed)
     save_split(out, drawn, data.classes, fingerprint(data.train))
     print(out)

@@ -14,7 +14,7 @@ from debias_ssl.data.augment import AugmentConfig
 from debias_ssl.data.label_files import confident, inside, read_classes, read_confidence, read_label_file, read_text
 from debias_ssl.data.shards import EXTENSIONS, ShardedNames, is_shards, member_named, on_disk, open_shards
 from debias_ssl.data.splits import SplitConfig
-from debias_ssl.errors import InputError, check_settings
+from debias_ssl.errors import InputError, check_settings, shortened
 
 Name = Literal["digits", "CIFAR10", "CIFAR100", "STL10", "SVHN", "FashionMNIST", "folder"]
 UNKNOWN = -1
@@ -201,7 +201,7 @@ def load_test(config: DataConfig, classes: tuple[str, ...]) -> Images:
 
 
 def find_files(where: str, setting: str, root: str | None = None) -> Images:
-    """Files from a folder of any depth, a text file of paths, a CSV file with a path column, or tar files.
+    """Files of a folder of any depth, an image, a text file of paths, a CSV file with a path column, or tar files.
 
     Labels are left out.
     """
@@ -209,6 +209,13 @@ def find_files(where: str, setting: str, root: str | None = None) -> Images:
         return images_in_shards(where, (), setting)
     paths, _ = _unlabeled_files(where, None if root is None else Path(root), setting)
     return _files(paths, [""] * len(paths), (), where)
+
+
+def folder_of(where: str, images: Images) -> Path:
+    """The folder that the paths of `find_files(where)` are written relative to: the one named, or that of the list."""
+    if is_shards(where):
+        return common_parent([file.path for file in on_disk(images.names)])
+    return Path(where) if Path(where).is_dir() else Path(where).parent
 
 
 def fingerprint(images: Images) -> str:
@@ -325,7 +332,7 @@ def _files(paths: list[Path], names: list[str], classes: tuple[str, ...], where:
     unknown = sorted(set(names) - set(number))
     if unknown:
         raise InputError(
-            f"{where} has a class {unknown[0]!r} that the labeled images do not have: {_shortened(classes)}"
+            f"{where} has a class {unknown[0]!r} that the labeled images do not have: {shortened(classes)}"
         )
     labels = np.array([number[name] for name in names], dtype=np.int64)
     files = [str(path) for path in paths]
@@ -344,7 +351,7 @@ def images_in_shards(where: str, classes: tuple[str, ...], setting: str, cache: 
     wrong = [text for text in texts if text not in number]
     if classes and wrong:
         raise InputError(
-            f"{where}: a .cls member says {wrong[0]!r}, which is neither one of the classes, {_shortened(classes)}, "
+            f"{where}: a .cls member says {wrong[0]!r}, which is neither one of the classes, {shortened(classes)}, "
             f"nor one of their numbers, 0 to {len(classes) - 1}"
         )
     found = np.array([*(number.get(text, UNKNOWN) for text in texts), UNKNOWN], dtype=np.int64)
@@ -382,7 +389,7 @@ def _labeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Pa
 
 
 def _unlabeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Path], list[str]]:
-    """Paths, and class names where they are known, from a folder of any depth, a list of paths or a CSV file."""
+    """Paths, and class names where they are known, of a folder of any depth, an image, a list or a CSV file."""
     path = Path(where)
     if path.is_dir():
         paths = find_images(path)
@@ -392,6 +399,8 @@ def _unlabeled_files(where: str, root: Path | None, setting: str) -> tuple[list[
         return paths, [""] * len(paths)
     if not path.is_file():
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")
+    if path.suffix.lower() in EXTENSIONS:
+        return [path], [""]
     if path.suffix.lower() == ".csv":
         return read_label_file(path, root)
     lines = [line.strip() for line in read_text(path).split("\n")]
@@ -413,7 +422,3 @@ def find_images(folder: Path) -> list[Path]:
 def common_parent(names: Sequence[str]) -> Path:
     """The folder below which all files lie."""
     return Path(os.path.commonpath([os.path.abspath(Path(name).parent) for name in names]))
-
-
-def _shortened(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")

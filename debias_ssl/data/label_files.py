@@ -36,8 +36,10 @@ def read_label_file(path: Path, root: Path | None) -> tuple[list[Path], list[str
 def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text") from error
 
 
 def inside(name: str, root: Path, listed_in: Path) -> Path:

@@ -32,6 +32,15 @@ class ImagesGoneError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finetuned:
+    """What `debias-ssl finetune` did to a run."""
+
+    said: str
+    figures: dict[tuple[str, str], dict[str, float]]
+    """Of the objective and of `FIGURES`, by part of the images and `before` or `after`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinishedRun:
     """What a run folder holds."""
 
@@ -53,6 +62,8 @@ class FinishedRun:
     labels: Int[np.ndarray, " N"]
     figures: dict[str, Any]
     """Of these logits."""
+    finetuned: Finetuned | None
+    """If it was; the log and the evaluations are then those of the run before."""
 
     @property
     def method(self) -> str:
@@ -103,6 +114,8 @@ def read_run(path: Path) -> FinishedRun:
         split = json.loads(folder.split.read_text())
         logits, labels = (read_array(path / "predictions" / f"test_{name}.npy") for name in ("ema", "labels"))
         counts = model.get("unlabeled_counts")
+        evaluations = [record for record in records if "ema" in record]
+        finetuned = _finetuned(summary["finetune"]) if "finetune" in summary else None
         run = FinishedRun(
             path=path,
             config=config,
@@ -114,14 +127,15 @@ def read_run(path: Path) -> FinishedRun:
             num_unlabeled=model["num_unlabeled"],
             summary=summary,
             logs=[record for record in records if "loss" in record],
-            evaluations=[record for record in records if "ema" in record],
+            evaluations=evaluations[:-1] if finetuned else evaluations,
             logits=logits,
             labels=labels,
             figures=evaluate_logits(
                 torch.from_numpy(logits), torch.from_numpy(labels), torch.tensor(model["labeled_counts"])
             ),
+            finetuned=finetuned,
         )
-        wrong = _misfit(run, split)
+        wrong = _misfit(run, evaluations, split)
     except FileNotFoundError as error:
         raise InputError(f"{str(path)!r} is not a finished run: it has no {Path(error.filename).name}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
@@ -135,14 +149,31 @@ def _described(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else reason(error)
 
 
-def _misfit(run: FinishedRun, split: dict[str, Any]) -> str | None:
+def _finetuned(facts: dict[str, Any]) -> Finetuned:
+    """From the section of `summary.json`."""
+    names = ("objective", *FIGURES)
+    parts = [part for part in ("validation", "test") if part in facts]
+    return Finetuned(
+        said=(
+            f"fine-tuned by {facts['method']['class_path']} for {facts['objective']} on {int(facts['num_held_out']):,} "
+            f"held-out images in {float(facts['seconds']):.1f} s, from {facts['run']}"
+        ),
+        figures={
+            (part, moment): {name: float(facts[part][moment][name]) for name in names}
+            for part in parts
+            for moment in ("before", "after")
+        },
+    )
+
+
+def _misfit(run: FinishedRun, evaluations: list[dict[str, Any]], split: dict[str, Any]) -> str | None:
     """What in the files of a run does not fit together."""
     num = len(run.classes)
     if not run.logs or not run.evaluations:
         return "metrics.jsonl lacks the log or the evaluations"
     last = run.summary["ema"]["last"]
     for name in FIGURES:
-        if abs(last[name] - run.evaluations[-1]["ema"][name]) > 1e-6:
+        if abs(last[name] - evaluations[-1]["ema"][name]) > 1e-6:
             return f"{name} differs between summary.json and metrics.jsonl"
         if abs(last[name] - run.figures[name]) > 1e-6:
             return f"{name} differs between summary.json and predictions/"

@@ -13,6 +13,7 @@ from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, Series, plain
 from debias_ssl.reporting.inspection import (
     FIGURES,
+    Finetuned,
     FinishedRun,
     ImagesGoneError,
     Inspection,
@@ -25,6 +26,8 @@ from debias_ssl.reporting.parts import changed_sheet, confusion_figure, reliabil
 
 # Of the run's length: when its pseudo-labels are counted.
 MOMENTS = (0.25, 0.5, 0.75, 1.0)
+TITLES = [name.replace("_", " ").replace("h mean", "H-mean").replace("g mean", "G-mean") for name in FIGURES[:-1]]
+TITLES.append("ECE")
 LEFT_OUT = "the confusion of pseudo-labels, the class correlation and the example images"
 
 
@@ -42,9 +45,10 @@ def run_page(run: FinishedRun) -> Page:
     sections.append(Section(title="All classes", tables=[class_table(run, true_counts(run, inspection))]))
     config = run.config
     return Page(
-        title=f"{run.method} on {config.data.name}",
+        title=f"{run.method} on {config.data.name}{', fine-tuned' if run.finetuned else ''}",
         facts=[
             str(run.path),
+            *([f"{run.finetuned.said}; the first stage:"] if run.finetuned else []),
             f"{config.model.name}, {len(run.classes)} classes, {sum(run.labeled_counts):,} labeled and "
             f"{run.num_unlabeled:,} unlabeled images, {len(run.labels):,} test images",
             f"{run.summary['steps']:,} steps in {run.summary['seconds']:,.0f} s, "
@@ -57,6 +61,8 @@ def run_page(run: FinishedRun) -> Page:
 
 
 def headline(run: FinishedRun) -> Section:
+    if run.finetuned:
+        return before_and_after(run.finetuned)
     last_few = min(run.config.median_of, len(run.evaluations))
     moments = {
         "last": "last step",
@@ -68,13 +74,26 @@ def headline(run: FinishedRun) -> Section:
         for key, moment in moments.items()
         for which, title in (("ema", "EMA"), ("raw", "raw"))
     ]
-    head = ["", *(name.replace("_", " ").replace("h mean", "H-mean").replace("g mean", "G-mean") for name in FIGURES)]
-    head[-1] = "ECE"
     caption = (
         "On the test images; EMA is the averaged model, which is exported, raw the trained one. Judge by the last step "
         "or the median over evaluations: the best is chosen on the test set itself, so it is optimistic."
     )
-    return Section(title="Figures", tables=[Table(title="", head=head, rows=rows, caption=caption)])
+    return Section(title="Figures", tables=[Table(title="", head=["", *TITLES], rows=rows, caption=caption)])
+
+
+def before_and_after(finetuned: Finetuned) -> Section:
+    names = {"validation": "held-out", "test": "test"}
+    rows = [
+        [f"{names[part]}, {moment}", *(percent(value) for value in figures.values())]
+        for (part, moment), figures in finetuned.figures.items()
+    ]
+    caption = (
+        "Before is the averaged model of the run that this one was made of, after is the same network with another "
+        "classifier, which is exported. The classifier was chosen on the held-out images: judge by the test images. "
+        "Losses, curves, pseudo-labels and the marginal below are of the training of that run."
+    )
+    table = Table(title="", head=["", "objective", *TITLES], rows=rows, caption=caption)
+    return Section(title="Figures", tables=[table])
 
 
 def learning(run: FinishedRun) -> Section:

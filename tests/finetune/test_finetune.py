@@ -80,7 +80,18 @@ def test_the_folder_is_a_run_whose_classifier_alone_has_changed(run, tmp_path, c
     predicted = (tmp_path / "labels.csv").read_text().splitlines()
     assert [Path(line.split(",")[0]).name for line in predicted[1:]] == [f"{number}.png" for number in range(5)]
     report.main([str(out)])
-    assert (out / "report.html").stat().st_size > 10_000
+    page = (out / "report.html").read_text()
+    assert "fine-tuned by SelMix for min_recall on 200 held-out images" in page
+    assert "held-out, before" in page and "test, after" in page and "chosen on test" not in page
+    before_it = json.loads((run / "summary.json").read_text())["steps"]
+    assert f"at step {before_it}," in page or f"over {before_it} steps" in page
+    assert f"step {before_it + 1}" not in page
+    # What somebody has changed by hand is told of.
+    (out / "summary.json").write_text(json.dumps(summary | {"finetune": {}}))
+    with pytest.raises(SystemExit) as exit_:
+        report.main([str(out)])
+    assert exit_.value.code == 2
+    assert "was changed after its run, or damaged: 'method' is missing" in capsys.readouterr().err
     assert load_run(RunFolder(out), torch.device("cpu")).classes == tuple("0123456789")
 
 

@@ -1,0 +1,5 @@
+"""`python -m debias_ssl`, which is `debias-ssl`."""
+
+from debias_ssl.cli import main
+
+main()
