@@ -21,8 +21,9 @@ from debias_ssl.checkpoint import Machine, load_checkpoint, save_checkpoint
 from debias_ssl.config import Config, Parser, make_parser, resolve, switched_method
 from debias_ssl.data.keyed import Purpose, derived_seed
 from debias_ssl.data.splits import class_counts, raised_classes, save_split
-from debias_ssl.data.streams import Batch, dead_workers_told
+from debias_ssl.data.streams import Batch
 from debias_ssl.data.task import Part, make_task
+from debias_ssl.data.workers import dead_workers_told
 from debias_ssl.errors import InputError, Interrupted, StoppedError, shortened
 from debias_ssl.evaluation import evaluate_logits, predict_logits
 from debias_ssl.files import replacing, write_aside, writing

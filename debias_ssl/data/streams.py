@@ -1,32 +1,27 @@
 """Endless batches of labeled and unlabeled views; what step k holds is a function of (seed, k) alone."""
 
-import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import Any, TypedDict
+from functools import cached_property
+from typing import TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from debias_ssl.data import augment
 from debias_ssl.data.augment import Pixels
 from debias_ssl.data.keyed import Purpose, beta, permutation, uniform_ahead
+from debias_ssl.data.orders import BalancedOrder, Order, ShardOrder
 from debias_ssl.data.reading import NUM_CROP_NUMBERS, Reader
-from debias_ssl.errors import InputError, StoppedError, reason
+from debias_ssl.data.workers import read_ahead
+from debias_ssl.errors import InputError
 from debias_ssl.methods.base import Needs
-from debias_ssl.signals import ignore_signals
 
 CPU = torch.device("cpu")
-# Of all images, which may be a hundred million: the end of a pass and the beginning of the next, of two lists.
-_cached_permutation = lru_cache(maxsize=4)(permutation)
-# Of the images of a class or of a shard, of which a step needs many.
-_cached_short_permutation = lru_cache(maxsize=512)(lambda *key: permutation(*key).numpy())
 MOST_LANES = 64
 
 
@@ -81,107 +76,6 @@ def mixed(batch: Batch, share: float) -> Batch:
         partner_labels=partner_labels,
         share=share,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """The global batch of each step, as positions in a list of items that is gone through in passes.
-
-    Each item comes once per pass; pass n has the order of permutation number n.
-    """
-
-    length: int
-    batch_size: int
-    seed: int
-    purpose: Purpose
-
-    def __call__(self, step: int) -> Int[Tensor, " B"]:
-        start, stop = step * self.batch_size, (step + 1) * self.batch_size
-        parts = []
-        while start < stop:
-            number, offset = divmod(start, self.length)
-            order = _cached_permutation(self.seed, self.purpose, number, self.length)
-            parts.append(order[offset : offset + stop - start])
-            start += len(parts[-1])
-        return torch.cat(parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardOrder:
-    """Like `Order`, for a list of items in shards, so that a process reads few shards at a time, and always the same.
-
-    The list is cut into `lanes` equal stretches, and so is each batch. A lane goes through its stretch in passes of its
-    own: the shards in it in the order of one permutation, the items of a shard in the order of another. Shards may be
-    of any size, and one that lies across a border of stretches is in two lanes.
-    """
-
-    borders: Int64[np.ndarray, " borders"]
-    """Position of each shard's first item, and the end of the list; items before the first are like one more shard."""
-    batch_size: int
-    lanes: int
-    seed: int
-
-    @cached_property
-    def _stretches(self) -> Int64[np.ndarray, " borders"]:
-        return np.arange(self.lanes + 1) * self.borders[-1] // self.lanes
-
-    @cached_property
-    def _pieces(self) -> Int64[np.ndarray, " borders"]:
-        """Where what is in one shard and one lane begins, and the end of the list."""
-        return np.unique(np.concatenate([self._stretches, self.borders]))
-
-    def __call__(self, step: int, positions: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
-        """The items at ascending positions of a global batch."""
-        width = self.batch_size // self.lanes
-        lanes = (positions // width).numpy()
-        draws = step * width + (positions % width).numpy()
-        parts = [self._drawn(lane, draws[lanes == lane]) for lane in np.unique(lanes).tolist()]
-        return torch.from_numpy(np.concatenate(parts))
-
-    def _drawn(self, lane: int, draws: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The items that a lane draws, by the ascending numbers of the draws."""
-        stretch = self._stretches[lane : lane + 2]
-        first, stop = np.searchsorted(self._pieces, stretch).tolist()
-        num_pieces = len(self._pieces) - 1
-        numbers, places = np.divmod(draws, stretch[1] - stretch[0])
-        parts = []
-        for number in np.unique(numbers).tolist():
-            key = number * self.lanes + lane
-            order = first + _cached_short_permutation(self.seed, Purpose.SHARD_ORDER, key, stop - first)
-            ends = np.cumsum(self._pieces[order + 1] - self._pieces[order])
-            inside = places[numbers == number]
-            turns = np.searchsorted(ends, inside, side="right")
-            for turn in np.unique(turns).tolist():
-                piece = int(order[turn])
-                start, length = int(self._pieces[piece]), int(self._pieces[piece + 1] - self._pieces[piece])
-                key = number * num_pieces + piece
-                items = _cached_short_permutation(self.seed, Purpose.UNLABELED_ORDER, key, length)
-                parts.append(start + items[inside[turns == turn] - (int(ends[turn]) - length)])
-        return np.concatenate(parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BalancedOrder:
-    """Like `Order`, with every class equally often: passes over the classes, and in each class over its items."""
-
-    labels: Int[Tensor, " L"]
-    batch_size: int
-    seed: int
-
-    def __call__(self, step: int) -> Int[Tensor, " B"]:
-        classes = self.labels.unique()
-        drawn = Order(length=len(classes), batch_size=self.batch_size, seed=self.seed, purpose=Purpose.CLASS_ORDER)(
-            step
-        )
-        # A class comes once per pass over the classes, so its n-th draw is in pass n.
-        draws = (step * self.batch_size + torch.arange(self.batch_size)) // len(classes)
-        items = []
-        for k, draw in zip(drawn.tolist(), draws.tolist(), strict=True):
-            members = torch.nonzero(self.labels == classes[k]).flatten()
-            number, offset = divmod(draw, len(members))
-            order = _cached_short_permutation(self.seed, Purpose.LABELED_ORDER, number * len(classes) + k, len(members))
-            items.append(members[order[offset]])
-        return torch.stack(items)
 
 
 class _Pixels(TypedDict):
@@ -318,30 +212,27 @@ class TrainingStream(Dataset):
             return own
         return torch.cat([own, permutation(self.seed, Purpose.MIXUP_PARTNER, step, self.batch_size)[own]])
 
+    @cached_property
+    def _labeled_order(self) -> Order | BalancedOrder:
+        size, seed = self.batch_size, self.seed
+        if self.balanced:
+            return BalancedOrder(labels=self.labels[self.labeled], batch_size=size, seed=seed)
+        return Order(length=len(self.labeled), batch_size=size, seed=seed, purpose=Purpose.LABELED_ORDER)
+
+    @cached_property
+    def _unlabeled_order(self) -> Order | ShardOrder:
+        size, seed = self.unlabeled_batch_size, self.seed
+        if self.shard_borders is not None:
+            return ShardOrder(borders=self.shard_borders, batch_size=size, lanes=self._lanes, seed=seed)
+        return Order(length=len(self.unlabeled), batch_size=size, seed=seed, purpose=Purpose.UNLABELED_ORDER)
+
     def _labeled_at(self, step: int) -> Int[Tensor, " P"]:
         """Positions, among the training images, of this process's labeled images of a step, and of their partners."""
-        if self.balanced:
-            order = BalancedOrder(labels=self.labels[self.labeled], batch_size=self.batch_size, seed=self.seed)
-        else:
-            length, size = len(self.labeled), self.batch_size
-            order = Order(length=length, batch_size=size, seed=self.seed, purpose=Purpose.LABELED_ORDER)
-        return self.labeled[order(step)[self._labeled_positions(step)]]
+        return self.labeled[self._labeled_order(step, self._labeled_positions(step))]
 
     def _unlabeled_at(self, step: int) -> Int[Tensor, " U"]:
         """Positions, in the unlabeled set, of this process's unlabeled images of a step."""
-        positions = self._positions(self.unlabeled_batch_size)
-        if self._shard_order is not None:
-            return self._shard_order(step, positions)
-        length, size = len(self.unlabeled), self.unlabeled_batch_size
-        order = Order(length=length, batch_size=size, seed=self.seed, purpose=Purpose.UNLABELED_ORDER)
-        return order(step)[positions]
-
-    @cached_property
-    def _shard_order(self) -> ShardOrder | None:
-        borders, size = self.shard_borders, self.unlabeled_batch_size
-        if borders is None:
-            return None
-        return ShardOrder(borders=borders, batch_size=size, lanes=self._lanes, seed=self.seed)
+        return self._unlabeled_order(step, self._positions(self.unlabeled_batch_size))
 
     def _positions(self, size: int) -> Int[Tensor, " P"]:
         """This process's part of the positions in a global batch."""
@@ -389,61 +280,3 @@ class EvaluationStream(Dataset):
 
     def _at(self, number: int) -> Int[Tensor, " M"]:
         return self._mine()[number * self.batch_size : (number + 1) * self.batch_size]
-
-
-@contextmanager
-def dead_workers_told() -> Iterator[None]:
-    """Tells people of a process that decodes images and has died; torch says so wherever this process then is.
-
-    Raises:
-        StoppedError: one has.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise StoppedError(
-            f"a process that decodes images has died ({reason(error)}): "
-            "if memory was short, take fewer by data.workers or --workers, and start again with --resume"
-        ) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caught(Dataset):
-    """A data set that returns what it would raise: a worker that raises adds its traceback to the message."""
-
-    dataset: Dataset
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.dataset[number]
-        except (InputError, StoppedError) as error:
-            return error
-
-
-def raising(items: Iterable) -> Iterator:
-    """Raises what a `Caught` data set has returned instead."""
-    for item in items:
-        if isinstance(item, InputError | StoppedError):
-            raise item
-        yield item
-
-
-def read_ahead(dataset: Dataset, numbers: range, reader: Reader, device: torch.device) -> Iterator[tuple[int, Any]]:
-    """Items of a data set with their numbers; where files are decoded, workers do it in advance."""
-    if reader.is_resident:
-        yield from ((number, dataset[number]) for number in numbers)
-    else:
-        # More decoding processes than cores only get into each other's way.
-        workers, pinned = min(reader.config.workers, os.cpu_count() or 1), device.type == "cuda"
-        caught = Caught(dataset=dataset)
-        loader = DataLoader(
-            caught,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=workers,
-            pin_memory=pinned,
-            worker_init_fn=ignore_signals,
-        )
-        yield from zip(numbers, raising(loader), strict=True)

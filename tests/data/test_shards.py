@@ -18,7 +18,7 @@ from debias_ssl.data import shards
 from debias_ssl.data.datasets import UNKNOWN, DataConfig, find_files, images_in_shards, load_data
 from debias_ssl.data.reading import decode, make_reader
 from debias_ssl.data.shards import Member, Shard, ShardedNames, expanded, on_disk, open_shards, read_member, shard_paths
-from debias_ssl.data.streams import Batch, Place, ShardOrder, TrainingStream
+from debias_ssl.data.streams import Batch, Place, TrainingStream
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.errors import InputError, StoppedError
 from debias_ssl.methods import FixMatch
@@ -179,49 +179,6 @@ def test_patterns_are_bashs(pack: Pack):
     ):
         with pytest.raises(InputError, match=message):
             shard_paths(f"{folder}/{wrong}", "data.unlabeled")
-
-
-# Order.
-
-
-def order_of(*sizes: int, before: int = 0, lanes: int = 4, batch_size: int = 8, seed: int = 0) -> ShardOrder:
-    borders = before + np.cumsum([0, *sizes])
-    return ShardOrder(borders=borders, batch_size=batch_size, lanes=lanes, seed=seed)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "before"), [((6, 6, 6, 6), 0), ((1, 17, 2, 9, 4), 3), ((40,), 0), ((4, 0, 0, 5), 2), ((1,) * 30, 1)]
-)
-def test_every_item_comes_once_per_pass_of_its_lane(sizes: tuple[int, ...], before: int):
-    order, length = order_of(*sizes, before=before), before + sum(sizes)
-    num_passes = 3
-    steps = -(-num_passes * length // 4 // 2) + 2
-    drawn = torch.cat([order(step, torch.arange(8)) for step in range(steps)]).view(steps, 4, 2)
-    stretches = [range(lane * length // 4, (lane + 1) * length // 4) for lane in range(4)]
-    assert sorted(item for stretch in stretches for item in stretch) == [*range(length)]
-    for lane, stretch in enumerate(stretches):
-        of_lane = drawn[:, lane].flatten()[: num_passes * len(stretch)].view(num_passes, -1)
-        assert torch.equal(of_lane.sort(1).values, torch.tensor(stretch).expand(num_passes, -1))
-
-
-def test_a_lane_goes_through_one_shard_after_another_in_an_order_of_its_own():
-    order = order_of(*[20] * 12, lanes=2, batch_size=4)
-    drawn = torch.cat([order(step, torch.arange(2)) for step in range(120)]).view(2, 120)
-    turns = [row.view(6, 20) // 20 for row in drawn]
-    assert all((turn == turn[:, :1]).all() for turn in turns), "no two shards at a time"
-    first, second = (tuple(turn[:, 0].tolist()) for turn in turns)
-    assert sorted(first) == sorted(second) == [*range(6)] and first != second
-    inside = {tuple((part % 20).tolist()) for row in drawn for part in row.view(6, 20)}
-    assert len(inside) == 12, "each shard in each pass has an order of its own"
-    assert not order(5, torch.arange(4)).equal(replace(order, seed=1)(5, torch.arange(4)))
-
-
-def test_parts_of_a_batch_are_those_of_the_whole():
-    order = order_of(5, 9, 2, 30, lanes=4, batch_size=12)
-    for step in (0, 3, 50):
-        whole = order(step, torch.arange(12))
-        for parts in (2, 4):
-            assert torch.cat([order(step, part) for part in torch.arange(12).chunk(parts)]).equal(whole)
 
 
 # Training.

@@ -13,7 +13,7 @@ from debias_ssl.data.augment import AugmentConfig
 from debias_ssl.data.datasets import DataConfig, load_data
 from debias_ssl.data.keyed import Purpose, permutation, uniform
 from debias_ssl.data.reading import Reader, make_reader
-from debias_ssl.data.streams import BalancedOrder, Batch, EvaluationStream, Order, Place, TrainingStream
+from debias_ssl.data.streams import Batch, EvaluationStream, Place, TrainingStream
 from debias_ssl.errors import InputError
 from debias_ssl.methods import Needs
 
@@ -64,54 +64,6 @@ def assert_same(one: Batch, other: Batch) -> None:
 
 def at(training: TrainingStream, step: int) -> Batch:
     return next(training.batches(step, step + 1))
-
-
-# The order of images.
-
-
-@pytest.mark.parametrize(("length", "batch_size"), [(40, 64), (40, 16), (7, 3), (5, 5), (3, 20), (1, 4)])
-def test_every_item_comes_once_per_pass(length: int, batch_size: int):
-    order = Order(length=length, batch_size=batch_size, seed=3, purpose=Purpose.LABELED_ORDER)
-    num_steps = -(-4 * length // batch_size)
-    drawn = torch.cat([order(step) for step in range(num_steps)])
-    assert len(drawn) == num_steps * batch_size
-    passes = drawn[: 4 * length].view(4, length)
-    assert torch.equal(passes.sort(1).values, torch.arange(length).expand(4, -1))
-
-
-def test_passes_seeds_and_purposes_have_their_own_order():
-    order = Order(length=30, batch_size=30, seed=0, purpose=Purpose.LABELED_ORDER)
-    others = (order(0), order(1), replace(order, seed=1)(0), replace(order, purpose=Purpose.UNLABELED_ORDER)(0))
-    assert len({tuple(other.tolist()) for other in others}) == 4
-
-
-@pytest.mark.parametrize("batch_size", [3, 4, 10])
-def test_balanced_order_draws_every_class_equally_often(batch_size: int):
-    order = BalancedOrder(labels=torch.tensor([7] * 11 + [2] * 3 + [5]), batch_size=batch_size, seed=0)
-    drawn = torch.cat([order(step) for step in range(6)])
-    classes = order.labels[drawn]
-    for stop in range(3, len(drawn) + 1, 3):
-        assert set(Counter(classes[:stop].tolist()).values()) == {stop // 3}
-
-
-def test_balanced_order_goes_through_each_class_in_passes():
-    labels = torch.tensor([0, 1, 1, 0, 1, 2, 1])
-    order = BalancedOrder(labels=labels, batch_size=5, seed=1)
-    drawn = torch.cat([order(step) for step in range(24)])
-    for k, members in ((0, [0, 3]), (1, [1, 2, 4, 6]), (2, [5])):
-        of_class = drawn[labels[drawn] == k]
-        assert len(of_class) == 40
-        passes = of_class.view(-1, len(members))
-        assert torch.equal(passes.sort(1).values, torch.tensor(members).expand(len(passes), -1))
-    # Not in the same order each time.
-    ones = drawn[labels[drawn] == 1].view(-1, 4)
-    assert len(ones.unique(dim=0)) > 5
-
-
-def test_balanced_order_starts_anywhere():
-    order = BalancedOrder(labels=torch.arange(10) % 3, batch_size=4, seed=0)
-    wide = replace(order, batch_size=8)
-    assert torch.equal(torch.cat([order(6), order(7)]), wide(3))
 
 
 # Training.
