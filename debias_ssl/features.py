@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from debias_ssl.data.features import MANIFEST, read_manifest, shard_path
 from debias_ssl.data.reading import decode, unreadable
-from debias_ssl.data.shards import Member, ShardedNames, on_disk
+from debias_ssl.data.shard_index import Member
+from debias_ssl.data.shards import ShardedNames, on_disk
 from debias_ssl.data.streams import Place
 from debias_ssl.data.workers import Caught, raising
 from debias_ssl.errors import InputError

@@ -20,7 +20,8 @@ from debias_ssl.config import Parser
 from debias_ssl.data.datasets import UNKNOWN, Images, find_files, folder_of, images_in_shards
 from debias_ssl.data.label_files import read_label_file, read_text
 from debias_ssl.data.reading import center_crop, decode
-from debias_ssl.data.shards import Member, is_shards, member_named
+from debias_ssl.data.shard_index import Member
+from debias_ssl.data.shards import is_shards, member_named
 from debias_ssl.data.workers import dead_workers_told
 from debias_ssl.errors import InputError
 from debias_ssl.features import FeatureCache, embed

@@ -12,6 +12,9 @@ from debias_ssl.learner import Learner
 from debias_ssl.methods import Method, Problem, View, Views
 from debias_ssl.models import build
 
+# Jobs in processes of their own compute with one thread too, and the number of threads changes the last bits.
+torch.set_num_threads(1)
+
 
 @pytest.fixture
 def make_problem() -> Callable[[int], Problem]:

@@ -12,7 +12,8 @@ from jaxtyping import Int64, UInt8
 
 from debias_ssl.data.augment import AugmentConfig
 from debias_ssl.data.label_files import confident, inside, read_classes, read_confidence, read_label_file, read_text
-from debias_ssl.data.shards import EXTENSIONS, ShardedNames, is_shards, member_named, on_disk, open_shards
+from debias_ssl.data.shard_index import EXTENSIONS
+from debias_ssl.data.shards import ShardedNames, is_shards, member_named, on_disk, open_shards
 from debias_ssl.data.splits import SplitConfig
 from debias_ssl.errors import InputError, check_settings, shortened
 

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from debias_ssl.data.datasets import DataConfig, Images
 from debias_ssl.data.features import find_features
-from debias_ssl.data.shards import Member, OpenMember, ShardedNames, on_disk
+from debias_ssl.data.shard_index import Member
+from debias_ssl.data.shards import OpenMember, ShardedNames, on_disk
 from debias_ssl.errors import InputError
 from debias_ssl.files import cache_folder, read_array, replacing, write_aside
 

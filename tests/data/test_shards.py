@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from debias_ssl.data import shards
+from debias_ssl.data import shard_index
 from debias_ssl.data.datasets import UNKNOWN, DataConfig, find_files, images_in_shards, load_data
 from debias_ssl.data.reading import decode, make_reader
-from debias_ssl.data.shards import Member, Shard, ShardedNames, expanded, on_disk, open_shards, read_member, shard_paths
+from debias_ssl.data.shard_index import Member, Shard
+from debias_ssl.data.shards import ShardedNames, expanded, on_disk, open_shards, read_member, shard_paths
 from debias_ssl.data.streams import Batch, Place, TrainingStream
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.errors import InputError, StoppedError
@@ -255,8 +256,8 @@ def test_lanes_that_do_not_fit_are_refused(packed: DataConfig):
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The tar files whose headers were gone through."""
     found: list[str] = []
-    make = shards._made
-    monkeypatch.setattr(shards, "_made", lambda path: found.append(os.path.basename(path)) or make(path))
+    make = shard_index.make_index
+    monkeypatch.setattr(shard_index, "make_index", lambda path: found.append(os.path.basename(path)) or make(path))
     yield found
 
 
@@ -267,7 +268,7 @@ def test_the_index_is_made_once_and_again_where_it_is_damaged(packed, cache: Pat
     assert len(kept) == 3
     for damage in (b"", b"?" * 40, kept[0].read_bytes()[:-1], kept[0].read_bytes().replace(b"png", b"jpg")):
         made.clear()
-        shards._index.cache_clear()
+        shard_index.read_index.cache_clear()
         whole = kept[0].read_bytes()
         kept[0].write_bytes(damage)
         assert names_of(str(packed.unlabeled)) == before
