@@ -20,7 +20,6 @@ from debias_ssl.config import Parser, parse_data
 from debias_ssl.data.datasets import DataConfig, load_test
 from debias_ssl.data.keyed import Purpose, permutation
 from debias_ssl.data.reading import make_reader
-from debias_ssl.data.streams import EvaluationStream
 from debias_ssl.data.task import Part, make_task
 from debias_ssl.errors import InputError
 from debias_ssl.evaluation import evaluate_logits, predict_logits
@@ -165,14 +164,7 @@ def _predict(
                 raise InputError(f"the run has no validation images: train with --data.validation_per_class{hint}")
             reader, index = task.readers["train"], task.split.validation
             labels = task.data.train.labels[index]
-    stream = EvaluationStream(
-        reader=reader,
-        index=torch.from_numpy(index),
-        mean=torch.tensor(run.mean, device=place.device),
-        std=torch.tensor(run.std, device=place.device),
-        batch_size=batch_size,
-        place=place,
-    )
+    stream = run.stream(reader, index, place, batch_size=batch_size)
     logits, truth = predict_logits(run.predictor, stream, len(run.classes)), torch.from_numpy(labels)
     return logits[truth >= 0], truth[truth >= 0]
 

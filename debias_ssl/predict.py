@@ -6,12 +6,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from debias_ssl.config import Parser
 from debias_ssl.data.datasets import find_files, folder_of
 from debias_ssl.data.reading import Reader, feature_reader, without_unreadable
-from debias_ssl.data.streams import EvaluationStream
 from debias_ssl.errors import InputError
 from debias_ssl.evaluation import predict_logits
 from debias_ssl.files import check_new_file, replacing
@@ -54,15 +53,8 @@ def main(arguments: list[str]) -> None:
         reader = feature_reader(images, replace(config, features=(parsed.features,)), place.device)
     else:
         reader = Reader(pixels=None, files=images.names, config=config, channels=len(run.mean))
-    stream = EvaluationStream(
-        reader=reader,
-        index=torch.arange(len(images)),
-        mean=torch.tensor(run.mean, device=place.device),
-        std=torch.tensor(run.std, device=place.device),
-        batch_size=parsed.batch_size,
-        place=place,
-        progress=accelerator.is_main_process,
-    )
+    progress = accelerator.is_main_process
+    stream = run.stream(reader, np.arange(len(images)), place, batch_size=parsed.batch_size, progress=progress)
     probs = predict_logits(run.predictor, stream, len(run.classes)).softmax(-1)
     if not accelerator.is_main_process:
         return

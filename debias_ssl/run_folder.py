@@ -6,14 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from jaxtyping import Int64
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from debias_ssl.checkpoint import checkpoints
 from debias_ssl.config import Config, completed, config_from, flat, read_yaml
 from debias_ssl.data.datasets import DataConfig
+from debias_ssl.data.reading import Reader
+from debias_ssl.data.streams import EvaluationStream, Place
 from debias_ssl.errors import InputError, reason
 from debias_ssl.files import replacing, write_aside
 from debias_ssl.learner import Predictor, white_pixel
@@ -119,6 +123,26 @@ class TrainedRun:
     """Side of the images in pixels."""
     data: DataConfig
     predictor: Predictor
+
+    def stream(
+        self,
+        reader: Reader,
+        index: Int64[np.ndarray, " N"],
+        place: Place,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> EvaluationStream:
+        """A reader's images, normalized like those of the run; batches are as large as in its evaluations."""
+        return EvaluationStream(
+            reader=reader,
+            index=torch.from_numpy(index),
+            mean=self.mean,
+            std=self.std,
+            batch_size=batch_size or self.config.eval_batch_size,
+            place=place,
+            progress=progress,
+        )
 
 
 def load_run(folder: RunFolder, device: torch.device) -> TrainedRun:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from debias_ssl.config import Config, config_from, make_parser, read_yaml, resolve
 from debias_ssl.data.splits import Split, save_split
-from debias_ssl.data.streams import EvaluationStream, Place
+from debias_ssl.data.streams import Place
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.errors import InputError, check_settings
 from debias_ssl.evaluation import predict_logits
@@ -132,14 +132,7 @@ def candidates(split: Split) -> Int[np.ndarray, " U"]:
 def next_split(task: Task, folder: Path, alpha: float) -> Split:
     """The split of the generation after the run in `folder`, given the task of the first one."""
     trained, rows = load_run(RunFolder(folder), task.place.device), candidates(task.split)
-    stream = EvaluationStream(
-        reader=task.readers["train"],
-        index=torch.from_numpy(rows),
-        mean=torch.tensor(trained.mean, device=task.place.device),
-        std=torch.tensor(trained.std, device=task.place.device),
-        batch_size=trained.config.eval_batch_size,
-        place=task.place,
-    )
+    stream = trained.stream(task.readers["train"], rows, task.place)
     probs = predict_logits(trained.predictor, stream, len(trained.classes)).softmax(-1)
     chosen, pseudo = most_confident(probs, rates(task.labeled_counts, alpha))
     return grown(task.split, task.training_labels, rows[chosen.numpy()], pseudo.numpy())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from debias_ssl import __version__
 from debias_ssl.config import Config, make_parser, resolve
-from debias_ssl.data.streams import CPU, EvaluationStream, Place
+from debias_ssl.data.streams import CPU, Place
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.errors import InputError
 from debias_ssl.files import write_aside
@@ -65,14 +65,7 @@ class Opened:
             "test": torch.arange(len(self.task.data.test)).numpy(),
         }
         index = torch.from_numpy(of_part[part])
-        stream = EvaluationStream(
-            reader=self.task.readers["test" if part == "test" else "train"],
-            index=index,
-            mean=torch.tensor(self.run.mean),
-            std=torch.tensor(self.run.std),
-            batch_size=500,
-            place=Place(),
-        )
+        stream = self.run.stream(self.task.readers["test" if part == "test" else "train"], of_part[part], Place())
         said = [self.run.predictor.predict(images) for _, images in stream]
         data = self.task.data.test if part == "test" else self.task.data.train
         logits, features = torch.cat([each[0] for each in said]), torch.cat([each[1].features for each in said])

@@ -174,8 +174,8 @@ def predicted(place: Place) -> Tensor:
     stream = EvaluationStream(
         reader=Reader(pixels=pixels, files=(), config=DataConfig()),
         index=torch.tensor([8, 1, 2, 3, 0, 5, 6]),
-        mean=torch.tensor([0.5]),
-        std=torch.tensor([0.5]),
+        mean=(0.5,),
+        std=(0.5,),
         batch_size=2,
         place=place,
     )

@@ -25,8 +25,8 @@ def stream(index: list[int], batch_size: int, place: Place | None = None) -> Eva
     return EvaluationStream(
         reader=Reader(pixels=pixels, files=(), config=DataConfig()),
         index=torch.tensor(index),
-        mean=torch.tensor([0.5]),
-        std=torch.tensor([2.0]),
+        mean=(0.5,),
+        std=(2.0,),
         batch_size=batch_size,
         place=place or Place(),
     )

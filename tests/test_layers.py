@@ -43,7 +43,7 @@ LAYERS = {
     # The machine, and the settings of all of the above.
     "runtime": "errors processes data.streams",
     "config": "errors methods.base methods labeled_loss models data.datasets learner optim runtime",
-    "run_folder": "errors files methods.base models data.datasets learner checkpoint config",
+    "run_folder": "errors files methods.base models data.datasets data.reading data.streams learner checkpoint config",
     "given": "errors methods.base learner data.streams data.task run_folder",
     # What runs say together, and what is compared.
     "results": "files journal config",

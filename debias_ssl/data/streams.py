@@ -254,9 +254,9 @@ class EvaluationStream(Dataset):
     reader: Reader
     index: Int[Tensor, " N"]
     """Positions among the reader's images."""
-    mean: Float[Tensor, " K"]
-    std: Float[Tensor, " K"]
-    """Of the channels, on the device."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Of the channels."""
     batch_size: int
     place: Place
     progress: bool = False
@@ -267,13 +267,12 @@ class EvaluationStream(Dataset):
 
     def __iter__(self) -> Iterator[tuple[Int[Tensor, " N"], Float[Tensor, "N K H W"]]]:
         """Places in `index`, and the images there as the network takes them."""
+        mean, std = (torch.tensor(numbers, device=self.place.device) for numbers in (self.mean, self.std))
         numbers = range(-(-len(self._mine()) // self.batch_size))
         loaded = read_ahead(self, numbers, self.reader, self.place.device)
         for number, images in tqdm(loaded, total=len(numbers), unit="batch", disable=not self.progress):
-            yield (
-                self._at(number),
-                augment.normalize(images.to(self.place.device, non_blocking=True), self.mean, self.std),
-            )
+            images = images.to(self.place.device, non_blocking=True)
+            yield self._at(number), augment.normalize(images, mean, std)
 
     def _mine(self) -> Int[Tensor, " M"]:
         return torch.arange(len(self.index)).tensor_split(self.place.num_processes)[self.place.rank]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -109,7 +109,8 @@ class Task:
             labeled=torch.from_numpy(self.split.labeled),
             unlabeled=torch.from_numpy(self.split.unlabeled),
             truth=torch.from_numpy(self.unlabeled_truth),
-            **self._statistics(),
+            mean=torch.tensor(self.data.mean, device=self.place.device),
+            std=torch.tensor(self.data.std, device=self.place.device),
             seed=seed,
             batch_size=batch_size,
             unlabeled_batch_size=batch_size * unlabeled_ratio,
@@ -122,15 +123,13 @@ class Task:
             place=self.place,
         )
 
-    def _statistics(self) -> dict[str, Any]:
-        return {name: torch.tensor(getattr(self.data, name), device=self.place.device) for name in ("mean", "std")}
-
     def evaluation_stream(self, part: Part, batch_size: int) -> EvaluationStream:
         index = np.arange(len(self.data.test)) if part == "test" else self.split.validation
         return EvaluationStream(
             reader=self.readers["test" if part == "test" else "train"],
             index=torch.from_numpy(index),
-            **self._statistics(),
+            mean=self.data.mean,
+            std=self.data.std,
             batch_size=batch_size,
             place=self.place,
         )

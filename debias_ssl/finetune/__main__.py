@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from debias_ssl import finetune
 from debias_ssl.config import Parser, make_parser, named_class
-from debias_ssl.data.streams import EvaluationStream
 from debias_ssl.data.task import Part, Task, make_task
 from debias_ssl.errors import InputError
 from debias_ssl.evaluation import evaluate_logits, predict_logits
@@ -137,14 +136,7 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> Prepared:
     network = Penultimate(model)
 
     def features(reader: str, index: np.ndarray) -> Float[Tensor, "N D"]:
-        stream = EvaluationStream(
-            reader=task.readers[reader],
-            index=torch.from_numpy(index),
-            mean=torch.tensor(run.mean, device=place.device),
-            std=torch.tensor(run.std, device=place.device),
-            batch_size=BATCH_SIZE,
-            place=place,
-        )
+        stream = run.stream(task.readers[reader], index, place, batch_size=BATCH_SIZE)
         return predict_logits(network, stream, model.num_features).to(place.device)
 
     split = task.split

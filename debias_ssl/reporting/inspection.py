@@ -13,7 +13,7 @@ from torch import Tensor
 from debias_ssl.config import Config, read_yaml
 from debias_ssl.data.reading import center_crop, decode
 from debias_ssl.data.splits import PARTS
-from debias_ssl.data.streams import EvaluationStream, Place
+from debias_ssl.data.streams import Place
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.errors import InputError, reason
 from debias_ssl.evaluation import evaluate_logits
@@ -236,16 +236,9 @@ def _outputs(
     trained: TrainedRun, task: Task
 ) -> tuple[Int[np.ndarray, " U"], Float[Tensor, "U C"], Float[Tensor, "U D"]]:
     """Places of an even part of the unlabeled images, their logits as at test time, and their features."""
-    device, unlabeled = task.place.device, task.split.unlabeled
+    unlabeled = task.split.unlabeled
     chosen = np.unique(np.linspace(0, len(unlabeled) - 1, MOST_IMAGES).round().astype(int))
-    stream = EvaluationStream(
-        reader=task.readers["train"],
-        index=torch.from_numpy(unlabeled[chosen]),
-        mean=torch.tensor(trained.mean, device=device),
-        std=torch.tensor(trained.std, device=device),
-        batch_size=trained.config.eval_batch_size,
-        place=task.place,
-    )
+    stream = trained.stream(task.readers["train"], unlabeled[chosen], task.place)
     logits, features = [], []
     for _, images in stream:
         predicted, view = trained.predictor.predict(images)

@@ -305,7 +305,7 @@ def test_a_broken_image_is_told_in_one_line_also_by_a_worker(config: DataConfig,
 
 def evaluation(reader: Reader, index: Tensor, batch_size: int, rank: int = 0, num_processes: int = 1):
     place = Place(rank=rank, num_processes=num_processes)
-    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    mean, std = (0.5,) * 3, (0.25,) * 3
     return EvaluationStream(reader=reader, index=index, mean=mean, std=std, batch_size=batch_size, place=place)
 
 
