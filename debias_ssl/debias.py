@@ -13,7 +13,7 @@ from debias_ssl.errors import InputError
 from debias_ssl.label_folder import check_folder, finish
 from debias_ssl.labeling import DebiasConfig, Labeling, debias_rows
 from debias_ssl.predictions import read_predictions
-from debias_ssl.row_labels import RowNumbers, read_labels
+from debias_ssl.row_labels import read_labels
 from debias_ssl.runtime import entry_point
 
 
@@ -44,20 +44,18 @@ def main(arguments: list[str]) -> None:
         blank = read_predictions(Path(parsed.blank), predictions.kind)
         if blank.values.shape[1] != len(classes):
             raise InputError(f"{parsed.blank} has {blank.values.shape[1]} classes, {path} has {len(classes)}")
-    names = predictions.names or RowNumbers(num_rows)
     truth, tuning = (
-        read_labels(Path(file), names, classes) if file else None for file in (config.truth, config.tune_on)
+        read_labels(Path(file), predictions.names, classes) if file else None for file in (config.truth, config.tune_on)
     )
     labeling = debias_rows(
-        predictions.chunks,
-        num_rows,
-        classes,
+        predictions,
         predictions.names,
+        classes,
         config,
         out=out,
         truth=truth,
         tuning=tuning,
-        blank=None if blank is None else torch.cat([*blank.chunks(1.0)]),
+        blank=None if blank is None else torch.cat([*blank]),
     )
     facts = [f"{num_rows:,} rows of {path}", f"{predictions.kind}: {predictions.found}"]
     finish(labeling, out, _page(labeling, facts), {"kind": predictions.kind})

@@ -26,7 +26,7 @@ from debias_ssl.evaluation import evaluate_logits, predict_logits
 from debias_ssl.files import check_new_file, write_aside
 from debias_ssl.predictions import read_predictions
 from debias_ssl.rescaling import Rescaled, rescale, rescale_in_folds
-from debias_ssl.row_labels import RowNumbers, read_labels
+from debias_ssl.row_labels import read_labels
 from debias_ssl.run_folder import RunFolder, TrainedRun, load_run
 from debias_ssl.runtime import entry_point, make_accelerator, place_of
 
@@ -182,11 +182,11 @@ def _of_predictions(parsed: Namespace) -> Evaluated:
     predictions = read_predictions(path, parsed.kind, Path(parsed.classes) if parsed.classes else None)
     classes, num_rows = predictions.classes, len(predictions.values)
     print(f"{path}: {num_rows} x {len(classes)}, {predictions.kind} ({predictions.found})")
-    names = predictions.names or RowNumbers(num_rows)
+    names = predictions.names
     truth = torch.from_numpy(read_labels(Path(parsed.truth), names, classes))
     if not (truth >= 0).any():
         raise InputError(f"{parsed.truth} labels none of the rows")
-    logits = torch.cat([*predictions.chunks(1.0)])
+    logits = torch.cat([*predictions])
     held_out, held_out_name = None, ""
     if parsed.tune_on is not None:
         tuning, held_out_name = _tuning_labels(parsed, truth, names, classes)

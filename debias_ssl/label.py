@@ -109,10 +109,9 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     _tell_unreadable(cache.unreadable, out)
     weights = clip.logit_scale * zero_shot_weights(clip, prompt_names, templates)
     labeling = debias_rows(
-        lambda temperature: Logits(cache=cache, weights=weights, temperature=temperature),
-        len(cache.names),
-        classes,
+        Logits(cache=cache, weights=weights),
         cache.names,
+        classes,
         config,
         out=out,
         truth=truth[cache.places],
@@ -136,11 +135,10 @@ class Logits:
     cache: FeatureCache
     weights: Float[Tensor, "D C"]
     """Of the classes, times the model's logit scale."""
-    temperature: float
 
     def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
         for features in self.cache.chunks():
-            yield (features.to(self.weights.device) @ self.weights).cpu() / self.temperature
+            yield (features.to(self.weights.device) @ self.weights).cpu()
 
 
 def images_to_label(where: str, classes: tuple[str, ...]) -> tuple[Images, Path]:

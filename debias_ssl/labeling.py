@@ -125,9 +125,9 @@ def check_finite(logits: Float[Tensor, "n C"], first_row: int, classes: Sequence
 
 @dataclass(frozen=True, kw_only=True)
 class _Pass:
-    """The chunks of all rows, checked, with a progress bar each time that they are gone through."""
+    """f / T of all rows, checked, with a progress bar each time that they are gone through."""
 
-    chunks: Callable[[float], Chunks]
+    chunks: Chunks
     temperature: float
     num_rows: int
     classes: tuple[str, ...]
@@ -139,18 +139,17 @@ class _Pass:
         with tqdm(
             total=self.num_rows, desc=self.title, unit="rows", unit_scale=True, disable=self.is_quiet, leave=False
         ) as bar:
-            for logits in self.chunks(self.temperature):
+            for logits in self.chunks:
                 check_finite(logits, first, self.classes)
-                yield logits
+                yield logits / self.temperature
                 first += len(logits)
                 bar.update(len(logits))
 
 
 def debias_rows(
-    chunks: Callable[[float], Chunks],
-    num_rows: int,
+    chunks: Chunks,
+    names: Sequence[str],
     classes: tuple[str, ...],
-    names: Sequence[str] | None,
     config: DebiasConfig,
     *,
     out: Path,
@@ -162,10 +161,9 @@ def debias_rows(
     """Labels rows without the class prior that a setting names, and writes labels.csv, probs.npy and classes.json.
 
     Args:
-        chunks: gives the logits in row order, divided by a temperature, as often as it is asked to.
-        num_rows: how many rows they have together.
+        chunks: the logits in row order, which can be gone through again and again.
+        names: of the rows, or `RowNumbers`.
         classes: names of the columns.
-        names: of the rows; None numbers them.
         config: what is removed.
         out: the folder to write to.
         truth: class numbers, negative where unknown, for figures.
@@ -183,6 +181,8 @@ def debias_rows(
     if tuning is not None and not len(tuned):
         raise InputError(f"tune_on ({config.tune_on}) labels none of the rows")
 
+    num_rows = len(names)
+
     def rows(temperature: float, title: str) -> _Pass:
         return _Pass(
             chunks=chunks, temperature=temperature, num_rows=num_rows, classes=classes, title=title, is_quiet=is_quiet
@@ -196,10 +196,10 @@ def debias_rows(
     if strength is None:
         strength = _best_strength(few / temperature, labels, shift_of) if len(few) else 1.0
     shift = shift_of(strength)
-    labeled = _write_rows(rows(temperature, "labels"), shift, names, classes, num_rows, out)
+    labeled = _write_rows(rows(temperature, "labels"), shift, names, classes, out)
     return Labeling(
         classes=classes,
-        names=RowNumbers(num_rows) if names is None else names,
+        names=names,
         **labeled,
         truth=np.full(num_rows, UNKNOWN) if truth is None else truth,
         reported=np.ones(num_rows, dtype=bool) if tuning is None else tuning < 0,
@@ -291,16 +291,15 @@ def _best_strength(
 def _write_rows(
     chunks: Chunks,
     shift: Float[Tensor, " C"],
-    names: Sequence[str] | None,
+    names: Sequence[str],
     classes: tuple[str, ...],
-    num_rows: int,
     out: Path,
 ) -> dict[str, np.ndarray]:
     """Labels and writes all rows in one pass; gives the arrays of a Labeling."""
+    num_rows = len(names)
     plain, label = np.zeros((2, num_rows), dtype=np.int64)
     plain_confidence, confidence, top2_gap = np.zeros((3, num_rows), dtype=np.float32)
     text = [*classes]
-    row_names = RowNumbers(num_rows) if names is None else names
     with (
         replacing(out / "labels.csv") as labels_file,
         replacing(out / "probs.npy") as probs_file,
@@ -308,9 +307,8 @@ def _write_rows(
         labels_file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         table = csv.writer(file)
-        table.writerow(
-            ["row" if names is None else "path", "label", "confidence", "top2_gap", "plain_label", "plain_confidence"]
-        )
+        key = "row" if isinstance(names, RowNumbers) else "path"
+        table.writerow([key, "label", "confidence", "top2_gap", "plain_label", "plain_confidence"])
         stored = np.lib.format.open_memmap(probs_file, mode="w+", dtype=np.float16, shape=(num_rows, len(classes)))
         first = 0
         for logits in chunks:
@@ -324,7 +322,7 @@ def _write_rows(
             second = probs.scatter_(-1, number[:, None], -1).amax(-1)
             confidence[rows], label[rows], top2_gap[rows] = top, number, top - second
             for name, k, high, gap, before, high_before in zip(
-                row_names[rows],
+                names[rows],
                 label[rows].tolist(),
                 confidence[rows].tolist(),
                 top2_gap[rows].tolist(),

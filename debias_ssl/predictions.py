@@ -23,7 +23,7 @@ from debias_ssl.errors import InputError, reason
 from debias_ssl.files import read_array
 from debias_ssl.functional import SMALLEST_PROBABILITY
 from debias_ssl.labeling import check_finite, rows_of_chunk
-from debias_ssl.priors import Chunks
+from debias_ssl.row_labels import RowNumbers
 
 Kind = Literal["logits", "probs"]
 # Columns of a table that are no class: those of labels.csv, and names of rows.
@@ -44,15 +44,13 @@ class Predictions:
     found: str
     """How the kind was found, for people."""
     classes: tuple[str, ...]
-    names: Sequence[str] | None
-    """Of the rows, where the file has them."""
+    names: Sequence[str]
+    """Of the rows; their numbers where the file has no names."""
 
-    def chunks(self, temperature: float) -> Chunks:
-        """The logits, in fp32, divided by a temperature; those of probabilities p are log max(p, 1e-8)."""
+    def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
+        """The logits in chunks, in fp32; those of probabilities p are log max(p, 1e-8)."""
         for _, values in _chunks(self.values):
-            if self.kind == "probs":
-                values = values.clamp(min=SMALLEST_PROBABILITY).log()
-            yield values / temperature
+            yield values.clamp(min=SMALLEST_PROBABILITY).log() if self.kind == "probs" else values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,8 @@ def read_predictions(
         )
     classes = _class_names(path, matrix, classes_file)
     found_kind, found = _check(matrix, classes, kind, path)
-    return Predictions(values=matrix.values, kind=found_kind, found=found, classes=classes, names=matrix.names)
+    names = RowNumbers(num_rows) if matrix.names is None else matrix.names
+    return Predictions(values=matrix.values, kind=found_kind, found=found, classes=classes, names=names)
 
 
 def read_class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

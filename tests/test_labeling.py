@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,9 @@ def logits(truth: np.ndarray) -> Tensor:
 def run(
     logits: Tensor, out: Path, *, chunk: int = 150, names: Any = None, further: Any = None, **settings: Any
 ) -> Labeling:
-    def chunks(temperature: float) -> Iterator[Tensor]:
-        return (part / temperature for part in logits.split(chunk))
-
+    names = RowNumbers(len(logits)) if names is None else names
     config = DebiasConfig(**settings)
-    return debias_rows(chunks, len(logits), CLASSES, names, config, out=out, is_quiet=True, **(further or {}))
+    return debias_rows(logits.split(chunk), names, CLASSES, config, out=out, is_quiet=True, **(further or {}))
 
 
 def rows_of(out: Path) -> list[dict[str, str]]:

@@ -52,7 +52,7 @@ LAYERS = {
     "row_labels": "errors files data.datasets data.label_files",
     "labeling": "errors files functional calibration priors data.datasets row_labels",
     "label_folder": "errors files functional metrics calibration labeling",
-    "predictions": "errors files functional priors data.label_files labeling",
+    "predictions": "errors files functional data.label_files row_labels labeling",
     # Pages: figures, what they show, and how they are put together.
     "reporting": "",
     "reporting.figures": "",

@@ -40,29 +40,29 @@ def test_npy_of_any_kind_of_number_stays_on_the_disk(dtype, tmp_path: Path):
     array = (4 * LOGITS).astype(dtype)
     predictions = read_predictions(saved(tmp_path, array))
     assert isinstance(predictions.values, np.memmap) and predictions.kind == "logits"
-    assert predictions.classes == ("0", "1", "2") and predictions.names is None
-    (chunk,) = predictions.chunks(2.0)
+    assert predictions.classes == ("0", "1", "2") and [*predictions.names] == [*map(str, range(len(LOGITS)))]
+    (chunk,) = predictions
     assert chunk.dtype == torch.float32
-    np.testing.assert_allclose(chunk, 2 * LOGITS)
+    np.testing.assert_allclose(chunk, array)
 
 
 def test_columns_in_fortran_order_are_read_alike(tmp_path: Path):
     predictions = read_predictions(saved(tmp_path, np.asfortranarray(LOGITS)))
-    np.testing.assert_array_equal(torch.cat([*predictions.chunks(1.0)]), LOGITS)
+    np.testing.assert_array_equal(torch.cat([*predictions]), LOGITS)
 
 
 def test_probabilities_become_logits(tmp_path: Path):
     predictions = read_predictions(saved(tmp_path, PROBS))
     assert predictions.kind == "probs"
-    (chunk,) = predictions.chunks(0.5)
-    np.testing.assert_allclose(chunk, 2 * np.log(np.maximum(PROBS, 1e-8)), rtol=1e-6)
+    (chunk,) = predictions
+    np.testing.assert_allclose(chunk, np.log(np.maximum(PROBS, 1e-8)), rtol=1e-6)
 
 
 def test_chunks_are_of_bounded_size_and_can_be_had_again(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("debias_ssl.labeling.CHUNK_NUMBERS", 7)
     predictions = read_predictions(saved(tmp_path, LOGITS))
     for _ in range(2):
-        chunks = [*predictions.chunks(1.0)]
+        chunks = [*predictions]
         assert [len(chunk) for chunk in chunks] == [2, 2]
         np.testing.assert_array_equal(torch.cat(chunks), LOGITS)
 
