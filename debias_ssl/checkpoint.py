@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,9 @@ from debias_ssl.errors import InputError, reason
 from debias_ssl.trackers import num_processes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
+def machine() -> dict[str, Any]:
     """What the last bits of floating-point sums depend on."""
-
-    torch: str
-    threads: int
-    processes: int
-
-    @staticmethod
-    def here() -> "Machine":
-        return Machine(torch=torch.__version__, threads=torch.get_num_threads(), processes=num_processes())
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": num_processes()}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -50,7 +41,7 @@ def save_checkpoint(
         tensors, numbers = _split_optimizer(optimizer.state_dict())
         save_file(_plain(learner.state_dict()), aside / "learner.safetensors")
         save_file(_plain(tensors), aside / "optimizer.safetensors")
-        state = {"step": step, "optimizer": numbers, "scaler": scaler, "machine": vars(Machine.here())}
+        state = {"step": step, "optimizer": numbers, "scaler": scaler, "machine": machine()}
         (aside / "state.json").write_text(json.dumps(state))
         for file in aside.iterdir():
             with file.open("rb") as handle:

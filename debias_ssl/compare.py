@@ -23,6 +23,7 @@ from debias_ssl.errors import InputError, Interrupted, StoppedError, reason
 from debias_ssl.files import write_aside, writing
 from debias_ssl.journal import read_journal
 from debias_ssl.locking import locked
+from debias_ssl.processes import num_launched
 from debias_ssl.report import write_report
 from debias_ssl.results import Result, differences_between, differences_text, table, write_results
 from debias_ssl.run_folder import RunFolder
@@ -277,7 +278,7 @@ def _draw(out: Path) -> None:
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_launched() > 1:
         raise InputError("compare starts its own processes: run it without accelerate launch, with --jobs")
     parsed, settings = _parse(arguments)
     if parsed.jobs < 1:

@@ -1,6 +1,5 @@
 """`debias-ssl debias`: the labels of any classifier's predictions, without its preference for classes."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from debias_ssl.errors import InputError
 from debias_ssl.label_folder import check_folder, finish
 from debias_ssl.labeling import DebiasConfig, Labeling, debias_rows
 from debias_ssl.predictions import read_predictions
+from debias_ssl.processes import is_first
 from debias_ssl.row_labels import read_labels
 from debias_ssl.runtime import entry_point
 
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="folder of labels.csv, probs.npy, report.html and more")
     parser.add_argument("--overwrite", action="store_true", help="replace the labels in --out")
     parsed = parser.parse_args(arguments)
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return
     config = DebiasConfig(**{setting.name: parsed[setting.name] for setting in fields(DebiasConfig)})
     out = Path(parsed.out)

@@ -1,7 +1,6 @@
 """`debias-ssl evaluate`: the figures of a trained run, or of a matrix of predictions, and what a temperature does."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from debias_ssl.errors import InputError
 from debias_ssl.evaluation import evaluate_logits, predict_logits
 from debias_ssl.files import check_new_file, write_aside
 from debias_ssl.predictions import read_predictions
+from debias_ssl.processes import is_first
 from debias_ssl.rescaling import Rescaled, rescale, rescale_in_folds
 from debias_ssl.row_labels import read_labels
 from debias_ssl.run_folder import RunFolder, TrainedRun, load_run
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
         parsed = parser.parse_args(arguments)
         _check(parsed, parser.parse_args(arguments, defaults=False), OF_RUN)
         # There is nothing that processes could share.
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             _finish(_of_predictions(parsed), parsed)
     else:
         parsed, data = parse_data(parser, arguments)

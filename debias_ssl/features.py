@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from debias_ssl.data.shards import ShardedNames, on_disk
 from debias_ssl.data.streams import Place
 from debias_ssl.data.workers import Caught, raising
 from debias_ssl.errors import InputError
-from debias_ssl.files import read_array, replacing, write_aside
+from debias_ssl.files import read_array, write_array, write_aside
 from debias_ssl.models.clip import Clip, encode
 from debias_ssl.trackers import all_sum_
 
@@ -121,7 +121,7 @@ def embed(
             values = _encoded(clip, shards[number], loaded, place.device, autocast, bar)
             lacking = values[:, 0].isnan().nonzero()
             if on_error == "skip" or not len(lacking):
-                _write(shard_path(folder, number), values.half().cpu().numpy())
+                write_array(shard_path(folder, number), values.half().cpu().numpy())
                 continue
             failed = min(failed, shards[number].start + int(lacking[0]))
             # Several processes go on to their end: those that are done wait for the others, but not for ever.
@@ -248,11 +248,6 @@ def _is_whole(folder: Path, number: int, shape: tuple[int, int]) -> bool:
     except (OSError, ValueError):
         return False
     return values.shape == shape and values.dtype == np.float16
-
-
-def _write(path: Path, values: Float16[np.ndarray, "n D"]) -> None:
-    with replacing(path) as aside, aside.open("wb") as file:
-        np.save(file, values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,12 @@ def check_new_file(path: Path, flag: str, overwrite: bool) -> None:
         raise InputError(f"{str(path)!r} exists: pass --overwrite to replace it")
 
 
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes a .npy file that is never seen half-written."""
+    with replacing(path) as aside, aside.open("wb") as file:
+        np.save(file, array)
+
+
 def write_aside(path: Path, text: str) -> None:
     """Writes a text file that is never seen half-written."""
     with replacing(path) as aside:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -109,18 +110,19 @@ class Learner(nn.Module):
         return self
 
     def forward(self, batch: Batch, progress: float) -> Step:
-        weak = [] if self._is_joint else [self._without_gradient(images) for images in batch.weak]
-        trains_weak = self.raw.method.needs.weak_gradient
-        weak_again = [*batch.weak] if self._is_joint or trains_weak else []
-        strong_labeled = [] if batch.strong_labeled is None else [batch.strong_labeled]
-        groups = [[batch.labeled], strong_labeled, [*batch.strong], weak_again]
-        views = iter(self._with_gradient([images for group in groups for images in group]))
-        (labeled,), strong_labeled, strong, weak_again = ([next(views) for _ in group] for group in groups)
-        weak = weak or [_detached(view) for view in weak_again]
-        strong = strong or (weak_again if trains_weak else [_split(weak[0], [0, len(batch.index)])[0]])
+        needs = self.raw.method.needs
+        weak = () if self._is_joint else tuple(self._without_gradient(images) for images in batch.weak)
+        passed = self._with_gradient(
+            labeled=(batch.labeled,),
+            strong_labeled=() if batch.strong_labeled is None else (batch.strong_labeled,),
+            strong=batch.strong,
+            weak=batch.weak if self._is_joint or needs.weak_gradient else (),
+        )
+        weak = weak or tuple(_detached(view) for view in passed["weak"])
+        strong = passed["strong"] or (passed["weak"] if needs.weak_gradient else (_none_of(weak[0]),))
         self.marginal.update(weak[0].logits.softmax(-1))
         views = Views(
-            labeled=labeled,
+            labeled=passed["labeled"][0],
             labels=batch.labels,
             partner_labels=batch.partner_labels,
             share=batch.share,
@@ -128,10 +130,10 @@ class Learner(nn.Module):
             strong=strong[0],
             index=batch.index,
             progress=progress,
-            further_weak=tuple(weak[1:]),
-            further_strong=tuple(strong[1:]),
-            strong_labeled=strong_labeled[0] if strong_labeled else None,
-            blank=self._teacher.blank(batch.labeled) if self.raw.method.needs.blank else None,
+            further_weak=weak[1:],
+            further_strong=strong[1:],
+            strong_labeled=next(iter(passed["strong_labeled"]), None),
+            blank=self._teacher.blank(batch.labeled) if needs.blank else None,
             given=batch.given,
             given_labeled=batch.given_labeled,
         )
@@ -154,9 +156,11 @@ class Learner(nn.Module):
         with frozen_averages(self._batch_norms):
             return _joined([_view(network, part) for part in images.chunk(self.accumulation)])
 
-    def _with_gradient(self, images: list[Float[Tensor, "_ K H W"]]) -> list[View]:
-        """Views of several lists of images, in one pass."""
-        return _split(self._in_one_pass(torch.cat(images)), [len(each) for each in images])
+    def _with_gradient(self, **groups: tuple[Float[Tensor, "_ K H W"], ...]) -> dict[str, tuple[View, ...]]:
+        """Views of groups of batches of images, in one pass."""
+        images = [each for group in groups.values() for each in group]
+        views = iter(_split(self._in_one_pass(torch.cat(images)), [len(each) for each in images]))
+        return {name: tuple(islice(views, len(group))) for name, group in groups.items()}
 
     def _in_one_pass(self, joined: Float[Tensor, "N K H W"]) -> View:
         if self.accumulation == 1:
@@ -239,6 +243,11 @@ def _joined(views: list[View]) -> View:
 def _split(view: View, sizes: list[int]) -> list[View]:
     parts = zip(view.logits.split(sizes), view.features.split(sizes), strict=True)
     return [View(logits=logits, features=features) for logits, features in parts]
+
+
+def _none_of(view: View) -> View:
+    """An empty view of the same sizes."""
+    return View(logits=view.logits[:0], features=view.features[:0])
 
 
 def _detached(view: View) -> View:

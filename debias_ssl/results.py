@@ -148,7 +148,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
             [
                 line["variant"] + (" *" if line["chosen"] else ""),
                 str(len(line["seeds"])),
-                *(_percent(line[name]) for name in percents),
+                *(spread_text(line[name]) for name in percents),
                 *(MISSING if rate is None else f"{rate:,.0f}" for rate in rates),
             ]
         )
@@ -169,19 +169,21 @@ def _paired_lines(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = [[f"difference to {lines[0]['variant']}", "pairs", "accuracy", "min recall"]]
     for line in others:
         differences = line["difference_to_first"]
-        texts = (_interval(differences[name]) for name in PAIRED)
+        texts = (interval_text(differences[name]) for name in PAIRED)
         cells.append([line["variant"], str(differences["accuracy"]["num"]), *texts])
     return ["", _aligned(cells), "points, mean over seeds that both finished, [95 % interval of Student's t]"]
 
 
-def _percent(value: Mapping[str, float | None]) -> str:
+def spread_text(value: Mapping[str, float | None]) -> str:
+    """Mean and deviation in percent."""
     if value["mean"] is None:
         return MISSING
     return f"{100 * value['mean']:.2f}" + ("" if value["std"] is None else f" ± {100 * value['std']:.2f}")
 
 
-def _interval(value: Mapping[str, float | None]) -> str:
-    if value["mean"] is None:
+def interval_text(value: Mapping[str, float | None] | None) -> str:
+    """A paired difference and its interval in points."""
+    if value is None or value["mean"] is None:
         return MISSING
     if value["low"] is None or value["high"] is None:
         return f"{100 * value['mean']:+.2f}"

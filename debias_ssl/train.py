@@ -2,7 +2,6 @@
 
 import json
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -11,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
-from debias_ssl.checkpoint import Machine, load_checkpoint, save_checkpoint
+from debias_ssl.checkpoint import load_checkpoint, machine, save_checkpoint
 from debias_ssl.config import Config, Parser, make_parser, resolve, switched_method
 from debias_ssl.data.keyed import Purpose, derived_seed
 from debias_ssl.data.splits import class_counts, raised_classes, save_split
@@ -26,7 +24,7 @@ from debias_ssl.data.task import Part, make_task
 from debias_ssl.data.workers import dead_workers_told
 from debias_ssl.errors import InputError, Interrupted, StoppedError, shortened
 from debias_ssl.evaluation import evaluate_logits, predict_logits
-from debias_ssl.files import replacing, write_aside, writing
+from debias_ssl.files import write_array, write_aside, writing
 from debias_ssl.given import taught
 from debias_ssl.journal import Journal, StepStatistics, data_warning, read_journal, warnings_for
 from debias_ssl.learner import Learner, white_pixel
@@ -36,6 +34,7 @@ from debias_ssl.models import build, check_images
 from debias_ssl.optim import make_optimizer, set_learning_rate
 from debias_ssl.processes import is_first
 from debias_ssl.run_folder import RunFolder
+from debias_ssl.run_summary import summarize, summary_table
 from debias_ssl.runtime import entry_point, make_accelerator, place_of, reseed
 from debias_ssl.schedules import learning_rate_factor
 from debias_ssl.signals import StopVote, asked_to_stop
@@ -103,7 +102,7 @@ class Run:
     def _restore(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.learner, self.optimizer)
         self.start, self.scaler_state = state["step"], state["scaler"]
-        here = vars(Machine.here())
+        here = machine()
         differing = [f"{key} was {was}, is {here[key]}" for key, was in state["machine"].items() if was != here[key]]
         if differing and self.is_main:
             print(f"note: the last bits may differ from an unbroken run: {'; '.join(differing)}", file=sys.stderr)
@@ -226,9 +225,7 @@ class Run:
             arrays = {name: value.numpy() for name, value in predictions.items()}
             arrays["labels"] = self.task.evaluation_labels(part).numpy()
             for name, array in arrays.items():
-                path = self.folder.path / "predictions" / f"{part}_{name}.npy"
-                with replacing(path) as aside, aside.open("wb") as file:
-                    np.save(file, array)
+                write_array(self.folder.path / "predictions" / f"{part}_{name}.npy", array)
         side, _, channels = self.task.readers["test"].shape
         data = self.task.data
         self.folder.write_model(
@@ -263,42 +260,6 @@ def take_step(
     optimizer.step()
     optimizer.zero_grad()
     return result, rate
-
-
-def summarize(records: list[dict[str, Any]], median_of: int) -> dict[str, Any]:
-    """`summary.json`: of the evaluations on the test set the last, the median of the last few, and the most accurate.
-
-    The best is chosen on the test set, so it is optimistic; it is there because others report it.
-    """
-    evaluations = [record for record in records if "ema" in record]
-    logs = [record for record in records if "loss" in record]
-    summary: dict[str, Any] = {}
-    for name in ("ema", "raw"):
-        figures = [{k: v for k, v in e[name].items() if isinstance(v, float)} for e in evaluations]
-        last_few = figures[-median_of:]
-        summary[name] = {
-            "last": figures[-1],
-            # Evaluations of before a figure was there, in a run resumed since, do not have it.
-            "median": {key: statistics.median(each[key] for each in last_few if key in each) for key in figures[-1]},
-            "best": max(figures, key=lambda each: each["accuracy"]),
-        }
-    return {
-        **summary,
-        "steps": logs[-1]["step"],
-        "seconds": logs[-1]["seconds"],
-        "images_per_second": statistics.median(log["images_per_second"] for log in logs),
-    }
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The summary for a terminal."""
-    figures = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece")
-    rows = [("EMA, last", "ema", "last"), ("EMA, median", "ema", "median"), ("raw, last", "raw", "last")]
-    lines = ["model         " + "".join(f"{figure.replace('_', ' '):>13}" for figure in figures)]
-    for title, name, which in rows:
-        lines.append(f"{title:<14}" + "".join(f"{100 * summary[name][which][figure]:>11.2f} %" for figure in figures))
-    seconds, speed = summary["seconds"], summary["images_per_second"]
-    return "\n".join([*lines, f"{summary['steps']} steps in {seconds:.0f} s, {speed:,.0f} images/s"])
 
 
 def train(
@@ -338,7 +299,7 @@ def _train_into(
     resume = resume and folder.holds_run() and not overwrite
     if resume and folder.is_finished():
         if not quiet:
-            print(f"{folder.path} is finished:\n{table(folder.read_summary())}")
+            print(f"{folder.path} is finished:\n{summary_table(folder.read_summary())}")
         return
     run = Run(config, folder, resume)
     if run.is_main:
@@ -348,7 +309,7 @@ def _train_into(
     run.accelerator.wait_for_everyone()
     run.train()
     if run.is_main and not quiet:
-        print(f"{table(folder.read_summary())}\n{folder.path}; a page of it: debias-ssl report {folder.path}")
+        print(f"{summary_table(folder.read_summary())}\n{folder.path}; a page of it: debias-ssl report {folder.path}")
 
 
 def _begin(run: Run, resolved: dict[str, Any]) -> None:

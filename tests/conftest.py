@@ -1,16 +1,16 @@
-"""What several test files build: the views that a method sees, the batches and learners of a tiny problem."""
+"""What several test files build: the views that a method sees, batches and learners of a tiny problem, a cache."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
+from small_learner import make_learner
 from torch import Tensor
 
 from debias_ssl.data.streams import Batch
 from debias_ssl.learner import Learner
-from debias_ssl.methods import Method, Problem, View, Views
-from debias_ssl.models import build
+from debias_ssl.methods import Problem, View, Views
 
 # Jobs in processes of their own compute with one thread too, and the number of threads changes the last bits.
 torch.set_num_threads(1)
@@ -102,14 +102,13 @@ def make_batch() -> Callable[..., Batch]:
     return make
 
 
+@pytest.fixture(name="make_learner")
+def learner_maker() -> Callable[..., Learner]:
+    return make_learner
+
+
 @pytest.fixture
-def make_learner() -> Callable[..., Learner]:
-    """A learner of four classes of gray images, in training mode."""
-
-    def make(method: Callable[[Problem], Method], *, norm: Any = "batch", seed: int = 0, **settings: Any) -> Learner:
-        torch.manual_seed(seed)
-        model = build("wrn_10_1", 4, in_chans=1, norm=norm, batch_norm_momentum=0.1)
-        problem = Problem(num_classes=4, num_features=64, labeled_counts=(1, 1, 1, 1), num_unlabeled=8)
-        return Learner(model, method(problem), **settings).train()
-
-    return make
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of decoded images, so that no test finds those of another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "debias_ssl"

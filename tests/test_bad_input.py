@@ -6,13 +6,13 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from launched import DIGITS, SHORT
+from jobs import refused, run
+from launched import DIGITS
 from PIL import Image
 from small_clip import paint_images, save_clip
 
@@ -23,21 +23,7 @@ from debias_ssl.data.reading import decode, make_reader, without_unreadable
 from debias_ssl.errors import InputError
 from debias_ssl.finetune.__main__ import main as finetune
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def refused(job: Callable, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The message of a job that refuses what it is given."""
-    with pytest.raises(SystemExit) as exit_:
-        job(arguments)
-    captured = capsys.readouterr()
-    message = captured.err.rpartition("error: ")[2]
-    assert exit_.value.code == 2, captured.err
-    assert 1 <= len(message.splitlines()) <= 2 and "Traceback" not in captured.err
-    return message
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 # Images.
@@ -297,9 +283,7 @@ def test_a_damaged_list_of_unreadable_files_is_made_anew(content, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "a"
-    train.main(["--config", str(DIGITS), *SHORT, "--data.validation_per_class", "2", "--out", str(out)])
-    return out
+    return run(tmp_path_factory.mktemp("runs") / "a", "--data.validation_per_class", "2")
 
 
 READ = ("config.yaml", "split.json", "model.json", "model.safetensors", "metrics.jsonl", "summary.json")
@@ -427,7 +411,7 @@ def test_a_setting_that_no_config_has_is_told_with_its_file(tmp_path: Path, caps
         message = refused(
             train.main, ["--config", str(good), "--config", str(bad), "--out", str(tmp_path / "a")], capsys
         )
-        assert message.startswith(str(bad)), message
+        assert message.startswith(f"error: {bad}"), message
     assert str(good) not in refused(train.main, ["--config", str(good), "--stepz", "4"], capsys)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harmful import Harmful
 from safetensors.torch import load_file
 
 from debias_ssl.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -154,14 +155,6 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path, make_learne
     other = make_learner(debiaspl, norm="group")
     with pytest.raises(InputError, match="step_00000002' cannot be loaded"):
         load_checkpoint(tmp_path / "step_00000002", other, make_optimizer(other, OptimConfig()))
-
-
-class Harmful:
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return (Path.touch, (self.trace,))
 
 
 @pytest.mark.parametrize("dump", [pickle.dumps, "torch"])

@@ -8,23 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jobs import refused
+from launched import DIGITS
 
 from debias_ssl import cli, evaluate, predict, report, train
 from debias_ssl.data import __main__ as data
 
 ROOT = Path(__file__).parent.parent
-DIGITS = ROOT / "configs" / "digits.yaml"
 SHORT = ["--steps", "2", "--log_every", "1", "--eval_every", "2", "--checkpoint_every", "2"]
-
-
-def refused(command, arguments: list[str], capsys) -> str:
-    """The message of a command that is refused in the way all are: exit 2, at most two lines, no traceback."""
-    with pytest.raises(SystemExit) as exit_:
-        command(arguments)
-    assert exit_.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") <= 2 and "Traceback" not in err
-    return err
 
 
 @pytest.mark.parametrize(
@@ -94,7 +85,6 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys):
     train.main(arguments)
     (tmp_path / "a" / "mine.txt").write_text("kept")
     before = (tmp_path / "a" / "metrics.jsonl").read_text()
-    capsys.readouterr()
     message = refused(train.main, arguments, capsys)
     assert "--resume" in message and "--overwrite" in message
     message = refused(train.main, [*arguments, "--resume", "--optim.lr", "0.01"], capsys)
@@ -113,7 +103,6 @@ def test_resume_refuses_other_data(tmp_path: Path, capsys):
     (tmp_path / "a" / "summary.json").unlink()
     split = tmp_path / "a" / "split.json"
     split.write_text(re.sub(r'"fingerprint": "...', '"fingerprint": "xyz', split.read_text()))
-    capsys.readouterr()
     assert "fingerprint differs" in refused(train.main, [*arguments, "--resume"], capsys)
 
 

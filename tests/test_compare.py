@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jobs import refused
+from launched import DIGITS
 
 import debias_ssl.compare as compare_module
 from debias_ssl import compare
@@ -18,7 +20,6 @@ from debias_ssl.learner import Learner
 from debias_ssl.results import aggregate, differences_between, paired_difference, table
 from debias_ssl.variants import flags_of, grid_of
 
-DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 SHORT = ["--steps", "4", "--log_every", "2", "--eval_every", "2", "--checkpoint_every", "2", "--batch_size", "8"]
 BASE = ["--config", str(DIGITS), *SHORT, "--report=false"]
 TWO = ["--methods", "Supervised,FixMatch"]
@@ -37,17 +38,6 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 def statuses(out: Path) -> list[str]:
     return [f"{row['variant']} {row['seed']} {row['status']}" for row in rows(out)]
-
-
-def refused(arguments: list[str], capsys) -> str:
-    """The message of a comparison that is refused in the way all are: exit 2, at most two lines, no traceback."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        compare.main(arguments)
-    assert exit_.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") <= 2 and "Traceback" not in err
-    return err
 
 
 @pytest.fixture(scope="module")
@@ -326,11 +316,12 @@ def test_each_process_has_a_gpu_where_there_are_several(tmp_path: Path, monkeypa
 def test_seeds_and_variants_are_added_on_resume(finished: Path, tmp_path: Path, monkeypatch, capsys):
     out = tmp_path / "a"
     run(out, "--methods", "Supervised", "--seeds", "0")
-    message = refused([*BASE, "--out", str(out), "--methods", "Supervised", "--resume", "--optim.lr", "0.01"], capsys)
+    flags = ["--methods", "Supervised", "--resume", "--optim.lr", "0.01"]
+    message = refused(compare.main, [*BASE, "--out", str(out), *flags], capsys)
     assert "in the base, optim.lr was 0.03, now it is 0.01" in message
     other = tmp_path / "v.yaml"
     other.write_text("Supervised: {method: Supervised, optim: {lr: 0.2}}")
-    message = refused([*BASE, "--out", str(out), "--variants", str(other), "--resume"], capsys)
+    message = refused(compare.main, [*BASE, "--out", str(out), "--variants", str(other), "--resume"], capsys)
     assert "in variant 'Supervised', optim.lr was 0.03, now it is 0.2" in message
     trained = Trained(monkeypatch)
     run(out, *TWO, "--seeds", "1", "--resume")
@@ -345,7 +336,7 @@ def test_a_comparison_is_not_overwritten_unless_asked(finished: Path, tmp_path: 
     with pytest.raises(SystemExit):
         compare.main(arguments)
     before = (tmp_path / "a" / "compare.csv").read_text()
-    message = refused(arguments, capsys)
+    message = refused(compare.main, arguments, capsys)
     assert "--resume" in message and "--overwrite" in message
     assert (tmp_path / "a" / "compare.csv").read_text() == before
     old, mine = tmp_path / "a" / "old" / "seed-0", tmp_path / "a" / "mine.txt"
@@ -359,7 +350,7 @@ def test_a_comparison_is_not_overwritten_unless_asked(finished: Path, tmp_path: 
         compare.main([*arguments, "--overwrite", "--seeds", "0"])
     assert mine.read_text() == "kept" and not old.parent.exists()
     run_folder = finished / "FixMatch" / "seed-0"
-    assert "holds a run, not a comparison" in refused([*BASE, *TWO, "--out", str(run_folder)], capsys)
+    assert "holds a run, not a comparison" in refused(compare.main, [*BASE, *TWO, "--out", str(run_folder)], capsys)
 
 
 def test_a_folder_with_another_run_is_not_taken_for_a_variants(tmp_path: Path, monkeypatch, capsys):
@@ -367,7 +358,7 @@ def test_a_folder_with_another_run_is_not_taken_for_a_variants(tmp_path: Path, m
     there.mkdir(parents=True)
     (there / "config.yaml").write_text("steps: 1")
     (there / "summary.json").write_text("{}")
-    assert "FixMatch/seed-0' holds a run" in refused([*BASE, *TWO, "--out", str(tmp_path / "a")], capsys)
+    assert "FixMatch/seed-0' holds a run" in refused(compare.main, [*BASE, *TWO, "--out", str(tmp_path / "a")], capsys)
     trained = Trained(monkeypatch, {"Supervised 0": InputError("not now")})
     with pytest.raises(SystemExit):
         run(tmp_path / "a", *TWO, "--resume")
@@ -416,7 +407,7 @@ def test_grid_marks_the_value_chosen_on_validation_images(tmp_path: Path, capsys
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_written(flags: list[str], words: list[str], tmp_path: Path, capsys):
-    message = refused([*BASE, "--out", str(tmp_path / "out"), *flags], capsys)
+    message = refused(compare.main, [*BASE, "--out", str(tmp_path / "out"), *flags], capsys)
     assert all(word in message for word in words), message
     assert not (tmp_path / "out").exists()
 
@@ -437,20 +428,21 @@ def test_bad_flags_are_refused_before_anything_is_written(flags: list[str], word
 )
 def test_bad_variants_are_refused_before_anything_is_written(text: str, words: list[str], tmp_path: Path, capsys):
     (tmp_path / "v.yaml").write_text(text)
-    message = refused([*BASE, "--out", str(tmp_path / "out"), "--variants", str(tmp_path / "v.yaml")], capsys)
+    flags = ["--out", str(tmp_path / "out"), "--variants", str(tmp_path / "v.yaml")]
+    message = refused(compare.main, [*BASE, *flags], capsys)
     assert all(word in message for word in words), message
     assert not (tmp_path / "out").exists()
 
 
 def test_several_processes_of_a_comparison_are_refused(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--jobs" in refused([*BASE, *TWO, "--out", str(tmp_path / "out")], capsys)
+    assert "--jobs" in refused(compare.main, [*BASE, *TWO, "--out", str(tmp_path / "out")], capsys)
 
 
 def test_unknown_key_in_the_base_stops_with_the_list_of_methods(tmp_path: Path, capsys):
     (tmp_path / "c.yaml").write_text("stepz: 3")
     flags = ["--config", str(tmp_path / "c.yaml"), *TWO, "--out", str(tmp_path / "out")]
-    message = refused(flags, capsys)
+    message = refused(compare.main, flags, capsys)
     assert "stepz" in message and "DebiasPL" in message and not (tmp_path / "out").exists()
 
 

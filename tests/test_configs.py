@@ -4,28 +4,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jobs import settings_of
 
-from debias_ssl.config import Config, config_from, make_parser, resolve
+from debias_ssl.config import config_from, flat
 from debias_ssl.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 
-def flat(settings: dict, prefix: str = "") -> dict:
-    result = {}
-    for key, value in settings.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return result
-
-
-def resolved(arguments: list[str]) -> dict:
-    parser = make_parser("train", Config)
-    return resolve(parser, parser.read_arguments(arguments))[1]
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_parses_and_its_resolved_form_is_a_config(path: Path):
-    settings = resolved(["--config", str(path)])
+    settings = settings_of("--config", str(path))[1]
     assert config_from(settings).steps == settings["steps"]
 
 
@@ -33,7 +22,7 @@ def test_config_parses_and_its_resolved_form_is_a_config(path: Path):
 def test_config_holds_only_what_differs_from_the_defaults(path: Path):
     written = yaml.safe_load(path.read_text())
     method = written.get("method", {}).get("class_path", "DebiasPL")
-    defaults = flat(resolved(["--method", method]))
+    defaults = flat(settings_of("--method", method)[1])
     same = [key for key, value in flat(written).items() if defaults.get(key) == value and key != "method.class_path"]
     assert [key for key in same if key != "data.name"] == []
 
@@ -46,11 +35,11 @@ def test_config_says_how_it_is_run(path: Path):
 
 def test_a_class_that_takes_anothers_place_has_its_own_defaults(tmp_path: Path):
     # The default method has a threshold and a strength too.
-    assert resolved(["--method", "CDMAD"])["method"]["init_args"]["threshold"] == 0
+    assert settings_of("--method", "CDMAD")[1]["method"]["init_args"]["threshold"] == 0
     (tmp_path / "base.yaml").write_text("method: {class_path: DebiasPL, init_args: {momentum: 0.5}}")
     flags = ["--config", str(tmp_path / "base.yaml"), "--method", "SimPro", "--method.threshold", "0.3"]
     expected = {"threshold": 0.3, "strength": 2.0, "momentum": 0.5, "unlabeled_weight": 1.0}
-    assert resolved(flags)["method"]["init_args"] == expected
+    assert settings_of(*flags)[1]["method"]["init_args"] == expected
 
 
 @pytest.mark.parametrize(
@@ -59,7 +48,7 @@ def test_a_class_that_takes_anothers_place_has_its_own_defaults(tmp_path: Path):
 def test_a_setting_that_is_null_although_it_must_not_be_is_refused(text: str, tmp_path: Path):
     (tmp_path / "null.yaml").write_text(text)
     with pytest.raises(InputError, match=r"(steps|data\.workers|method\.threshold) is null"):
-        resolved(["--config", str(tmp_path / "null.yaml")])
+        settings_of("--config", str(tmp_path / "null.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -80,12 +69,12 @@ def test_a_setting_that_is_null_although_it_must_not_be_is_refused(text: str, tm
 def test_a_value_in_the_wrong_place_is_told_by_its_setting(text: str, words: str, tmp_path: Path):
     (tmp_path / "broken.yaml").write_text(text)
     with pytest.raises(InputError, match=words) as error:
-        resolved(["--config", str(tmp_path / "broken.yaml")])
+        settings_of("--config", str(tmp_path / "broken.yaml"))
     assert "<class" not in str(error.value) and "Namespace" not in str(error.value)
 
 
 def test_an_error_does_not_repeat_all_of_a_long_value(tmp_path: Path):
     (tmp_path / "long.yaml").write_text(f"steps: {'a' * 5000}")
     with pytest.raises(InputError, match=r"aaa\.\.\.") as error:
-        resolved(["--config", str(tmp_path / "long.yaml")])
+        settings_of("--config", str(tmp_path / "long.yaml"))
     assert len(str(error.value)) < 1000

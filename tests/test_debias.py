@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs import refused, rows_of
 
 from debias_ssl import debias
 
@@ -29,22 +30,6 @@ def run(predictions: Path, *flags: str) -> Path:
     out = predictions.parent / "out"
     debias.main(["--predictions", str(predictions), "--out", str(out), *flags])
     return out
-
-
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with (out / "labels.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def refused(arguments: list[str], capsys) -> str:
-    """The message of a command that is refused in the way all are: exit 2, at most two lines, no traceback."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        debias.main(arguments)
-    assert exit_.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") <= 2 and "Traceback" not in err
-    return err
 
 
 def test_a_file_becomes_a_folder(predictions: Path, capsys):
@@ -105,7 +90,7 @@ def test_nothing_is_replaced_unless_it_is_told_so(predictions: Path, capsys):
     (out / "mine.txt").write_text("kept")
     before = (out / "labels.csv").read_bytes()
     arguments = ["--predictions", str(predictions), "--out", str(out), "--prior", "none"]
-    assert "--overwrite" in refused(arguments, capsys)
+    assert "--overwrite" in refused(debias.main, arguments, capsys)
     assert (out / "labels.csv").read_bytes() == before
     debias.main([*arguments, "--overwrite"])
     assert (out / "labels.csv").read_bytes() != before
@@ -134,7 +119,7 @@ def test_nothing_is_replaced_unless_it_is_told_so(predictions: Path, capsys):
 )
 def test_bad_flags_are_refused_in_two_lines(flags: list[str], words: list[str], predictions: Path, capsys):
     out = predictions.parent / "out"
-    message = refused(["--predictions", str(predictions), "--out", str(out), *flags], capsys)
+    message = refused(debias.main, ["--predictions", str(predictions), "--out", str(out), *flags], capsys)
     assert all(word in message for word in words), message
     assert not out.exists()
 
@@ -142,7 +127,8 @@ def test_bad_flags_are_refused_in_two_lines(flags: list[str], words: list[str], 
 def test_blank_images_have_the_same_classes(predictions: Path, capsys):
     np.save(predictions.parent / "three.npy", np.ones((1, 3)))
     flags = ["--prior", "content_free", "--blank", str(predictions.parent / "three.npy")]
-    message = refused(["--predictions", str(predictions), "--out", str(predictions.parent / "out"), *flags], capsys)
+    flags += ["--predictions", str(predictions), "--out", str(predictions.parent / "out")]
+    message = refused(debias.main, flags, capsys)
     assert "3 classes" in message and "4" in message
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from launched import run_ranks
+from small_learner import make_learner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from debias_ssl.checkpoint import Machine
+from debias_ssl.checkpoint import machine
 from debias_ssl.data.datasets import DataConfig
 from debias_ssl.data.reading import Reader
 from debias_ssl.data.streams import Batch, EvaluationStream, Place, TrainingStream
@@ -19,7 +20,7 @@ from debias_ssl.evaluation import predict_logits
 from debias_ssl.journal import StepStatistics
 from debias_ssl.learner import Learner
 from debias_ssl.methods import DebiasPL, Method, Needs, Problem, PseudoLabels, Step, Supervised
-from debias_ssl.models import batch_norms, build
+from debias_ssl.models import batch_norms
 from debias_ssl.optim import OptimConfig, make_optimizer
 from debias_ssl.trackers import LabelMemory, RunningMean, all_mean_, num_processes, sum_with_gradient
 
@@ -30,11 +31,8 @@ def debiaspl(problem: Problem) -> Method:
     return DebiasPL(problem, threshold=0.55, strength=1.0, momentum=0.5)
 
 
-def make_learner(norm: Any, method: Callable[[Problem], Method] = debiaspl, **settings: Any) -> Learner:
-    torch.manual_seed(0)
-    model = build("wrn_10_1", 4, in_chans=1, norm=norm, batch_norm_momentum=0.1, **settings)
-    problem = Problem(num_classes=4, num_features=64, labeled_counts=(1,) * 4, num_unlabeled=16)
-    return Learner(model, method(problem), decay=0.5).train()
+def learner_of(norm: Any, method: Callable[[Problem], Method] = debiaspl, **settings: Any) -> Learner:
+    return make_learner(method, norm=norm, num_unlabeled=16, decay=0.5, **settings)
 
 
 def wrapped(learner: Learner, place: Place) -> nn.Module:
@@ -64,7 +62,7 @@ def batch_of(step: int, place: Place) -> Batch:
 
 def trained(place: Place) -> dict[str, Any]:
     """A few steps as train.py takes them."""
-    learner = make_learner("group")
+    learner = learner_of("group")
     method = learner.raw.method
     assert isinstance(method, DebiasPL)
     shared = wrapped(learner, place)
@@ -87,7 +85,7 @@ def trained(place: Place) -> dict[str, Any]:
 
 def frozen(place: Place) -> dict[str, Any]:
     """Steps of a network with batch norms, of which the classifier alone is trained."""
-    learner = make_learner("batch", freeze="backbone")
+    learner = learner_of("batch", freeze="backbone")
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     shared, optimizer = wrapped(learner, place), make_optimizer(learner, OptimConfig(lr=0.05))
     for k in range(STEPS):
@@ -118,7 +116,7 @@ def mixed_up(place: Place) -> dict[str, Any]:
         given=None,
         place=place,
     )
-    learner = make_learner("group", Supervised)
+    learner = learner_of("group", Supervised)
     shared = wrapped(learner, place)
     loss = shared(next(stream.batches(3, 4)), 0.0).losses["labeled"]
     loss.backward()
@@ -156,7 +154,7 @@ def summed(place: Place) -> dict[str, Tensor]:
 
 def averaged_buffers(place: Place) -> dict[str, list[Tensor]]:
     """Running statistics of batch norm, before and after they are averaged over the processes."""
-    learner = make_learner("batch")
+    learner = learner_of("batch")
     learner(batch_of(0, place), 0.0)
     norms = batch_norms(learner.raw.model)
     before = [buffer.clone() for norm in norms for buffer in norm.buffers()]
@@ -179,7 +177,7 @@ def predicted(place: Place) -> Tensor:
         batch_size=2,
         place=place,
     )
-    return predict_logits(make_learner("batch").ema, stream, 4).clone()
+    return predict_logits(learner_of("batch").ema, stream, 4).clone()
 
 
 def spoiled(place: Place) -> dict[str, Any]:
@@ -197,7 +195,7 @@ def everything(place: Place) -> dict[str, Any]:
         job.__name__: job(place)
         for job in (trained, frozen, mixed_up, tracked, remembered, summed, averaged_buffers, predicted, spoiled)
     }
-    return results | {"processes": (num_processes(), Machine.here().processes)}
+    return results | {"processes": (num_processes(), machine()["processes"])}
 
 
 def work(rank: int, folder: Path) -> None:

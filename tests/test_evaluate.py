@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jobs import refused
+from launched import DIGITS
 from pages import check_self_contained
 
 from debias_ssl import evaluate, train
@@ -17,7 +19,6 @@ from debias_ssl.reporting.page import percent
 CLASSES = ["ant", "bee", "cat", "dog"]
 NUM, TRUE_TEMPERATURE = 3000, 2.5
 KINDS = ("ema", "labels")
-DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
 
 @pytest.fixture
@@ -45,17 +46,6 @@ def figures_of(predictions: Path, *flags: str) -> dict[str, Any]:
 def expected(predictions: Path, rows: np.ndarray, temperature: float) -> dict[str, float]:
     logits = torch.from_numpy(np.load(predictions)[rows]) / temperature
     return calibration_figures(logits, torch.from_numpy(np.load(predictions.parent / "truth.npy")[rows]))
-
-
-def refused(arguments: list[str], capsys) -> str:
-    """The message of a command that is refused in the way all are: exit 2, at most two lines, no traceback."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        evaluate.main(arguments)
-    assert exit_.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") <= 2 and "Traceback" not in err
-    return err
 
 
 def test_a_file_of_predictions_has_figures(predictions: Path, capsys):
@@ -177,21 +167,21 @@ def test_rows_that_are_all_right_end_at_a_bound_and_it_is_said(predictions: Path
 )
 def test_what_does_not_fit_is_told(flags, words, predictions: Path, capsys):
     out = predictions.parent / "o.json"
-    message = refused([*matrix_flags(predictions), *flags, "--out", str(out)], capsys)
+    message = refused(evaluate.main, [*matrix_flags(predictions), *flags, "--out", str(out)], capsys)
     assert all(word in message for word in words), message
     assert not out.exists()
 
 
 def test_nothing_to_evaluate_is_told(predictions: Path, capsys):
-    assert "--run FOLDER, or --predictions FILE" in refused([], capsys)
-    assert "needs --truth" in refused(["--predictions", str(predictions)], capsys)
+    assert "--run FOLDER, or --predictions FILE" in refused(evaluate.main, [], capsys)
+    assert "needs --truth" in refused(evaluate.main, ["--predictions", str(predictions)], capsys)
     np.save(predictions.parent / "truth.npy", np.full(NUM, -1))
-    assert "labels none" in refused(matrix_flags(predictions), capsys)
+    assert "labels none" in refused(evaluate.main, matrix_flags(predictions), capsys)
 
 
 def test_rows_to_fit_on_must_leave_rows_to_judge(predictions: Path, capsys):
     truth = str(predictions.parent / "truth.npy")
-    message = refused([*matrix_flags(predictions), "--calibrate", "--tune_on", truth], capsys)
+    message = refused(evaluate.main, [*matrix_flags(predictions), "--calibrate", "--tune_on", truth], capsys)
     assert "leaves no row" in message
 
 
@@ -200,10 +190,10 @@ def test_files_are_replaced_only_when_told_to(predictions: Path, capsys):
         path = predictions.parent / name
         path.write_text("mine")
         arguments = [*matrix_flags(predictions), "--calibrate", "--folds", "2", flag, str(path)]
-        assert "--overwrite" in refused(arguments, capsys) and path.read_text() == "mine"
+        assert "--overwrite" in refused(evaluate.main, arguments, capsys) and path.read_text() == "mine"
         evaluate.main([*arguments, "--overwrite"])
         assert path.read_text() != "mine"
-        assert "is a folder" in refused([*arguments[:-1], str(predictions.parent)], capsys)
+        assert "is a folder" in refused(evaluate.main, [*arguments[:-1], str(predictions.parent)], capsys)
 
 
 @pytest.fixture(scope="module")
@@ -245,9 +235,9 @@ def test_a_run_in_folds(trained: Path, tmp_path: Path):
 
 def test_what_a_run_cannot_be_calibrated_on(trained: Path, tmp_path: Path, capsys):
     run = ["--run", str(trained), "--calibrate"]
-    assert "--folds" in refused([*run, "--part", "validation"], capsys)
-    assert "validation images" in refused([*run, "--tune_on", ".2"], capsys)
-    assert "--truth" in refused([*run, "--truth", "truth.npy"], capsys)
+    assert "--folds" in refused(evaluate.main, [*run, "--part", "validation"], capsys)
+    assert "validation images" in refused(evaluate.main, [*run, "--tune_on", ".2"], capsys)
+    assert "--truth" in refused(evaluate.main, [*run, "--truth", "truth.npy"], capsys)
     # A run without validation images: the split says so.
     split = json.loads((trained / "split.json").read_text())
     bare = tmp_path / "bare"
@@ -255,5 +245,5 @@ def test_what_a_run_cannot_be_calibrated_on(trained: Path, tmp_path: Path, capsy
     for name in ("config.yaml", "model.json", "model.safetensors", "method.safetensors"):
         (bare / name).write_bytes((trained / name).read_bytes())
     (bare / "split.json").write_text(json.dumps(split | {"validation": []}))
-    message = refused(["--run", str(bare), "--calibrate"], capsys)
+    message = refused(evaluate.main, ["--run", str(bare), "--calibrate"], capsys)
     assert "data.validation_per_class" in message and "--folds 5" in message

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from jobs import weights
 from launched import CONTEXT, DIGITS, SHORT, Launched
-from safetensors.torch import load_file
-from test_distributed import averaged_buffers, make_learner, mixed_up, predicted, remembered, spoiled, summed, trained
+from test_distributed import averaged_buffers, learner_of, mixed_up, predicted, remembered, spoiled, summed, trained
 
 import debias_ssl.train as train_module
 from debias_ssl import train
@@ -78,10 +78,6 @@ def test_running_statistics_are_averaged_over_all(four):
             torch.testing.assert_close(mean, torch.stack([before[i] for before in befores]).mean(0))
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "checkpoints" / "step_00000012" / "learner.safetensors")
-
-
 def test_a_run_of_one_process_goes_on_with_four_and_one_of_four_with_one(tmp_path, monkeypatch, capsys):
     flags = ["--config", str(DIGITS), *SHORT, "--model.norm", "group"]
     train.main([*flags, "--out", str(tmp_path / "whole")])
@@ -116,4 +112,4 @@ def test_a_run_of_one_process_goes_on_with_four_and_one_of_four_with_one(tmp_pat
 
 
 def test_the_network_of_these_tests_mixes_no_images():
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in make_learner("group").modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in learner_of("group").modules())

@@ -1,6 +1,5 @@
 """`debias-ssl label`: images and class names in, labels out; the same by two processes, again, and with other names."""
 
-import csv
 import json
 import os
 import socket
@@ -13,6 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from jobs import refused, rows_of
 from launched import start_ranks
 from small_clip import paint_images, save_clip
 
@@ -60,21 +60,6 @@ def arguments(tmp_path: Path, model: str, images: list[Path]) -> Callable[..., l
         return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
     return arguments
-
-
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with (out / "labels.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == 2
-    # Before it, there may be a progress bar.
-    error = capsys.readouterr().err.rpartition("error: ")[2]
-    assert 1 <= error.count("\n") <= 2 and "Traceback" not in error
-    return error
 
 
 def expected_logits(model: str, images: list[Path], names: list[str]) -> torch.Tensor:
@@ -128,7 +113,7 @@ def test_other_classes_and_templates_read_no_image(tmp_path, model, images, argu
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     names = tmp_path / "other.txt"
     names.write_text("cat\ndog\neel\n")
-    assert "choose another --out, or pass --overwrite" in error_of(arguments(classes=names), capsys)
+    assert "choose another --out, or pass --overwrite" in refused(main, arguments(classes=names), capsys)
     main([*arguments(classes=names, prior="none"), "--overwrite"])
     np.testing.assert_allclose(np.load(tmp_path / "out" / "probs.npy"), expected.softmax(-1), atol=2e-3)
     template = tmp_path / "templates.txt"
@@ -140,7 +125,7 @@ def test_other_classes_and_templates_read_no_image(tmp_path, model, images, argu
 @pytest.mark.usefixtures("no_page")
 def test_images_that_cannot_be_read_stop_or_are_left_out(tmp_path, images, arguments, capsys):
     images[6].write_bytes(b"no image")
-    error = error_of(arguments(), capsys)
+    error = refused(main, arguments(), capsys)
     assert f"cannot read image '{images[6]}'" in error and "on_error" in error
     assert not (tmp_path / "out" / "labels.csv").exists()
     main(arguments(on_error="skip"))
@@ -195,12 +180,12 @@ def test_wrong_input_is_told_before_the_model_is_loaded(tmp_path, arguments, cap
         ({"workers": -1}, "workers is -1, must be at least 0"),
         ({"prior": "marginals"}, "fixed_point"),
     ):
-        assert message in error_of(arguments(**settings), capsys)
+        assert message in refused(main, arguments(**settings), capsys)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_model_leaves_nothing_behind(tmp_path, arguments, capsys):
-    assert "near it: ViT-B-32" in error_of(arguments(model="ViT-B32", pretrained="openai"), capsys)
+    assert "near it: ViT-B-32" in refused(main, arguments(model="ViT-B32", pretrained="openai"), capsys)
     assert not (tmp_path / "out").exists()
 
 
@@ -223,7 +208,7 @@ def test_images_come_from_folders_lists_and_csv_files(tmp_path, images):
 def test_a_label_that_is_no_class_is_refused(tmp_path, images, arguments, capsys):
     listed = tmp_path / "images" / "labels.csv"
     listed.write_text("path,label\nbee/1.png,wasp\n")
-    assert "has the label 'wasp', which is not a class of --classes" in error_of(arguments(images=listed), capsys)
+    assert "has the label 'wasp', which is not a class of --classes" in refused(main, arguments(images=listed), capsys)
 
 
 def test_imagenets_names_differ_and_its_prompts_are_open_clips():

@@ -9,9 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from jobs import settings_of
+from launched import DIGITS
 
 from debias_ssl import train
-from debias_ssl.config import LABELED_LOSSES, Config, config_from, make_parser, resolve
+from debias_ssl.config import LABELED_LOSSES, config_from
 from debias_ssl.errors import InputError
 from debias_ssl.labeled_loss import (
     AdaptiveMargin,
@@ -29,7 +31,6 @@ GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = 2 * torch.randn(40, 4, generator=GENERATOR)
 LABELS = torch.randint(4, (40,), generator=GENERATOR)
 LONG_TAIL = (80, 15, 4, 1)
-DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
 
 @pytest.mark.parametrize(
@@ -131,13 +132,8 @@ def test_a_loss_follows_copies_and_devices_and_leaves_no_state(kind):
 # -- the setting
 
 
-def resolved(*flags: str) -> tuple[Config, dict]:
-    parser = make_parser("train", Config)
-    return resolve(parser, parser.read_arguments([*flags]))
-
-
 def test_a_flag_names_a_loss_and_its_settings():
-    config, plain = resolved("--labeled_loss", "LogitAdjusted", "--labeled_loss.strength", "2")
+    config, plain = settings_of("--labeled_loss", "LogitAdjusted", "--labeled_loss.strength", "2")
     assert plain["labeled_loss"] == {"class_path": "LogitAdjusted", "init_args": {"strength": 2.0}}
     for each in (config, config_from(yaml.safe_load(yaml.safe_dump(plain)))):
         loss = each.labeled_loss(LONG_TAIL)
@@ -145,14 +141,14 @@ def test_a_flag_names_a_loss_and_its_settings():
 
 
 def test_settings_from_before_there_were_losses_still_load():
-    plain = resolved()[1]
+    plain = settings_of()[1]
     del plain["labeled_loss"]
     assert isinstance(config_from(plain).labeled_loss(LONG_TAIL), CrossEntropy)
 
 
 @pytest.mark.parametrize("name", LABELED_LOSSES)
 def test_every_loss_can_be_named_and_explains_its_settings(name):
-    loss = resolved("--labeled_loss", name)[0].labeled_loss(LONG_TAIL)
+    loss = settings_of("--labeled_loss", name)[0].labeled_loss(LONG_TAIL)
     assert type(loss) is LABELED_LOSSES[name]
     settings = [*inspect.signature(type(loss).__init__).parameters][2:]
     assert all(f"        {setting}: " in (type(loss).__doc__ or "") for setting in settings)
@@ -162,11 +158,11 @@ def test_every_loss_can_be_named_and_explains_its_settings(name):
 @pytest.mark.filterwarnings("ignore:")
 def test_what_is_no_loss_is_refused_with_the_list_of_losses(name):
     with pytest.raises(InputError, match=r"labeled_loss.*CrossEntropy, Balanced, LogitAdjusted"):
-        resolved("--labeled_loss", name)
+        settings_of("--labeled_loss", name)
 
 
 def test_a_loss_outside_the_package_is_named_by_its_module():
-    config, plain = resolved("--labeled_loss", f"{__name__}.Halved")
+    config, plain = settings_of("--labeled_loss", f"{__name__}.Halved")
     assert plain["labeled_loss"]["class_path"] == f"{__name__}.Halved"
     assert isinstance(config.labeled_loss(LONG_TAIL), Halved)
 
@@ -179,12 +175,12 @@ class Halved(LabeledLoss):
 
 
 def test_a_run_that_is_older_than_the_setting_is_resumed(tmp_path: Path):
-    plain = resolved("--config", str(DIGITS))[1]
+    plain = settings_of("--config", str(DIGITS))[1]
     older = {key: value for key, value in plain.items() if key != "labeled_loss"}
     folder = RunFolder(tmp_path)
     folder.write_config(older)
     folder.check(plain, resume=True, overwrite=False)
-    other = resolved("--config", str(DIGITS), "--labeled_loss", "Balanced")[1]
+    other = settings_of("--config", str(DIGITS), "--labeled_loss", "Balanced")[1]
     with pytest.raises(InputError, match=r"labeled_loss\.class_path was CrossEntropy, now it is Balanced"):
         folder.check(other, resume=True, overwrite=False)
 

@@ -1,6 +1,5 @@
 """Labels of rows: which prior is removed, what is tuned, written and said, and what is refused."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jobs import rows_of
 from torch import Tensor
 
 from debias_ssl import priors
@@ -41,11 +41,6 @@ def run(
     names = RowNumbers(len(logits)) if names is None else names
     config = DebiasConfig(**settings)
     return debias_rows(logits.split(chunk), names, CLASSES, config, out=out, is_quiet=True, **(further or {}))
-
-
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with (out / "labels.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_files_say_what_the_labeling_says(logits: Tensor, tmp_path: Path):

@@ -46,6 +46,7 @@ LAYERS = {
     "run_folder": "errors files methods.base models data.datasets data.reading data.streams learner checkpoint config",
     "given": "errors methods.base learner data.streams data.task run_folder",
     # What runs say together, and what is compared.
+    "run_summary": "",
     "results": "files journal config",
     "variants": "errors config run_folder",
     # Labels without a class prior, of any matrix.
@@ -71,21 +72,24 @@ LAYERS = {
     # Jobs, one of which starts others, and the command that finds them by their names.
     "train predict data.__main__": (
         "errors files processes locking schedules signals methods.base models data.* learner optim checkpoint journal "
-        "evaluation runtime config run_folder given"
+        "evaluation runtime config run_folder run_summary given"
     ),
     "distill": "errors runtime config run_folder train",
     "finetune.__main__": (
         "errors files locking methods.base data.* objectives finetune finetune.* journal evaluation runtime config "
         "run_folder"
     ),
-    "compare": "errors files locking signals journal config run_folder runtime results report variants train",
+    "compare": "errors files processes locking signals journal config run_folder runtime results report variants train",
     "label": (
         "errors files processes locking models.clip data.* features runtime config row_labels labeling label_folder "
         "predictions reporting.*"
     ),
-    "debias": "errors config runtime row_labels labeling label_folder predictions reporting.labels_page reporting.page",
+    "debias": (
+        "errors processes config runtime row_labels labeling label_folder predictions reporting.labels_page "
+        "reporting.page"
+    ),
     "evaluate": (
-        "errors files rescaling data.* evaluation runtime config run_folder row_labels predictions "
+        "errors files processes rescaling data.* evaluation runtime config run_folder row_labels predictions "
         "reporting.calibration_page reporting.page"
     ),
     "cli": "",

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from jobs import refused
 from launched import DIGITS, SHORT
 
 from debias_ssl import compare, train
@@ -58,10 +59,8 @@ def test_a_folder_that_is_in_use_is_refused_with_its_owner(tmp_path, holder, cap
         (compare.main, ["--config", str(DIGITS), *SHORT, "--methods", "FixMatch,DebiasPL"]),
         (finetune, ["--run", str(tmp_path / "b")]),
     ):
-        with pytest.raises(SystemExit) as exit_:
-            job([*flags, "--out", str(tmp_path / "a")])
-        error = capsys.readouterr().err
-        assert exit_.value.code == 2 and owner in error and len(error.splitlines()) == 1
+        error = refused(job, [*flags, "--out", str(tmp_path / "a")], capsys)
+        assert owner in error and len(error.splitlines()) == 1
     assert [path.name for path in (tmp_path / "a").iterdir()] == [".lock"]
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from harmful import Harmful
 from pyarrow import parquet
 
 from debias_ssl.errors import InputError
@@ -221,18 +221,15 @@ def test_bad_rows_are_numbered_over_chunks(tmp_path: Path, monkeypatch):
             read_predictions(saved(tmp_path, array))
 
 
-class Trap:
-    def __reduce__(self):
-        return (warnings.warn, ("executed",))
-
-
 def test_pickles_are_not_loaded(tmp_path: Path):
-    trap = np.array([[Trap(), Trap()]], dtype=object)
+    trace = tmp_path / "trace"
+    trap = np.array([[Harmful(trace), Harmful(trace)]], dtype=object)
     np.save(tmp_path / "p.npy", trap, allow_pickle=True)
     np.savez(tmp_path / "p.npz", logits=trap)
     for name in ("p.npy", "p.npz"):
         with pytest.raises(InputError, match=f"cannot read .*{name}"):
             read_predictions(tmp_path / name)
+    assert not trace.exists()
 
 
 @pytest.mark.parametrize("name", ["p.npy", "p.npz", "p.parquet"])

@@ -1,6 +1,5 @@
 """Jobs on images in tar files: a run that is resumed, two processes, and labels, against those of a folder."""
 
-import csv
 import json
 import os
 import tarfile
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jobs import refused, rows_of
 from launched import DIGITS, SHORT, Job, Launched
 from PIL import Image
 from safetensors.numpy import load_file
@@ -24,10 +24,7 @@ from debias_ssl.journal import read_journal
 from debias_ssl.run_folder import RunFolder
 from debias_ssl.train import main as train_main
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def pack(path: Path, files: Sequence[Path], root: Path) -> None:
@@ -105,11 +102,6 @@ def labeled_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]
     return ["--classes", str(tmp_path / "classes.txt"), "--model", model, "--workers", "0", "--precision", "fp32"]
 
 
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with (out / "labels.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_labels_of_shards_are_those_of_the_folder(labeled_folder, tmp_path: Path, monkeypatch):
     where = str(tmp_path / "shards" / "x-*.tar")
     label.main([*labeled_folder, "--images", str(tmp_path / "images"), "--out", str(tmp_path / "folder")])
@@ -141,11 +133,9 @@ def test_features_of_a_shard_that_has_changed_are_refused(labeled_folder, tmp_pa
     where = str(tmp_path / "shards" / "x-{0..2}.tar")
     label.main([*labeled_folder, "--images", where, "--out", str(tmp_path / "out")])
     os.utime(tmp_path / "shards" / "x-1.tar", ns=(0, 0))
-    capsys.readouterr()
     arguments = [*labeled_folder, "--images", where, "--out", str(tmp_path / "b")]
-    with pytest.raises(SystemExit) as exit_:
-        label.main([*arguments, "--features", str(tmp_path / "out" / "features")])
-    assert exit_.value.code == 2 and "'x-1.tar' has changed" in capsys.readouterr().err
+    message = refused(label.main, [*arguments, "--features", str(tmp_path / "out" / "features")], capsys)
+    assert "'x-1.tar' has changed" in message
 
 
 def test_a_run_takes_labels_of_shards_as_labels(labeled_folder, tmp_path: Path):

@@ -8,20 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jobs import run, same, weights
 from launched import DIGITS, SHORT, Launched
-from safetensors.torch import load_file
 
 import debias_ssl.train as train_module
-from debias_ssl import compare, train
+from debias_ssl import compare
 from debias_ssl.journal import read_journal
 from debias_ssl.signals import SIGNALS, asked_to_stop, ignore_signals
 
 NAMED = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-
-
-def run(out: Path, *flags: str) -> Path:
-    train.main(["--config", str(DIGITS), *SHORT, "--out", str(out), *flags])
-    return out
 
 
 def signal_after(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,11 +29,6 @@ def signal_after(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> Non
         after_step(self, done)
 
     monkeypatch.setattr(train_module.Learner, "after_step", signaling)
-
-
-def same_weights(a: Path, b: Path, step: int = 12) -> bool:
-    first, second = (load_file(out / f"checkpoints/step_{step:08d}/learner.safetensors") for out in (a, b))
-    return first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,7 +60,7 @@ def test_a_run_keeps_where_it_is_and_goes_on(number, step, whole, tmp_path, monk
     assert [path.name for path in (tmp_path / "b" / "checkpoints").iterdir()][-1:] != []
     assert (tmp_path / "b" / "checkpoints" / f"step_{step + 1:08d}").is_dir()
     run(tmp_path / "b", "--resume")
-    assert same_weights(whole, tmp_path / "b")
+    assert same(weights(whole), weights(tmp_path / "b"))
     # Its own line closes the interval; all evaluations are there once.
     lines = {name: read_journal(out / "metrics.jsonl") for name, out in (("a", whole), ("b", tmp_path / "b"))}
     evaluations = {name: [line for line in found if "ema" in line] for name, found in lines.items()}
@@ -83,7 +73,7 @@ def test_a_signal_in_the_last_step_leaves_a_finished_run(whole, tmp_path, monkey
     with pytest.raises(SystemExit) as exit_:
         run(tmp_path / "b")
     assert exit_.value.code == 143 and "is finished" in capsys.readouterr().err
-    assert (tmp_path / "b" / "summary.json").exists() and same_weights(whole, tmp_path / "b")
+    assert (tmp_path / "b" / "summary.json").exists() and same(weights(whole), weights(tmp_path / "b"))
 
 
 def test_a_comparison_stops_with_its_run_and_goes_on(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from launched import DIGITS, SHORT, Launched
+from jobs import refused, run, same, weights
+from launched import Launched
 from safetensors.torch import load_file
 
 import debias_ssl.train as train_module
@@ -18,20 +19,7 @@ from debias_ssl import evaluate, predict, train
 from debias_ssl.data.datasets import DataConfig, load_data
 from debias_ssl.journal import read_journal
 from debias_ssl.methods import FixMatch
-
-
-def run(out: Path, *flags: str) -> Path:
-    train.main(["--config", str(DIGITS), *SHORT, "--out", str(out), *flags])
-    return out
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    """The final checkpoint: trained and averaged weights, statistics, trackers."""
-    return load_file(out / "checkpoints" / "step_00000012" / "learner.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+from debias_ssl.run_summary import summarize
 
 
 def records(out: Path) -> list[dict]:
@@ -161,7 +149,7 @@ def test_a_figure_that_older_evaluations_lack_is_summed_up_over_those_that_have_
         {"step": step, "ema": shared | {"nll": nll}, "raw": shared | {"nll": nll}} for step, nll in ((3, 2.0), (4, 1.0))
     ]
     log = {"step": 4, "loss": {}, "seconds": 1.0, "images_per_second": 1.0}
-    ema = train_module.summarize([*evaluations, log], median_of=20)["ema"]
+    ema = summarize([*evaluations, log], median_of=20)["ema"]
     assert ema["median"] == {"accuracy": 0.5, "nll": 1.5} and ema["last"]["nll"] == 1
 
 
@@ -239,9 +227,8 @@ def test_unreadable_images_stop_the_run_or_are_listed(folders: Path, tmp_path: P
     broken.write_bytes((folders / "unlabeled" / "deep" / "u0.jpg").read_bytes()[:300])
     flags = [f"--data.{name}={folders / name}" for name in ("labeled", "unlabeled", "test")]
     flags += ["--data.name=folder", f"--data.cache={tmp_path / 'cache'}", "--data.labels_per_class=2"]
-    with pytest.raises(SystemExit) as exit_:
-        run(tmp_path / "a", *flags)
-    assert exit_.value.code == 2 and "broken.jpg" in capsys.readouterr().err and not (tmp_path / "a").exists()
+    message = refused(lambda flags: run(tmp_path / "a", *flags), flags, capsys)
+    assert "broken.jpg" in message and not (tmp_path / "a").exists()
     run(tmp_path / "a", *flags, "--data.on_error=skip")
     assert list(json.loads((tmp_path / "a" / "unreadable.json").read_text())) == [str(broken)]
 
@@ -365,8 +352,6 @@ def test_two_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Path)
     assert not (tmp_path / "b" / "summary.json").exists()
     Launched(2, tmp_path / "b", "--resume").finish()
     assert "resumed at step" in (tmp_path / "b.log").read_text()
-    whole, resumed = (
-        load_file(tmp_path / name / "checkpoints" / "step_00000040" / "learner.safetensors") for name in ("a", "b")
-    )
+    whole, resumed = (weights(tmp_path / name, 40) for name in ("a", "b"))
     assert same(whole, resumed)
     assert records(tmp_path / "a") == records(tmp_path / "b")

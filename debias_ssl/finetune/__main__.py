@@ -21,7 +21,7 @@ from debias_ssl.config import Parser, make_parser, named_class
 from debias_ssl.data.task import Part, Task, make_task
 from debias_ssl.errors import InputError
 from debias_ssl.evaluation import evaluate_logits, predict_logits
-from debias_ssl.files import replacing, write_aside
+from debias_ssl.files import write_array, write_aside
 from debias_ssl.finetune.selmix import SelMix
 from debias_ssl.finetune.stage import Head, Stage, StageTwo
 from debias_ssl.journal import read_journal
@@ -233,8 +233,7 @@ def _write(
             ("raw", logits),
             ("labels", prepared.task.evaluation_labels(part).numpy()),
         ):
-            with replacing(folder.path / "predictions" / f"{part}_{name}.npy") as aside, aside.open("wb") as file:
-                np.save(file, array)
+            write_array(folder.path / "predictions" / f"{part}_{name}.npy", array)
     summary = source.read_summary()
     record = {part: {"ema": found, "raw": found} for part, found in figures.items()}
     others = {part: value for part, value in record.items() if part != "test"}

@@ -17,7 +17,7 @@ from debias_ssl.reporting.inspection import FinishedRun, ImagesGoneError, Inspec
 from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent
 from debias_ssl.reporting.parts import confusion_figure
 from debias_ssl.reporting.run_page import moments_of, pseudo_confusion, shares_of, strength_text
-from debias_ssl.results import Result, aggregate, differences_between
+from debias_ssl.results import Result, aggregate, differences_between, interval_text, spread_text
 
 TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}
 TABLE |= {"ece": "ECE", "median_accuracy": "median acc.", "best_test_accuracy": "best on test"}
@@ -159,24 +159,12 @@ def comparison_page(comparison: Comparison, name: str) -> Page:
     )
 
 
-def _spread(value: dict[str, float | None]) -> str:
-    text = "-" if value["mean"] is None else f"{100 * value['mean']:.2f}"
-    return text + ("" if value["std"] is None else f" ± {100 * value['std']:.2f}")
-
-
-def _interval(value: dict[str, Any] | None) -> str:
-    if value is None or value["mean"] is None:
-        return "-"
-    text = f"{100 * value['mean']:+.2f}"
-    return text if value["low"] is None else f"{text} [{100 * value['low']:+.2f}, {100 * value['high']:+.2f}]"
-
-
 def table(comparison: Comparison) -> Section:
     """Means and deviations, paired differences, and what differs in the settings."""
     rows = []
     for line in comparison.lines:
         chosen = " (chosen on validation images)" if line.get("chosen") else ""
-        figures_ = [_spread(line[name]) for name in TABLE]
+        figures_ = [spread_text(line[name]) for name in TABLE]
         rates = [line[name]["mean"] for name in ("seconds", "images_per_second")]
         rows.append(
             [
@@ -197,7 +185,10 @@ def table(comparison: Comparison) -> Section:
     ]
     others = [line for line in comparison.lines if line["difference_to_first"]]
     paired = [
-        [line["variant"], *(_interval(line["difference_to_first"].get(name)) for name in ("accuracy", "min_recall"))]
+        [
+            line["variant"],
+            *(interval_text(line["difference_to_first"].get(name)) for name in ("accuracy", "min_recall")),
+        ]
         for line in others
     ]
     if paired:

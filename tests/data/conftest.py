@@ -11,10 +11,9 @@ Paint = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache of decoded images, so that no test finds those of another."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "debias_ssl"
+def cache(cache: Path) -> Path:
+    """Every test here has a cache of its own, whether or not it asks for it."""
+    return cache
 
 
 @pytest.fixture

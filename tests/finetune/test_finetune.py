@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from jobs import refused
+from launched import DIGITS
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -14,7 +16,6 @@ from debias_ssl import evaluate, predict, report, train
 from debias_ssl.finetune import __main__ as job
 from debias_ssl.run_folder import RunFolder, load_run
 
-DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 SHORT = ["--steps", "30", "--log_every", "10", "--eval_every", "30", "--checkpoint_every", "30"]
 LONG_TAIL = ["--data.labels_per_class", "40", "--data.labeled_imbalance", "20"]
 QUICK = ["--method.steps", "40", "--method.lr", "0.01"]
@@ -29,15 +30,6 @@ def stage_one(out: Path, *flags: str) -> Path:
 def run(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "a"
     return stage_one(out, "--method", "FixMatch", "--data.validation_per_class", "20")
-
-
-def refused(arguments: list[str], capsys) -> str:
-    with pytest.raises(SystemExit) as exit_:
-        job.main(arguments)
-    assert exit_.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") <= 2 and "Traceback" not in err
-    return err
 
 
 def test_the_folder_is_a_run_whose_classifier_alone_has_changed(run, tmp_path, capsys):
@@ -88,10 +80,8 @@ def test_the_folder_is_a_run_whose_classifier_alone_has_changed(run, tmp_path, c
     assert f"step {before_it + 1}" not in page
     # What somebody has changed by hand is told of.
     (out / "summary.json").write_text(json.dumps(summary | {"finetune": {}}))
-    with pytest.raises(SystemExit) as exit_:
-        report.main([str(out)])
-    assert exit_.value.code == 2
-    assert "was changed after its run, or damaged: 'method' is missing" in capsys.readouterr().err
+    message = refused(report.main, [str(out)], capsys)
+    assert "was changed after its run, or damaged: 'method' is missing" in message
     assert load_run(RunFolder(out), torch.device("cpu")).classes == tuple("0123456789")
 
 
@@ -121,7 +111,7 @@ def test_nothing_is_overwritten_unless_asked_and_other_files_stay(run, tmp_path,
     quick = ["--method", "LogitAdjustment", "--out", str(out)]
     job.main(["--run", str(run), *quick])
     (out / "notes.txt").write_text("mine")
-    assert "--overwrite" in refused(["--run", str(run), *quick], capsys)
+    assert "--overwrite" in refused(job.main, ["--run", str(run), *quick], capsys)
     job.main(["--run", str(run), *quick, "--objective", "h_mean", "--overwrite"])
     assert json.loads((out / "summary.json").read_text())["finetune"]["objective"] == "h_mean"
     assert (out / "notes.txt").read_text() == "mine"
@@ -148,18 +138,17 @@ def test_what_is_refused(run, tmp_path, capsys):
         (["--coverage", "2"], ["coverage"]),
         (["--method.lr", "1e30", "--method.keep", "last"], ["lower --method.lr"]),
     ):
-        message = refused(["--run", str(run), *flags, *end], capsys)
+        message = refused(job.main, ["--run", str(run), *flags, *end], capsys)
         assert all(word in message for word in words), message
-    assert "no run" in refused(["--run", str(tmp_path / "nowhere"), *end], capsys)
-    assert "--run" in refused(["--run", str(run), "--out", str(run), "--overwrite"], capsys)
+    assert "no run" in refused(job.main, ["--run", str(tmp_path / "nowhere"), *end], capsys)
+    assert "--run" in refused(job.main, ["--run", str(run), "--out", str(run), "--overwrite"], capsys)
     assert (run / "summary.json").exists() and not out.exists()
 
 
 @pytest.mark.parametrize("method", ["ABC", "CDMAD"])
 def test_a_run_that_predicts_with_more_than_its_classifier_is_refused(method, tmp_path, capsys):
     other = stage_one(tmp_path / "c", "--steps", "2", "--method", method, "--data.validation_per_class", "5")
-    capsys.readouterr()
-    message = refused(["--run", str(other), "--out", str(tmp_path / "b")], capsys)
+    message = refused(job.main, ["--run", str(other), "--out", str(tmp_path / "b")], capsys)
     assert method in message and message.count("\n") == 1
     assert not (tmp_path / "b").exists()
 
@@ -169,8 +158,8 @@ def test_a_method_over_one_that_does_is_refused_and_alone_it_is_not(tmp_path, ca
     plain = stage_one(tmp_path / "c", *flags)
     job.main(["--run", str(plain), "--method", "LogitAdjustment", "--out", str(tmp_path / "b")])
     over = stage_one(tmp_path / "d", *flags, "--method.base", "CDMAD")
-    capsys.readouterr()
-    message = refused(["--run", str(over), "--method", "LogitAdjustment", "--out", str(tmp_path / "e")], capsys)
+    flags = ["--run", str(over), "--method", "LogitAdjustment", "--out", str(tmp_path / "e")]
+    message = refused(job.main, flags, capsys)
     assert "more than the network's classifier" in message
 
 
@@ -200,13 +189,12 @@ def test_a_class_without_held_out_images_is_named(run, tmp_path, capsys):
         split["validation"] = [i for i, label in zip(split["validation"], labels, strict=True) if label != 7]
 
     other = with_split(run, tmp_path / "x", forget)
-    capsys.readouterr()
-    assert "class '7' has no held-out image" in refused(["--run", str(other), "--out", str(tmp_path / "b")], capsys)
+    message = refused(job.main, ["--run", str(other), "--out", str(tmp_path / "b")], capsys)
+    assert "class '7' has no held-out image" in message
 
 
 def test_a_run_without_held_out_images_is_refused(tmp_path, capsys):
     without = stage_one(tmp_path / "a", "--steps", "2", "--method", "FixMatch")
-    capsys.readouterr()
-    message = refused(["--run", str(without), "--out", str(tmp_path / "b")], capsys)
+    message = refused(job.main, ["--run", str(without), "--out", str(tmp_path / "b")], capsys)
     assert "--data.validation_per_class" in message
     assert not (tmp_path / "b").exists()

@@ -6,9 +6,10 @@ from inspect import signature
 import pytest
 import torch
 import torch.nn.functional as F
+from jobs import settings_of
 from torch import Tensor
 
-from debias_ssl.config import METHODS, Config, config_from, make_parser, resolve
+from debias_ssl.config import METHODS, config_from
 from debias_ssl.errors import InputError
 from debias_ssl.functional import weighted_cross_entropy
 from debias_ssl.methods import (
@@ -242,11 +243,6 @@ def test_labels_from_outside_help_as_far_as_soft_weights_do_not_count(problem, m
     assert (own.pseudo.weight[helped] < 0.5).any() and (own.pseudo.weight[helped] > 0.5).any()
     soft = DebiasPL(problem, base=UDA, assist_threshold=0.4)(views)
     assert soft.pseudo.target.shape == (30,)
-
-
-def settings_of(*flags: str):
-    parser = make_parser("train", Config)
-    return resolve(parser, parser.read_arguments([*flags]))
 
 
 def test_a_base_is_set_by_flags_and_by_what_they_were_saved_as(problem):

@@ -4,12 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from launched import DIGITS
 from safetensors.torch import load_file
 
 from debias_ssl import train
 from debias_ssl.methods import CSST, FixMatch, Problem
-
-DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 
 
 def problem(*counts: int) -> Problem:

@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from harmful import Harmful
 from PIL import Image
 from small_clip import MODEL, PREPROCESSING, save_clip
 
@@ -147,18 +148,13 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path):
         load_clip(model, None, CPU)
 
 
-class Harmful:
-    def __reduce__(self):
-        return (Path("harmed").touch, ())
-
-
-def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch, published):
-    monkeypatch.chdir(tmp_path)
+def test_nothing_in_a_file_is_executed(tmp_path: Path, published):
+    harmful = Harmful(tmp_path / "harmed")
     published()
-    torch.save({"state_dict": Harmful()}, tmp_path / "weights.pt")
+    torch.save({"state_dict": harmful}, tmp_path / "weights.pt")
     with pytest.raises(InputError, match=r"--model Small --pretrained .*weights\.pt cannot be loaded"):
         load_clip("Small", str(tmp_path / "weights.pt"), CPU)
-    assert not Path("harmed").exists()
+    assert not harmful.trace.exists()
 
 
 def test_weights_may_be_a_pytorch_file(tmp_path: Path, clip: Clip, published):

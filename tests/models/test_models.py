@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harmful import Harmful
 from safetensors.torch import save_file
 from torch import nn
 
@@ -230,14 +231,6 @@ def test_weights_of_another_network_are_refused_and_load_nothing(tmp_path):
     with pytest.raises(InputError, match=r"lacks 'blocks\.0\..*names of the model's in all"):
         load_weights(model.net, path)
     assert all(value.equal(before[name]) for name, value in model.net.state_dict().items())
-
-
-class Harmful:
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return (Path.touch, (self.trace,))
 
 
 def test_code_in_a_file_of_weights_is_not_executed(tmp_path):

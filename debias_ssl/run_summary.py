@@ -1,0 +1,40 @@
+"""What a run comes to: `summary.json`, and the table at its end."""
+
+import statistics
+from typing import Any
+
+
+def summarize(records: list[dict[str, Any]], median_of: int) -> dict[str, Any]:
+    """`summary.json`: of the evaluations on the test set the last, the median of the last few, and the most accurate.
+
+    The best is chosen on the test set, so it is optimistic; it is there because others report it.
+    """
+    evaluations = [record for record in records if "ema" in record]
+    logs = [record for record in records if "loss" in record]
+    summary: dict[str, Any] = {}
+    for name in ("ema", "raw"):
+        figures = [{k: v for k, v in e[name].items() if isinstance(v, float)} for e in evaluations]
+        last_few = figures[-median_of:]
+        summary[name] = {
+            "last": figures[-1],
+            # Evaluations of before a figure was there, in a run resumed since, do not have it.
+            "median": {key: statistics.median(each[key] for each in last_few if key in each) for key in figures[-1]},
+            "best": max(figures, key=lambda each: each["accuracy"]),
+        }
+    return {
+        **summary,
+        "steps": logs[-1]["step"],
+        "seconds": logs[-1]["seconds"],
+        "images_per_second": statistics.median(log["images_per_second"] for log in logs),
+    }
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The summary for a terminal."""
+    figures = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece")
+    rows = [("EMA, last", "ema", "last"), ("EMA, median", "ema", "median"), ("raw, last", "raw", "last")]
+    lines = ["model         " + "".join(f"{figure.replace('_', ' '):>13}" for figure in figures)]
+    for title, name, which in rows:
+        lines.append(f"{title:<14}" + "".join(f"{100 * summary[name][which][figure]:>11.2f} %" for figure in figures))
+    seconds, speed = summary["seconds"], summary["images_per_second"]
+    return "\n".join([*lines, f"{summary['steps']} steps in {seconds:.0f} s, {speed:,.0f} images/s"])
