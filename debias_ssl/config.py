@@ -143,6 +143,14 @@ class Parser(ArgumentParser):
         # An error in the settings of a setting's class comes here twice.
         raise InputError(text.removesuffix(hint) + hint) from ex
 
+    def parse_args(self, *arguments: Any, **settings: Any) -> Namespace:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().parse_args(*arguments, **settings)
+        except ImportError as error:
+            # A section's class_path is looked at before anything that would make this an error in a setting.
+            named = re.search(r"'([^']*)'", str(error))
+            raise InputError(f"class_path {named[1] if named else None!r} is not a section of settings") from error
+
     def read_arguments(self, arguments: list[str]) -> Namespace:
         """Parses a command line; a config that is not a YAML file of settings is named in the error."""
         files = []
@@ -193,6 +201,7 @@ WORDING = (
     ),
     (r"Does not validate against any of the Union subtypes .*? Errors: - (.+?)\.? - Expected a <class .*", r"\1"),
     (r"Expected a dot import path string: (\S+)", r"there is no method '\1'"),
+    (r"Subclasses are disabled for \w+, thus (\S+) is not.*", r"class_path \1 is not a section of settings"),
     (r"Option 'class_path' is not accepted", "beside class_path there is nothing but init_args"),
     (
         r"Type collections.*Got value: (?:Namespace\(class_path=|\{'class_path': )'([^']*)'(?:\W*$|, init_args=Name.*)",

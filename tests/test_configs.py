@@ -62,6 +62,8 @@ def test_a_setting_that_is_null_although_it_must_not_be_is_refused(text: str, tm
         ("optim: {clip: ''}", r"optim\.clip.*expected float"),
         ("method: {class_path: FixMatch, data: 3}", r"beside class_path there is nothing but init_args"),
         ("method: builtins.eval", r"'builtins.eval' is not a method"),
+        ("optim: {class_path: os.system}", r"class_path 'os.system' is not a section of settings"),
+        ("data: {augment: {class_path: nope.Nope}}", r"class_path 'nope.Nope' is not a section of settings"),
         ("method: {class_path: os.system}", r"os.system"),
         ("method: {init_args: {strength: 1}, data: 3}", r"expected a method, as a name or as class_path and init_args"),
     ],
