@@ -219,7 +219,11 @@ WORDING = (
 
 def make_parser(job: str, settings: type, skip: Collection[str] = ()) -> Parser:
     """A parser of the fields of a settings dataclass, but for those to skip, from --config FILE and flags."""
-    parser = Parser(prog=f"debias-ssl {job}", description=(settings.__doc__ or "").splitlines()[0], allow_abbrev=False)
+    # argparse's own usage is every flag once more.
+    usage = f"debias-ssl {job} [--config FILE]... [--SETTING VALUE]..."
+    parser = Parser(
+        prog=f"debias-ssl {job}", usage=usage, description=(settings.__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="a YAML file of settings; flags beside it beat it")
     parser.add_class_arguments(settings, as_group=False, skip=set(skip))
     return parser
