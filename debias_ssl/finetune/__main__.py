@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from debias_ssl import finetune
 from debias_ssl.config import Parser, make_parser, named_class
+from debias_ssl.data.splits import class_counts
 from debias_ssl.data.task import Part, Task, make_task
-from debias_ssl.errors import InputError
+from debias_ssl.errors import InputError, shortened
 from debias_ssl.evaluation import evaluate_logits, predict_logits
 from debias_ssl.files import write_array, write_aside
 from debias_ssl.finetune.selmix import SelMix
@@ -98,6 +99,38 @@ class Prepared:
         return head(self.test if part == "test" else self.stage.held_out).cpu()
 
 
+def _linear_classifier(run: TrainedRun) -> nn.Linear:
+    """What stage two changes; InputError where a run has nothing like it, or predicts with more."""
+    model: Any = run.predictor.model
+    method, classifier = run.predictor.method, model.net.get_classifier()
+    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
+        raise InputError(f"the classifier of {run.config.model.name} is not a linear layer with biases")
+    logits = classifier.weight.new_zeros(1, len(run.classes))
+    view = View(logits=logits, features=logits.new_zeros(1, model.num_features))
+    if method.predict(view, view) is not logits:
+        name = type(method).__name__
+        raise InputError(f"{name} predicts with more than the network's classifier, which is what stage two changes")
+    return classifier
+
+
+def _held_out_labels(task: Task, folder: RunFolder) -> Int[Tensor, " V"]:
+    """What the objective is measured by; InputError where a class has none."""
+    labels = task.evaluation_labels("validation")
+    if not len(labels):
+        raise InputError(
+            f"{str(folder.path)!r} has no held-out images to measure the objective on: "
+            "train with --data.validation_per_class"
+        )
+    counts = class_counts(labels.numpy(), len(task.data.classes))
+    without = [name for name, count in zip(task.data.classes, counts, strict=True) if not count]
+    if without or (labels < 0).any():
+        what = f"none of {shortened(without)}" if without else "some of unknown classes"
+        raise InputError(
+            f"the held-out images of {str(folder.path)!r} are {what}: each class needs one, and each a label"
+        )
+    return labels
+
+
 def prepare(folder: RunFolder, config: FinetuneConfig) -> Prepared:
     """Loads a run, and makes the features of its images once.
 
@@ -110,28 +143,9 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> Prepared:
     place = place_of(accelerator)
     run = load_run(folder, place.device)
     model: Any = run.predictor.model
-    method = run.predictor.method
-    view = View(
-        logits=torch.zeros(1, len(run.classes), device=place.device),
-        features=torch.zeros(1, model.num_features, device=place.device),
-    )
-    if method.predict(view, view) is not view.logits:
-        name = type(method).__name__
-        raise InputError(f"{name} predicts with more than the network's classifier, which is what stage two changes")
-    classifier = model.net.get_classifier()
-    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
-        raise InputError(f"the classifier of {run.config.model.name} is not a linear layer with biases")
+    classifier = _linear_classifier(run)
     task = make_task(run.data, seed=run.config.seed, place=place, split_file=folder.split)
-    if not len(task.split.validation):
-        raise InputError(
-            f"{str(folder.path)!r} has no held-out images to measure the objective on: "
-            "train with --data.validation_per_class"
-        )
-    truth = task.evaluation_labels("validation")
-    without = torch.bincount(truth, minlength=len(run.classes)) == 0
-    if without.any():
-        named = run.classes[int(without.nonzero()[0])]
-        raise InputError(f"class {named!r} has no held-out image to measure the objective on: each class needs one")
+    truth = _held_out_labels(task, folder)
     objective = find_objective(config.objective, torch.tensor(run.labeled_counts))
     network = Penultimate(model)
 

@@ -94,20 +94,16 @@ class DebiasPL(PseudoLabeling):
         self.marginal.update(mean.softmax(-1))
         strong = [view.logits for view in (views.strong, *views.further_strong)]
         margins = [adjust(f, self.marginal.value, self.strength) for f in strong]
-        unlabeled, first = mean_cross_entropy(margins, pseudo), pseudo[0]
+        unlabeled, said = mean_cross_entropy(margins, pseudo), pseudo[0]
         if self.assist_threshold is not None:
             assert views.given is not None
-            confidence, given = views.given.max(-1)
-            counts = torch.stack([labels.weight for labels in pseudo]).amax(0)
-            helps = (confidence >= self.assist_threshold) * (1 - counts)
-            unlabeled = (unlabeled + mean_cross_entropy(margins, [PseudoLabels(target=given, weight=helps)])) / 2
-            own = first.target if first.target.ndim == 1 else first.target.argmax(-1)
-            target = torch.where(helps > first.weight, given, own)
-            first = PseudoLabels(target=target, weight=first.weight + helps)
+            outside = assistance(views.given, self.assist_threshold, pseudo)
+            unlabeled = (unlabeled + mean_cross_entropy(margins, [outside])) / 2
+            said = joined(said, outside)
         further = [policy.further_losses(f, labels) for f in margins for labels in pseudo]
         means = {name: torch.stack([losses[name] for losses in further]).mean() for name in further[0]}
         losses = {"labeled": policy.labeled_loss(views), "unlabeled": policy.unlabeled_weight * unlabeled}
-        return Step(losses=losses | means, pseudo=first)
+        return Step(losses=losses | means, pseudo=said)
 
     def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
         return view.logits if self.base is None else self.base.predict(view, blank)
@@ -115,6 +111,21 @@ class DebiasPL(PseudoLabeling):
     def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:
         if self.base is not None:
             self.base.on_evaluation(confusion)
+
+
+def assistance(given: Float[Tensor, "U C"], threshold: float, pseudo: list[PseudoLabels]) -> PseudoLabels:
+    """Labels of the given probabilities p, with weight 1[max p >= threshold] as far as no pseudo-label counts."""
+    confidence, target = given.max(-1)
+    counts = torch.stack([labels.weight for labels in pseudo]).amax(0)
+    return PseudoLabels(target=target, weight=(confidence >= threshold) * (1 - counts))
+
+
+def joined(own: PseudoLabels, outside: PseudoLabels) -> PseudoLabels:
+    """For the log, the label of each image that counts more."""
+    target = own.target if own.target.ndim == 1 else own.target.argmax(-1)
+    return PseudoLabels(
+        target=torch.where(outside.weight > own.weight, outside.target, target), weight=own.weight + outside.weight
+    )
 
 
 def mean_cross_entropy(logits: list[Tensor], pseudo: list[PseudoLabels]) -> Float[Tensor, ""]:
