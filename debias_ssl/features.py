@@ -184,7 +184,7 @@ def _without_features(file: str) -> InputError:
         decode(file)
     except InputError as error:
         return error
-    return InputError(f"the features of {file!r} are no numbers; remove it or skip it (on_error)")
+    return InputError(f"the features of {file!r} are no numbers; remove it or skip it (--on_error skip)")
 
 
 def _shards(num_files: int) -> list[range]:

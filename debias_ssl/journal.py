@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -87,7 +88,8 @@ def data_warning(waited: float, workers: int) -> dict[str, str]:
     """Whether the workers that decode are what a run waits for, as a warning; `waited` is the share of time."""
     if waited <= 0.1:
         return {}
-    fix = "raise --data.workers up to the number of cores, or set --data.input resident"
+    more = "raise --data.workers up to the number of cores, or " if workers < (os.cpu_count() or 1) else ""
+    fix = f"{more}set --data.input resident"
     return {"data": f"{waited:.0%} of the time is spent waiting for images from {workers} workers: {fix}"}
 
 

@@ -34,6 +34,12 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def says_that_another_is_gone(error: Exception) -> bool:
+    """Whether an error is what torch makes of a message from a process that was killed."""
+    lost = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "remote process exited")
+    return num_launched() > 1 and isinstance(error, RuntimeError) and any(text in str(error) for text in lost)
+
+
 class Companions:
     """Those that this process was launched with, through the store by which they meet.
 

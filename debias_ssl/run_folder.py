@@ -66,7 +66,7 @@ class RunFolder:
             )
         differs = difference(completed(read_yaml(self.path / "config.yaml")), resolved)
         if differs:
-            raise InputError(f"{str(self.path)!r} cannot be resumed: {differs}")
+            raise InputError(f"{str(self.path)!r} cannot be resumed: {differs}; leave it so, or choose another --out")
 
     def clear(self) -> None:
         """Removes what a run writes, and nothing else."""

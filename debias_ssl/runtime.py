@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 
 from debias_ssl.data.streams import Place
 from debias_ssl.errors import InputError, Interrupted, StoppedError
-from debias_ssl.processes import Companions, is_first, num_launched
+from debias_ssl.processes import Companions, is_first, num_launched, says_that_another_is_gone
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 # glibc's malloc.h.
@@ -112,7 +112,10 @@ def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             companions.leave()
             sys.exit(130)
-        except Exception:
+        except Exception as error:
+            if says_that_another_is_gone(error):
+                companions.fail(1, "error: another process is gone; the same command with --resume goes on")
+                sys.exit(1)
             companions.fail(1, None)
             raise
         else:

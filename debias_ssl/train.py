@@ -166,12 +166,13 @@ class Run:
         self._track({"learning_rate": rate, **record["loss"], "mask_rate": record["mask_rate"]}, step)
         loss, speed = sum(record["loss"].values()), record["images_per_second"]
         journal.show(loss=f"{loss:.3f}", mask=f"{record['mask_rate']:.2f}", **{"images/s": f"{speed:.0f}"})
-        if step >= self.config.steps / 10 and not self.task.readers["train"].is_resident:
+        # In the beginning no prediction is confident, and workers have not started; that is as it should be.
+        if step < min(self.config.steps / 2, max(self.config.steps / 10, SETTLED)):
+            return
+        if not self.task.readers["train"].is_resident:
             journal.warn(data_warning(record["data_wait"], self.config.data.workers))
-        # In the beginning no prediction is confident, and that is as it should be.
-        is_early = step < min(self.config.steps / 2, max(self.config.steps / 10, SETTLED))
         method = self.learner.raw.method
-        if (method.needs.num_strong or method.needs.weak_gradient) and not is_early:
+        if method.needs.num_strong or method.needs.weak_gradient:
             journal.warn(warnings_for(record, self.task.data.classes, hasattr(method, "threshold")))
 
     def _not_finite(self, what: str, step: int) -> StoppedError:

@@ -154,7 +154,7 @@ def test_stop_names_the_first_image_that_cannot_be_read(clip: Clip, images: list
     for path in (images[5], images[6], images[9]):
         spoil(path)
     for _ in range(2):
-        with pytest.raises(InputError, match=rf"cannot read image '{images[5]}': .*skip it \(on_error\)"):
+        with pytest.raises(InputError, match=rf"cannot read image '{images[5]}': .*skip it \(--on_error skip"):
             cached(clip, images)
 
 

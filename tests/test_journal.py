@@ -215,5 +215,8 @@ def test_a_resumed_run_adds_to_the_seconds_it_has_spent(path, monkeypatch):
 
 def test_waiting_for_workers_is_said_from_a_tenth_of_the_time_on():
     assert data_warning(0.1, 4) == {}
-    text = data_warning(0.37, 4)["data"]
-    assert "37%" in text and "4 workers" in text and "--data.workers" in text
+    text = data_warning(0.37, 0)["data"]
+    assert "37%" in text and "0 workers" in text and "--data.workers" in text
+    # More of them than cores do not help.
+    text = data_warning(0.37, 1000)["data"]
+    assert "--data.workers" not in text and "--data.input resident" in text

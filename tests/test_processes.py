@@ -1,5 +1,6 @@
 """An error of one process ends all of them, with one message."""
 
+import signal
 import time
 
 import numpy as np
@@ -64,3 +65,14 @@ def test_an_image_that_is_gone_in_the_middle_of_a_run(tmp_path):
     assert launched.statuses(SECONDS) == [2, 2], launched.log.read_text()
     (message,) = told(launched.log.read_text())
     assert str(gone) in message
+
+
+def test_when_another_process_is_killed(tmp_path):
+    launched = Launched(2, tmp_path / "a", "--steps", "100000")
+    deadline = time.monotonic() + SECONDS
+    while not list((tmp_path / "a").glob("checkpoints/step_*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    launched.processes[1].kill()
+    assert launched.statuses(SECONDS) == [1, -signal.SIGKILL], launched.log.read_text()
+    (message,) = told(launched.log.read_text())
+    assert "another process is gone" in message and "--resume" in message

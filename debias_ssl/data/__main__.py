@@ -1,5 +1,6 @@
 """`debias-ssl data check|split`: says what a data setting holds, or writes its split."""
 
+import sys
 from pathlib import Path
 
 from debias_ssl.config import Config, make_parser, resolve
@@ -77,7 +78,9 @@ def main(arguments: list[str]) -> None:
     if arguments[0] == "split":
         split(config.data, config.seed, Path(parsed.out), parsed.overwrite)
     elif not check(config.data, config.seed):
-        raise InputError("some files cannot be read: remove them, or train with --data.on_error skip")
+        if config.data.on_error == "stop":
+            raise InputError("some files cannot be read: remove them, or pass --data.on_error skip, here and to train")
+        print("note: files that cannot be read are left out of the split and of training", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def decode(path: str, channels: int = 3, side: int | None = None) -> Image.Image
         with Image.open(source) as file:
             image = _eight_bits(file).convert("RGB" if channels == 3 else "L")
     except UNREADABLE as error:
-        raise InputError(f"cannot read image {path!r}: {error}; remove it or skip it (on_error)") from error
+        raise InputError(
+            f"cannot read image {path!r}: {error}; remove it or skip it (--on_error skip, train: --data.on_error skip)"
+        ) from error
     if side is not None and image.size != (side, side):
         raise InputError(
             f"{path!r} has {image.width} x {image.height} pixels, the first image {side} x {side}: "

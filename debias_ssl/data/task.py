@@ -13,7 +13,7 @@ from debias_ssl.data.datasets import UNKNOWN, Data, DataConfig, fingerprint, loa
 from debias_ssl.data.label_files import read_probs
 from debias_ssl.data.reading import Reader, make_reader, without_unreadable
 from debias_ssl.data.shards import ShardedNames
-from debias_ssl.data.splits import Split, class_counts, draw_split, load_split
+from debias_ssl.data.splits import PARTS, Split, class_counts, draw_split, load_split
 from debias_ssl.data.streams import EvaluationStream, Place, TrainingStream
 from debias_ssl.errors import InputError
 from debias_ssl.methods.base import Method, Problem
@@ -160,7 +160,17 @@ def make_task(
     else:
         split = draw_split(data.train.labels, data.classes, config, seed=seed, num_separate=data.num_separate)
     if not len(split.labeled) or not len(split.unlabeled):
-        raise InputError(f"the split has {len(split.labeled)} labeled and {len(split.unlabeled)} unlabeled images")
+        labeled, unlabeled, held_out = (len(getattr(split, part)) for part in PARTS)
+        raise InputError(
+            f"the split has {labeled} labeled, {unlabeled} unlabeled and {held_out} validation images of "
+            f"{len(data.train)}: "
+            + (
+                "label fewer of them (data.labels_per_class, data.seeds_per_class, data.min_confidence), or set "
+                "data.unlabeled_includes_labeled true"
+                if labeled
+                else "hold out fewer of them (data.validation_per_class), or label more"
+            )
+        )
     parts = {"train": data.train, "test": data.test}
     readers = {part: make_reader(images, config, place.device, progress) for part, images in parts.items()}
     shapes = {part: reader.shape for part, reader in readers.items()}
