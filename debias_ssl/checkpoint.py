@@ -46,12 +46,22 @@ def save_checkpoint(
         for file in aside.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint, if it is there, so that whoever is killed meanwhile leaves none that is half gone."""
+    if checkpoint.exists():
+        # What is left under this name goes when the folder is locked again.
+        gone = checkpoint.with_name(f".{checkpoint.name}.gone.tmp")
+        shutil.rmtree(gone, ignore_errors=True)
+        checkpoint.rename(gone)
+        shutil.rmtree(gone)
 
 
 def load_checkpoint(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from debias_ssl.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from debias_ssl.errors import InputError
+from debias_ssl.files import remove_unfinished
 from debias_ssl.learner import Learner
 from debias_ssl.methods import DebiasPL
 from debias_ssl.optim import OptimConfig, make_optimizer
@@ -99,6 +100,24 @@ def test_a_checkpoint_that_was_not_finished_is_ignored_and_replaced(trained, tmp
     assert [path.name for path in checkpoints(tmp_path)] == ["step_00000001"]
     save_checkpoint(tmp_path, 2, *trained, scaler={}, keep=5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_an_old_one_is_never_half_gone(trained, tmp_path, monkeypatch):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, *trained, scaler={}, keep=2)
+
+    def dying(path, **settings):
+        # As when it is killed between two files.
+        if Path(path).exists():
+            next(iter(Path(path).iterdir())).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("debias_ssl.checkpoint.shutil.rmtree", dying)
+        save_checkpoint(tmp_path, 3, *trained, scaler={}, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
+    remove_unfinished(tmp_path)
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_saving_a_step_again_replaces_it(trained, tmp_path):
