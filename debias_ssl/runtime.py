@@ -114,7 +114,7 @@ def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
             sys.exit(130)
         except Exception as error:
             if says_that_another_is_gone(error):
-                companions.fail(1, "error: another process is gone; the same command with --resume goes on")
+                companions.fail(1, "error: another process is gone: start all of them again (a run: with --resume)")
                 sys.exit(1)
             companions.fail(1, None)
             raise
