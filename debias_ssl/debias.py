@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from debias_ssl import __version__
-from debias_ssl.config import Parser
-from debias_ssl.errors import InputError
-from debias_ssl.label_folder import check_folder, finish
-from debias_ssl.labeling import DebiasConfig, Labeling, debias_rows
-from debias_ssl.predictions import read_predictions
-from debias_ssl.processes import is_first
-from debias_ssl.row_labels import read_labels
-from debias_ssl.runtime import entry_point
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.distributed.processes import is_first
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling, debias_rows
+from debias_ssl.labels.matrix import read_predictions
+from debias_ssl.labels.output import check_folder, finish
+from debias_ssl.labels.truth import read_labels
+from debias_ssl.system.errors import InputError
+from debias_ssl.training.parser import Parser
 
 
 @entry_point

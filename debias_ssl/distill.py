@@ -6,17 +6,18 @@ from itertools import pairwise
 from pathlib import Path
 
 from debias_ssl import train
-from debias_ssl.config import Config, completed, make_parser, read_yaml
-from debias_ssl.errors import InputError
-from debias_ssl.run_folder import RunFolder
-from debias_ssl.runtime import entry_point
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import read_yaml
+from debias_ssl.training.config import Config
+from debias_ssl.training.parser import make_parser
+from debias_ssl.training.saved import completed
 
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    # Whose weak views make pseudo-labels is not a question here: the setting `teacher` of files is not read.
-    parser = make_parser("distill", Config, skip=["teacher"])
-    parser.add_argument("--teacher", type=str, default=None, help="run folder, whose data and split are the default")
+    parser = make_parser("distill", Config)
     train.add_folder_flags(parser, "runs/distill_")
     asked = parser.read_arguments(_with_method(arguments))
     files = [Path(str(file)) for file in asked.config or []]
@@ -25,12 +26,11 @@ def main(arguments: list[str]) -> None:
         files = [out / "config.yaml"]
         arguments = ["--config", str(files[0]), *arguments]
         asked = parser.read_arguments(_with_method(arguments))
-    is_named = any(argument.partition("=")[0] == "--teacher" for argument in arguments)
-    run = asked.teacher if is_named else asked.given_by
-    if run is None:
+    if asked.teacher is None:
         raise InputError("there is no teacher: pass --teacher, the folder of a finished run")
-    parsed = parser.read_arguments([*_data_of(RunFolder(Path(run))), *_with_method(arguments)])
-    parsed.given_by, parsed.teacher = run, Config.teacher
+    parsed = parser.read_arguments([*_data_of(RunFolder(Path(asked.teacher))), *_with_method(arguments)])
+    # Distillation has no pseudo-labels: a weak pass of the averaged model would be for nothing.
+    parsed.target_model = Config.target_model
     train.train_parsed(parser, parsed, files, out)
 
 

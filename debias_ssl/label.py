@@ -3,43 +3,33 @@
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import open_clip
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import UInt8
 from jsonargparse import Namespace
-from torch import Tensor
 
 from debias_ssl import __version__
-from debias_ssl.config import Parser
-from debias_ssl.data.datasets import UNKNOWN, Images, find_files, folder_of, images_in_shards
-from debias_ssl.data.label_files import read_label_file, read_text
-from debias_ssl.data.reading import center_crop, decode
-from debias_ssl.data.shard_index import Member
-from debias_ssl.data.shards import is_shards, member_named
-from debias_ssl.data.workers import dead_workers_told
-from debias_ssl.errors import InputError
-from debias_ssl.features import FeatureCache, embed
-from debias_ssl.files import write_aside, writing
-from debias_ssl.label_folder import check_folder, finish
-from debias_ssl.labeling import DebiasConfig, Labeling, debias_rows
-from debias_ssl.locking import locked
+from debias_ssl.data.reading.decode import center_crop, decode
+from debias_ssl.data.reading.workers import dead_workers_told
+from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.distributed.processes import is_first
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling, debias_rows
+from debias_ssl.labels.embedding import FeatureCache, Logits, embed
+from debias_ssl.labels.images import images_to_label
+from debias_ssl.labels.output import check_folder, finish
+from debias_ssl.labels.prompts import class_names, read_templates
+from debias_ssl.labels.truth import read_labels, read_target
 from debias_ssl.models.clip import blank_features, load_clip, zero_shot_weights
-from debias_ssl.predictions import read_class_names
-from debias_ssl.processes import is_first
-from debias_ssl.row_labels import read_labels, read_target
-from debias_ssl.runtime import Precision, entry_point, make_accelerator, place_of
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import write_aside, writing
+from debias_ssl.system.locking import locked
+from debias_ssl.training.parser import Parser
 
-Templates = Sequence[str] | Sequence[Callable[[str], str]]
-OPEN_CLIP_TEMPLATES: dict[str, Templates] = {
-    "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
-    "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
-}
 # Side in pixels of the pictures on the report's page.
 PICTURE = 96
 
@@ -126,97 +116,6 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     ]
     page = _page(labeling, cache, facts)
     finish(labeling, out, page, made_with | {"num_unreadable": len(cache.unreadable)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Logits:
-    """Logits of images, computed from their features each time they are gone through."""
-
-    cache: FeatureCache
-    weights: Float[Tensor, "D C"]
-    """Of the classes, times the model's logit scale."""
-
-    def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
-        for features in self.cache.chunks():
-            yield (features.to(self.weights.device) @ self.weights).cpu()
-
-
-def images_to_label(where: str, classes: tuple[str, ...]) -> tuple[Images, Path]:
-    """The images to label, with their true classes where these are known, and the folder that they lie below.
-
-    True classes, which are for figures only, are the labels of a CSV file or the .cls members of tar files, else the
-    first folders of the paths.
-
-    Raises:
-        InputError: there are no images, or a CSV file or a .cls member has a label that is not a class.
-    """
-    path = Path(where)
-    number = {name: k for k, name in enumerate(classes)}
-    if is_shards(where):
-        images = images_in_shards(where, classes, "--images")
-        root = folder_of(where, images)
-        if (images.labels == UNKNOWN).all():
-            inner = [member.inner for member in images.names if isinstance(member, Member)]
-            images = replace(images, labels=_first_folders(inner, number))
-        return images, root
-    if path.suffix.lower() == ".csv" and path.is_file():
-        paths, labels = read_label_file(path, None)
-        files = [member_named(str(file)) or str(file) for file in paths]
-        wrong = next((i for i, label in enumerate(labels) if label and label not in number), None)
-        if wrong is not None:
-            raise InputError(
-                f"{where}: {files[wrong]!r} has the label {labels[wrong]!r}, which is not a class of --classes; "
-                "leave it empty if it is unknown"
-            )
-    else:
-        files, labels = find_files(where, "--images").names, []
-    images = Images(pixels=None, labels=np.full(len(files), UNKNOWN), names=files)
-    root = folder_of(where, images)
-    if any(labels):
-        truth = np.array([number.get(label, UNKNOWN) for label in labels], dtype=np.int64)
-    else:
-        truth = _first_folders([os.path.relpath(file, root) for file in files], number)
-    return replace(images, labels=truth), root
-
-
-def _first_folders(paths: Sequence[str], number: dict[str, int]) -> Int64[np.ndarray, " N"]:
-    """Numbers of the classes that paths begin with, if they do."""
-    folders = [path.rpartition("/")[0].partition("/")[0] for path in paths]
-    return np.array([number.get(folder, UNKNOWN) for folder in folders], dtype=np.int64)
-
-
-def class_names(where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of classes, and what prompts call them, from a file or, for `imagenet`, open_clip's list."""
-    if where == "imagenet":
-        prompts = tuple(open_clip.IMAGENET_CLASSNAMES)
-        num = Counter(prompts)
-        # Two names stand for two classes each.
-        return tuple(name if num[name] == 1 else f"{name} ({k})" for k, name in enumerate(prompts)), prompts
-    if not Path(where).is_file():
-        raise InputError(f"--classes is {where!r}: there is no such file; a file of names, or imagenet, is expected")
-    classes, prompts = read_class_names(Path(where))
-    if len(classes) < 2:
-        raise InputError(f"{where} names one class, {''.join(classes)!r}; at least two are needed to tell apart")
-    return classes, prompts
-
-
-def read_templates(where: str) -> Templates:
-    """Sentences with {} for the name of a class: open_clip's, or the lines of a file."""
-    if where in OPEN_CLIP_TEMPLATES:
-        return OPEN_CLIP_TEMPLATES[where]
-    path = Path(where)
-    if not path.is_file():
-        names = ", ".join(OPEN_CLIP_TEMPLATES)
-        raise InputError(
-            f"--templates is {where!r}: neither {names}, nor a file with a sentence like 'a photo of a {{}}.' a line"
-        )
-    lines = read_text(path).rstrip().splitlines()
-    for number, line in enumerate(lines, start=1):
-        if line.count("{}") != 1 or set("{}") & set(line.replace("{}", "")):
-            raise InputError(f"{path}, line {number}: {line!r} must have {{}} once, where the name of a class goes")
-    if not lines:
-        raise InputError(f"{path} has no templates")
-    return lines
 
 
 def _tell_unreadable(unreadable: dict[str, str], out: Path) -> None:

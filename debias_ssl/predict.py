@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from debias_ssl.config import Parser
-from debias_ssl.data.datasets import find_files, folder_of
-from debias_ssl.data.reading import Reader, feature_reader, without_unreadable
-from debias_ssl.errors import InputError
-from debias_ssl.evaluation import predict_logits
-from debias_ssl.files import check_new_file, replacing
-from debias_ssl.run_folder import RunFolder, load_run
-from debias_ssl.runtime import entry_point, make_accelerator, place_of
+from debias_ssl.data.reading.cache import without_unreadable
+from debias_ssl.data.reading.reader import Reader, feature_reader
+from debias_ssl.data.sources.folder import find_files, folder_of
+from debias_ssl.distributed.accelerator import make_accelerator, place_of
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.trained import load_run
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import check_new_file, replacing
+from debias_ssl.training.evaluation import predict_logits
+from debias_ssl.training.parser import Parser
 
 
 @entry_point

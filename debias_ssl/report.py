@@ -2,35 +2,13 @@
 
 from pathlib import Path
 
-from debias_ssl import __version__
-from debias_ssl.config import Parser
-from debias_ssl.errors import InputError
-from debias_ssl.files import check_new_file, write_aside
-from debias_ssl.reporting.comparison_page import comparison_page, holds_comparison, read_comparison, read_variants
-from debias_ssl.reporting.inspection import read_run
-from debias_ssl.reporting.page import render
-from debias_ssl.reporting.run_page import run_page
-from debias_ssl.runtime import entry_point
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.reporting.report import write_report
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import check_new_file
+from debias_ssl.training.parser import Parser
 
 NAME = "report.html"
-
-
-def write_report(runs: list[Path], out: Path) -> None:
-    """Writes the page of a run, of several runs, or of the folder of a comparison.
-
-    Raises:
-        InputError: a folder holds no finished run, or its files do not fit together.
-    """
-    if len(runs) == 1 and holds_comparison(runs[0]):
-        page = comparison_page(read_comparison(runs[0]), str(runs[0]))
-    elif len(runs) == 1:
-        page = run_page(read_run(runs[0]))
-    else:
-        page = comparison_page(read_variants(runs), f"{len(runs)} runs")
-    try:
-        write_aside(out, render(page, __version__))
-    except OSError as error:
-        raise InputError(f"cannot write {str(out)!r}: {error.strerror}") from error
 
 
 @entry_point

@@ -2,7 +2,7 @@
 
     python scripts/bench_augment.py
 
-- batched: `data/augment.py` on a batch of uint8 images, random numbers included, to the network's input.
+- batched: `data/augment/` on a batch of uint8 images, random numbers included, to the network's input.
 - v2: torchvision's transforms.v2 on uint8 tensors; pil: torchvision's transforms of PIL images. Both one image at a
   time, with RandAugment of the same number of operations, and then Cutout.
 - kornia: its augmentations of a batch of floats, where it is installed.
@@ -23,10 +23,10 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from debias_ssl.data import augment
-from debias_ssl.data.augment import AugmentConfig
-from debias_ssl.data.keyed import Purpose, uniform
-from debias_ssl.runtime import keep_freed_memory
+from debias_ssl.data.augment import views
+from debias_ssl.data.augment.config import AugmentConfig
+from debias_ssl.data.sampling.keyed import Purpose, uniform
+from debias_ssl.distributed.accelerator import keep_freed_memory
 
 
 def batched(images: Tensor) -> dict[str, Callable[[], None]]:
@@ -34,12 +34,12 @@ def batched(images: Tensor) -> dict[str, Callable[[], None]]:
     positions = torch.arange(len(images))
 
     def weak() -> None:
-        numbers = uniform(0, Purpose.WEAK_VIEW, 0, positions, augment.WEAK_NUMBERS)
-        augment.weak_input(images, numbers, config, mean, std)
+        numbers = uniform(0, Purpose.WEAK_VIEW, 0, positions, views.WEAK_NUMBERS)
+        views.weak_input(images, numbers, config, mean, std)
 
     def strong() -> None:
-        numbers = uniform(0, Purpose.STRONG_VIEW, 0, positions, augment.num_numbers(config, images))
-        augment.strong_input(images, numbers, config, mean, std)
+        numbers = uniform(0, Purpose.STRONG_VIEW, 0, positions, views.num_numbers(config, images))
+        views.strong_input(images, numbers, config, mean, std)
 
     return {"weak": weak, "strong": strong}
 

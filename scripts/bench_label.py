@@ -29,10 +29,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
-from debias_ssl.data.streams import Place
-from debias_ssl.features import embed
+from debias_ssl.contract import Place
+from debias_ssl.distributed.accelerator import keep_freed_memory
+from debias_ssl.labels.embedding import embed
 from debias_ssl.models.clip import Clip, load_clip
-from debias_ssl.runtime import keep_freed_memory
 
 PREPARED = {
     "mean": [0.48, 0.46, 0.41],

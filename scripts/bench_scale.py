@@ -22,8 +22,8 @@ from bench_step import Setting, make_network, make_step
 from benchmark import Apart, Taken, answer, in_turns, ratio, seconds, table, taken
 from torch import Tensor
 
-from debias_ssl.functional import debias
-from debias_ssl.trackers import uniform_marginal
+from debias_ssl.distributed.running import uniform_marginal
+from debias_ssl.formulas.logits import debias
 
 NUM_UNLABELED = 448
 

@@ -14,7 +14,7 @@ import torch
 
 from debias_ssl.finetune.selmix import mixup_gain, pair_probabilities, slope_at_prototypes
 from debias_ssl.finetune.stage import Head
-from debias_ssl.objectives import OBJECTIVES, Goal
+from debias_ssl.formulas.objectives import OBJECTIVES, Goal
 
 
 def resident_bytes() -> int:

@@ -36,18 +36,18 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from debias_ssl.config import Config
-from debias_ssl.data.augment import AugmentConfig
-from debias_ssl.data.datasets import DataConfig
-from debias_ssl.data.reading import Reader
+from debias_ssl.data.augment.config import AugmentConfig
+from debias_ssl.data.config import DataConfig
+from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.streams import TrainingStream
-from debias_ssl.journal import StepStatistics
-from debias_ssl.learner import Learner
+from debias_ssl.distributed.accelerator import Precision, computes_in_bf16, make_accelerator, place_of
 from debias_ssl.methods import FixMatch, Problem
 from debias_ssl.models import ModelConfig, build
-from debias_ssl.optim import OptimConfig, make_optimizer
-from debias_ssl.runtime import Precision, computes_in_bf16, make_accelerator, place_of
-from debias_ssl.train import take_step
+from debias_ssl.training.config import Config
+from debias_ssl.training.journal import StepStatistics
+from debias_ssl.training.learner import Learner
+from debias_ssl.training.loop import take_step
+from debias_ssl.training.optim import OptimConfig, make_optimizer
 
 NUM_LABELED = 250
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -122,7 +122,7 @@ def make_step(setting: Setting) -> Callable[[], Taken]:
         unlabeled_batch_size=setting.unlabeled,
         balanced=False,
         needs=FixMatch.needs,
-        given=None,
+        teacher_probs=None,
         place=place_of(accelerator),
     )
     config = Config(batch_size=setting.batch_size, unlabeled_ratio=setting.unlabeled_ratio)
@@ -204,7 +204,7 @@ def collated(items: list[tuple[int, tuple[Tensor, ...]]]) -> tuple[Tensor, Tenso
     return images, torch.tensor([index for index, _ in items])
 
 
-class Order:
+class PassOrder:
     """Endless batches of image numbers."""
 
     def __init__(self, setting: Setting, num: int):
@@ -227,7 +227,7 @@ def make_usual(setting: Setting) -> Callable[[], Taken]:
     )
     loader = DataLoader(
         PerImage(pixels),
-        batch_sampler=Order(setting, len(pixels)),  # pyright: ignore[reportArgumentType]
+        batch_sampler=PassOrder(setting, len(pixels)),  # pyright: ignore[reportArgumentType]
         num_workers=os.cpu_count() or 1,
         collate_fn=collated,
         pin_memory=setting.device == "cuda",

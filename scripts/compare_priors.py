@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl import priors
-from debias_ssl.data.keyed import Purpose, permutation
+from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.data.splits import long_tailed_counts
-from debias_ssl.functional import adjust, confusion_matrix, debias
-from debias_ssl.metrics import accuracy, h_mean, mean_recall, min_recall
+from debias_ssl.formulas import priors
+from debias_ssl.formulas.logits import adjust, confusion_matrix, debias
+from debias_ssl.formulas.metrics import accuracy, h_mean, mean_recall, min_recall
 
 FIGURES = ("accuracy", "mean recall", "min recall", "H-mean", "entropy of counts")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)

@@ -34,16 +34,19 @@ import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.config import Config, config_from, make_parser, read_yaml, resolve
+from debias_ssl.contract import Place
 from debias_ssl.data.splits import Split, save_split
-from debias_ssl.data.streams import Place
 from debias_ssl.data.task import Task, make_task
-from debias_ssl.errors import InputError, check_settings
-from debias_ssl.evaluation import predict_logits
-from debias_ssl.files import write_aside
-from debias_ssl.run_folder import RunFolder, difference, load_run
-from debias_ssl.runtime import entry_point
-from debias_ssl.train import train
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.runs.folder import RunFolder, difference
+from debias_ssl.runs.run import train
+from debias_ssl.runs.trained import load_run
+from debias_ssl.system.errors import InputError, check_settings
+from debias_ssl.system.files import read_yaml, write_aside
+from debias_ssl.training.config import Config
+from debias_ssl.training.evaluation import predict_logits
+from debias_ssl.training.parser import make_parser, resolve
+from debias_ssl.training.saved import config_from
 
 RECORD, TABLE = "crest.yaml", "crest.json"
 HEAD = ("generation", "t", "labels", "pseudo-labels", "right", "accuracy", "mean recall", "min recall", "H-mean")

@@ -20,11 +20,18 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from debias_ssl.errors import InputError
-from debias_ssl.files import replacing, write_aside
-from debias_ssl.functional import debias, divide_scores
-from debias_ssl.labeled_loss import AdaptiveMargin, Balanced, CrossEntropy, Equalized, LabeledLoss, LogitAdjusted
-from debias_ssl.runtime import entry_point
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.formulas.logits import debias, divide_scores
+from debias_ssl.methods.labeled_loss import (
+    AdaptiveMargin,
+    Balanced,
+    CrossEntropy,
+    Equalized,
+    LabeledLoss,
+    LogitAdjusted,
+)
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import replacing, write_aside
 
 MEAN = torch.tensor([1.0, 1.0])
 PRIOR = torch.tensor([0.95, 0.05])

@@ -27,19 +27,22 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from debias_ssl import __version__
-from debias_ssl.compare import Job, run_apart, run_here
-from debias_ssl.config import LABELED_LOSSES, Config, make_parser, resolve
-from debias_ssl.errors import InputError, StoppedError
-from debias_ssl.files import write_aside
-from debias_ssl.functional import confusion_matrix, debias, divide_scores
-from debias_ssl.metrics import group_recalls, mean_recall
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.formulas.logits import confusion_matrix, debias, divide_scores
+from debias_ssl.formulas.metrics import group_recalls, mean_recall
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import Series
 from debias_ssl.reporting.page import Figure, Page, Section, Table, render
-from debias_ssl.results import spread
-from debias_ssl.run_folder import RunFolder, load_run
-from debias_ssl.runtime import entry_point
-from debias_ssl.variants import seeds_of
+from debias_ssl.runs.comparison import Job, run_apart, run_here
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.results import spread
+from debias_ssl.runs.trained import load_run
+from debias_ssl.runs.variants import seeds_of
+from debias_ssl.system.errors import InputError, StoppedError
+from debias_ssl.system.files import write_aside
+from debias_ssl.training.choices import LABELED_LOSSES
+from debias_ssl.training.config import Config
+from debias_ssl.training.parser import make_parser, resolve
 
 PLAIN = "CrossEntropy"
 OPTIMIZERS = ("sgd", "adamw")
@@ -260,7 +263,7 @@ def page(tables: Sequence[Table], runs: Runs, out: Path) -> Page:
         sections=[
             Section(title="Losses", tables=[tables[0]], figures=[by_loss, scatter]),
             Section(title="Corrections", tables=[tables[1]], figures=curves),
-            Section(title="Order flips", tables=[tables[2]]),
+            Section(title="PassOrder flips", tables=[tables[2]]),
         ],
     )
 

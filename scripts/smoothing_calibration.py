@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from smoothing_runs import checked, make_script_parser, need_validation, opened, publish, smoothed, spread, trained
 from torch import Tensor
 
-from debias_ssl.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.formulas.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood
 from debias_ssl.reporting.figures import Series, lines
 from debias_ssl.reporting.page import Figure, Section, Table
 from debias_ssl.reporting.parts import reliability_figure
-from debias_ssl.runtime import entry_point
 
 TEMPERATURES = np.geomspace(0.25, 4, 33)
 

@@ -18,12 +18,12 @@ from jaxtyping import Float, Int
 from smoothing_runs import checked, make_script_parser, opened, publish, smoothed, spread, trained
 from torch import Tensor
 
-from debias_ssl.errors import InputError
-from debias_ssl.functional import tempered
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.formulas.logits import tempered
 from debias_ssl.reporting.figures import Series, lines
 from debias_ssl.reporting.page import Figure, Section, Table
-from debias_ssl.run_folder import RunFolder
-from debias_ssl.runtime import entry_point
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.system.errors import InputError
 
 
 def equivalent_smoothing(probs: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:
@@ -61,7 +61,7 @@ class Runs:
     def student(self, smoothing: float, seed: int, temperature: float = 1.0) -> Path:
         taught = self.teacher(smoothing, seed)
         flags = ["--method", "Distillation", "--method.soft_weight", "1", "--method.temperature", str(temperature)]
-        flags += ["--method.unlabeled", str(self.parsed.unlabeled).lower(), "--given_by", str(taught)]
+        flags += ["--method.unlabeled", str(self.parsed.unlabeled).lower(), "--teacher", str(taught)]
         kind = "all" if self.parsed.unlabeled else "labeled"
         return trained(self.parsed, f"student_of_{taught.name}_{kind}_{temperature:g}", seed, *flags)
 

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from smoothing_runs import Opened, checked, make_script_parser, opened, publish, smoothed, spread, trained
 from torch import Tensor
 
-from debias_ssl.checkpoint import checkpoints
-from debias_ssl.config import read_yaml
-from debias_ssl.data.augment import WEAK_NUMBERS, weak_input
-from debias_ssl.data.keyed import Purpose, uniform
-from debias_ssl.errors import InputError
+from debias_ssl.data.augment.views import WEAK_NUMBERS, weak_input
+from debias_ssl.data.sampling.keyed import Purpose, uniform
+from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.reporting.figures import Series, lines
 from debias_ssl.reporting.page import Figure, Section, Table
-from debias_ssl.runtime import entry_point
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import read_yaml
+from debias_ssl.training.checkpoint import checkpoints
 
 CHECKPOINTS = 20
 

@@ -23,11 +23,11 @@ from smoothing_runs import (
 )
 from torch import Tensor
 
-from debias_ssl.errors import InputError
+from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.models import Classifier
 from debias_ssl.reporting.figures import clusters
 from debias_ssl.reporting.page import Figure, Section, Table
-from debias_ssl.runtime import entry_point
+from debias_ssl.system.errors import InputError
 
 PARTS = ("training", "validation")
 

@@ -10,14 +10,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from debias_ssl import __version__
-from debias_ssl.config import Config, make_parser, resolve
-from debias_ssl.data.streams import CPU, Place
+from debias_ssl.contract import CPU, Place
 from debias_ssl.data.task import Task, make_task
-from debias_ssl.errors import InputError
-from debias_ssl.files import write_aside
 from debias_ssl.reporting.page import Page, Section, Table, render
-from debias_ssl.run_folder import RunFolder, TrainedRun, load_run
-from debias_ssl.train import train
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.run import train
+from debias_ssl.runs.trained import TrainedRun, load_run
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import write_aside
+from debias_ssl.training.config import Config
+from debias_ssl.training.parser import make_parser, resolve
 
 DIGITS = Path(__file__).parents[1] / "configs" / "digits_smoothing.yaml"
 

@@ -21,14 +21,13 @@ import numpy as np
 import torch
 
 from debias_ssl import compare
-from debias_ssl.config import read_yaml
-from debias_ssl.files import write_aside
 from debias_ssl.finetune import Mixup
-from debias_ssl.finetune.__main__ import METHODS, FinetuneConfig, prepare
-from debias_ssl.functional import confusion_matrix
-from debias_ssl.metrics import h_mean, mean_recall, min_recall
-from debias_ssl.objectives import Goal, coverage, find_objective, shares_of
-from debias_ssl.run_folder import RunFolder
+from debias_ssl.finetune.run import METHODS, FinetuneConfig, prepare
+from debias_ssl.formulas.logits import confusion_matrix
+from debias_ssl.formulas.metrics import h_mean, mean_recall, min_recall
+from debias_ssl.formulas.objectives import Goal, coverage, find_objective, shares_of
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.system.files import read_yaml, write_aside
 
 GOALS = (
     ("mean_recall", None),

@@ -8,9 +8,9 @@ import torch
 from small_learner import make_learner
 from torch import Tensor
 
-from debias_ssl.data.streams import Batch
-from debias_ssl.learner import Learner
+from debias_ssl.contract import Batch
 from debias_ssl.methods import Problem, View, Views
+from debias_ssl.training.learner import Learner
 
 # Jobs in processes of their own compute with one thread too, and the number of threads changes the last bits.
 torch.set_num_threads(1)

@@ -11,7 +11,8 @@ from launched import DIGITS, SHORT
 from safetensors.torch import load_file
 
 from debias_ssl import train
-from debias_ssl.config import Config, make_parser, resolve
+from debias_ssl.training.config import Config
+from debias_ssl.training.parser import make_parser, resolve
 
 
 def run(out: Path, *flags: str) -> Path:

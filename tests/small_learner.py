@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from debias_ssl.learner import Learner
 from debias_ssl.methods import Method, Problem
 from debias_ssl.models import build
+from debias_ssl.training.learner import Learner
 
 
 def make_learner(

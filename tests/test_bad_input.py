@@ -17,11 +17,14 @@ from PIL import Image
 from small_clip import paint_images, save_clip
 
 from debias_ssl import debias, evaluate, label, predict, report, train
-from debias_ssl.data.datasets import DataConfig, find_images
-from debias_ssl.data.label_files import read_label_file
-from debias_ssl.data.reading import decode, make_reader, without_unreadable
-from debias_ssl.errors import InputError
+from debias_ssl.data.config import DataConfig
+from debias_ssl.data.reading.cache import without_unreadable
+from debias_ssl.data.reading.decode import decode
+from debias_ssl.data.reading.reader import make_reader
+from debias_ssl.data.sources.folder import find_images
+from debias_ssl.data.sources.label_files import read_label_file
 from debias_ssl.finetune.__main__ import main as finetune
+from debias_ssl.system.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -142,7 +145,7 @@ def test_numbers_that_are_none_are_no_image(tmp_path: Path):
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000)])
 @pytest.mark.parametrize("crop", ["shift", "resized"])
 def test_images_of_any_shape_become_squares(size, crop, tmp_path: Path):
-    from debias_ssl.data.datasets import Images
+    from debias_ssl.data.sources.images import Images
 
     save(tmp_path / "a.png", noise(size))
     images = Images(pixels=None, labels=np.zeros(1, dtype=np.int64), names=[str(tmp_path / "a.png")])
@@ -207,7 +210,7 @@ def test_images_of_any_name_are_labeled(tmp_path: Path, monkeypatch, capsys):
 
 
 def test_unreadable_files_are_skipped_whatever_their_names(tmp_path: Path):
-    from debias_ssl.data.datasets import Images
+    from debias_ssl.data.sources.images import Images
 
     (tmp_path / "images").mkdir()
     names = [os.fsencode(tmp_path / "images" / f"{name}.png") for name in ODD] + [
@@ -227,7 +230,7 @@ def test_unreadable_files_are_skipped_whatever_their_names(tmp_path: Path):
 
 
 def pixels_of(tmp_path: Path) -> torch.Tensor:
-    from debias_ssl.data.datasets import Images
+    from debias_ssl.data.sources.images import Images
 
     files = [str(path) for path in find_images(tmp_path / "images")]
     images = Images(pixels=None, labels=np.zeros(len(files), dtype=np.int64), names=files)
@@ -263,7 +266,7 @@ def test_a_damaged_cache_is_made_anew(damage, tmp_path: Path):
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', '{"a'])
 def test_a_damaged_list_of_unreadable_files_is_made_anew(content, tmp_path: Path):
-    from debias_ssl.data.datasets import Images
+    from debias_ssl.data.sources.images import Images
 
     paths = paint_images(tmp_path / "images", num=3)
     paths[1].write_bytes(b"no image")
@@ -354,7 +357,7 @@ def test_any_part_of_a_matrix_is_read_or_refused(matrix: Path, tmp_path: Path, c
     """Every format, cut and changed anywhere, read as `debias` reads it."""
     import pandas as pd
 
-    from debias_ssl.predictions import read_predictions
+    from debias_ssl.labels.matrix import read_predictions
 
     values, random, refusals = np.load(matrix), np.random.default_rng(0), 0
     frame = pd.DataFrame(values, columns=["a", "b", "c"])

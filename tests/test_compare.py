@@ -13,12 +13,12 @@ import yaml
 from jobs import refused
 from launched import DIGITS
 
-import debias_ssl.compare as compare_module
+import debias_ssl.runs.comparison as compare_module
 from debias_ssl import compare
-from debias_ssl.errors import InputError
-from debias_ssl.learner import Learner
-from debias_ssl.results import aggregate, differences_between, paired_difference, table
-from debias_ssl.variants import flags_of, grid_of
+from debias_ssl.runs.results import aggregate, differences_between, paired_difference, table
+from debias_ssl.runs.variants import flags_of, grid_of
+from debias_ssl.system.errors import InputError
+from debias_ssl.training.learner import Learner
 
 SHORT = ["--steps", "4", "--log_every", "2", "--eval_every", "2", "--checkpoint_every", "2", "--batch_size", "8"]
 BASE = ["--config", str(DIGITS), *SHORT, "--report=false"]

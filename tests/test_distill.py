@@ -13,13 +13,14 @@ import yaml
 from jobs import refused, same, weights
 from launched import DIGITS
 
-import debias_ssl.train as train_module
+import debias_ssl.runs.run as run_module
 from debias_ssl import distill, train
-from debias_ssl.data.streams import Batch
+from debias_ssl.contract import Batch
 from debias_ssl.data.task import Place
-from debias_ssl.given import TaughtStream
-from debias_ssl.journal import read_journal
-from debias_ssl.run_folder import RunFolder, load_run
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.teacher import TaughtStream
+from debias_ssl.runs.trained import load_run
+from debias_ssl.training.journal import read_journal
 
 SHORT = ["--steps", "6", "--log_every", "2", "--eval_every", "6", "--checkpoint_every", "2", "--batch_size", "8"]
 
@@ -49,13 +50,13 @@ def learn(teacher: Path, config: Path, out: Path, *flags: str) -> Path:
 
 
 def seen_batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
-    batches, forward = [], train_module.Learner.forward
+    batches, forward = [], run_module.Learner.forward
 
     def recording(self, batch, progress):
         batches.append(batch)
         return forward(self, batch, progress)
 
-    monkeypatch.setattr(train_module.Learner, "forward", recording)
+    monkeypatch.setattr(run_module.Learner, "forward", recording)
     return batches
 
 
@@ -66,7 +67,7 @@ def test_data_and_split_are_the_teachers_and_the_student_is_the_configs(teacher,
     saved = yaml.safe_load((out / "config.yaml").read_text())
     assert saved["method"]["class_path"] == "Distillation" and saved["method"]["init_args"]["temperature"] == 2
     assert saved["data"]["labels_per_class"] == 7 and saved["data"]["augment"]["flip"] is False
-    assert saved["given_by"] == str(teacher) and saved["model"]["name"] == "wrn_10_1" and saved["optim"]["lr"] == 0.01
+    assert saved["teacher"] == str(teacher) and saved["model"]["name"] == "wrn_10_1" and saved["optim"]["lr"] == 0.01
     logs = [record for record in read_journal(out / "metrics.jsonl") if "loss" in record]
     assert [log["step"] for log in logs] == [2, 4, 6] and logs[0]["loss"].keys() == {"labeled", "soft"}
     # The config of the run repeats it, by train.
@@ -80,7 +81,7 @@ def test_the_teacher_sees_the_pixels_of_the_student(unlabeled, teacher, config, 
     learn(teacher, config, tmp_path / "s", "--method.unlabeled", json.dumps(unlabeled))
     predictor = load_run(RunFolder(teacher), torch.device("cpu")).predictor
     for batch in batches:
-        images, given, other = batch.weak[0], batch.given, batch.given_labeled
+        images, given, other = batch.weak[0], batch.teacher_probs, batch.labeled_teacher_probs
         if not unlabeled:
             images, given, other = batch.labeled, other, given
         assert other is None and given is not None
@@ -91,7 +92,7 @@ def test_the_teacher_sees_the_pixels_of_the_student(unlabeled, teacher, config, 
 
 def test_no_soft_weight_is_supervised_in_every_bit_of_a_run(teacher, config, tmp_path):
     student = learn(teacher, config, tmp_path / "s", "--method.soft_weight", "0")
-    flags = ["--config", str(student / "config.yaml"), "--method", "Supervised", "--given_by", "null"]
+    flags = ["--config", str(student / "config.yaml"), "--method", "Supervised", "--teacher", "null"]
     train.main([*flags, "--out", str(tmp_path / "supervised")])
     assert same(weights(student, 6), weights(tmp_path / "supervised", 6))
 
@@ -99,14 +100,14 @@ def test_no_soft_weight_is_supervised_in_every_bit_of_a_run(teacher, config, tmp
 def test_resumed_student_ends_with_the_same_bits(teacher, config, tmp_path, monkeypatch, capsys):
     whole = learn(teacher, config, tmp_path / "a")
     with monkeypatch.context() as patch:
-        after_step = train_module.Learner.after_step
+        after_step = run_module.Learner.after_step
 
         def dying(self, done):
             if done == 3:
                 raise KeyboardInterrupt
             after_step(self, done)
 
-        patch.setattr(train_module.Learner, "after_step", dying)
+        patch.setattr(run_module.Learner, "after_step", dying)
         with pytest.raises(SystemExit):
             learn(teacher, config, tmp_path / "b")
     assert not (tmp_path / "b" / "summary.json").exists()
@@ -126,12 +127,12 @@ def test_two_processes_are_taught_the_halves_of_one(teacher, config, tmp_path, m
     parts = []
     for rank in range(2):
         place = Place(rank=rank, num_processes=2)
-        task = train_module.make_task(run.data, seed=0, place=place, split_file=tmp_path / "one" / "split.json")
-        stream = task.training_stream(method, seed=0, batch_size=8, unlabeled_ratio=7, balanced=False, given_later=True)
+        task = run_module.make_task(run.data, seed=0, place=place, split_file=tmp_path / "one" / "split.json")
+        stream = task.training_stream(method, seed=0, batch_size=8, unlabeled_ratio=7, balanced=False, has_teacher=True)
         parts.append([*TaughtStream(stream=stream, predictor=predictor, needs=method.needs).batches(0, 6)])
     for whole, first, second in zip(batches, *parts, strict=True):
-        assert first.given is not None and second.given is not None and whole.given is not None
-        torch.testing.assert_close(torch.cat([first.given, second.given]), whole.given)
+        assert first.teacher_probs is not None and second.teacher_probs is not None and whole.teacher_probs is not None
+        torch.testing.assert_close(torch.cat([first.teacher_probs, second.teacher_probs]), whole.teacher_probs)
         assert torch.cat([first.index, second.index]).equal(whole.index)
 
 
@@ -162,7 +163,7 @@ def test_two_processes_train_a_student_like_one(teacher, config, tmp_path):
         ([], ["no teacher", "--teacher"]),
         (["--teacher", "nowhere"], ["nowhere", "no config.yaml"]),
         (["--teacher", "UNFINISHED"], ["is not a finished run"]),
-        (["--teacher", "TEACHER", "--data.mean", "[0.2]"], ["given_by", "mean"]),
+        (["--teacher", "TEACHER", "--data.mean", "[0.2]"], ["teacher", "mean"]),
         (["--teacher", "TEACHER", "--data.labels_per_class", "4", "--data.split", "nowhere.json"], ["nowhere.json"]),
         (["--teacher", "TEACHER", "--method.temperature", "0"], ["method.temperature"]),
         (["--teacher", "TEACHER", "--method.threshold", "0"], ["threshold"]),
@@ -191,5 +192,5 @@ def test_the_teachers_folder_is_not_overwritten(teacher, config, capsys):
 
 
 def test_given_by_needs_to_be_the_only_one_who_says(tmp_path, teacher, capsys):
-    flags = ["--data.name", "folder", "--data.probs", "x", "--given_by", str(teacher), "--out", str(tmp_path)]
+    flags = ["--data.name", "folder", "--data.probs", "x", "--teacher", str(teacher), "--out", str(tmp_path)]
     assert "exclude each other" in refused(train.main, flags, capsys)

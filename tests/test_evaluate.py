@@ -13,7 +13,7 @@ from launched import DIGITS
 from pages import check_self_contained
 
 from debias_ssl import evaluate, train
-from debias_ssl.calibration import calibration_figures, fit_temperature
+from debias_ssl.formulas.calibration import calibration_figures, fit_temperature
 from debias_ssl.reporting.page import percent
 
 CLASSES = ["ant", "bee", "cat", "dog"]

@@ -16,10 +16,13 @@ from jobs import refused, rows_of
 from launched import start_ranks
 from small_clip import paint_images, save_clip
 
-from debias_ssl import features, label
-from debias_ssl.data import shards
-from debias_ssl.data.reading import decode
-from debias_ssl.label import class_names, images_to_label, main, read_templates
+from debias_ssl import label
+from debias_ssl.data.reading.decode import decode
+from debias_ssl.data.sources import shards
+from debias_ssl.label import main
+from debias_ssl.labels import embedding as features
+from debias_ssl.labels.images import images_to_label
+from debias_ssl.labels.prompts import class_names, read_templates
 from debias_ssl.models.clip import encode, load_clip, zero_shot_weights
 
 SHARED = Path(__file__).parents[2] / "shared"

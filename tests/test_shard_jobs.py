@@ -17,12 +17,13 @@ from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 from small_clip import paint_images, save_clip
 
-from debias_ssl import features, label
-from debias_ssl.data import shards
-from debias_ssl.data.features import find_features
-from debias_ssl.journal import read_journal
-from debias_ssl.run_folder import RunFolder
+from debias_ssl import label
+from debias_ssl.data.reading.features import find_features
+from debias_ssl.data.sources import shards
+from debias_ssl.labels import embedding as features
+from debias_ssl.runs.folder import RunFolder
 from debias_ssl.train import main as train_main
+from debias_ssl.training.journal import read_journal
 
 pytestmark = pytest.mark.usefixtures("cache")
 

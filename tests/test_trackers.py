@@ -1,18 +1,16 @@
 import pytest
 import torch
 
-from debias_ssl.errors import InputError
-from debias_ssl.trackers import (
-    LabelMemory,
-    RunningMean,
+from debias_ssl.distributed.collectives import (
     all_mean_,
     all_sum_,
     gathered,
     mean_of_rows,
     num_processes,
     sum_with_gradient,
-    uniform_marginal,
 )
+from debias_ssl.distributed.running import LabelMemory, RunningMean, uniform_marginal
+from debias_ssl.system.errors import InputError
 
 
 def test_running_mean_worked():

@@ -14,12 +14,13 @@ from jobs import refused, run, same, weights
 from launched import Launched
 from safetensors.torch import load_file
 
-import debias_ssl.train as train_module
+import debias_ssl.runs.run as run_module
 from debias_ssl import evaluate, predict, train
-from debias_ssl.data.datasets import DataConfig, load_data
-from debias_ssl.journal import read_journal
+from debias_ssl.data.config import DataConfig
+from debias_ssl.data.sources.load import load_data
 from debias_ssl.methods import FixMatch
-from debias_ssl.run_summary import summarize
+from debias_ssl.runs.summary import summarize
+from debias_ssl.training.journal import read_journal
 
 
 def records(out: Path) -> list[dict]:
@@ -35,14 +36,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the next run die in the middle of a step."""
-    after_step = train_module.Learner.after_step
+    after_step = run_module.Learner.after_step
 
     def dying(self, done: int) -> None:
         if done == step:
             raise KeyboardInterrupt
         after_step(self, done)
 
-    monkeypatch.setattr(train_module.Learner, "after_step", dying)
+    monkeypatch.setattr(run_module.Learner, "after_step", dying)
 
 
 @pytest.mark.parametrize("step", [2, 5, 8, 11])
@@ -76,7 +77,7 @@ def test_another_seed_is_another_run(finished: Path, tmp_path: Path):
     assert json.loads((finished / "split.json").read_text()) != json.loads((other / "split.json").read_text())
 
 
-EMA = ["--teacher", "ema"]
+EMA = ["--target_model", "ema"]
 ADAMW = ["--optim.name", "adamw", "--optim.lr", "0.002"]
 RECIPES = {
     "ema teacher": [*EMA, *ADAMW, "--method.num_views", "2"],
@@ -189,13 +190,13 @@ def test_validation_images_are_held_out_and_evaluated(tmp_path: Path):
 def test_methods_of_one_seed_share_split_and_images(tmp_path: Path, monkeypatch):
     """The first step differs in nothing but the method: same initial weights, same images."""
     seen: dict[str, list] = {}
-    forward = train_module.Learner.forward
+    forward = run_module.Learner.forward
 
     def recording(self, batch, progress):
         seen.setdefault(type(self.raw.method).__name__, []).append(batch)
         return forward(self, batch, progress)
 
-    monkeypatch.setattr(train_module.Learner, "forward", recording)
+    monkeypatch.setattr(run_module.Learner, "forward", recording)
     for method in ("FixMatch", "DebiasPL"):
         run(tmp_path / method, "--method", method)
     for a, b in zip(seen["FixMatch"], seen["DebiasPL"], strict=True):
@@ -265,7 +266,7 @@ def test_bf16_losses_are_near_fp32s(finished: Path, tmp_path: Path):
 
 
 def test_classes_without_a_test_image_are_named(tmp_path: Path, monkeypatch, capsys):
-    make_task = train_module.make_task
+    make_task = run_module.make_task
 
     def without_three(*arguments, **settings):
         task = make_task(*arguments, **settings)
@@ -278,7 +279,7 @@ def test_classes_without_a_test_image_are_named(tmp_path: Path, monkeypatch, cap
         readers = task.readers | {"test": replace(task.readers["test"], pixels=pixels[torch.from_numpy(keep)])}
         return replace(task, data=replace(task.data, test=test), readers=readers)
 
-    monkeypatch.setattr(train_module, "make_task", without_three)
+    monkeypatch.setattr(run_module, "make_task", without_three)
     run(tmp_path / "a", "--steps", "2")
     assert "note: no test image is of 3; recalls are of the other classes" in capsys.readouterr().err
 

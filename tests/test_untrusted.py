@@ -18,9 +18,9 @@ from launched import DIGITS, SHORT
 from small_clip import paint_images, save_clip
 
 from debias_ssl import debias, evaluate, label, predict, report, train
-from debias_ssl.data.label_files import read_label_file
-from debias_ssl.errors import InputError
+from debias_ssl.data.sources.label_files import read_label_file
 from debias_ssl.finetune.__main__ import main as finetune
+from debias_ssl.system.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("cache")
 

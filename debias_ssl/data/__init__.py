@@ -1,0 +1,1 @@
+"""Which images there are, which of them each step holds, and as which views."""

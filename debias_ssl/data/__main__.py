@@ -3,14 +3,17 @@
 import sys
 from pathlib import Path
 
-from debias_ssl.config import Config, make_parser, resolve
 from debias_ssl.data.checking import describe, examine, parts_of
-from debias_ssl.data.datasets import DataConfig, fingerprint, load_data
+from debias_ssl.data.config import DataConfig
+from debias_ssl.data.sources.images import fingerprint
+from debias_ssl.data.sources.load import load_data
 from debias_ssl.data.splits import class_counts, draw_split, save_split
 from debias_ssl.data.task import readable_data
-from debias_ssl.errors import InputError
-from debias_ssl.files import check_new_file
-from debias_ssl.runtime import entry_point
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import check_new_file
+from debias_ssl.training.config import Config
+from debias_ssl.training.parser import make_parser, resolve
 
 SHOWN = 5
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from debias_ssl.data.datasets import Data, Images
-from debias_ssl.data.reading import decode, in_threads
+from debias_ssl.data.reading.decode import decode, in_threads
+from debias_ssl.data.sources.images import Data, Images
 from debias_ssl.data.splits import class_counts
-from debias_ssl.errors import InputError
+from debias_ssl.system.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from debias_ssl.data.keyed import Purpose, permutation
-from debias_ssl.errors import InputError
-from debias_ssl.files import write_aside
+from debias_ssl.data.sampling.keyed import Purpose, permutation
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import write_aside
 
-Order = Literal["same", "uniform", "reversed", "middle", "head_tail"]
+UnlabeledOrder = Literal["same", "uniform", "reversed", "middle", "head_tail"]
 PARTS = ("labeled", "unlabeled", "validation")
 # Lists of any length, also several of them in one signature.
 Indices = Int64[np.ndarray, "_"]
@@ -42,7 +42,7 @@ class SplitConfig:
     labeled_imbalance: float = 1.0
     unlabeled_per_class: int | None = None
     unlabeled_imbalance: float = 1.0
-    unlabeled_order: Order = "same"
+    unlabeled_order: UnlabeledOrder = "same"
     unlabeled_includes_labeled: bool = True
     train_imbalance: float = 1.0
     validation_per_class: int = 0
@@ -89,7 +89,7 @@ def long_tailed_counts(largest: int, imbalance: float, num_classes: int) -> list
     return [max(1, count) for count in counts]
 
 
-def unlabeled_counts(largest: int, imbalance: float, order: Order, num_classes: int) -> list[int]:
+def unlabeled_counts(largest: int, imbalance: float, order: UnlabeledOrder, num_classes: int) -> list[int]:
     """Unlabeled images of each class; `middle` and `head_tail` are SimPro's permutations (arXiv 2402.13505)."""
     counts = long_tailed_counts(largest, 1.0 if order == "uniform" else imbalance, num_classes)
     falling, rising = range(num_classes)[::2][::-1], range(num_classes)[1::2]

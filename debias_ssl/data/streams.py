@@ -12,55 +12,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from debias_ssl.data import augment
-from debias_ssl.data.augment import Pixels
-from debias_ssl.data.keyed import Purpose, beta, permutation, uniform_ahead
-from debias_ssl.data.orders import BalancedOrder, Order, ShardOrder
-from debias_ssl.data.reading import NUM_CROP_NUMBERS, Reader
-from debias_ssl.data.workers import read_ahead
-from debias_ssl.errors import InputError
-from debias_ssl.methods.base import Needs
+from debias_ssl.contract import Batch, Needs, Place
+from debias_ssl.data.augment import views
+from debias_ssl.data.augment.views import Pixels
+from debias_ssl.data.reading.decode import NUM_CROP_NUMBERS
+from debias_ssl.data.reading.reader import Reader
+from debias_ssl.data.reading.workers import read_ahead
+from debias_ssl.data.sampling.keyed import Purpose, beta, permutation, uniform_ahead
+from debias_ssl.data.sampling.orders import BalancedOrder, PassOrder, ShardOrder
+from debias_ssl.system.errors import InputError
 
-CPU = torch.device("cpu")
 MOST_LANES = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where this process stands among those that share the work, and its device."""
-
-    rank: int = 0
-    num_processes: int = 1
-    device: torch.device = CPU
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """This process's part of the images of one step, as the network takes them."""
-
-    labeled: Float[Tensor, "L K H W"]
-    labels: Int[Tensor, " L"]
-    weak: tuple[Float[Tensor, "U K H W"], ...]
-    strong: tuple[Float[Tensor, "U K H W"], ...]
-    index: Int[Tensor, " U"]
-    """Positions in the unlabeled set, 0..num_unlabeled-1."""
-    truth: Int[Tensor, " U"]
-    """True classes of the unlabeled images, negative where unknown: for the log only, methods never see it."""
-    strong_labeled: Float[Tensor, "L K H W"] | None = None
-    given: Float[Tensor, "U C"] | None = None
-    """Class probabilities that were given to the unlabeled images from outside."""
-    given_labeled: Float[Tensor, "L C"] | None = None
-    """Likewise to the labeled images."""
-    partner_labels: Int[Tensor, " L"] | None = None
-    """Where labeled images are mixed with others: the classes of these."""
-    share: float = 1.0
-    """How much of each mixture is the image that `labels` is of."""
-
-
-def mixed(batch: Batch, share: float) -> Batch:
+def mixed(batch: Batch, mixup_lambda: float) -> Batch:
     """Mixes the first half of a batch's labeled images with the second half, pixel by pixel (mixup, arXiv 1710.09412).
 
-    share * x + (1 - share) * x', for one share of the whole batch.
+    lambda x + (1 - lambda) x', with one lambda for the whole batch.
     """
     (images, partners), (labels, partner_labels) = batch.labeled.chunk(2), batch.labels.chunk(2)
 
@@ -69,12 +37,12 @@ def mixed(batch: Batch, share: float) -> Batch:
 
     return replace(
         batch,
-        labeled=share * images + (1 - share) * partners,
+        labeled=mixup_lambda * images + (1 - mixup_lambda) * partners,
         labels=labels,
         strong_labeled=first_half(batch.strong_labeled),
-        given_labeled=first_half(batch.given_labeled),
+        labeled_teacher_probs=first_half(batch.labeled_teacher_probs),
         partner_labels=partner_labels,
-        share=share,
+        mixup_lambda=mixup_lambda,
     )
 
 
@@ -112,7 +80,7 @@ class TrainingStream(Dataset):
     balanced: bool
     needs: Needs
     """Of the method."""
-    given: Float[Tensor, "N C"] | None
+    teacher_probs: Float[Tensor, "N C"] | None
     """Class probabilities of the training images from outside."""
     shard_borders: Int64[np.ndarray, " borders"] | None = None
     """Where the shards of the unlabeled images begin among them, and the end; None where they are in none."""
@@ -169,15 +137,19 @@ class TrainingStream(Dataset):
             config = replace(config, shift=0.0)
 
         def weak(images: Tensor, purpose: int, positions: Tensor) -> Tensor:
-            numbers = self._numbers(step, purpose, positions, augment.WEAK_NUMBERS)
-            return augment.weak_input(self._on_device(images), numbers, config, self.mean, self.std)
+            numbers = self._numbers(step, purpose, positions, views.WEAK_NUMBERS)
+            return views.weak_input(self._on_device(images), numbers, config, self.mean, self.std)
 
         def strong(images: Tensor, purpose: int, positions: Tensor) -> Tensor:
-            numbers = self._numbers(step, purpose, positions, augment.num_numbers(config, images))
-            return augment.strong_input(self._on_device(images), numbers, config, self.mean, self.std)
+            numbers = self._numbers(step, purpose, positions, views.num_numbers(config, images))
+            return views.strong_input(self._on_device(images), numbers, config, self.mean, self.std)
 
-        def given(index: Tensor, is_needed: bool) -> Tensor | None:
-            return self._on_device(self.given[index].float()) if is_needed and self.given is not None else None
+        def teacher_probs(index: Tensor, is_needed: bool) -> Tensor | None:
+            return (
+                self._on_device(self.teacher_probs[index].float())
+                if is_needed and self.teacher_probs is not None
+                else None
+            )
 
         index, positions = self._unlabeled_at(step), self._positions(self.unlabeled_batch_size)
         labeled, *strong_labeled = pixels["labeled"]
@@ -194,12 +166,12 @@ class TrainingStream(Dataset):
             strong_labeled=(
                 strong(strong_labeled[0], Purpose.STRONG_LABELED_VIEW, labeled_positions) if strong_labeled else None
             ),
-            given=given(self.unlabeled[index], self.needs.given),
-            given_labeled=given(labeled_index, self.needs.given_labeled),
+            teacher_probs=teacher_probs(self.unlabeled[index], self.needs.teacher_probs),
+            labeled_teacher_probs=teacher_probs(labeled_index, self.needs.labeled_teacher_probs),
         )
         if not self.needs.mixup_alpha:
             return batch
-        return mixed(batch, beta(self.seed, Purpose.MIXUP_SHARE, step, self.needs.mixup_alpha))
+        return mixed(batch, beta(self.seed, Purpose.MIXUP_LAMBDA, step, self.needs.mixup_alpha))
 
     def _labeled_positions(self, step: int) -> Int[Tensor, " P"]:
         """Positions, in the global batch, of this process's labeled images and then, with mixup, of their partners.
@@ -213,18 +185,18 @@ class TrainingStream(Dataset):
         return torch.cat([own, permutation(self.seed, Purpose.MIXUP_PARTNER, step, self.batch_size)[own]])
 
     @cached_property
-    def _labeled_order(self) -> Order | BalancedOrder:
+    def _labeled_order(self) -> PassOrder | BalancedOrder:
         size, seed = self.batch_size, self.seed
         if self.balanced:
             return BalancedOrder(labels=self.labels[self.labeled], batch_size=size, seed=seed)
-        return Order(length=len(self.labeled), batch_size=size, seed=seed, purpose=Purpose.LABELED_ORDER)
+        return PassOrder(length=len(self.labeled), batch_size=size, seed=seed, purpose=Purpose.LABELED_ORDER)
 
     @cached_property
-    def _unlabeled_order(self) -> Order | ShardOrder:
+    def _unlabeled_order(self) -> PassOrder | ShardOrder:
         size, seed = self.unlabeled_batch_size, self.seed
         if self.shard_borders is not None:
             return ShardOrder(borders=self.shard_borders, batch_size=size, lanes=self._lanes, seed=seed)
-        return Order(length=len(self.unlabeled), batch_size=size, seed=seed, purpose=Purpose.UNLABELED_ORDER)
+        return PassOrder(length=len(self.unlabeled), batch_size=size, seed=seed, purpose=Purpose.UNLABELED_ORDER)
 
     def _labeled_at(self, step: int) -> Int[Tensor, " P"]:
         """Positions, among the training images, of this process's labeled images of a step, and of their partners."""
@@ -272,7 +244,7 @@ class EvaluationStream(Dataset):
         loaded = read_ahead(self, numbers, self.reader, self.place.device)
         for number, images in tqdm(loaded, total=len(numbers), unit="batch", disable=not self.progress):
             images = images.to(self.place.device, non_blocking=True)
-            yield self._at(number), augment.normalize(images, mean, std)
+            yield self._at(number), views.normalize(images, mean, std)
 
     def _mine(self) -> Int[Tensor, " M"]:
         return torch.arange(len(self.index)).tensor_split(self.place.num_processes)[self.place.rank]

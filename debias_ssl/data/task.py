@@ -9,14 +9,18 @@ import torch
 from jaxtyping import Float16, Int, Int64
 from torch import Tensor
 
-from debias_ssl.data.datasets import UNKNOWN, Data, DataConfig, fingerprint, load_data
-from debias_ssl.data.label_files import read_probs
-from debias_ssl.data.reading import Reader, make_reader, without_unreadable
-from debias_ssl.data.shards import ShardedNames
+from debias_ssl.contract import Place, Problem
+from debias_ssl.data.config import DataConfig
+from debias_ssl.data.reading.cache import without_unreadable
+from debias_ssl.data.reading.reader import Reader, make_reader
+from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint
+from debias_ssl.data.sources.label_files import read_probs
+from debias_ssl.data.sources.load import load_data
+from debias_ssl.data.sources.shards import ShardedNames
 from debias_ssl.data.splits import PARTS, Split, class_counts, draw_split, load_split
-from debias_ssl.data.streams import EvaluationStream, Place, TrainingStream
-from debias_ssl.errors import InputError
-from debias_ssl.methods.base import Method, Problem
+from debias_ssl.data.streams import EvaluationStream, TrainingStream
+from debias_ssl.methods.base import Method
+from debias_ssl.system.errors import InputError
 
 Part = Literal["test", "validation"]
 
@@ -33,7 +37,7 @@ class Task:
     """Files that were left out because they cannot be read, with the reason."""
     readers: dict[str, Reader]
     """Of the training and of the test images."""
-    given: Float16[np.ndarray, "N C"] | None
+    teacher_probs: Float16[np.ndarray, "N C"] | None
     """Class probabilities of the training images from outside; a row of zeros where there are none."""
     place: Place
 
@@ -84,17 +88,17 @@ class Task:
         batch_size: int,
         unlabeled_ratio: int,
         balanced: bool,
-        given_later: bool = False,
+        has_teacher: bool = False,
     ) -> TrainingStream:
         """The batches of a run, with the views that its method reads.
 
         Class probabilities from outside are those of `data.probs`, or come from somebody who sees the views
-        (`given_later`).
+        (`has_teacher`).
         """
         needs = method.needs
-        if (needs.given or needs.given_labeled) and self.given is None and not given_later:
+        if (needs.teacher_probs or needs.labeled_teacher_probs) and self.teacher_probs is None and not has_teacher:
             raise InputError(
-                f"{type(method).__name__} needs class probabilities from outside: set data.probs or given_by"
+                f"{type(method).__name__} needs class probabilities from outside: set data.probs or teacher"
             )
         if needs.blank and self.config.features:
             raise InputError(
@@ -116,7 +120,7 @@ class Task:
             unlabeled_batch_size=batch_size * unlabeled_ratio,
             balanced=balanced,
             needs=needs,
-            given=None if self.given is None else torch.from_numpy(self.given),
+            teacher_probs=None if self.teacher_probs is None else torch.from_numpy(self.teacher_probs),
             shard_borders=(
                 np.searchsorted(self.split.unlabeled, names.borders) if isinstance(names, ShardedNames) else None
             ),
@@ -187,12 +191,12 @@ def make_task(
         fingerprint=mark,
         unreadable=unreadable,
         readers=readers,
-        given=_given(config, data),
+        teacher_probs=_teacher_probs(config, data),
         place=place,
     )
 
 
-def _given(config: DataConfig, data: Data) -> Float16[np.ndarray, "N C"] | None:
+def _teacher_probs(config: DataConfig, data: Data) -> Float16[np.ndarray, "N C"] | None:
     if config.probs is None:
         return None
     root = None if config.root is None else Path(config.root)

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import InputError
 from debias_ssl.finetune.stage import Head, Stage, StageTwo
-from debias_ssl.functional import SMALLEST_PROBABILITY, confusion_matrix
+from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, confusion_matrix
+from debias_ssl.system.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

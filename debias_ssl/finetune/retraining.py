@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from debias_ssl.finetune.stage import Head, Stage, Training, draw_members, members
-from debias_ssl.functional import label_aware_smoothing, smoothed_cross_entropy
+from debias_ssl.formulas.logits import label_aware_smoothing, smoothed_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)

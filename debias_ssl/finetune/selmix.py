@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import InputError
 from debias_ssl.finetune.post_hoc import BiasSearch, LogitAdjustment
 from debias_ssl.finetune.stage import Head, Stage, Training, draw_members, members
-from debias_ssl.objectives import shares_of
+from debias_ssl.formulas.objectives import shares_of
+from debias_ssl.system.errors import InputError
 
 # exp(-300)^2 is still a normal number in fp64.
 SMALLEST_EXPONENT = -300.0

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, not_negative, positive
-from debias_ssl.functional import confusion_matrix
-from debias_ssl.objectives import Goal
-from debias_ssl.schedules import learning_rate_factor
+from debias_ssl.formulas.logits import confusion_matrix
+from debias_ssl.formulas.objectives import Goal
+from debias_ssl.formulas.schedules import learning_rate_factor
+from debias_ssl.system.errors import check_settings, not_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)

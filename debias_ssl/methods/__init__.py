@@ -1,8 +1,9 @@
 """Methods, one small class per paper."""
 
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.methods.abc import ABC
 from debias_ssl.methods.adamatch import AdaMatch
-from debias_ssl.methods.base import Method, Needs, Problem, PseudoLabels, Step, View, Views
+from debias_ssl.methods.base import Method
 from debias_ssl.methods.cdmad import CDMAD
 from debias_ssl.methods.csst import CSST
 from debias_ssl.methods.daso import DASO

@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from debias_ssl.errors import check_settings, not_negative, share
-from debias_ssl.functional import confident_labels, weighted_cross_entropy
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, View, Views
+from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
+from debias_ssl.formulas.logits import confident_labels, weighted_cross_entropy
+from debias_ssl.methods.base import Method
+from debias_ssl.system.errors import check_settings, fraction, not_negative
 
 
 class ABC(Method):
@@ -41,7 +42,9 @@ class ABC(Method):
         self.threshold = threshold
         self.unlabeled_weight = unlabeled_weight
         self.auxiliary_weight = auxiliary_weight
-        check_settings(self, "method.", threshold=share, unlabeled_weight=not_negative, auxiliary_weight=not_negative)
+        check_settings(
+            self, "method.", threshold=fraction, unlabeled_weight=not_negative, auxiliary_weight=not_negative
+        )
         self.head = nn.Linear(problem.num_features, problem.num_classes)
         # A class without labels counts as having one.
         counts = torch.tensor(problem.labeled_counts).clamp(min=1)

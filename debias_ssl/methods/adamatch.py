@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, share
-from debias_ssl.functional import align
-from debias_ssl.methods.base import Needs, Problem, PseudoLabeling, PseudoLabels, Views, class_shares
-from debias_ssl.trackers import RunningMean, uniform_marginal
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Views
+from debias_ssl.distributed.running import RunningMean, uniform_marginal
+from debias_ssl.formulas.logits import align
+from debias_ssl.methods.base import PseudoLabeling, class_shares
+from debias_ssl.system.errors import check_settings, fraction
 
 
 class AdaMatch(PseudoLabeling):
@@ -48,7 +49,7 @@ class AdaMatch(PseudoLabeling):
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
-        check_settings(self, "method.", threshold=share)
+        check_settings(self, "method.", threshold=fraction)
         self.is_aligned, self.follows_labeled = prior is not None, prior == "labeled"
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.prior = uniform_marginal(problem.num_classes, momentum)

@@ -3,9 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, share
-from debias_ssl.functional import confident_labels
-from debias_ssl.methods.base import Needs, Problem, PseudoLabeling, PseudoLabels, View, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, View, Views
+from debias_ssl.formulas.logits import confident_labels
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.system.errors import check_settings, fraction
 
 
 class CDMAD(PseudoLabeling):
@@ -41,7 +42,7 @@ class CDMAD(PseudoLabeling):
         self.threshold = threshold
         self.hard = hard
         self.warm_up = warm_up
-        check_settings(self, "method.", threshold=share, warm_up=share)
+        check_settings(self, "method.", threshold=fraction, warm_up=fraction)
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
         if views.progress >= self.warm_up:

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, not_negative, share
-from debias_ssl.functional import SMALLEST_PROBABILITY, weighted_cross_entropy
-from debias_ssl.methods.base import Method, Needs, Problem, PseudoLabels, Step, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
+from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, weighted_cross_entropy
+from debias_ssl.methods.base import Method
+from debias_ssl.system.errors import check_settings, fraction, not_negative
 
 
 class CSST(Method):
@@ -59,7 +60,7 @@ class CSST(Method):
         self.threshold = threshold
         self.rate = rate
         self.unlabeled_weight = unlabeled_weight
-        check_settings(self, "method.", coverage=share, threshold=not_negative, rate=not_negative)
+        check_settings(self, "method.", coverage=fraction, threshold=not_negative, rate=not_negative)
         check_settings(self, "method.", unlabeled_weight=not_negative)
         # A class without labels counts as having one.
         counts = torch.tensor(problem.labeled_counts, dtype=torch.float32).clamp(min=1)

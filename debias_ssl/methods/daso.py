@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, not_negative, positive, share
-from debias_ssl.functional import weighted_cross_entropy
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
-from debias_ssl.trackers import all_sum_, uniform_marginal
+from debias_ssl.contract import Problem, PseudoLabels, Step, Views
+from debias_ssl.distributed.collectives import all_sum_
+from debias_ssl.distributed.running import uniform_marginal
+from debias_ssl.formulas.logits import weighted_cross_entropy
+from debias_ssl.methods.base import Method
+from debias_ssl.system.errors import check_settings, fraction, not_negative, positive
 
 
 class DASO(Method):
@@ -57,7 +59,7 @@ class DASO(Method):
         self.momentum = momentum
         self.unlabeled_weight = unlabeled_weight
         self.align_weight = align_weight
-        check_settings(self, "method.", threshold=share, warm_up=share)
+        check_settings(self, "method.", threshold=fraction, warm_up=fraction)
         check_settings(self, "method.", temperature=positive, prototype_temperature=positive)
         check_settings(self, "method.", unlabeled_weight=not_negative, align_weight=not_negative)
         self.distribution = uniform_marginal(problem.num_classes, momentum)

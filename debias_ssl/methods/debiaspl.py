@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.errors import InputError, check_settings, not_negative, share
-from debias_ssl.functional import adjust, confident_labels, debias, weighted_cross_entropy
-from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Step, View, Views
-from debias_ssl.trackers import uniform_marginal
+from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
+from debias_ssl.distributed.running import uniform_marginal
+from debias_ssl.formulas.logits import adjust, confident_labels, debias, weighted_cross_entropy
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.system.errors import InputError, check_settings, fraction, not_negative
 
 
 class DebiasPL(PseudoLabeling):
@@ -29,8 +30,8 @@ class DebiasPL(PseudoLabeling):
     Over another base, targets and weights are what that method makes of the debiased logits, its state follows those of
     the mean, and the rest of its loss stays as it is; strength = 0 is then that method.
 
-    Assisted by labels given from outside (the paper's are CLIP's): as far as no pseudo-label of an image counts and the
-    given one's confidence is at least assist_threshold, the given one is the target of a second loss of the same form,
+    Assisted by a teacher's labels (the paper's are CLIP's): as far as no pseudo-label of an image counts and the
+    teacher's confidence is at least assist_threshold, its label is the target of a second loss of the same form,
     and the mean of both takes the unlabeled loss's place.
 
     Args:
@@ -40,8 +41,8 @@ class DebiasPL(PseudoLabeling):
         momentum: m of the marginal; .999 in the paper, .99 in the authors' ImageNet scripts.
         unlabeled_weight: lambda_u; where there is a base, it has its own.
         num_views: weak and strong views of each unlabeled image.
-        assist_threshold: confidence from which labels given by `data.probs` help out, .4 in the authors' scripts; null
-            does without them.
+        assist_threshold: confidence from which labels of `data.probs` or of a teacher help out, 0.4 in the authors'
+            scripts; null does without them.
         base: the method whose pseudo-labels are debiased, such as FlexMatch; null is the threshold.
     """
 
@@ -61,7 +62,7 @@ class DebiasPL(PseudoLabeling):
         self.threshold = threshold
         self.strength = strength
         self.assist_threshold = assist_threshold
-        check_settings(self, "method.", threshold=share, strength=not_negative)
+        check_settings(self, "method.", threshold=fraction, strength=not_negative)
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.base = None if base is None else base(problem)
         if isinstance(self.base, DebiasPL):
@@ -71,7 +72,7 @@ class DebiasPL(PseudoLabeling):
             needs,
             num_weak=num_views * needs.num_weak,
             num_strong=num_views * needs.num_strong,
-            given=needs.given or assist_threshold is not None,
+            teacher_probs=needs.teacher_probs or assist_threshold is not None,
         )
 
     @property
@@ -96,8 +97,8 @@ class DebiasPL(PseudoLabeling):
         margins = [adjust(f, self.marginal.value, self.strength) for f in strong]
         unlabeled, said = mean_cross_entropy(margins, pseudo), pseudo[0]
         if self.assist_threshold is not None:
-            assert views.given is not None
-            outside = assistance(views.given, self.assist_threshold, pseudo)
+            assert views.teacher_probs is not None
+            outside = assistance(views.teacher_probs, self.assist_threshold, pseudo)
             unlabeled = (unlabeled + mean_cross_entropy(margins, [outside])) / 2
             said = joined(said, outside)
         further = [policy.further_losses(f, labels) for f in margins for labels in pseudo]
@@ -113,9 +114,9 @@ class DebiasPL(PseudoLabeling):
             self.base.on_evaluation(confusion)
 
 
-def assistance(given: Float[Tensor, "U C"], threshold: float, pseudo: list[PseudoLabels]) -> PseudoLabels:
-    """Labels of the given probabilities p, with weight 1[max p >= threshold] as far as no pseudo-label counts."""
-    confidence, target = given.max(-1)
+def assistance(probs: Float[Tensor, "U C"], threshold: float, pseudo: list[PseudoLabels]) -> PseudoLabels:
+    """Labels of a teacher's probabilities p, with weight 1[max p >= threshold] as far as no pseudo-label counts."""
+    confidence, target = probs.max(-1)
     counts = torch.stack([labels.weight for labels in pseudo]).amax(0)
     return PseudoLabels(target=target, weight=(confidence >= threshold) * (1 - counts))
 

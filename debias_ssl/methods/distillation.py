@@ -2,9 +2,10 @@
 
 import torch
 
-from debias_ssl.errors import check_settings, positive, share
-from debias_ssl.functional import tempered, weighted_cross_entropy
-from debias_ssl.methods.base import Method, Needs, Problem, PseudoLabels, Step, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
+from debias_ssl.formulas.logits import tempered, weighted_cross_entropy
+from debias_ssl.methods.base import Method
+from debias_ssl.system.errors import check_settings, fraction, positive
 
 
 class Distillation(Method):
@@ -30,18 +31,22 @@ class Distillation(Method):
         self.temperature = temperature
         self.soft_weight = soft_weight
         self.unlabeled = unlabeled
-        check_settings(self, "method.", temperature=positive, soft_weight=share)
+        check_settings(self, "method.", temperature=positive, soft_weight=fraction)
         of_unlabeled, of_labeled = soft_weight > 0 and unlabeled, soft_weight > 0 and not unlabeled
-        self.needs = Needs(num_strong=0, weak_gradient=of_unlabeled, given=of_unlabeled, given_labeled=of_labeled)
+        self.needs = Needs(
+            num_strong=0, weak_gradient=of_unlabeled, teacher_probs=of_unlabeled, labeled_teacher_probs=of_labeled
+        )
 
     def forward(self, views: Views) -> Step:
         losses = {"labeled": (1 - self.soft_weight) * self.labeled_loss(views)}
         target = views.weak.logits.argmax(-1)
         weight = torch.zeros(len(target), device=target.device)
         if self.soft_weight:
-            view, given = (views.strong, views.given) if self.unlabeled else (views.labeled, views.given_labeled)
-            assert given is not None
-            soft, counts = tempered(given, self.temperature), (given.sum(-1) > 0).float()
+            view, probs = (
+                (views.strong, views.teacher_probs) if self.unlabeled else (views.labeled, views.labeled_teacher_probs)
+            )
+            assert probs is not None
+            soft, counts = tempered(probs, self.temperature), (probs.sum(-1) > 0).float()
             cross_entropy = weighted_cross_entropy(view.logits / self.temperature, soft, counts)
             losses["soft"] = self.soft_weight * self.temperature**2 * cross_entropy
             if self.unlabeled:

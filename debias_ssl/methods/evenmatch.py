@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, not_negative
-from debias_ssl.functional import adjust, debias, gaussian_weights, weighted_cross_entropy
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
-from debias_ssl.trackers import RunningMean, uniform_marginal
+from debias_ssl.contract import Problem, PseudoLabels, Step, Views
+from debias_ssl.distributed.running import RunningMean, uniform_marginal
+from debias_ssl.formulas.logits import adjust, debias, gaussian_weights, weighted_cross_entropy
+from debias_ssl.methods.base import Method
+from debias_ssl.system.errors import check_settings, not_negative
 
 
 class EvenMatch(Method):

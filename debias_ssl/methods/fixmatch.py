@@ -3,10 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, share
-from debias_ssl.functional import adjust, confident_labels, debias
-from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views, class_shares
-from debias_ssl.trackers import uniform_marginal
+from debias_ssl.contract import Problem, PseudoLabels, Views
+from debias_ssl.distributed.running import uniform_marginal
+from debias_ssl.formulas.logits import adjust, confident_labels, debias
+from debias_ssl.methods.base import PseudoLabeling, class_shares
+from debias_ssl.system.errors import check_settings, fraction
 
 
 class FixMatch(PseudoLabeling):
@@ -41,7 +42,7 @@ class FixMatch(PseudoLabeling):
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
-        check_settings(self, "method.", threshold=share)
+        check_settings(self, "method.", threshold=fraction)
         shares = None if prior is None else class_shares(prior, problem.num_classes)
         self.register_buffer("prior", shares, persistent=False)
         self.marginal = None if prior is None else uniform_marginal(problem.num_classes, prior_momentum)

@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, share
-from debias_ssl.functional import confident_labels
-from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
-from debias_ssl.trackers import LabelMemory
+from debias_ssl.contract import Problem, PseudoLabels, Views
+from debias_ssl.distributed.running import LabelMemory
+from debias_ssl.formulas.logits import confident_labels
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.system.errors import check_settings, fraction
 
 
 class FlexMatch(PseudoLabeling):
@@ -35,7 +36,7 @@ class FlexMatch(PseudoLabeling):
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
-        check_settings(self, "method.", threshold=share)
+        check_settings(self, "method.", threshold=fraction)
         self.warm_up = warm_up
         self.memory = LabelMemory(problem.num_unlabeled, problem.num_classes)
         self.register_buffer("beta", torch.zeros(problem.num_classes))

@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, not_negative
-from debias_ssl.functional import SMALLEST_PROBABILITY
-from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
-from debias_ssl.trackers import RunningMean, sum_with_gradient, uniform_marginal
+from debias_ssl.contract import Problem, PseudoLabels, Views
+from debias_ssl.distributed.collectives import sum_with_gradient
+from debias_ssl.distributed.running import RunningMean, uniform_marginal
+from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.system.errors import check_settings, not_negative
 
 
 class FreeMatch(PseudoLabeling):

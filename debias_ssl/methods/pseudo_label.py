@@ -3,9 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, share
-from debias_ssl.functional import confident_labels
-from debias_ssl.methods.base import Needs, Problem, PseudoLabeling, PseudoLabels, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Views
+from debias_ssl.formulas.logits import confident_labels
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.system.errors import check_settings, fraction
 
 
 class PseudoLabel(PseudoLabeling):
@@ -30,7 +31,7 @@ class PseudoLabel(PseudoLabeling):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.ramp = ramp
-        check_settings(self, "method.", threshold=share, ramp=share)
+        check_settings(self, "method.", threshold=fraction, ramp=fraction)
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
         target, weight = confident_labels(logits, self.threshold)

@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, not_negative, share
-from debias_ssl.functional import adjust, confident_labels, weighted_cross_entropy
-from debias_ssl.methods.base import Method, Problem, PseudoLabels, Step, Views
-from debias_ssl.trackers import uniform_marginal
+from debias_ssl.contract import Problem, PseudoLabels, Step, Views
+from debias_ssl.distributed.running import uniform_marginal
+from debias_ssl.formulas.logits import adjust, confident_labels, weighted_cross_entropy
+from debias_ssl.methods.base import Method
+from debias_ssl.system.errors import check_settings, fraction, not_negative
 
 
 class SimPro(Method):
@@ -47,7 +48,7 @@ class SimPro(Method):
         self.threshold = threshold
         self.strength = strength
         self.unlabeled_weight = unlabeled_weight
-        check_settings(self, "method.", threshold=share, strength=not_negative, unlabeled_weight=not_negative)
+        check_settings(self, "method.", threshold=fraction, strength=not_negative, unlabeled_weight=not_negative)
         # Its sum is the share of pseudo-labels that count: steps with few of them move the prior little.
         self.confident = uniform_marginal(problem.num_classes, momentum)
         counts = torch.tensor(problem.labeled_counts, dtype=torch.float32)

@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, not_negative
-from debias_ssl.functional import debias, gaussian_weights
-from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
-from debias_ssl.trackers import RunningMean, uniform_marginal
+from debias_ssl.contract import Problem, PseudoLabels, Views
+from debias_ssl.distributed.running import RunningMean, uniform_marginal
+from debias_ssl.formulas.logits import debias, gaussian_weights
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.system.errors import check_settings, not_negative
 
 
 class SoftMatch(PseudoLabeling):

@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from debias_ssl.errors import InputError
-from debias_ssl.methods.base import Method, Needs, Problem, PseudoLabels, Step, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
+from debias_ssl.methods.base import Method
+from debias_ssl.system.errors import InputError
 
 
 class Supervised(Method):

@@ -3,9 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.errors import check_settings, positive, share
-from debias_ssl.functional import confident_labels
-from debias_ssl.methods.base import Problem, PseudoLabeling, PseudoLabels, Views
+from debias_ssl.contract import Problem, PseudoLabels, Views
+from debias_ssl.formulas.logits import confident_labels
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.system.errors import check_settings, fraction, positive
 
 
 class UDA(PseudoLabeling):
@@ -31,7 +32,7 @@ class UDA(PseudoLabeling):
         self.threshold = threshold
         self.temperature = temperature
         # FixMatch is what it comes to at 0.
-        check_settings(self, "method.", threshold=share, temperature=positive)
+        check_settings(self, "method.", threshold=fraction, temperature=positive)
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
         _, weight = confident_labels(logits, self.threshold)

@@ -1,8 +1,8 @@
 """The page of predictions before and after a temperature."""
 
+from debias_ssl.labels.temperature import PERCENTS, SCORES, Rescaled
 from debias_ssl.reporting.page import Page, Section, Table, percent
 from debias_ssl.reporting.parts import reliability_figure
-from debias_ssl.rescaling import PERCENTS, SCORES, Rescaled
 
 
 def calibration_page(rescaled: Rescaled, source: str, rows: str) -> Page:

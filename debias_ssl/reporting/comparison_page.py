@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from debias_ssl.config import flat
-from debias_ssl.errors import InputError, reason
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, NUM_COLORS, Series, plain
 from debias_ssl.reporting.inspection import FinishedRun, ImagesGoneError, Inspection, inspect, read_run, true_counts
 from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent
 from debias_ssl.reporting.parts import confusion_figure
 from debias_ssl.reporting.run_page import moments_of, pseudo_confusion, shares_of, strength_text
-from debias_ssl.results import Result, aggregate, differences_between, interval_text, spread_text
+from debias_ssl.runs.results import Result, aggregate, differences_between, interval_text, spread_text
+from debias_ssl.system.errors import InputError, reason
+from debias_ssl.training.saved import flat
 
 TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}
 TABLE |= {"ece": "ECE", "median_accuracy": "median acc.", "best_test_accuracy": "best on test"}

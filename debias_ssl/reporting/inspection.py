@@ -10,17 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from debias_ssl.config import Config, read_yaml
-from debias_ssl.data.reading import center_crop, decode
+from debias_ssl.contract import Place
+from debias_ssl.data.reading.decode import center_crop, decode
 from debias_ssl.data.splits import PARTS
-from debias_ssl.data.streams import Place
 from debias_ssl.data.task import Task, make_task
-from debias_ssl.errors import InputError, reason
-from debias_ssl.evaluation import evaluate_logits
-from debias_ssl.files import read_array
-from debias_ssl.functional import debias
-from debias_ssl.journal import read_journal
-from debias_ssl.run_folder import RunFolder, TrainedRun, load_config, load_run
+from debias_ssl.formulas.logits import debias
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.trained import TrainedRun, load_config, load_run
+from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.files import read_array, read_yaml
+from debias_ssl.training.config import Config
+from debias_ssl.training.evaluation import evaluate_logits
+from debias_ssl.training.journal import read_journal
 
 # Unlabeled images that are looked at, taken evenly.
 MOST_IMAGES = 5000

@@ -11,9 +11,9 @@ from scipy.sparse import csr_matrix
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from debias_ssl.functional import confusion_matrix
-from debias_ssl.label_folder import summary_of
-from debias_ssl.labeling import Labeling
+from debias_ssl.formulas.logits import confusion_matrix
+from debias_ssl.labels.debiasing import Labeling
+from debias_ssl.labels.output import summary_of
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, plain, shortened
 from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent

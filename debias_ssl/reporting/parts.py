@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 
-from debias_ssl.calibration import expected_calibration_error, reliability_bins
+from debias_ssl.formulas.calibration import expected_calibration_error, reliability_bins
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, plain
 from debias_ssl.reporting.page import Figure, Picture, Sheet, percent, picture

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.functional import confusion_matrix
+from debias_ssl.formulas.logits import confusion_matrix
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, Series, plain
 from debias_ssl.reporting.inspection import (

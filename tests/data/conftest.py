@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from debias_ssl.data.datasets import DataConfig
+from debias_ssl.data.config import DataConfig
 
 Paint = Callable[..., Path]
 

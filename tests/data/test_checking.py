@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from debias_ssl.contract import Place
 from debias_ssl.data.__main__ import main
 from debias_ssl.data.checking import describe, examine, parts_of
-from debias_ssl.data.datasets import DataConfig, Images, load_data
-from debias_ssl.data.streams import Place
+from debias_ssl.data.config import DataConfig
+from debias_ssl.data.sources.images import Images
+from debias_ssl.data.sources.load import load_data
 from debias_ssl.data.task import make_task
 
 Paint = Callable[..., Path]

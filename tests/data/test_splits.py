@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from debias_ssl.data.splits import (
-    Order,
     Split,
     SplitConfig,
+    UnlabeledOrder,
     class_counts,
     draw_split,
     load_split,
@@ -19,7 +19,7 @@ from debias_ssl.data.splits import (
     save_split,
     unlabeled_counts,
 )
-from debias_ssl.errors import InputError
+from debias_ssl.system.errors import InputError
 
 DIGITS = tuple("0123456789")
 
@@ -114,13 +114,13 @@ def test_no_class_is_raised_where_shares_suffice(config: SplitConfig):
         ("head_tail", [2292, 752, 247, 81, 26, 46, 141, 431, 1313, 4000]),
     ],
 )
-def test_unlabeled_orders_are_the_worked_example(order: Order, expected: list[int]):
+def test_unlabeled_orders_are_the_worked_example(order: UnlabeledOrder, expected: list[int]):
     assert unlabeled_counts(4000, 150.0, order, 10) == expected
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 7, 100])
 @pytest.mark.parametrize("order", ["same", "reversed", "middle", "head_tail"])
-def test_orders_only_permute_the_counts(order: Order, num_classes: int):
+def test_orders_only_permute_the_counts(order: UnlabeledOrder, num_classes: int):
     assert sorted(unlabeled_counts(500, 50.0, order, num_classes)) == sorted(long_tailed_counts(500, 50.0, num_classes))
 
 

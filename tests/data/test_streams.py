@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from debias_ssl.data.augment import AugmentConfig
-from debias_ssl.data.datasets import DataConfig, load_data
-from debias_ssl.data.keyed import Purpose, permutation, uniform
-from debias_ssl.data.reading import Reader, make_reader
-from debias_ssl.data.streams import Batch, EvaluationStream, Place, TrainingStream
-from debias_ssl.errors import InputError
+from debias_ssl.contract import Batch, Place
+from debias_ssl.data.augment.config import AugmentConfig
+from debias_ssl.data.config import DataConfig
+from debias_ssl.data.reading.reader import Reader, make_reader
+from debias_ssl.data.sampling.keyed import Purpose, permutation, uniform
+from debias_ssl.data.sources.load import load_data
+from debias_ssl.data.streams import EvaluationStream, TrainingStream
 from debias_ssl.methods import Needs
+from debias_ssl.system.errors import InputError
 
 CPU = torch.device("cpu")
 # Without an operation and cutout, a strong view is drawn like a weak one.
@@ -46,8 +48,8 @@ def stream(reader: Reader, num: int, **settings: Any) -> TrainingStream:
     settings = standard | settings
     truth = settings["labels"][settings["unlabeled"]]
     given = torch.linspace(0, 1, 3 * num).view(-1, 3)
-    needs = Needs(strong_labeled=True, given=True, given_labeled=True, **needs)
-    return TrainingStream(reader=reader, truth=truth, given=given, needs=needs, **settings)
+    needs = Needs(strong_labeled=True, teacher_probs=True, labeled_teacher_probs=True, **needs)
+    return TrainingStream(reader=reader, truth=truth, teacher_probs=given, needs=needs, **settings)
 
 
 def parts(batch: Batch) -> Iterator[tuple[str, Tensor]]:
@@ -137,7 +139,7 @@ def test_the_parts_of_all_processes_are_one_process_batch(num_processes: int, ba
 
     alone = stream(memory(20), 20, **settings)
     for step in (0, 3):
-        assert {at(of_rank(rank), step).share for rank in range(num_processes)} == {at(alone, step).share}
+        assert {at(of_rank(rank), step).mixup_lambda for rank in range(num_processes)} == {at(alone, step).mixup_lambda}
         pieces = [list(parts(at(of_rank(rank), step))) for rank in range(num_processes)]
         for number, (name, expected) in enumerate(parts(at(alone, step))):
             together = torch.cat([piece[number][1] for piece in pieces])
@@ -193,8 +195,8 @@ def test_labeled_images_are_mixed_with_the_same_views_of_others(step: int):
     found = at(stream(memory(40), 40, mixup_alpha=1.0), step)
     partner = permutation(0, Purpose.MIXUP_PARTNER, step, 4)
     # Beta(1, 1) is the uniform distribution.
-    share = uniform(0, Purpose.MIXUP_SHARE, step, torch.tensor([0]), 1).item()
-    assert found.share == pytest.approx(share) and 0.01 < share < 0.99
+    share = uniform(0, Purpose.MIXUP_LAMBDA, step, torch.tensor([0]), 1).item()
+    assert found.mixup_lambda == pytest.approx(share) and 0.01 < share < 0.99
     torch.testing.assert_close(found.labeled, share * plain.labeled + (1 - share) * plain.labeled[partner])
     assert not torch.equal(found.labeled, plain.labeled)
     assert found.partner_labels is not None and torch.equal(found.partner_labels, plain.labels[partner])
@@ -205,14 +207,14 @@ def test_labeled_images_are_mixed_with_the_same_views_of_others(step: int):
 
 def test_shares_and_partners_differ_between_steps():
     training = stream(memory(40), 40, mixup_alpha=1.0, batch_size=8)
-    shares = {at(training, step).share for step in range(4)}
+    shares = {at(training, step).mixup_lambda for step in range(4)}
     orders = {tuple(permutation(0, Purpose.MIXUP_PARTNER, step, 8).tolist()) for step in range(4)}
     assert len(shares) == len(orders) == 4
 
 
 def test_without_mixup_nothing_is_mixed():
     batch = at(stream(memory(20), 20), 2)
-    assert batch.partner_labels is None and batch.share == 1
+    assert batch.partner_labels is None and batch.mixup_lambda == 1
 
 
 # Files.
@@ -351,6 +353,8 @@ def test_given_probabilities_are_those_of_the_images():
     made = stream(memory(20), 20)
     batch = next(made.batches(3, 4))
     labeled = made.labeled[made._labeled_at(3) // 3]
-    assert made.given is not None and batch.given is not None and batch.given_labeled is not None
-    assert batch.given.equal(made.given[made.unlabeled[batch.index]])
-    assert batch.given_labeled.equal(made.given[labeled]) and batch.labels.equal(made.labels[labeled])
+    assert (
+        made.teacher_probs is not None and batch.teacher_probs is not None and batch.labeled_teacher_probs is not None
+    )
+    assert batch.teacher_probs.equal(made.teacher_probs[made.unlabeled[batch.index]])
+    assert batch.labeled_teacher_probs.equal(made.teacher_probs[labeled]) and batch.labels.equal(made.labels[labeled])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from debias_ssl.data.datasets import DataConfig
+from debias_ssl.contract import Place
+from debias_ssl.data.config import DataConfig
 from debias_ssl.data.splits import save_split
-from debias_ssl.data.streams import Place
 from debias_ssl.data.task import make_task
 from debias_ssl.methods import FixMatch, Problem
 

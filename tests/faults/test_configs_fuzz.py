@@ -10,8 +10,9 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from debias_ssl.config import Config, make_parser, resolve
-from debias_ssl.errors import InputError
+from debias_ssl.system.errors import InputError
+from debias_ssl.training.config import Config
+from debias_ssl.training.parser import make_parser, resolve
 
 pytestmark = pytest.mark.slow
 

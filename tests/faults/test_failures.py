@@ -11,7 +11,8 @@ import torch
 from launched import DIGITS, SHORT, Job
 from small_clip import paint_images
 
-import debias_ssl.train as train_module
+import debias_ssl.runs.run as run_module
+import debias_ssl.training.loop as loop_module
 from debias_ssl import train
 
 TRAINING = ["--config", str(DIGITS), *SHORT, "--steps", "24"]
@@ -40,7 +41,7 @@ def test_a_limit_on_files_is_told_and_the_last_checkpoint_loads(tmp_path: Path, 
     out = tmp_path / "a"
     train.main([*TRAINING, "--steps", "8", "--out", str(tmp_path / "probe")])
     largest = max(path.stat().st_size for path in (tmp_path / "probe").rglob("*") if path.is_file())
-    save, limits = train_module.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
+    save, limits = loop_module.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limited(folder, step, *arguments):
         if step == 8:
@@ -48,12 +49,12 @@ def test_a_limit_on_files_is_told_and_the_last_checkpoint_loads(tmp_path: Path, 
         return save(folder, step, *arguments)
 
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    train_module.save_checkpoint = limited
+    loop_module.save_checkpoint = limited
     try:
         with pytest.raises(SystemExit) as exit_:
             train.main([*TRAINING, "--out", str(out)])
     finally:
-        train_module.save_checkpoint = save
+        loop_module.save_checkpoint = save
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
     said = capsys.readouterr().err
@@ -67,14 +68,14 @@ def test_a_limit_on_files_is_told_and_the_last_checkpoint_loads(tmp_path: Path, 
 def test_a_folder_that_is_taken_away_is_told(tmp_path: Path, monkeypatch, capsys):
     import shutil
 
-    after_step = train_module.Learner.after_step
+    after_step = run_module.Learner.after_step
 
     def taking(self, step: int) -> None:
         if step == 5:
             shutil.rmtree(tmp_path / "a")
         after_step(self, step)
 
-    monkeypatch.setattr(train_module.Learner, "after_step", taking)
+    monkeypatch.setattr(run_module.Learner, "after_step", taking)
     with pytest.raises(SystemExit) as exit_:
         train.main([*TRAINING, "--out", str(tmp_path / "a")])
     said = capsys.readouterr().err
@@ -83,7 +84,7 @@ def test_a_folder_that_is_taken_away_is_told(tmp_path: Path, monkeypatch, capsys
 
 
 def test_a_loss_made_infinite_stops_before_its_checkpoint(tmp_path: Path, monkeypatch, capsys):
-    forward = train_module.Learner.forward
+    forward = run_module.Learner.forward
 
     def spoiled(self, batch, progress):
         result = forward(self, batch, progress)
@@ -92,7 +93,7 @@ def test_a_loss_made_infinite_stops_before_its_checkpoint(tmp_path: Path, monkey
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module.Learner, "forward", spoiled)
+        patch.setattr(run_module.Learner, "forward", spoiled)
         with pytest.raises(SystemExit) as exit_:
             train.main([*TRAINING, "--out", str(tmp_path / "a")])
     error = capsys.readouterr().err.rpartition("error: ")[2]

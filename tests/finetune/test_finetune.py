@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from debias_ssl import evaluate, predict, report, train
 from debias_ssl.finetune import __main__ as job
-from debias_ssl.run_folder import RunFolder, load_run
+from debias_ssl.finetune import run as library
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.trained import load_run
 
 SHORT = ["--steps", "30", "--log_every", "10", "--eval_every", "30", "--checkpoint_every", "30"]
 LONG_TAIL = ["--data.labels_per_class", "40", "--data.labeled_imbalance", "20"]
@@ -89,7 +91,7 @@ def test_the_folder_is_a_run_whose_classifier_alone_has_changed(run, tmp_path, c
     "method", ["Mixup", "BalancedMixup", "Retraining", "MiSLAS", "TauNormalization", "LogitAdjustment", "BiasSearch"]
 )
 def test_no_method_is_worse_on_held_out_images_than_what_it_was_given(method, run, tmp_path):
-    flags = QUICK if hasattr(job.METHODS[method](), "steps") else []
+    flags = QUICK if hasattr(library.METHODS[method](), "steps") else []
     job.main(["--run", str(run), "--method", method, *flags, "--out", str(tmp_path / "b")])
     facts = json.loads((tmp_path / "b" / "summary.json").read_text())["finetune"]
     # A new classifier starts from nothing.
@@ -121,7 +123,7 @@ def test_a_stage_two_that_dies_leaves_nothing(run, tmp_path, monkeypatch):
     def dying(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "write_aside", dying)
+    monkeypatch.setattr(library, "write_aside", dying)
     with pytest.raises(SystemExit):
         job.main(["--run", str(run), "--method", "LogitAdjustment", "--out", str(tmp_path / "b")])
     assert list(tmp_path.iterdir()) == []
@@ -177,7 +179,7 @@ def test_stage_two_learns_from_the_labels_of_the_split_and_is_judged_by_those_of
         split["labels"] = [3] * len(split["labeled"])
 
     other = with_split(run, tmp_path / "x", relabel)
-    prepared = job.prepare(RunFolder(other), job.FinetuneConfig())
+    prepared = library.prepare(RunFolder(other), library.FinetuneConfig())
     assert set(prepared.stage.labels.tolist()) == {3}
     labels = prepared.task.data.train.labels[prepared.task.split.validation]
     assert prepared.stage.truth.tolist() == labels.tolist() and len(set(labels)) == 10
@@ -185,7 +187,7 @@ def test_stage_two_learns_from_the_labels_of_the_split_and_is_judged_by_those_of
 
 def test_a_class_without_held_out_images_is_named(run, tmp_path, capsys):
     def forget(split):
-        labels = job.prepare(RunFolder(run), job.FinetuneConfig()).stage.truth.tolist()
+        labels = library.prepare(RunFolder(run), library.FinetuneConfig()).stage.truth.tolist()
         split["validation"] = [i for i, label in zip(split["validation"], labels, strict=True) if label != 7]
 
     other = with_split(run, tmp_path / "x", forget)

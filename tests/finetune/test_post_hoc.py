@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from debias_ssl.errors import InputError
 from debias_ssl.finetune import BiasSearch, LogitAdjustment, MiSLAS, Retraining, TauNormalization
 from debias_ssl.finetune.post_hoc import balancing_shift
 from debias_ssl.finetune.stage import Head, Stage
-from debias_ssl.functional import adjust
-from debias_ssl.objectives import OBJECTIVES, Goal
+from debias_ssl.formulas.logits import adjust
+from debias_ssl.formulas.objectives import OBJECTIVES, Goal
+from debias_ssl.system.errors import InputError
 
 OBJECTIVE = OBJECTIVES["mean_recall"]
 

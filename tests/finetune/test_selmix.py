@@ -3,17 +3,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from debias_ssl.errors import InputError
 from debias_ssl.finetune import BalancedMixup, LogitAdjustment, Mixup, SelMix
-from debias_ssl.finetune.selmix import (
-    class_means,
-    mixup_gain,
-    pair_probabilities,
-    slope_at_images,
-    slope_at_prototypes,
-)
+from debias_ssl.finetune.selmix import class_means, mixup_gain, pair_probabilities, slope_at_images, slope_at_prototypes
 from debias_ssl.finetune.stage import Head, Stage
-from debias_ssl.objectives import OBJECTIVES, Goal, shares_of
+from debias_ssl.formulas.objectives import OBJECTIVES, Goal, shares_of
+from debias_ssl.system.errors import InputError
 
 
 def random_problem(num: int, dim: int, scale: float = 1.0) -> tuple[Head, Tensor, Tensor]:

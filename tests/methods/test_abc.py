@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from debias_ssl.methods import ABC, FixMatch, Problem, View, Views
-from debias_ssl.optim import OptimConfig, make_optimizer
+from debias_ssl.training.optim import OptimConfig, make_optimizer
 
 COUNTS = (8, 2)
 

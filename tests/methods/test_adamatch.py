@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from debias_ssl.functional import confident_labels, debias
+from debias_ssl.formulas.logits import confident_labels, debias
 from debias_ssl.methods import AdaMatch, FixMatch, View
 
 

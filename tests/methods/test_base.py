@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from jobs import settings_of
 from torch import Tensor
 
-from debias_ssl.config import METHODS, config_from
-from debias_ssl.errors import InputError
-from debias_ssl.functional import weighted_cross_entropy
+from debias_ssl.contract import Needs
+from debias_ssl.formulas.logits import weighted_cross_entropy
 from debias_ssl.methods import (
     ABC,
     CDMAD,
@@ -28,7 +27,10 @@ from debias_ssl.methods import (
     Supervised,
     View,
 )
-from debias_ssl.methods.base import Needs, PseudoLabeling
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.system.errors import InputError
+from debias_ssl.training.choices import METHODS
+from debias_ssl.training.saved import config_from
 
 POLICIES = [method for method in METHODS.values() if issubclass(method, PseudoLabeling) and method is not DebiasPL]
 
@@ -195,14 +197,14 @@ def test_several_views_update_the_base_once_with_their_mean(problem, make_policy
 def test_a_base_asks_for_its_views(problem):
     assert DebiasPL(problem, base=AdaMatch).needs == AdaMatch.needs
     over = DebiasPL(problem, base=PseudoLabel, num_views=2, assist_threshold=0.5)
-    assert over.needs == Needs(num_weak=2, num_strong=0, weak_gradient=True, given=True)
+    assert over.needs == Needs(num_weak=2, num_strong=0, weak_gradient=True, teacher_probs=True)
     assert DebiasPL(problem).needs == Needs()
 
 
 class Curious(Constant):
     """Asks for all there is, and predicts in its own way."""
 
-    needs = Needs(blank=True, given=True, given_labeled=True, mixup_alpha=0.5, validation=True)
+    needs = Needs(blank=True, teacher_probs=True, labeled_teacher_probs=True, mixup_alpha=0.5, validation=True)
 
     def __init__(self, problem):
         super().__init__(problem)
@@ -234,7 +236,7 @@ def soft_match(problem):
 
 def test_labels_from_outside_help_as_far_as_soft_weights_do_not_count(problem, make_policy_views):
     given = torch.tensor([[0.0, 0.9, 0.1, 0.0]]).expand(30, 4)
-    views = replace(make_policy_views(), given=given)
+    views = replace(make_policy_views(), teacher_probs=given)
     own = DebiasPL(problem, base=soft_match)(views)
     step = DebiasPL(problem, base=soft_match, assist_threshold=0.4)(views)
     torch.testing.assert_close(step.pseudo.weight, torch.ones(30))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from debias_ssl.learner import white_pixel
 from debias_ssl.methods import CDMAD, FixMatch, View, Views
+from debias_ssl.training.learner import white_pixel
 
 
 def with_blank(views: Views, logits: Tensor, progress: float = 1.0) -> Views:

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from debias_ssl.functional import debias
+from debias_ssl.distributed.running import uniform_marginal
+from debias_ssl.formulas.logits import debias
 from debias_ssl.methods import DebiasPL, FixMatch, Needs
-from debias_ssl.optim import OptimConfig, make_optimizer
-from debias_ssl.trackers import uniform_marginal
+from debias_ssl.training.optim import OptimConfig, make_optimizer
 
 
 def with_marginal(method: DebiasPL, marginal: list[float]) -> DebiasPL:
@@ -279,7 +279,7 @@ def test_weak_views_get_no_gradient_and_the_marginal_none_either(make_problem, m
 def assisted(make_problem, views, given: list[list[float]], **settings) -> tuple:
     method = DebiasPL(make_problem(4), threshold=0.7, momentum=0.5, assist_threshold=0.4, **settings)
     alone = DebiasPL(make_problem(4), threshold=0.7, momentum=0.5, **settings)
-    return method(replace(views, given=torch.tensor(given))), alone(views), method.marginal.value
+    return method(replace(views, teacher_probs=torch.tensor(given))), alone(views), method.marginal.value
 
 
 @pytest.mark.parametrize("num_views", [1, 2])

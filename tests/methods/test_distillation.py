@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from debias_ssl.errors import InputError
 from debias_ssl.methods import Distillation, Needs, Supervised
+from debias_ssl.system.errors import InputError
 
 LOG3 = math.log(3)
 
@@ -15,7 +15,7 @@ def test_loss_by_hand(make_problem, make_views):
     views = make_views(
         torch.tensor([[LOG3, 0.0]]), torch.tensor([1]), torch.zeros(1, 2), torch.tensor([[2 * LOG3, 0.0]])
     )
-    views = replace(views, given=torch.tensor([[0.9, 0.1]]))
+    views = replace(views, teacher_probs=torch.tensor([[0.9, 0.1]]))
     step = Distillation(make_problem(2), temperature=2.0, soft_weight=0.75)(views)
     assert step.losses["labeled"].item() == pytest.approx(0.25 * math.log(4))
     entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
@@ -26,9 +26,9 @@ def test_loss_by_hand(make_problem, make_views):
 
 def test_of_labeled_images_alone_the_teacher_is_asked_about_them(make_problem, make_views):
     views = make_views(torch.tensor([[2 * LOG3, 0.0]]), torch.tensor([0]), torch.zeros(3, 2), torch.zeros(0, 2))
-    views = replace(views, given_labeled=torch.tensor([[0.1, 0.9]]))
+    views = replace(views, labeled_teacher_probs=torch.tensor([[0.1, 0.9]]))
     method = Distillation(make_problem(2), temperature=2.0, soft_weight=1.0, unlabeled=False)
-    assert method.needs == Needs(num_strong=0, given_labeled=True)
+    assert method.needs == Needs(num_strong=0, labeled_teacher_probs=True)
     step = method(views)
     assert step.losses["soft"].item() == pytest.approx(4 * (-0.25 * math.log(0.75) - 0.75 * math.log(0.25)))
     assert step.losses["labeled"].item() == 0 and step.pseudo.weight.tolist() == [0, 0, 0]
@@ -37,11 +37,11 @@ def test_of_labeled_images_alone_the_teacher_is_asked_about_them(make_problem, m
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 20.0])
 def test_a_student_that_says_what_its_teacher_says_stays(temperature, make_problem, random_views):
     views = random_views(5)
-    views = replace(views, given=views.strong.logits.detach().softmax(-1))
+    views = replace(views, teacher_probs=views.strong.logits.detach().softmax(-1))
     soft = Distillation(make_problem(5), temperature=temperature, soft_weight=1.0)(views).losses["soft"]
     (gradient,) = torch.autograd.grad(soft, views.strong.logits)
     assert gradient.abs().max() < 1e-6
-    other = replace(views, given=views.strong.logits.detach().flip(1).softmax(-1))
+    other = replace(views, teacher_probs=views.strong.logits.detach().flip(1).softmax(-1))
     soft = Distillation(make_problem(5), temperature=temperature, soft_weight=1.0)(other).losses["soft"]
     assert torch.autograd.grad(soft, views.strong.logits)[0].abs().max() > 1e-3
 
@@ -49,7 +49,9 @@ def test_a_student_that_says_what_its_teacher_says_stays(temperature, make_probl
 def test_at_high_temperatures_the_gradient_matches_centered_logits(make_problem, random_views):
     """arXiv 1503.02531, equation 4: 1 / (N T^2) (z - v) for logits of mean zero; T^2 takes the temperature out."""
     views, teacher = random_views(4), 2 * torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
-    step = Distillation(make_problem(4), temperature=500.0, soft_weight=1.0)(replace(views, given=teacher.softmax(-1)))
+    step = Distillation(make_problem(4), temperature=500.0, soft_weight=1.0)(
+        replace(views, teacher_probs=teacher.softmax(-1))
+    )
     (gradient,) = torch.autograd.grad(step.losses["soft"], views.strong.logits)
     difference = views.strong.logits.detach() - teacher
     expected = (difference - difference.mean(1, keepdim=True)) / (4 * 30)
@@ -59,7 +61,7 @@ def test_at_high_temperatures_the_gradient_matches_centered_logits(make_problem,
 def test_images_of_which_the_teacher_says_nothing_count_nothing(make_problem, make_views):
     student = torch.tensor([[1.0, 0.0], [5.0, 0.0]], requires_grad=True)
     views = make_views(torch.zeros(1, 2), torch.tensor([0]), torch.zeros(2, 2), student)
-    views = replace(views, given=torch.tensor([[0.5, 0.5], [0.0, 0.0]]))
+    views = replace(views, teacher_probs=torch.tensor([[0.5, 0.5], [0.0, 0.0]]))
     step = Distillation(make_problem(2))(views)
     assert step.pseudo.weight.tolist() == [1, 0]
     (gradient,) = torch.autograd.grad(step.losses["soft"], student)

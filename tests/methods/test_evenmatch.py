@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from debias_ssl.labeled_loss import LogitAdjusted
 from debias_ssl.methods import DebiasPL, EvenMatch, SoftMatch
+from debias_ssl.methods.labeled_loss import LogitAdjusted
 
 
 def test_a_step_worked(make_problem, make_views):

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from debias_ssl.errors import InputError
-from debias_ssl.functional import align
+from debias_ssl.formulas.logits import align
 from debias_ssl.methods import AdaMatch, FixMatch
+from debias_ssl.system.errors import InputError
 
 # Probabilities (.75, .25) and (.1, .9).
 WEAK = torch.tensor([[math.log(3), 0.0], [0.0, math.log(9)]])

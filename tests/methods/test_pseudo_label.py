@@ -43,7 +43,7 @@ def test_the_loss_is_that_of_the_weak_view_itself(make_learner, make_batch, sett
 
 
 def test_an_averaged_teacher_gives_the_targets_of_the_trained_models_weak_views(make_learner, make_batch):
-    learner = make_learner(PseudoLabel, teacher="ema")
+    learner = make_learner(PseudoLabel, target_model="ema")
     seen = []
     learner.raw.method.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     learner(make_batch(num_strong=0, num_weak=2), 0.5)

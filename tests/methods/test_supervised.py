@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from debias_ssl.errors import InputError
-from debias_ssl.labeled_loss import LogitAdjusted
 from debias_ssl.methods import Supervised
+from debias_ssl.methods.labeled_loss import LogitAdjusted
+from debias_ssl.system.errors import InputError
 
 
 def test_loss_is_the_cross_entropy_of_labeled_images(make_problem, make_views):
@@ -23,7 +23,7 @@ LOGITS = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
 
 def test_a_mixed_image_has_the_losses_of_both_labels_in_its_shares(make_problem, make_views):
     views = make_views(LOGITS, torch.tensor([0, 1]), torch.ones(3, 2), torch.zeros(0, 2))
-    views = replace(views, partner_labels=torch.tensor([1, 0]), share=0.7)
+    views = replace(views, partner_labels=torch.tensor([1, 0]), mixup_lambda=0.7)
     loss = Supervised(make_problem(2), mixup_alpha=0.2)(views).losses["labeled"]
     own, partners = (-math.log(0.75) + math.log(2)) / 2, (-math.log(0.25) + math.log(2)) / 2
     assert loss.item() == pytest.approx(0.7 * own + 0.3 * partners)
@@ -31,7 +31,7 @@ def test_a_mixed_image_has_the_losses_of_both_labels_in_its_shares(make_problem,
 
 def test_a_mixed_image_has_whatever_labeled_loss_is_asked_for(make_problem, make_views):
     views = make_views(LOGITS, torch.tensor([0, 1]), torch.ones(3, 2), torch.zeros(0, 2))
-    views = replace(views, partner_labels=torch.tensor([0, 0]), share=0.25)
+    views = replace(views, partner_labels=torch.tensor([0, 0]), mixup_lambda=0.25)
     problem = replace(make_problem(2), labeled_loss=LogitAdjusted((3, 1)))
     loss = Supervised(problem, mixup_alpha=0.2)(views).losses["labeled"]
     # With the prior .75, .25 the odds of class 0 are 9 and 3.
@@ -44,7 +44,7 @@ def test_mixed_with_images_of_their_own_class_labels_stay(share, make_problem, m
     labels = torch.tensor([0, 1])
     views = make_views(LOGITS, labels, torch.ones(3, 2), torch.zeros(0, 2))
     method = Supervised(make_problem(2), mixup_alpha=1.0)
-    mixed = method(replace(views, partner_labels=labels, share=share)).losses["labeled"]
+    mixed = method(replace(views, partner_labels=labels, mixup_lambda=share)).losses["labeled"]
     torch.testing.assert_close(mixed, method(views).losses["labeled"])
 
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from debias_ssl.errors import InputError
 from debias_ssl.methods import UDA, FixMatch
+from debias_ssl.system.errors import InputError
 
 # Probabilities (.9, .1), whose square is (81, 1) / 82, and (.75, .25).
 WEAK = torch.tensor([[math.log(9), 0.0], [math.log(3), 0.0]])

@@ -14,8 +14,8 @@ from harmful import Harmful
 from PIL import Image
 from small_clip import MODEL, PREPROCESSING, save_clip
 
-from debias_ssl.errors import InputError
 from debias_ssl.models.clip import Clip, blank_features, encode, load_clip, zero_shot_weights
+from debias_ssl.system.errors import InputError
 
 CPU = torch.device("cpu")
 TINY = Path(__file__).parents[2] / ".." / "shared" / "models" / "tiny-clip"

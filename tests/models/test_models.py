@@ -8,8 +8,8 @@ from harmful import Harmful
 from safetensors.torch import save_file
 from torch import nn
 
-from debias_ssl.errors import InputError
 from debias_ssl.models import Classifier, ModelConfig, batch_norms, build, check_images, load_weights
+from debias_ssl.system.errors import InputError
 
 
 def images(num: int = 4, channels: int = 3, side: int = 8) -> torch.Tensor:

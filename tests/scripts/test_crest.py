@@ -10,9 +10,9 @@ import torch
 from jobs import refused
 from launched import DIGITS
 
-from debias_ssl.config import read_yaml
 from debias_ssl.data.splits import Split
-from debias_ssl.journal import read_journal
+from debias_ssl.system.files import read_yaml
+from debias_ssl.training.journal import read_journal
 
 FLAGS = ["--config", str(DIGITS), "--method", "FixMatch", "--steps", "4", "--eval_every", "4", "--batch_size", "8"]
 FLAGS += ["--data.labels_per_class", "20", "--data.labeled_imbalance", "20", "--data.unlabeled_per_class", "40"]

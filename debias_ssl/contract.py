@@ -1,0 +1,148 @@
+"""What the layers hand to each other.
+
+Axes: L labeled images, U unlabeled images of this process's part of the global batch, N images, C classes, D features.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is fixed before training."""
+
+    num_classes: int
+    num_features: int
+    labeled_counts: tuple[int, ...]
+    """Labeled images of each class."""
+    num_unlabeled: int
+    labeled_loss: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    """The loss of labeled images that every method uses: logits (L C), labels (L) and progress to a scalar. None is
+    cross-entropy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method asks for, in the images of a step and beside them."""
+
+    num_weak: int = 1
+    num_strong: int = 1
+    """Weak and strong views of each unlabeled image."""
+    strong_labeled: bool = False
+    blank: bool = False
+    teacher_probs: bool = False
+    labeled_teacher_probs: bool = False
+    """Whether it reads the field of `Views` that has this name."""
+    weak_gradient: bool = False
+    """Whether, having no strong view, it trains the weak ones: `strong` is then what `weak` is, with gradient."""
+    mixup_alpha: float = 0.0
+    """Where it is not 0, labeled images are mixed with one another before the network sees them, in shares drawn from
+    Beta(alpha, alpha), once for each step; `Method.labeled_loss` knows of it."""
+    validation: bool = False
+    """Whether it learns from `Method.on_evaluation`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What the network says of a batch of images, in fp32 whatever the precision of the run."""
+
+    logits: Float[Tensor, "N C"]
+    features: Float[Tensor, "N D"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """What the network says of the images of one step."""
+
+    labeled: View
+    labels: Int[Tensor, " L"]
+    weak: View
+    """The unlabeled images, weakly augmented, without gradient."""
+    strong: View
+    """The same images, strongly augmented. Where the method needs no strong view it is empty or, if the method says
+    `weak_gradient`, the weak view with gradient."""
+    index: Int[Tensor, " U"]
+    """Which unlabeled images these are, 0..num_unlabeled-1, for methods that remember each image."""
+    progress: float
+    """Finished fraction of the run, in [0, 1]."""
+    further_weak: tuple[View, ...] = ()
+    further_strong: tuple[View, ...] = ()
+    """More views of the same unlabeled images, as many as the method needs."""
+    strong_labeled: View | None = None
+    """The labeled images, strongly augmented. This and what follows is there where `Method.needs` says so."""
+    blank: View | None = None
+    """A white image, without gradient and with averaged statistics."""
+    teacher_probs: Float[Tensor, "U C"] | None = None
+    """Class probabilities that somebody else, such as CLIP, gives to the unlabeled images; a row of zeros where it says
+    nothing."""
+    labeled_teacher_probs: Float[Tensor, "L C"] | None = None
+    """Likewise of the labeled images."""
+    partner_labels: Int[Tensor, " L"] | None = None
+    mixup_lambda: float = 1.0
+    """Where labeled images are mixed, one is `mixup_lambda` of an image of class `labels` and the rest of one of class
+    `partner_labels`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabels:
+    """What the unlabeled images were trained towards, and how much each counted."""
+
+    target: Int[Tensor, " U"] | Float[Tensor, "U C"]
+    weight: Float[Tensor, " U"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a method returns: the sum of `losses` is the loss, their names are the log."""
+
+    losses: dict[str, Float[Tensor, ""]]
+    pseudo: PseudoLabels
+
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where this process stands among those that share the work, and its device."""
+
+    rank: int = 0
+    num_processes: int = 1
+    device: torch.device = CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """This process's part of the images of one step, as the network takes them."""
+
+    labeled: Float[Tensor, "L K H W"]
+    labels: Int[Tensor, " L"]
+    weak: tuple[Float[Tensor, "U K H W"], ...]
+    strong: tuple[Float[Tensor, "U K H W"], ...]
+    index: Int[Tensor, " U"]
+    """Positions in the unlabeled set, 0..num_unlabeled-1."""
+    truth: Int[Tensor, " U"]
+    """True classes of the unlabeled images, negative where unknown: for the log only, methods never see it."""
+    strong_labeled: Float[Tensor, "L K H W"] | None = None
+    teacher_probs: Float[Tensor, "U C"] | None = None
+    """Class probabilities that were given to the unlabeled images from outside."""
+    labeled_teacher_probs: Float[Tensor, "L C"] | None = None
+    """Likewise to the labeled images."""
+    partner_labels: Int[Tensor, " L"] | None = None
+    """Where labeled images are mixed with others: the classes of these."""
+    mixup_lambda: float = 1.0
+    """How much of each mixture is the image that `labels` is of."""
+
+
+@runtime_checkable
+class BatchStream(Protocol):
+    """The batches of a run."""
+
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """The batches of steps start..stop-1."""
+        ...

@@ -1,0 +1,96 @@
+"""RandAugment's color operations: functions of images and their magnitudes."""
+
+from functools import cache
+
+import torch
+from jaxtyping import Float, Float32, Int, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as vision
+
+# ---- color: functions of images and their magnitudes v, with the results of torchvision's functions of one factor ----
+
+
+@cache
+def factor_table(device: torch.device) -> Float32[Tensor, "2 12"]:
+    """The factors of magnitudes 0..11, and their rests; made once, since a GPU's queue stands still while they come."""
+    factor = 0.05 + 0.9 * torch.arange(12, dtype=torch.float64) / 10
+    return torch.stack([factor, 1 - factor]).float().to(device)
+
+
+def factors(v: Int[Tensor, " N"]) -> tuple[Float32[Tensor, "N 1 1 1"], Float32[Tensor, "N 1 1 1"]]:
+    """The factor of brightness, color, contrast and sharpness, which never exceeds 1: 0.05 + 0.9 v / 10; and its rest.
+
+    Both are rounded once, from fp64, which Apple's GPUs do not have: they are looked up.
+    """
+    factor, rest = factor_table(v.device)[:, v].view(2, -1, 1, 1, 1)
+    return factor, rest
+
+
+def blend(
+    images: UInt8[Tensor, "N H W K"], other: Float[Tensor, "#N #H #W #K"], v: Int[Tensor, " N"]
+) -> UInt8[Tensor, "N H W K"]:
+    """factor * images + (1 - factor) * other, with the fraction cut off."""
+    factor, rest = factors(v)
+    # Many exact results are whole numbers, where one rounding error decides: addcmul rounds as torchvision's add does.
+    return torch.addcmul(images * factor, other, rest).to(torch.uint8)
+
+
+def gray(images: UInt8[Tensor, "N H W K"]) -> Float32[Tensor, "N H W 1"]:
+    return vision.rgb_to_grayscale(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).float()
+
+
+def autocontrast(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
+    return vision.autocontrast(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def brightness(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
+    return (images * factors(v)[0]).to(torch.uint8)
+
+
+def color(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
+    """Blends with the gray image; the identity on images of one channel."""
+    return images if images.shape[-1] == 1 else blend(images, gray(images), v)
+
+
+def contrast(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
+    """Blends with the mean of the gray image."""
+    return blend(images, gray(images).mean((1, 2, 3), keepdim=True), v)
+
+
+def equalize(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
+    return vision.equalize(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def posterize(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
+    """Keeps the 4 + int(0.4 v) leading bits."""
+    mask = 256 - 2 ** (4 - 2 * v // 5)
+    return images & mask.to(torch.uint8).view(-1, 1, 1, 1)
+
+
+def sharpness(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
+    """Blends the inner pixels with their blur, the mean over 3 x 3 pixels of which the middle one counts five times."""
+    result = images.float()
+    inner = result[:, 1:-1, 1:-1]
+    rows = result[:, :-2] + result[:, 1:-1] + result[:, 2:]
+    blur = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * inner).div_(13).round_()
+    # The same as `blend` but for the rounding, which is torchvision's here too.
+    inner.addcmul_(blur - inner, factors(v)[1])
+    return result.to(torch.uint8)
+
+
+def solarize(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
+    """Inverts the values from 256 - 25.6 v on."""
+    threshold = 256 - 256 * v // 10
+    return torch.where(images >= threshold.to(torch.uint8).view(-1, 1, 1, 1), ~images, images)
+
+
+COLOR = {
+    "autocontrast": autocontrast,
+    "brightness": brightness,
+    "color": color,
+    "contrast": contrast,
+    "equalize": equalize,
+    "posterize": posterize,
+    "sharpness": sharpness,
+    "solarize": solarize,
+}

@@ -1,0 +1,133 @@
+"""Weak and strong views of a batch of uint8 images, or of features of images, on the device that they are on."""
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int, Num, UInt8
+from torch import Tensor
+
+from debias_ssl.data.augment.config import AugmentConfig
+from debias_ssl.data.augment.randaugment import rand_augment_
+from debias_ssl.data.sampling.keyed import whole
+
+GRAY = 127
+# uint8 images, or floating-point features of images, which have one row and one column.
+Pixels = Num[Tensor, "N H W K"]
+# How many uniform numbers each part of a view consumes.
+WEAK_NUMBERS = 3
+ROUND_NUMBERS = 4
+CUTOUT_NUMBERS = 2
+
+
+def num_numbers(config: AugmentConfig, images: Pixels) -> int:
+    """How many uniform numbers a strong view consumes per image; a weak view of pixels consumes the first three."""
+    if images.is_floating_point():
+        return 3 * images.shape[-1]
+    return WEAK_NUMBERS + ROUND_NUMBERS * config.num_ops + CUTOUT_NUMBERS
+
+
+def weak_input(
+    images: Pixels,
+    numbers: Float[Tensor, "N 3"],
+    config: AugmentConfig,
+    mean: Float[Tensor, " K"],
+    std: Float[Tensor, " K"],
+) -> Float32[Tensor, "N K H W"]:
+    """A weak view as the network takes it."""
+    return normalize(images if images.is_floating_point() else weak(images, numbers, config), mean, std)
+
+
+def strong_input(
+    images: Pixels,
+    numbers: Float[Tensor, "N M"],
+    config: AugmentConfig,
+    mean: Float[Tensor, " K"],
+    std: Float[Tensor, " K"],
+) -> Float32[Tensor, "N K H W"]:
+    """A strong view as the network takes it."""
+    if images.is_floating_point():
+        return perturb(normalize(images, mean, std), numbers, config)
+    return normalize(strong(images, numbers, config), mean, std)
+
+
+def weak(
+    images: UInt8[Tensor, "N H W K"], numbers: Float[Tensor, "N 3"], config: AugmentConfig
+) -> UInt8[Tensor, "N H W K"]:
+    """Random horizontal flip, then a random shift with reflected borders.
+
+    Args:
+        images: on any device.
+        numbers: uniform on [0, 1), on the CPU: for the flip, the vertical and the horizontal shift.
+    """
+    num, height, width, _ = images.shape
+    flip, down, right = numbers.unbind(1)
+    y = reflected(moved(down, height, config.shift), height)
+    x = reflected(moved(right, width, config.shift), width)
+    if config.flip:
+        x = torch.where(flip[:, None] < 0.5, width - 1 - x, x)
+    y, x = (index.to(images.device, non_blocking=True) for index in (y, x))
+    rows = height * torch.arange(num, device=images.device)[:, None] + y
+    pixels = width * rows[:, :, None] + x[:, None, :]
+    return images.reshape(-1, images.shape[-1]).index_select(0, pixels.flatten()).view_as(images)
+
+
+def strong(
+    images: UInt8[Tensor, "N H W K"], numbers: Float[Tensor, "N M"], config: AugmentConfig
+) -> UInt8[Tensor, "N H W K"]:
+    """A weak view, then rounds of RandAugment, then Cutout.
+
+    Args:
+        images: on any device.
+        numbers: uniform on [0, 1), on the CPU, `num_numbers` of them for each image.
+    """
+    first, *rounds, last = numbers.split([WEAK_NUMBERS, *[ROUND_NUMBERS] * config.num_ops, CUTOUT_NUMBERS], dim=1)
+    views = weak(images, first, config)
+    for each_round in rounds:
+        rand_augment_(views, each_round, config)
+    return cut_out_(views, last, config.cutout)
+
+
+def perturb(
+    features: Float32[Tensor, "N D 1 1"], numbers: Float[Tensor, "N M"], config: AugmentConfig
+) -> Float32[Tensor, "N D 1 1"]:
+    """Adds normal noise to features of mean 0 and deviation 1, then drops some; 3 D uniform numbers for each image."""
+    kept, radius, angle = numbers.to(features.device, non_blocking=True).unflatten(1, (3, -1)).unbind(1)
+    # Box and Muller's normal numbers: torch's own would not be a function of the key.
+    noise = (-2 * (1 - radius).log()).sqrt() * torch.cos(2 * torch.pi * angle)
+    noisy = features + config.feature_noise * noise[..., None, None]
+    return noisy * (kept >= config.feature_dropout)[..., None, None]
+
+
+def normalize(images: Pixels, mean: Float[Tensor, " K"], std: Float[Tensor, " K"]) -> Float32[Tensor, "N K H W"]:
+    """(x - mean) / std with pixels in [0, 1], in the channels-last memory format that the images already have."""
+    scaled = images.float() if images.is_floating_point() else images.div(255)
+    return scaled.sub(mean).div_(std).permute(0, 3, 1, 2)
+
+
+def moved(numbers: Float[Tensor, " N"], side: int, fraction: float) -> Int[Tensor, "N side"]:
+    """The positions 0..side-1 plus a shift that is uniform on -s..s, where s = int(fraction * side)."""
+    largest = int(fraction * side)
+    return torch.arange(side) + whole(numbers, 2 * largest + 1)[:, None] - largest
+
+
+def reflected(index: Int[Tensor, "N L"], side: int) -> Int[Tensor, "N L"]:
+    """Positions less than a side outside, reflected at the outermost pixels, which are not repeated."""
+    last = side - 1
+    return last - (last - index.abs()).abs()
+
+
+def cut_out_(
+    images: UInt8[Tensor, "N H W K"], numbers: Float[Tensor, "N 2"], fraction: float
+) -> UInt8[Tensor, "N H W K"]:
+    """Paints a gray square around a uniformly drawn pixel, in place; what lies outside the image is cut off."""
+    height, width = images.shape[1:3]
+    size = int(fraction * min(height, width))
+    inside_y, inside_x = (
+        covered(whole(number, side) - size // 2, size, side).to(images.device, non_blocking=True)
+        for number, side in zip(numbers.unbind(1), (height, width), strict=True)
+    )
+    return images.masked_fill_((inside_y[:, :, None] & inside_x[:, None, :])[..., None], GRAY)
+
+
+def covered(start: Int[Tensor, " N"], size: int, side: int) -> Bool[Tensor, "N side"]:
+    """Which of the positions 0..side-1 lie in start..start+size-1."""
+    offset = torch.arange(side) - start[:, None]
+    return (offset >= 0) & (offset < size)

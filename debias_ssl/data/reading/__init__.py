@@ -1,0 +1,1 @@
+"""Pixels of images: decoding, the cache of decoded images, and processes that decode in advance."""

@@ -1,0 +1,114 @@
+"""Pixels of images by position: from memory, from files decoded once (resident), or decoded as needed (streaming)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Num, UInt8
+from PIL import Image
+from torch import Tensor
+
+from debias_ssl.data.config import DataConfig
+from debias_ssl.data.reading.cache import decoded_array
+from debias_ssl.data.reading.decode import center_crop, decode, random_crop
+from debias_ssl.data.reading.features import find_features
+from debias_ssl.data.sources.images import Images
+from debias_ssl.data.sources.shards import ShardedNames
+from debias_ssl.system.errors import InputError
+
+# What fits well into the memory of a GPU beside a model.
+RESIDENT_BYTES = 4 * 2**30
+# ImageNet's custom: evaluation crops 224 of 256 pixels.
+EVALUATION_CROP = 0.875
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Gives batches N H W K of some images by position: uint8 pixels, or features with one row and one column."""
+
+    pixels: Num[Tensor, "N H W K"] | None
+    """All of them, or None where `files` are decoded at each call."""
+    files: Sequence[str]
+    config: DataConfig
+    channels: int = 3
+    """Of decoded files."""
+    side: int | None = None
+    """Pixels that the sides of files must have; None where they are resized."""
+
+    @property
+    def is_resident(self) -> bool:
+        return self.pixels is not None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        _, height, width, channels = self.center(torch.tensor([0])).shape
+        return height, width, channels
+
+    def center(self, index: Int[Tensor, " N"]) -> Num[Tensor, "N H W K"]:
+        """The images without any augmentation."""
+        if self.pixels is not None:
+            return self.pixels[index.to(self.pixels.device, non_blocking=True)]
+        share = EVALUATION_CROP if self.config.crop == "resized" else 1.0
+        assert self.config.image_size is not None
+        return _stack([center_crop(image, self.config.image_size, share) for image in self._decoded(index)])
+
+    def crops(self, index: Int[Tensor, " N"], numbers: Sequence[Float[Tensor, "N 4"]]) -> list[Num[Tensor, "N H W K"]]:
+        """The images once for each view, cropped and resized as the view's `numbers` say."""
+        assert self.config.image_size is not None
+        images = self._decoded(index)
+        size, scale = self.config.image_size, self.config.crop_scale
+        return [
+            _stack([random_crop(image, size, row, scale) for image, row in zip(images, view, strict=True)])
+            for view in numbers
+        ]
+
+    def _decoded(self, index: Int[Tensor, " N"]) -> list[Image.Image]:
+        return [decode(self.files[i], self.channels, self.side) for i in _integers(index)]
+
+
+def make_reader(images: Images, config: DataConfig, device: torch.device, progress: bool = True) -> Reader:
+    """A reader of images, resident on `device` if they are small enough and nothing else is asked for."""
+    if config.features:
+        return feature_reader(images, config, device)
+    if images.pixels is not None:
+        if config.image_size not in (None, images.pixels.shape[1]) or config.crop == "resized":
+            raise InputError("data.image_size and data.crop 'resized' are for image files, not for arrays: remove them")
+        return Reader(pixels=torch.from_numpy(images.pixels).to(device), files=(), config=config)
+    if config.crop == "resized" and config.image_size is None:
+        raise InputError("data.crop 'resized' needs data.image_size")
+    side = _common_size(images.names) if config.image_size is None else None
+    size = config.image_size or side
+    assert size is not None
+    config = replace(config, image_size=size)
+    # Shards are for what one machine does not hold.
+    small = len(images) * size * size * 3 <= RESIDENT_BYTES and not isinstance(images.names, ShardedNames)
+    if config.crop == "resized" or config.input == "streaming" or (config.input == "auto" and not small):
+        if config.crop == "resized" and config.input == "resident":
+            raise InputError("data.crop 'resized' reads files anew for each view: set data.input to streaming or auto")
+        return Reader(pixels=None, files=images.names, config=config, side=side)
+    pixels = decoded_array(images.names, size, side, config, progress)
+    return Reader(pixels=torch.from_numpy(pixels).to(device), files=(), config=config)
+
+
+def feature_reader(images: Images, config: DataConfig, device: torch.device) -> Reader:
+    """A reader of the images' features, as images of one pixel whose channels they are."""
+    features = torch.from_numpy(find_features(config.features, images.names))
+    return Reader(pixels=features[:, None, None].to(device), files=images.names, config=config)
+
+
+def _integers(index: Int[Tensor, " N"]) -> list[int]:
+    return index.tolist()
+
+
+def _stack(images: list[UInt8[np.ndarray, "H W K"]]) -> UInt8[Tensor, "N H W K"]:
+    return torch.from_numpy(np.stack(images))
+
+
+def _common_size(files: Sequence[str]) -> int:
+    """Side of the first image, which must be square; that the others are like it is found when they are decoded."""
+    width, height = decode(files[0]).size
+    if width != height:
+        raise InputError(f"{files[0]!r} has {width} x {height} pixels: set data.image_size to the side to crop to")
+    return width

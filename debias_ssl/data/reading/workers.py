@@ -1,0 +1,72 @@
+"""Processes that decode images in advance, and what becomes of their errors."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from debias_ssl.data.reading.reader import Reader
+from debias_ssl.distributed.signals import ignore_signals
+from debias_ssl.system.errors import InputError, StoppedError, reason
+
+
+@contextmanager
+def dead_workers_told() -> Iterator[None]:
+    """Tells people of a process that decodes images and has died; torch says so wherever this process then is.
+
+    Raises:
+        StoppedError: one has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise StoppedError(
+            f"a process that decodes images has died ({reason(error)}): "
+            "if memory was short, take fewer by data.workers or --workers, and start again with --resume"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caught(Dataset):
+    """A data set that returns what it would raise: a worker that raises adds its traceback to the message."""
+
+    dataset: Dataset
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.dataset[number]
+        except (InputError, StoppedError) as error:
+            return error
+
+
+def raising(items: Iterable) -> Iterator:
+    """Raises what a `Caught` data set has returned instead."""
+    for item in items:
+        if isinstance(item, InputError | StoppedError):
+            raise item
+        yield item
+
+
+def read_ahead(dataset: Dataset, numbers: range, reader: Reader, device: torch.device) -> Iterator[tuple[int, Any]]:
+    """Items of a data set with their numbers; where files are decoded, workers do it in advance."""
+    if reader.is_resident:
+        yield from ((number, dataset[number]) for number in numbers)
+    else:
+        # More decoding processes than cores only get into each other's way.
+        workers, pinned = min(reader.config.workers, os.cpu_count() or 1), device.type == "cuda"
+        caught = Caught(dataset=dataset)
+        loader = DataLoader(
+            caught,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            pin_memory=pinned,
+            worker_init_fn=ignore_signals,
+        )
+        yield from zip(numbers, raising(loader), strict=True)

@@ -1,0 +1,1 @@
+"""Which images each step holds, and random numbers as functions of a key."""

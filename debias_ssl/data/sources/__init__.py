@@ -1,0 +1,1 @@
+"""Data sets: each gives lists of images with labels."""

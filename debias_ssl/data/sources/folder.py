@@ -1,0 +1,179 @@
+"""Image folders, label files and lists of paths."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from debias_ssl.data.config import DataConfig
+from debias_ssl.data.sources.images import UNKNOWN, Images, Parts, common_parent
+from debias_ssl.data.sources.label_files import (
+    confident,
+    inside,
+    read_classes,
+    read_confidence,
+    read_label_file,
+    read_text,
+)
+from debias_ssl.data.sources.shard_index import EXTENSIONS
+from debias_ssl.data.sources.shards import is_shards, member_named, on_disk, open_shards
+from debias_ssl.system.errors import InputError, shortened
+
+
+def find_files(where: str, setting: str, root: str | None = None) -> Images:
+    """Files of a folder of any depth, an image, a text file of paths, a CSV file with a path column, or tar files.
+
+    Labels are left out.
+    """
+    if is_shards(where):
+        return images_in_shards(where, (), setting)
+    paths, _ = _unlabeled_files(where, None if root is None else Path(root), setting)
+    return images_of_files(paths, [""] * len(paths), (), where)
+
+
+def folder_of(where: str, images: Images) -> Path:
+    """The folder that the paths of `find_files(where)` are written relative to: the one named, or that of the list."""
+    if is_shards(where):
+        return common_parent([file.path for file in on_disk(images.names)])
+    return Path(where) if Path(where).is_dir() else Path(where).parent
+
+
+def read_folder(config: DataConfig) -> Parts:
+    if config.labeled is None or config.test is None:
+        raise InputError(
+            "data.name 'folder' needs data.labeled and data.test: a class tree or a CSV of path,label each"
+        )
+    root = None if config.root is None else Path(config.root)
+    paths, names = labeled_files(config.labeled, root, "data.labeled")
+    known = read_classes(Path(config.labeled)) if config.chooses_rows else ()
+    classes = _class_names([*names, *known])
+    train = images_of_files(paths, names, classes, config.labeled)
+    num_separate = 0
+    if config.chooses_rows:
+        train, others = _chosen(train, config, len(classes))
+        if config.unlabeled is None:
+            train, num_separate = train + others, len(others)
+    if config.unlabeled is not None:
+        if is_shards(config.unlabeled):
+            separate = images_in_shards(config.unlabeled, classes, "data.unlabeled", config.cache)
+        else:
+            paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled")
+            separate = images_of_files(paths, names, classes, config.unlabeled)
+        num_separate = len(separate)
+        train = train + separate
+    return classes, train, num_separate, read_test(config, classes)
+
+
+def read_test(config: DataConfig, classes: tuple[str, ...]) -> Images:
+    """The test images alone, for a model that knows these classes."""
+    if config.test is None:
+        raise InputError("there are no test images: set data.test to a class tree or a CSV of path,label")
+    root = None if config.root is None else Path(config.root)
+    return images_of_files(*labeled_files(config.test, root, "data.test"), classes, config.test)
+
+
+def _chosen(images: Images, config: DataConfig, num_classes: int) -> tuple[Images, Images]:
+    """The rows of a label file that are confident enough to be labeled images, and the others, without labels."""
+    assert config.labeled is not None
+    confidence = read_confidence(Path(config.labeled))
+    chosen = confident(images.labels, confidence, num_classes, config.min_confidence, config.seeds_per_class)
+    if not chosen.any():
+        raise InputError(
+            f"no row of {config.labeled!r} has a confidence of {config.min_confidence}, the highest is "
+            f"{confidence.max():.3f}: lower data.min_confidence, or set data.seeds_per_class instead"
+        )
+    others = images.part(np.flatnonzero(~chosen))
+    return images.part(np.flatnonzero(chosen)), replace(others, labels=np.full_like(others.labels, UNKNOWN))
+
+
+def images_of_files(paths: list[Path], names: list[str], classes: tuple[str, ...], where: str) -> Images:
+    """Images of files; an empty name is an unknown class."""
+    number = {name: k for k, name in enumerate(classes)} | {"": UNKNOWN}
+    unknown = sorted(set(names) - set(number))
+    if unknown:
+        raise InputError(
+            f"{where} has a class {unknown[0]!r} that the labeled images do not have: {shortened(classes)}"
+        )
+    labels = np.array([number[name] for name in names], dtype=np.int64)
+    files = [str(path) for path in paths]
+    return Images(pixels=None, labels=labels, names=[member_named(file) or file for file in files])
+
+
+def images_in_shards(where: str, classes: tuple[str, ...], setting: str, cache: str | None = None) -> Images:
+    """Images in tar files; what .cls members say are names of classes or, if not all are, their numbers.
+
+    Without any `classes`, labels are left out.
+    """
+    names, codes, texts = open_shards(where, setting, cache)
+    number = {name: k for k, name in enumerate(classes)}
+    if not set(texts) <= set(number):
+        number = {str(k): k for k in range(len(classes))}
+    wrong = [text for text in texts if text not in number]
+    if classes and wrong:
+        raise InputError(
+            f"{where}: a .cls member says {wrong[0]!r}, which is neither one of the classes, {shortened(classes)}, "
+            f"nor one of their numbers, 0 to {len(classes) - 1}"
+        )
+    found = np.array([*(number.get(text, UNKNOWN) for text in texts), UNKNOWN], dtype=np.int64)
+    return Images(pixels=None, labels=found[codes], names=names)
+
+
+def _class_names(names: list[str]) -> tuple[str, ...]:
+    """Names in order: of numbers by value, else of the alphabet."""
+    found = set(names) - {""}
+    numbers = all(name.isdecimal() for name in found)
+    return tuple(sorted(found, key=lambda name: (int(name) if numbers else 0, name)))
+
+
+def labeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Path], list[str]]:
+    """Paths and class names from a class tree or a CSV file."""
+    path = Path(where)
+    if path.is_file():
+        paths, names = read_label_file(path, root)
+        if "" in names:
+            raise InputError(f"{path}: {paths[names.index('')]} has no label")
+        return paths, names
+    if not path.is_dir():
+        raise InputError(f"{setting} is {where!r}: there is no such folder or file")
+    folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if not folders:
+        raise InputError(f"{setting} is {where!r}: it has no folders, one for each class is expected")
+    paths, names = [], []
+    for folder in folders:
+        found = find_images(folder)
+        if not found:
+            raise InputError(f"{setting}: class folder {str(folder)!r} has no images; remove it or fill it")
+        paths += found
+        names += [folder.name] * len(found)
+    return paths, names
+
+
+def _unlabeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Path], list[str]]:
+    """Paths, and class names where they are known, of a folder of any depth, an image, a list or a CSV file."""
+    path = Path(where)
+    if path.is_dir():
+        paths = find_images(path)
+        if not paths:
+            shards = f"; for its tar files, write {str(path / '*.tar')!r}" if any(path.glob("*.tar")) else ""
+            raise InputError(f"{setting} is {where!r}: it has no images{shards}")
+        return paths, [""] * len(paths)
+    if not path.is_file():
+        raise InputError(f"{setting} is {where!r}: there is no such folder or file")
+    if path.suffix.lower() in EXTENSIONS:
+        return [path], [""]
+    if path.suffix.lower() == ".csv":
+        return read_label_file(path, root)
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    paths = [inside(line, root or path.parent, path) for line in lines if line]
+    return paths, [""] * len(paths)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files at any depth below a folder, by suffix, in the order of their names.
+
+    Hidden files and folders, such as the `._x.jpg` that macOS puts beside `x.jpg`, are not looked at; links to folders
+    are not followed.
+    """
+    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS}
+    shown = [inner for inner in found if not any(part.startswith(".") for part in inner.parts)]
+    return [found[inner] for inner in sorted(shown, key=lambda inner: inner.as_posix()) if found[inner].is_file()]

@@ -1,0 +1,194 @@
+"""Where the images of a tar file (a shard, as WebDataset writes them) lie in it.
+
+Python's tarfile finds the members, and a member is then read by its place in the file. The package webdataset reads
+shards from their beginning to their end only, so that a step of a run could not be computed from its number.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.files import cache_folder, replacing
+
+EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+# How files of gzip, bzip2, xz, zstd and lz4 begin.
+COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+# What tarfile raises for damaged files.
+DAMAGED = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, IndexError, MemoryError)
+BLOCK = 512
+LONGEST_CLASS = 1024
+# Of the checksum after an index in the cache.
+CHECK_BYTES = 4
+VERSION = 1
+
+
+class Shard(NamedTuple):
+    """A tar file as it was when its index was made."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    num_images: int
+
+
+class Member(str):
+    """The name of an image in a shard, `SHARD.tar/MEMBER.jpg`, which knows where its bytes are."""
+
+    __slots__ = ("inner", "length", "offset", "shard")
+    shard: Shard
+    inner: str
+    """The name in the shard."""
+    offset: int
+    length: int
+    """In bytes."""
+
+    def __new__(cls, shard: Shard, inner: str, offset: int, length: int) -> "Member":
+        self = super().__new__(cls, f"{shard.path}/{inner}")
+        self.shard, self.inner, self.offset, self.length = shard, inner, offset, length
+        return self
+
+    def __reduce__(self):
+        return Member, (self.shard, self.inner, self.offset, self.length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """Where the images of a shard lie in it."""
+
+    shard: Shard
+    offsets: Int64[np.ndarray, " n"]
+    lengths: Int64[np.ndarray, " n"]
+    """In bytes."""
+    names: bytes
+    """Of all members, one after another."""
+    ends: Int64[np.ndarray, " n"]
+    """Of each member's name in `names`."""
+    codes: Int64[np.ndarray, " n"]
+    """Positions in `classes`, negative where there is no class."""
+    classes: tuple[str, ...]
+    """What the shard's .cls members say."""
+
+    def __getitem__(self, i: int) -> Member:
+        name = self.names[self.ends[i - 1] if i else 0 : self.ends[i]]
+        return Member(self.shard, _text(name), int(self.offsets[i]), int(self.lengths[i]))
+
+
+# Enough for the shards that one process is in the middle of.
+@lru_cache(maxsize=128)
+def read_index(path: str, size: int, mtime_ns: int, cache: str | None) -> Index:
+    """The index of a tar file, from the cache; it is made if it is not there or not whole."""
+    key = f"{VERSION}\0{os.path.abspath(path)}\0{size}\0{mtime_ns}"
+    folder = cache_folder(cache)
+    kept = folder / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.index"
+    arrays = _loaded(kept)
+    if arrays is None:
+        arrays = make_index(path)
+        content = save(arrays)
+        try:
+            with replacing(kept) as aside:
+                aside.write_bytes(content + zlib.crc32(content).to_bytes(CHECK_BYTES))
+        except OSError as error:
+            raise InputError(f"cannot write to {str(folder)!r}: {error.strerror}; set data.cache") from error
+    return Index(
+        shard=Shard(path, size, mtime_ns, len(arrays["offsets"])),
+        names=arrays["names"].tobytes(),
+        classes=tuple(json.loads(arrays["classes"].tobytes())),
+        **{name: arrays[name] for name in ("offsets", "lengths", "ends", "codes")},
+    )
+
+
+def _loaded(kept: Path) -> dict[str, np.ndarray] | None:
+    try:
+        content = kept.read_bytes()
+        if zlib.crc32(content[:-CHECK_BYTES]) != int.from_bytes(content[-CHECK_BYTES:]):
+            return None
+        return load(content[:-CHECK_BYTES])
+    except (OSError, ValueError, SafetensorError):
+        return None
+
+
+def make_index(path: str) -> dict[str, np.ndarray]:
+    """Goes through the headers of a tar file."""
+    offsets, lengths, names = [], [], []
+    texts: dict[str, str] = {}
+    try:
+        # A file system may ask for megabytes at a time, and headers are far apart.
+        with open(path, "rb", buffering=8 * BLOCK) as file:
+            start = file.read(BLOCK)
+            if start.startswith(COMPRESSED_STARTS):
+                raise InputError(f"shard {path!r} is compressed: uncompress it, so that images can be read singly")
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+                while (member := tar.next()) is not None:
+                    # Links, devices, folders and files with holes have no bytes of their own, and are left out.
+                    if not member.isreg() or member.issparse():
+                        continue
+                    name = _inner(member.name, path)
+                    suffix = os.path.splitext(name)[1].lower()
+                    if any(part.startswith(".") for part in name.split("/")):
+                        continue
+                    if suffix in EXTENSIONS:
+                        offsets.append(member.offset_data)
+                        lengths.append(member.size)
+                        names.append(name)
+                    elif suffix == ".cls":
+                        content = tar.extractfile(member)
+                        assert content is not None
+                        if member.size > LONGEST_CLASS:
+                            raise InputError(f"shard {path!r}: {name!r} is too long to be a class")
+                        texts[_key(name)] = content.read().decode("utf-8").strip()
+                file.seek(tar.offset)
+                # What tarfile cannot read, it takes for the end.
+                if file.read(BLOCK) != bytes(BLOCK):
+                    raise InputError(f"shard {path!r} is damaged or cut off at byte {tar.offset}")
+    except InputError:
+        raise
+    except DAMAGED as error:
+        raise InputError(f"shard {path!r} cannot be read as a tar file: {reason(error)}") from error
+    if not names:
+        raise InputError(f"shard {path!r} holds no images ({', '.join(sorted(EXTENSIONS))})")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"shard {path!r} holds {twice!r} twice")
+    classes = sorted({text for text in texts.values() if text})
+    code = {text: k for k, text in enumerate(classes)} | {"": -1}
+    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+    return {
+        "offsets": np.array(offsets, dtype=np.int64),
+        "lengths": np.array(lengths, dtype=np.int64),
+        "ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
+        "names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        "codes": np.array([code[texts.get(_key(name), "")] for name in names], dtype=np.int64),
+        "classes": np.frombuffer(json.dumps(classes).encode(), dtype=np.uint8),
+    }
+
+
+def _inner(name: str, path: str) -> str:
+    """A member's name without `./`; it is never a path here, but it ends in label files."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts:
+        raise InputError(f"shard {path!r}: the name {name!r} leads out of it; write the shard with other names")
+    return "/".join(parts)
+
+
+def _key(name: str) -> str:
+    """What the members of a sample have in common: the name up to the first dot of its last part."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")

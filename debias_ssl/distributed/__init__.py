@@ -1,0 +1,1 @@
+"""What processes that work together agree on: sums, running state, signals, ends."""

@@ -1,0 +1,40 @@
+"""A job as a command: errors that users can mend are one or two lines on stderr."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+from debias_ssl.distributed.processes import Companions, is_first, says_that_another_is_gone
+from debias_ssl.system.errors import InputError, Interrupted, StoppedError
+
+
+def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
+    """A command: what the user got wrong is told in a line or two on stderr, with exit status 2."""
+
+    @wraps(main)
+    def command(arguments: list[str] | None = None) -> None:
+        companions = Companions()
+        try:
+            main(sys.argv[1:] if arguments is None else arguments)
+        except (InputError, StoppedError) as error:
+            status = 2 if isinstance(error, InputError) else 1
+            companions.fail(status, f"error: {error}")
+            sys.exit(status)
+        except Interrupted as stopped:
+            if is_first():
+                print(stopped, file=sys.stderr)
+            companions.leave()
+            sys.exit(128 + stopped.number)
+        except KeyboardInterrupt:
+            companions.leave()
+            sys.exit(130)
+        except Exception as error:
+            if says_that_another_is_gone(error):
+                companions.fail(1, "error: another process is gone: start all of them again (a run: with --resume)")
+                sys.exit(1)
+            companions.fail(1, None)
+            raise
+        else:
+            companions.leave()
+
+    return command

@@ -1,0 +1,1 @@
+"""Pure functions of tensors and numbers, as the papers write them."""

@@ -1,0 +1,167 @@
+"""What a classifier may be fine-tuned for: differentiable functions of a confusion matrix of shares (rows: truth).
+
+Shares are a confusion matrix divided so that each row sums to 1 / C: every class counts the same, however many images
+it was measured on. A user's own objective takes such a matrix and returns a scalar to maximize.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from debias_ssl.formulas.metrics import Confusion, g_mean, h_mean, mean_recall, recalls
+from debias_ssl.system.errors import InputError, reason
+
+Objective = Callable[[Tensor], Tensor]
+# CSST's and SelMix's: the larger, the nearer the smallest recall.
+ETA = 50.0
+TAIL_SHARE = 0.1
+
+
+def shares_of(counts: Confusion, added: float = 0.0) -> Float[Tensor, "C C"]:
+    """A confusion matrix with rows that sum to 1 / C.
+
+    Args:
+        counts: images by (true class, predicted class); each class needs one, or `added` above 0.
+        added: images that are added to each row, spread evenly: a recall of 0 in a few images is not taken for 0, and
+            has a gradient.
+    """
+    num = len(counts)
+    counts = counts.double() + added / num
+    return counts / counts.sum(1, keepdim=True) / num
+
+
+def coverage(shares: Float[Tensor, "C C"]) -> Float[Tensor, " C"]:
+    """Share of all predictions that each class gets."""
+    return shares.sum(0)
+
+
+def soft_minimum(values: Float[Tensor, " K"], eta: float = ETA) -> Float[Tensor, ""]:
+    """-log sum_k exp(-eta v_k) / eta: concave, below the minimum by at most log(K) / eta.
+
+    Its gradient is softmax(-eta v), the weights of the recalls in arXiv 2304.14738 and 2403.18301.
+    """
+    return -(-eta * values).logsumexp(0) / eta
+
+
+def soft_min_recall(shares: Float[Tensor, "C C"], eta: float = ETA) -> Float[Tensor, ""]:
+    """The soft minimum of the recalls."""
+    return soft_minimum(recalls(shares), eta)
+
+
+def head_tail_min(
+    shares: Float[Tensor, "C C"], by_count: Int[Tensor, " C"] | None = None, eta: float = ETA
+) -> Float[Tensor, ""]:
+    """The soft minimum of two mean recalls: of the rarest tenth of the classes, at least one, and of the others.
+
+    Args:
+        shares: of the confusion matrix.
+        by_count: classes from the most frequent to the rarest; without it, that is their order.
+        eta: of the soft minimum.
+    """
+    found = recalls(shares) if by_count is None else recalls(shares)[by_count]
+    tail = max(1, round(TAIL_SHARE * len(found)))
+    return soft_minimum(torch.stack([found[:-tail].mean(), found[-tail:].mean()]), eta)
+
+
+def f1_macro(shares: Float[Tensor, "C C"]) -> Float[Tensor, ""]:
+    """Mean over classes of 2 K_ii / (sum_j K_ij + sum_j K_ji), where all classes are equally frequent."""
+    return (2 * shares.diagonal() / (shares.sum(0) + shares.sum(1))).mean()
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "mean_recall": mean_recall,
+    "min_recall": soft_min_recall,
+    "h_mean": h_mean,
+    "g_mean": g_mean,
+    "head_tail_min": head_tail_min,
+    "f1_macro": f1_macro,
+}
+
+
+def find_objective(name: str, labeled_counts: Int[Tensor, " C"]) -> Objective:
+    """An objective by its name here, or by package.module.function.
+
+    Raises:
+        InputError: there is none of this name, or it is not a differentiable function of a matrix.
+    """
+    if name == "head_tail_min":
+        by_count = torch.argsort(labeled_counts, descending=True, stable=True)
+        return partial(head_tail_min, by_count=by_count)
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    module, _, function = name.rpartition(".")
+    if not module:
+        raise InputError(f"there is no objective {name!r}; the objectives are {', '.join(OBJECTIVES)}")
+    try:
+        objective = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"objective {name!r} cannot be imported: {reason(error)}; PYTHONPATH=. has Python look where it is started"
+        ) from error
+    num = len(labeled_counts)
+    example = shares_of(torch.eye(num) + 1).requires_grad_()
+    try:
+        (gradient,) = torch.autograd.grad(objective(example), example)
+        if not gradient.isfinite().all():
+            raise ValueError("its gradient is not finite")
+    except Exception as error:  # whatever somebody else's function raises
+        raise InputError(
+            f"objective {name!r} is not a differentiable scalar function of a {num} x {num} tensor: {reason(error)}"
+        ) from error
+    return objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """An objective, and what every class must be predicted for at least.
+
+    With a coverage the Lagrangian psi(K) + sum_j lambda_j (cov_j - coverage / C) takes the place of psi, divided by
+    1 + max lambda, with lambda_j = max(0, largest (1 - exp((cov_j - coverage / C) / temperature))) (arXiv 2403.18301).
+
+    Args:
+        objective: psi.
+        coverage: share of its fair part 1 / C that every class must be predicted for; null constrains nothing.
+        largest: of the multipliers.
+        temperature: how fast a multiplier grows with what is missing; .1 and .01 in the paper.
+    """
+
+    objective: Objective
+    coverage: float | None = None
+    largest: float = 100.0
+    temperature: float = 0.01
+
+    def slack(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, " C"]:
+        """By how much the coverage of each class is above what it must be."""
+        return coverage(shares) - (self.coverage or 0.0) / len(shares)
+
+    def multipliers(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, " C"]:
+        if self.coverage is None:
+            return torch.zeros_like(shares[0])
+        return (self.largest * (1 - (self.slack(shares) / self.temperature).exp())).clamp(min=0)
+
+    def gradient(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
+        """Of the Lagrangian by the shares, with the multipliers as they are there."""
+        multipliers = self.multipliers(shares)
+        point = shares.detach().requires_grad_()
+        (own,) = torch.autograd.grad(self.objective(point), point)
+        return (own + multipliers) / (1 + multipliers.max())
+
+    def logit_gradient(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
+        """The same by A, where row i of the shares is softmax(A_i) / C: K_ij (g_ij - C sum_k g_ik K_ik)."""
+        gradient = self.gradient(shares)
+        mean = (gradient * shares).sum(1, keepdim=True) / shares.sum(1, keepdim=True)
+        return shares * (gradient - mean)
+
+    def rank(self, counts: Confusion) -> tuple[float, float]:
+        """Sort key, greater is better: first less missing coverage, then a larger psi.
+
+        A class is measured on few images, so that psi is that of `shares_of(counts, added=1)`.
+        """
+        missing = (-self.slack(shares_of(counts))).clamp(min=0).sum().item() if self.coverage is not None else 0.0
+        # What is the same but for the order of a sum is to be equal.
+        return -round(missing, 9), round(self.objective(shares_of(counts, added=1.0)).item(), 9)

@@ -1,0 +1,183 @@
+"""Class priors of a classifier, from nothing but its logits: one function for each way to estimate what it prefers.
+
+Each takes chunks of logits f, n x C, and gives a distribution q over the C classes. It passes over the chunks once, or
+once for each iteration, sums in fp64, and does not depend on where one chunk ends and the next begins.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
+
+Chunks = Iterable[Float[Tensor, "_ C"]]
+"""Logits in row order, already divided by the temperature; can be iterated again and again, each time anew."""
+
+Prior = Float[Tensor, " C"]
+
+# Epsilons of `balancing` before its own: a soft problem is solved fast, and its solution is near that of the next one.
+ANNEALED = (64.0, 16.0, 4.0, 1.0, 0.25)
+WARM_ITERATIONS = 10
+# At this epsilon a row's probability goes to one class, unless two are as good within some tenths of a logit.
+SHARP = 0.05
+# Squarings of a stochastic matrix: 2^64 steps of its chain, for chains that hardly ever leave a class.
+MOST_SQUARINGS = 64
+
+
+def _mean(chunks: Chunks, row: Callable[[Tensor], Tensor]) -> Prior:
+    """Mean over all rows of a function of them."""
+    total, num_rows = torch.zeros((), dtype=torch.float64), 0
+    for logits in chunks:
+        total = total + row(logits).double().sum(0)
+        num_rows += len(logits)
+    return total / num_rows
+
+
+def _mean_probs(chunks: Chunks, offset: Float[Tensor, " C"], epsilon: float = 1.0) -> Prior:
+    return _mean(chunks, lambda logits: ((logits + offset.to(logits.dtype)) / epsilon).softmax(-1))
+
+
+def mean_probs(chunks: Chunks) -> Prior:
+    """The marginal q = mean_n softmax(f_n): DebiasPL's (arXiv 2201.01490), of all rows at once."""
+    return _mean(chunks, lambda logits: logits.softmax(-1))
+
+
+def balancing(
+    chunks: Chunks, target: Prior, epsilon: float = 1.0, iterations: int = 100, tolerance: float = 1e-4
+) -> Prior:
+    """The q whose removal makes the predictions follow a target: mean_n softmax((f_n - log q) / epsilon) = target.
+
+    log q <- log q + epsilon (log mean_n softmax((f_n - log q) / epsilon) - log target), which is Sinkhorn's scaling of
+    the columns of exp(f / epsilon) between two scalings of its rows, and hence converges. With epsilon 1 it is the
+    fixed point of subtracting the log of the marginal (arXiv 2201.01490) again and again.
+
+    Args:
+        chunks: f.
+        target: mean probabilities that the debiased rows are to have.
+        epsilon: how soft the probabilities are; towards 0 they become assignments. Larger ones come first.
+        iterations: at most so many.
+        tolerance: stops where half the L1 distance of mean and target is below.
+    """
+    log_target = target.double().clamp(min=SMALLEST_PROBABILITY).log()
+    log_q = torch.zeros_like(log_target)
+    stages = [(value, WARM_ITERATIONS) for value in ANNEALED if value > epsilon] + [(epsilon, iterations)]
+    for value, most in stages:
+        for _ in range(most):
+            mean = _mean_probs(chunks, -log_q, value)
+            if (mean - target).abs().sum() / 2 < tolerance:
+                break
+            # A class whose probabilities all underflow moves by a long way, not by an infinite one.
+            step = mean.clamp(min=torch.finfo(torch.float32).tiny).log() - log_target
+            log_q = (log_q + value * step).log_softmax(-1)
+    return log_q.softmax(-1)
+
+
+def transport(chunks: Chunks, target: Prior) -> Prior:
+    """The q after whose removal the numbers of predictions themselves follow a target.
+
+    Optimal transport of the rows, all of one weight, to classes of the target's weights at the cost -log p, whose dual
+    solution is log q (OTTER, arXiv 2404.08461): `balancing` with an epsilon near 0.
+    """
+    return balancing(chunks, target, SHARP)
+
+
+def running_mean(chunks: Chunks, momentum: float, batch_size: int = 64) -> Prior:
+    """q <- m q + (1 - m) mean softmax(f) over batch after batch, from uniform: DebiasPL's (arXiv 2201.01490).
+
+    Batches are made in the order of the rows; a last one that is not full counts like the others.
+    """
+    q: Tensor | None = None
+    unfinished, num_rows = torch.zeros((), dtype=torch.float64), 0
+    for logits in chunks:
+        if q is None:
+            q = torch.full((logits.shape[1],), 1 / logits.shape[1], dtype=torch.float64)
+        # The last batch stays unfinished until a further row follows, or none does.
+        first = max(num_rows - 1, 0) // batch_size
+        batch = torch.arange(num_rows, num_rows + len(logits)) // batch_size - first
+        sums = torch.zeros(int(batch[-1]) + 1, len(q), dtype=torch.float64)
+        sums[0] = unfinished
+        sums.index_add_(0, batch, logits.softmax(-1).double())
+        age = torch.arange(len(sums) - 2, -1, -1, dtype=torch.float64)
+        q = momentum ** (len(sums) - 1) * q + (1 - momentum) * momentum**age @ (sums[:-1] / batch_size)
+        unfinished, num_rows = sums[-1], num_rows + len(logits)
+    assert q is not None
+    return momentum * q + (1 - momentum) * unfinished / ((num_rows - 1) % batch_size + 1)
+
+
+def confidence_weighted(chunks: Chunks) -> Prior:
+    """q = sum_n w_n p_n / sum_n w_n with p = softmax(f), w = 1 - H(p) / log C: the label prior of DRC (2026).
+
+    Rows that are sure of their class say more of what the classifier prefers. Where no row is, all weigh the same.
+    """
+
+    def weighted(logits: Tensor) -> Tensor:
+        log_probs = logits.log_softmax(-1)
+        probs = log_probs.exp()
+        entropy = -(probs * log_probs).sum(-1, keepdim=True)
+        return (1 - entropy / math.log(logits.shape[1])).clamp(min=SMALLEST_PROBABILITY) * probs
+
+    total = _mean(chunks, weighted)
+    return total / total.sum()
+
+
+def stationary(chunks: Chunks) -> Prior:
+    """The q with q = P q, where column k of P is the mean softmax of the rows predicted as k (Frolic, NeurIPS 2024).
+
+    The mean of all rows stands in the column of a class that is never predicted: the class then has the mass that the
+    rows of other classes give it. Squaring P again and again takes 2^k steps of the power iteration, from uniform.
+    """
+    sums: Tensor | None = None
+    for logits in chunks:
+        probs = logits.softmax(-1)
+        if sums is None:
+            sums = torch.zeros(probs.shape[1], probs.shape[1], dtype=torch.float64)
+        sums.index_add_(0, logits.argmax(-1), probs.double())
+    assert sums is not None
+    # A row of softmax sums to 1, so that the sum over a predicted class is the number of its rows.
+    predicted = sums.sum(1, keepdim=True)
+    step = torch.where(predicted > 0, sums / predicted, sums.sum(0) / sums.sum()).T
+    for _ in range(MOST_SQUARINGS):
+        further = step @ step
+        further = further / further.sum(0)
+        if (further - step).abs().max() < 1e-12:
+            break
+        step = further
+    return step.mean(1)
+
+
+def centering(chunks: Chunks) -> Prior:
+    """q = softmax(mean_n f_n): without log q the mean logit is the same for all classes (ZPE, arXiv 2302.06235)."""
+    return _mean(chunks, lambda logits: logits).softmax(-1)
+
+
+def content_free(blank: Float[Tensor, "K C"]) -> Prior:
+    """q = softmax(mean_k f_k) of images that show nothing, only what is preferred (CDMAD, arXiv 2403.10391)."""
+    return blank.double().mean(0).softmax(-1)
+
+
+def expectation_maximization(chunks: Chunks, source: Prior, iterations: int = 100, tolerance: float = 1e-4) -> Prior:
+    """The class shares pi of the rows, for a classifier that has learned with other shares (Saerens et al., 2002).
+
+    pi <- mean_n [p_n pi / source / sum_k(p_nk pi_k / source_k)] with p = softmax(f), from pi = source.
+
+    Args:
+        chunks: f.
+        source: the classifier's own prior.
+        iterations: at most so many.
+        tolerance: stops where pi changes by less, as half an L1 distance.
+    """
+    log_source = source.double().clamp(min=SMALLEST_PROBABILITY).log()
+    pi = log_source.softmax(-1)
+    for _ in range(iterations):
+        before, pi = pi, _mean_probs(chunks, _log(pi) - log_source)
+        if (pi - before).abs().sum() / 2 < tolerance:
+            break
+    return pi
+
+
+def _log(prior: Prior) -> Prior:
+    """The logarithm of a distribution of which no class counts as impossible."""
+    return prior.double().clamp(min=torch.finfo(torch.float64).tiny).log()

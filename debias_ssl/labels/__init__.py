@@ -1,0 +1,1 @@
+"""Labels of rows of predictions, without a preference for classes."""

@@ -1,0 +1,51 @@
+"""Names of classes, and the sentences that CLIP compares images with."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import open_clip
+
+from debias_ssl.data.sources.label_files import read_text
+from debias_ssl.labels.matrix import read_class_names
+from debias_ssl.system.errors import InputError
+
+Templates = Sequence[str] | Sequence[Callable[[str], str]]
+OPEN_CLIP_TEMPLATES: dict[str, Templates] = {
+    "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
+    "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
+}
+
+
+def class_names(where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of classes, and what prompts call them, from a file or, for `imagenet`, open_clip's list."""
+    if where == "imagenet":
+        prompts = tuple(open_clip.IMAGENET_CLASSNAMES)
+        num = Counter(prompts)
+        # Two names stand for two classes each.
+        return tuple(name if num[name] == 1 else f"{name} ({k})" for k, name in enumerate(prompts)), prompts
+    if not Path(where).is_file():
+        raise InputError(f"--classes is {where!r}: there is no such file; a file of names, or imagenet, is expected")
+    classes, prompts = read_class_names(Path(where))
+    if len(classes) < 2:
+        raise InputError(f"{where} names one class, {''.join(classes)!r}; at least two are needed to tell apart")
+    return classes, prompts
+
+
+def read_templates(where: str) -> Templates:
+    """Sentences with {} for the name of a class: open_clip's, or the lines of a file."""
+    if where in OPEN_CLIP_TEMPLATES:
+        return OPEN_CLIP_TEMPLATES[where]
+    path = Path(where)
+    if not path.is_file():
+        names = ", ".join(OPEN_CLIP_TEMPLATES)
+        raise InputError(
+            f"--templates is {where!r}: neither {names}, nor a file with a sentence like 'a photo of a {{}}.' a line"
+        )
+    lines = read_text(path).rstrip().splitlines()
+    for number, line in enumerate(lines, start=1):
+        if line.count("{}") != 1 or set("{}") & set(line.replace("{}", "")):
+            raise InputError(f"{path}, line {number}: {line!r} must have {{}} once, where the name of a class goes")
+    if not lines:
+        raise InputError(f"{path} has no templates")
+    return lines

@@ -1,0 +1,236 @@
+"""A run, from its settings to its folder."""
+
+import json
+import signal
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from debias_ssl.contract import BatchStream
+from debias_ssl.data.reading.workers import dead_workers_told
+from debias_ssl.data.splits import class_counts, raised_classes, save_split
+from debias_ssl.data.task import Part, Task, make_task
+from debias_ssl.distributed.accelerator import make_accelerator, place_of
+from debias_ssl.distributed.processes import is_first
+from debias_ssl.distributed.signals import asked_to_stop
+from debias_ssl.methods.base import Method
+from debias_ssl.models import Classifier, build, check_images
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.summary import summarize, summary_table
+from debias_ssl.runs.teacher import taught
+from debias_ssl.system.errors import InputError, Interrupted, shortened
+from debias_ssl.system.files import write_array, write_aside, writing
+from debias_ssl.system.locking import locked
+from debias_ssl.training.config import Config
+from debias_ssl.training.journal import read_journal
+from debias_ssl.training.learner import Learner, white_pixel
+from debias_ssl.training.loop import Trainer
+from debias_ssl.training.optim import make_optimizer
+
+
+def train(
+    config: Config,
+    resolved: dict[str, Any],
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Trains into a run folder.
+
+    Args:
+        config: the settings.
+        resolved: the same as plain values, for `config.yaml`.
+        out: the run folder.
+        resume: go on with the run that is there, if one is.
+        overwrite: replace the run that is there.
+        quiet: no table at the end.
+
+    Raises:
+        InputError: something in the settings, the data or the folder does not fit.
+        StoppedError: the loss became non-finite.
+    """
+    folder = RunFolder(out)
+    # One process writes; the others end when it may not.
+    with locked(out) if is_first() else nullcontext():
+        folder.check(resolved, resume=resume, overwrite=overwrite)
+        with writing(out), dead_workers_told():
+            _train_into(folder, config, resolved, resume=resume, overwrite=overwrite, quiet=quiet)
+
+
+def _train_into(
+    folder: RunFolder, config: Config, resolved: dict[str, Any], *, resume: bool, overwrite: bool, quiet: bool
+) -> None:
+    resume = resume and folder.holds_run() and not overwrite
+    if resume and folder.is_finished():
+        if not quiet:
+            print(f"{folder.path} is finished:\n{summary_table(folder.read_summary())}")
+        return
+    trainer = make_trainer(config, folder, resume)
+    is_main = trainer.accelerator.is_main_process
+    if is_main:
+        if overwrite:
+            folder.clear()
+        _begin(trainer, folder, resolved)
+    trainer.accelerator.wait_for_everyone()
+    with asked_to_stop() as asked:
+        logits = trainer.train(asked)
+        if is_main:
+            _finish(trainer, folder, logits)
+        if asked.number:
+            name = signal.Signals(asked.number).name
+            raise Interrupted(f"{name}: this came during the last step; the run is finished", asked.number)
+    trainer.accelerator.end_training()
+    if is_main and not quiet:
+        print(f"{summary_table(folder.read_summary())}\n{folder.path}; a page of it: debias-ssl report {folder.path}")
+
+
+def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
+    """Makes everything that a run consists of, in the order in which it depends on each other."""
+    accelerator = make_accelerator(config.precision, config.log_with, folder.path)
+    if config.model.norm == "sync" and accelerator.device.type != "cuda":
+        raise InputError("model.norm sync needs GPUs: take batch or group")
+    if config.accumulation * accelerator.num_processes > config.batch_size:
+        raise InputError(f"accumulation is {config.accumulation}, more than each process has labeled images")
+    task = _make_task(config, accelerator, folder.split if resume and folder.split.exists() else None)
+    torch.manual_seed(config.seed)
+    model = _make_model(config, task)
+    method = config.method(
+        replace(task.problem(model.num_features), labeled_loss=config.labeled_loss(task.labeled_counts))
+    )
+    stream = _make_stream(config, task, method)
+    learner = Learner(
+        model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
+        method,
+        white=white_pixel(task.data.mean, task.data.std),
+        target_model=config.target_model,
+        decay=config.ema_decay,
+        joint_pass=config.joint_pass,
+        accumulation=config.accumulation,
+    ).to(accelerator.device)
+    trainer = Trainer(
+        config,
+        accelerator=accelerator,
+        task=task,
+        stream=stream,
+        learner=learner,
+        optimizer=make_optimizer(learner, config.optim, model.net),
+        checkpoints=folder.checkpoints,
+        metrics=folder.metrics,
+    )
+    checkpoint = folder.latest_checkpoint() if resume else None
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    if config.compile:
+        learner.compile_networks()
+    if config.log_with:
+        accelerator.init_trackers("debias_ssl")
+    return trainer
+
+
+def _make_task(config: Config, accelerator: Accelerator, split_file: Path | None) -> Task:
+    # The first process of a host decodes the images, the others find them decoded.
+    with accelerator.local_main_process_first():
+        return make_task(
+            config.data,
+            seed=config.seed,
+            place=place_of(accelerator),
+            split_file=split_file,
+            progress=accelerator.is_local_main_process,
+        )
+
+
+def _make_model(config: Config, task: Task) -> Classifier:
+    model = build(num_classes=len(task.data.classes), in_chans=task.channels, **vars(config.model))
+    check_images(config.model.name, model, task.readers["train"].shape)
+    return model
+
+
+def _make_stream(config: Config, task: Task, method: Method) -> BatchStream:
+    stream = task.training_stream(
+        method,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        unlabeled_ratio=config.unlabeled_ratio,
+        balanced=config.class_balanced,
+        has_teacher=config.teacher is not None,
+    )
+    return stream if config.teacher is None else taught(stream, Path(config.teacher), task, method)
+
+
+def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> None:
+    """Writes what is known before the first step, and prints it."""
+    task, config = trainer.task, trainer.config
+    folder.write_config(resolved)
+    save_split(folder.split, task.split, task.data.classes, task.fingerprint)
+    if task.unreadable:
+        folder.write_json("unreadable.json", task.unreadable)
+    # What was logged after the checkpoint will be logged again, and so will the last evaluation.
+    records = [r for r in read_journal(folder.metrics, trainer.start) if "loss" in r or r["step"] < config.steps]
+    write_aside(folder.metrics, "".join(json.dumps(record) + "\n" for record in records))
+    for note in _notes(config, task):
+        print(f"note: {note}", file=sys.stderr)
+    parameters = sum(p.numel() for p in trainer.learner.raw.model.parameters())
+    place = trainer.accelerator
+    precision = place.mixed_precision.replace("no", "fp32")
+    split, test = task.split, len(task.data.test)
+    print(
+        f"{resolved['method']['class_path']}, {config.model.name} ({parameters:,} parameters), "
+        f"{len(task.data.classes)} classes: {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, "
+        f"{len(split.validation)} validation and {test} test images\n"
+        f"{config.batch_size} + {config.batch_size * config.unlabeled_ratio} images a step, "
+        f"{place.num_processes} x {place.device.type}, {precision}"
+        + (f", resumed at step {trainer.start}" if trainer.start else ""),
+        file=sys.stderr,
+    )
+
+
+def _notes(config: Config, task: Task) -> list[str]:
+    """What users should know of their data before the first step."""
+    notes, classes = [], task.data.classes
+    if task.unreadable:
+        notes.append(f"left out {len(task.unreadable)} files that cannot be read: unreadable.json")
+    raised = raised_classes(config.data, len(classes))
+    if raised:
+        notes.append(f"{raised} classes at the end of the long tail would get less than one label; each was given one")
+    without = [name for name, count in zip(classes, task.labeled_counts, strict=True) if not count]
+    if without:
+        notes.append(f"no labeled image is of {shortened(without)}, which will not be learned")
+    tested = class_counts(task.data.test.labels, len(classes))
+    untested = [name for name, count in zip(classes, tested, strict=True) if not count]
+    if untested:
+        notes.append(f"no test image is of {shortened(untested)}; recalls are of the other classes")
+    return notes
+
+
+def _finish(trainer: Trainer, folder: RunFolder, logits: dict[Part, dict[str, Tensor]]) -> None:
+    """Writes predictions, the model and the summary."""
+    task, config = trainer.task, trainer.config
+    for part, predictions in logits.items():
+        arrays = {name: value.numpy() for name, value in predictions.items()}
+        arrays["labels"] = task.evaluation_labels(part).numpy()
+        for name, array in arrays.items():
+            write_array(folder.path / "predictions" / f"{part}_{name}.npy", array)
+    side, _, channels = task.readers["test"].shape
+    folder.write_model(
+        trainer.learner.ema,
+        {
+            "name": config.model.name,
+            "classes": task.data.classes,
+            "labeled_counts": task.labeled_counts,
+            "num_unlabeled": len(task.split.unlabeled),
+            # For reports only; all zero where truth is unknown.
+            "unlabeled_counts": task.unlabeled_counts,
+            "transform": {"size": side, "channels": channels, "mean": task.data.mean, "std": task.data.std},
+        },
+    )
+    summary = summarize(read_journal(folder.metrics), config.median_of)
+    folder.write_json("summary.json", summary)
+    trainer.track({f"final_{name}": value for name, value in summary["ema"]["last"].items()}, config.steps)

@@ -1,0 +1,68 @@
+"""Class probabilities that the model of another run gives to the views of a step."""
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from debias_ssl.contract import Batch, Needs
+from debias_ssl.data.streams import TrainingStream
+from debias_ssl.data.task import Task
+from debias_ssl.methods.base import Method
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.trained import load_run
+from debias_ssl.system.errors import InputError
+from debias_ssl.training.learner import Predictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaughtStream:
+    """The batches of a stream, with what a trained model says of their weak views.
+
+    It sees the very pixels that are trained on, so that what step k holds stays a function of (seed, k).
+    """
+
+    stream: TrainingStream
+    predictor: Predictor
+    needs: Needs
+    """Of what images the method asks for it."""
+
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """The batches of steps start..stop-1."""
+        for batch in self.stream.batches(start, stop):
+            yield replace(
+                batch,
+                teacher_probs=self._probs(batch.weak[0]) if self.needs.teacher_probs else None,
+                labeled_teacher_probs=self._probs(batch.labeled) if self.needs.labeled_teacher_probs else None,
+            )
+
+    @torch.no_grad()
+    def _probs(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
+        return self.predictor(images).softmax(-1)
+
+
+def taught(stream: TrainingStream, run: Path, task: Task, method: Method) -> TaughtStream:
+    """The stream of a task with class probabilities of a finished run.
+
+    Raises:
+        InputError: the folder holds no finished run, or one of other classes or images.
+    """
+    teacher = load_run(RunFolder(run), task.place.device)
+    size, _, channels = task.readers["train"].shape
+    differing = [
+        f"{name} {theirs}, not {ours}"
+        for name, theirs, ours in (
+            ("classes", teacher.classes, task.data.classes),
+            ("image size", teacher.size, size),
+            ("channels", len(teacher.mean), channels),
+            ("mean", teacher.mean, task.data.mean),
+            ("std", teacher.std, task.data.std),
+        )
+        if theirs != ours
+    ]
+    if differing:
+        raise InputError(f"teacher: {str(run)!r} was trained on other images: it has {differing[0]}")
+    return TaughtStream(stream=stream, predictor=teacher.predictor.requires_grad_(False), needs=method.needs)

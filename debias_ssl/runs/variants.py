@@ -1,0 +1,208 @@
+"""What is compared: variants of a base and seeds, from a command line or from the record of a comparison."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from debias_ssl.runs.folder import difference
+from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.files import read_yaml
+from debias_ssl.training.choices import METHODS
+from debias_ssl.training.config import Config
+from debias_ssl.training.parser import make_parser, resolve
+from debias_ssl.training.saved import completed, config_from, switched_method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare.yaml` holds: resolved settings, without their seed, and the seeds."""
+
+    base: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+    choose_among: tuple[str, ...] = ()
+    """Variants of which one is chosen on validation images."""
+
+
+def read_record(path: Path) -> Comparison | None:
+    """The comparison of a `compare.yaml`; None where there is no such file.
+
+    Raises:
+        InputError: the file is something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        saved = read_yaml(path)
+        return Comparison(
+            base=_completed(saved["base"]),
+            variants={name: _completed(settings) for name, settings in dict(saved["variants"]).items()},
+            seeds=tuple(saved["seeds"]),
+            choose_among=tuple(saved["choose_among"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is not the record of a comparison: {reason(error)}") from error
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings, with defaults for those that are newer than the record; the seed is not one of them."""
+    return {name: value for name, value in completed(settings).items() if name != "seed"}
+
+
+def flags_of(overrides: dict[str, Any], prefix: str = "--") -> list[str]:
+    """Nested settings as flags, which beat all that stands before them; a method comes before its settings."""
+    flags = []
+    for key, value in overrides.items():
+        if key == "help":
+            raise InputError(f"there is no setting '{prefix.removeprefix('--')}help'")
+        if isinstance(value, dict):
+            flags += flags_of(value, f"{prefix}{key}.")
+        elif key == "class_path":
+            flags.insert(0, f"{prefix.removesuffix('.')}={value}")
+        else:
+            flags.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value, default=str)}")
+    return flags
+
+
+def grid_of(text: str) -> dict[str, dict[str, Any]]:
+    """The variants of a field: `method.strength=0,.25` gives `strength=0` and `strength=0.25`."""
+    field, _, values = text.partition("=")
+    if not field or not all(value.strip() for value in values.split(",")):
+        raise InputError(f"--grid {text!r} is not a field and its values, such as method.strength=0,.25,.5,1")
+    *parents, last = field.strip().split(".")
+    found = {}
+    for value in values.split(","):
+        name = f"{last}={_tidy(value.strip())}"
+        if name in found:
+            raise InputError(f"--grid {text!r} has the value {value.strip()} twice")
+        found[name] = {last: value.strip()}
+        for parent in reversed(parents):
+            found[name] = {parent: found[name]}
+    return found
+
+
+def _tidy(value: str) -> str:
+    try:
+        return f"{float(value):.12g}"
+    except ValueError:
+        return value
+
+
+def _asked_variants(parsed: Any) -> dict[str, dict[str, Any]]:
+    """Names and overrides of the variants that a command line asks for.
+
+    Raises:
+        InputError: a name is given twice or cannot name a folder, or the overrides are not such.
+    """
+    methods = [name.strip() for name in (parsed.methods or "").split(",") if name.strip()]
+    asked: list[tuple[str, Any]] = [(name, {"method": name}) for name in methods]
+    if parsed.variants:
+        asked += [(str(name), value) for name, value in read_yaml(Path(parsed.variants)).items()]
+    if parsed.grid:
+        asked += grid_of(parsed.grid).items()
+    found = {}
+    for name, overrides in asked:
+        if name in found:
+            raise InputError(f"two variants are called {name!r}")
+        if not name.strip() or name.startswith((".", "compare.", "report.")) or set(name) & set('/\\\0\n\r\t"<>|?*:'):
+            raise InputError(f"variant {name!r} cannot be the name of a folder")
+        found[name] = {} if overrides is None else overrides
+        _check_overrides(name, found[name])
+    return found
+
+
+def _check_overrides(name: str, overrides: Any) -> None:
+    if not isinstance(overrides, dict):
+        raise InputError(f"variant {name!r}: {overrides!r} is not a mapping of settings")
+    settings = [field.name for field in fields(Config)]
+    for key in overrides:
+        if key == "seed":
+            raise InputError(f"variant {name!r} sets seed: seeds are given by --seeds")
+        if key not in settings:
+            raise InputError(f"variant {name!r}: there is no setting {key!r}; the settings are {', '.join(settings)}")
+
+
+def _settings(arguments: list[str], name: str | None = None) -> tuple[dict[str, Any], str | None]:
+    """Resolved settings of a command line of train, and what became of a method's settings if it was switched."""
+    parser = make_parser("compare", Config)
+    with naming_methods(f"variant {name!r}: " if name else ""):
+        parsed = parser.read_arguments(arguments)
+        resolved = resolve(parser, parsed)[1]
+    return resolved, switched_method(resolved, [Path(str(file)) for file in parsed.config or []])
+
+
+@contextmanager
+def naming_methods(where: str = "") -> Iterator[None]:
+    """Adds to an InputError where it is, and the methods if it does not name them."""
+    try:
+        yield
+    except InputError as error:
+        methods = ", ".join(METHODS)
+        hint = "" if methods in str(error) else f"; the methods are {methods}"
+        raise InputError(f"{where}{error}{hint}") from error
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """The numbers of a flag such as 0,1,2."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise InputError(f"--seeds {text!r} are not different whole numbers with commas between, such as 0,1,2")
+    return tuple(int(part) for part in parts)
+
+
+def asked_comparison(
+    parsed: Any, settings: list[str], recorded: Comparison | None, out: Path
+) -> tuple[Comparison, list[str]]:
+    """The comparison that a command line asks for, with all that it adds to if it resumes one; and notes for people.
+
+    Raises:
+        InputError: something in the settings is wrong, or differs from the comparison that is there.
+    """
+    variants = _asked_variants(parsed)
+    if parsed.choose_on and not parsed.grid:
+        raise InputError("--choose_on chooses among the values of --grid: give one")
+    if recorded and not variants and not settings:
+        for resolved in recorded.variants.values():
+            config_from({**resolved, "seed": recorded.seeds[0]})
+        added = seeds_of(parsed.seeds) if parsed.seeds else ()
+        return replace(recorded, seeds=tuple(dict.fromkeys((*recorded.seeds, *added)))), []
+    if not variants and not recorded:
+        raise InputError("there is nothing to compare: give --methods, --variants or --grid")
+    base, _ = _settings(settings)
+    found = {name: _settings([*settings, *flags_of(each)], name) for name, each in variants.items()}
+    resolved = {name: each for name, (each, _) in found.items()}
+    among = tuple(grid_of(parsed.grid)) if parsed.choose_on else recorded.choose_among if recorded else ()
+    for name in among:
+        if name in resolved and not resolved[name]["data"]["validation_per_class"]:
+            raise InputError("--choose_on validation needs images held out: give --data.validation_per_class")
+    seeds = seeds_of(parsed.seeds) if parsed.seeds else recorded.seeds if recorded else (base["seed"],)
+    for each in (base, *resolved.values()):
+        del each["seed"]
+    notes = [f"variant {name!r}: {note}" for name, (_, note) in found.items() if note]
+    notes += [
+        f"data.{name} is {base['data'][name]}: all seeds share one split"
+        for name in ("split_seed", "split")
+        if base["data"][name] is not None
+    ]
+    asked = Comparison(base=base, variants=resolved, seeds=seeds, choose_among=among)
+    return (_added(recorded, asked, out) if recorded else asked), notes
+
+
+def _added(recorded: Comparison, asked: Comparison, out: Path) -> Comparison:
+    """Both together, where they agree in what both have."""
+    shared = [name for name in asked.variants if name in recorded.variants]
+    for title, was, now in (
+        ("the base", recorded.base, asked.base),
+        *((f"variant {name!r}", recorded.variants[name], asked.variants[name]) for name in shared),
+    ):
+        differs = difference(was, now)
+        if differs:
+            raise InputError(f"{str(out)!r} cannot be resumed: in {title}, {differs}")
+    return replace(
+        asked,
+        variants={**recorded.variants, **asked.variants},
+        seeds=tuple(dict.fromkeys((*recorded.seeds, *asked.seeds))),
+    )

@@ -1,0 +1,66 @@
+"""The exceptions that are shown to users as a message instead of a traceback."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: a flag, a file, an image.
+
+    The message says what is wrong, where, and how to fix it, in one or two lines; entry points print it and
+    exit with 2.
+    """
+
+
+class StoppedError(RuntimeError):
+    """A run cannot go on; entry points print the message, which says from where it can, and exit with 1."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A job stopped where it can go on, as a signal asked it to; entry points exit with 128 and the signal's number."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+Verdict = tuple[bool, str]
+"""Whether a value is right, and what it must be, in words."""
+
+
+def check_settings(settings: Any, prefix: str, /, **rules: Callable[[Any], Verdict] | Verdict) -> None:
+    """Holds attributes to the rules of their names, which are verdicts or make them of the values.
+
+    Raises:
+        InputError: a value is not right, as in "optim.lr is -1, must be above 0".
+    """
+    for name, rule in rules.items():
+        value = getattr(settings, name)
+        is_right, right = rule(value) if callable(rule) else rule
+        if not is_right:
+            raise InputError(f"{prefix}{name} is {value}, must be {right}")
+
+
+def fraction(value: float) -> Verdict:
+    """The rule of a setting that is a probability or a part of a whole."""
+    return 0 <= value <= 1, "in [0, 1]"
+
+
+def positive(value: float) -> Verdict:
+    """The rule of a setting that something is divided by."""
+    return value > 0, "above 0"
+
+
+def not_negative(value: float) -> Verdict:
+    """The rule of a setting that may be 0 and not less."""
+    return value >= 0, "at least 0"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first ten of many names."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,1 @@
+"""Training: settings, learner, loop, journal and checkpoints."""

@@ -1,0 +1,115 @@
+"""Checkpoints that are whole or absent, and resume exactly: tensors as safetensors, numbers as JSON, no code."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from debias_ssl.distributed.collectives import num_processes
+from debias_ssl.system.errors import InputError, reason
+
+
+def machine() -> dict[str, Any]:
+    """What the last bits of floating-point sums depend on."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": num_processes()}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def save_checkpoint(
+    folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer, scaler: dict[str, Any], keep: int
+) -> None:
+    """Writes a checkpoint beside the others, renames it into place, and removes all but the newest `keep`.
+
+    Every process holds the same state, so one of them writes it.
+    """
+    path = folder / f"step_{step:08d}"
+    aside = folder / f".{path.name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        tensors, numbers = _split_optimizer(optimizer.state_dict())
+        save_file(_plain(learner.state_dict()), aside / "learner.safetensors")
+        save_file(_plain(tensors), aside / "optimizer.safetensors")
+        state = {"step": step, "optimizer": numbers, "scaler": scaler, "machine": machine()}
+        (aside / "state.json").write_text(json.dumps(state))
+        for file in aside.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        _remove(path)
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for old in checkpoints(folder)[:-keep]:
+        _remove(old)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint, if it is there, so that whoever is killed meanwhile leaves none that is half gone."""
+    if checkpoint.exists():
+        # What is left under this name goes when the folder is locked again.
+        gone = checkpoint.with_name(f".{checkpoint.name}.gone.tmp")
+        shutil.rmtree(gone, ignore_errors=True)
+        checkpoint.rename(gone)
+        shutil.rmtree(gone)
+
+
+def load_checkpoint(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restores learner and optimizer, and returns the rest: step, scaler and machine.
+
+    Raises:
+        InputError: the checkpoint is damaged or of another model.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+        learner.load_state_dict(load_file(path / "learner.safetensors"))
+        optimizer.load_state_dict(_join_optimizer(load_file(path / "optimizer.safetensors"), state["optimizer"]))
+        _match_layout(optimizer)
+        return {key: state[key] for key in ("step", "scaler", "machine")}
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"checkpoint {str(path)!r} cannot be loaded ({reason(error)}): remove it to use the one before"
+        ) from error
+
+
+def _match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lays the optimizer's tensors out in memory like their parameters; files hold them row by row.
+
+    Fused kernels walk through memory: on a CPU they would pair the momentum of one weight with another, without a word.
+    """
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of an optimizer's state, named parameter.key, and everything else."""
+    tensors, numbers = {}, {}
+    for parameter, values in state["state"].items():
+        for key, value in values.items():
+            target = tensors if isinstance(value, Tensor) else numbers
+            target[f"{parameter}.{key}"] = value
+    return tensors, {"state": numbers, "param_groups": state["param_groups"]}
+
+
+def _join_optimizer(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in (numbers["state"] | tensors).items():
+        parameter, key = name.split(".", 1)
+        state.setdefault(int(parameter), {})[key] = value
+    return {"state": state, "param_groups": numbers["param_groups"]}

@@ -1,0 +1,23 @@
+"""Classes that a setting can name: methods and losses of labeled images."""
+
+from debias_ssl import methods
+from debias_ssl.methods import DebiasPL, Method, labeled_loss
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.methods.labeled_loss import LabeledLoss
+
+METHODS = {
+    name: value
+    for name in methods.__all__
+    if isinstance(value := getattr(methods, name), type) and issubclass(value, Method) and value is not Method
+}
+BASES = [name for name, value in METHODS.items() if issubclass(value, PseudoLabeling) and value is not DebiasPL]
+LABELED_LOSSES = {
+    name: value
+    for name, value in vars(labeled_loss).items()
+    if isinstance(value, type) and issubclass(value, LabeledLoss) and value is not LabeledLoss
+}
+# Settings that name a class: what it must be a kind of, the package's by their names, and words for one and for many.
+CHOICES = {
+    "method": (Method, METHODS, ("method", "methods")),
+    "labeled_loss": (LabeledLoss, LABELED_LOSSES, ("loss", "losses")),
+}

@@ -1,0 +1,87 @@
+"""The settings of a run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from debias_ssl.data.config import DataConfig
+from debias_ssl.distributed.accelerator import Precision
+from debias_ssl.methods import DebiasPL, Method, Problem
+from debias_ssl.methods.labeled_loss import CrossEntropy, LabeledLoss
+from debias_ssl.models import ModelConfig
+from debias_ssl.system.errors import InputError, check_settings
+from debias_ssl.training.learner import TargetModel
+from debias_ssl.training.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings of a run.
+
+    Args:
+        method: the class that turns views into losses and pseudo-labels; its own settings follow as --method.NAME.
+        labeled_loss: the class whose mean over labeled images is the method's labeled loss; its own settings follow as
+            --labeled_loss.NAME.
+        data: which images, how they are split, read and augmented.
+        model: the network.
+        optim: the optimizer.
+        steps: optimizer steps.
+        seed: of the initial weights, the order of images and their augmentation, and the split.
+        batch_size: labeled images of a step, over all processes.
+        unlabeled_ratio: mu, unlabeled images for each labeled one.
+        class_balanced: whether labeled images are drawn equally often from each class.
+        accumulation: parts in which a step's images pass through the network, to save memory.
+        target_model: whose weak views make the pseudo-labels: the trained model's (raw) or the averaged one's (ema).
+        teacher: run folder of a teacher, whose averaged model gives class probabilities of the very views that are
+            trained on, to methods that ask for them; null takes those of data.probs.
+        ema_decay: of the averaged weights.
+        joint_pass: weak views in one pass with the others instead of apart and without gradient.
+        precision: auto is bf16 on GPUs and CPUs that multiply in it (AVX512-BF16 or AMX), else fp32.
+        compile: whether to compile the network.
+        log_every: steps between lines in metrics.jsonl.
+        eval_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints; each closes a logging interval.
+        keep_checkpoints: how many are kept.
+        median_of: evaluations at the end that the reported median is taken of.
+        eval_batch_size: images of a batch in evaluations, in each process.
+        log_with: trackers of Accelerate to log to as well; each needs its package, an extra of this one.
+    """
+
+    method: Callable[[Problem], Method] = DebiasPL
+    labeled_loss: Callable[[tuple[int, ...]], LabeledLoss] = CrossEntropy
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    steps: int = 2**20
+    seed: int = 0
+    batch_size: int = 64
+    unlabeled_ratio: int = 7
+    class_balanced: bool = False
+    accumulation: int = 1
+    target_model: TargetModel = "raw"
+    teacher: str | None = None
+    ema_decay: float = 0.999
+    joint_pass: bool = False
+    precision: Precision = "auto"
+    compile: bool = False
+    log_every: int = 100
+    eval_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    median_of: int = 20
+    eval_batch_size: int = 500
+    log_with: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+    def __post_init__(self):
+        positive = ("steps", "batch_size", "unlabeled_ratio", "accumulation", "log_every", "eval_every")
+        positive += ("checkpoint_every", "keep_checkpoints", "median_of", "eval_batch_size")
+        check_settings(self, "", **{name: (getattr(self, name) > 0, "at least 1") for name in positive})
+        check_settings(
+            self,
+            "",
+            accumulation=(self.accumulation <= self.batch_size, f"at most the batch_size {self.batch_size}"),
+            seed=(self.seed >= 0, "at least 0"),
+            ema_decay=(0 <= self.ema_decay < 1, "in [0, 1)"),
+        )
+        if self.teacher is not None and self.data.probs is not None:
+            raise InputError("teacher and data.probs exclude each other: set one to null")

@@ -1,0 +1,255 @@
+"""Model, averaged model and method as one module: one forward pass from images to losses and pseudo-labels."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from debias_ssl.contract import Batch, Step, View, Views
+from debias_ssl.distributed.collectives import all_mean_
+from debias_ssl.distributed.running import uniform_marginal
+from debias_ssl.formulas.schedules import ema_decay
+from debias_ssl.methods.base import Method
+from debias_ssl.models import batch_norms
+
+TargetModel = Literal["raw", "ema"]
+# Of the marginal that is logged for every method: 100 steps, so that a change is seen in short runs too.
+LOGGED_MOMENTUM = 0.99
+
+
+class Predictor(nn.Module):
+    """What is used at test time: images to logits."""
+
+    white: Tensor
+
+    def __init__(self, model: nn.Module, method: Method, white: tuple[float, ...] = ()):
+        super().__init__()
+        self.model = model
+        self.method = method
+        self.register_buffer("white", torch.tensor(white), persistent=False)
+
+    def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
+        return self.predict(images)[0]
+
+    def predict(self, images: Float[Tensor, "N K H W"]) -> tuple[Float[Tensor, "N C"], View]:
+        """The method's logits at test time, and what the network alone says of the images."""
+        view = self.view(images)
+        return self.method.predict(view, self.blank(images) if self.method.needs.blank else None), view
+
+    @torch.no_grad()
+    def blank(self, images: Float[Tensor, "N K H W"]) -> View:
+        """What the network says of a white image of the size of others, with averaged statistics."""
+        was_training = self.model.training
+        self.model.eval()
+        white = self.white[:, None, None].expand(images.shape[1:])
+        view = self.view(white[None])
+        self.model.train(was_training)
+        return view
+
+    def view(self, images: Float[Tensor, "N K H W"]) -> View:
+        """What the network alone says of images."""
+        return _view(self.model, images)
+
+
+def white_pixel(mean: Sequence[float], std: Sequence[float]) -> tuple[float, ...]:
+    """A white pixel, normalized."""
+    return tuple((1 - m) / s for m, s in zip(mean, std, strict=True))
+
+
+class Learner(nn.Module):
+    """Trains a model by a method, and keeps the running average of its weights.
+
+    Args:
+        model: gives (logits, features) of images.
+        method: gives losses and pseudo-labels of views.
+        white: a white pixel, normalized like the images, for methods that need a blank image.
+        target_model: whose weak views make the pseudo-labels: the trained model's, with the statistics of the batch, or
+            the averaged model's, with averaged statistics (EMAN, arXiv 2101.08482).
+        decay: of the average; it is shorter in the first steps, min(decay, (1 + k) / (10 + k)).
+        joint_pass: weak views go through the network together with the others, as in FixMatch's code, instead of apart
+            and without gradient: the same statistics for all, at about 1.45 times the cost.
+        accumulation: parts in which the images pass through the network, to save memory; the method sees all of them
+            at once. The pass with gradient is then computed twice.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        white: tuple[float, ...] = (),
+        target_model: TargetModel = "raw",
+        decay: float = 0.999,
+        joint_pass: bool = False,
+        accumulation: int = 1,
+    ):
+        super().__init__()
+        self.raw = Predictor(model, method, white)
+        self.ema = copy.deepcopy(self.raw).requires_grad_(False).eval()
+        self.marginal = uniform_marginal(method.problem.num_classes, LOGGED_MOMENTUM)
+        self.target_model = target_model
+        self.decay = decay
+        self.joint_pass = joint_pass
+        self.accumulation = accumulation
+        self._batch_norms = batch_norms(model)
+        # Not registered as modules: compiled, they would add a second name to every parameter.
+        self._networks: dict[str, Callable] = {"raw": self.raw.model, "ema": self.ema.model}
+
+    def compile_networks(self) -> None:
+        """Compiles the passes of training; evaluation stays as it is."""
+        self._networks = {name: torch.compile(network) for name, network in self._networks.items()}
+
+    def train(self, mode: bool = True) -> "Learner":
+        super().train(mode)
+        self.ema.eval()
+        return self
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        needs = self.raw.method.needs
+        weak = () if self._is_joint else tuple(self._without_gradient(images) for images in batch.weak)
+        passed = self._with_gradient(
+            labeled=(batch.labeled,),
+            strong_labeled=() if batch.strong_labeled is None else (batch.strong_labeled,),
+            strong=batch.strong,
+            weak=batch.weak if self._is_joint or needs.weak_gradient else (),
+        )
+        weak = weak or tuple(_detached(view) for view in passed["weak"])
+        strong = passed["strong"] or (passed["weak"] if needs.weak_gradient else (_none_of(weak[0]),))
+        self.marginal.update(weak[0].logits.softmax(-1))
+        views = Views(
+            labeled=passed["labeled"][0],
+            labels=batch.labels,
+            partner_labels=batch.partner_labels,
+            mixup_lambda=batch.mixup_lambda,
+            weak=weak[0],
+            strong=strong[0],
+            index=batch.index,
+            progress=progress,
+            further_weak=weak[1:],
+            further_strong=strong[1:],
+            strong_labeled=next(iter(passed["strong_labeled"]), None),
+            blank=self._target_predictor.blank(batch.labeled) if needs.blank else None,
+            teacher_probs=batch.teacher_probs,
+            labeled_teacher_probs=batch.labeled_teacher_probs,
+        )
+        with torch.autocast(batch.labeled.device.type, enabled=False):
+            return self.raw.method(views)
+
+    @property
+    def _target_predictor(self) -> Predictor:
+        return self.ema if self.target_model == "ema" else self.raw
+
+    @property
+    def _is_joint(self) -> bool:
+        """Whether the weak views' only pass is the one with gradient."""
+        return self.target_model == "raw" and (self.joint_pass or self.raw.method.needs.weak_gradient)
+
+    @torch.no_grad()
+    def _without_gradient(self, images: Float[Tensor, "U K H W"]) -> View:
+        """Weak views. The trained model uses the batch's statistics and leaves its running averages alone."""
+        network = self._networks["ema" if self.target_model == "ema" else "raw"]
+        with frozen_averages(self._batch_norms):
+            return _joined([_view(network, part) for part in images.chunk(self.accumulation)])
+
+    def _with_gradient(self, **groups: tuple[Float[Tensor, "_ K H W"], ...]) -> dict[str, tuple[View, ...]]:
+        """Views of groups of batches of images, in one pass."""
+        images = [each for group in groups.values() for each in group]
+        views = iter(_split(self._in_one_pass(torch.cat(images)), [len(each) for each in images]))
+        return {name: tuple(islice(views, len(group))) for name, group in groups.items()}
+
+    def _in_one_pass(self, joined: Float[Tensor, "N K H W"]) -> View:
+        if self.accumulation == 1:
+            return _view(self._networks["raw"], joined)
+        # Every part gets its share of labeled and strong images, so that their batch statistics are alike.
+        parts = torch.arange(len(joined), device=joined.device)
+        parts = [parts[first :: self.accumulation] for first in range(self.accumulation)]
+        views = [self._recomputed(joined[part]) for part in parts]
+        place = torch.argsort(torch.cat(parts))
+        view = _joined(views)
+        return View(logits=view.logits[place], features=view.features[place])
+
+    def _recomputed(self, images: Float[Tensor, "N K H W"]) -> View:
+        """A pass whose activations are thrown away and computed again when the gradient needs them."""
+
+        def passed(images: Tensor) -> tuple[Tensor, Tensor]:
+            view = _view(self._networks["raw"], images)
+            return view.logits, view.features
+
+        def contexts():
+            return nullcontext(), discarded_averages(self._batch_norms)
+
+        logits, features = checkpoint(passed, images, use_reentrant=False, context_fn=contexts)
+        return View(logits=logits, features=features)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Averages weights after optimizer step number `step` (from 0), and running statistics over processes."""
+        moved = [norm for norm in self._batch_norms if norm.training]  # those of a frozen network stay as they are
+        all_mean_([buffer for norm in moved for buffer in norm.buffers() if buffer.is_floating_point()])
+        weight = 1 - ema_decay(step, self.decay)
+        averaged: list[tuple[Tensor, Tensor]] = [*zip(self.ema.parameters(), self.raw.parameters(), strict=True)]
+        copied: list[tuple[Tensor, Tensor]] = [*zip(self.ema.method.buffers(), self.raw.method.buffers(), strict=True)]
+        for average, value in zip(self.ema.model.buffers(), self.raw.model.buffers(), strict=True):
+            (averaged if value.is_floating_point() else copied).append((average, value))
+        averages, values = zip(*averaged, strict=True)
+        torch._foreach_lerp_(averages, values, weight)  # pyright: ignore[reportPrivateImportUsage]
+        if copied:
+            averages, values = zip(*copied, strict=True)
+            torch._foreach_copy_(averages, values)  # pyright: ignore[reportPrivateImportUsage]
+
+
+@contextmanager
+def frozen_averages(norms: list[Any]) -> Iterator[None]:
+    """Batch norms use the statistics of the batch without adding them to their running averages."""
+    training = [norm for norm in norms if norm.training]
+    for norm in training:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in training:
+            norm.track_running_stats = True
+
+
+@contextmanager
+def discarded_averages(norms: list[Any]) -> Iterator[None]:
+    """Batch norms add to copies of their running averages: a pass computed again has to save the same tensors."""
+    kept = [norm._buffers for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        norm._buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers = buffers
+
+
+def _view(network: Callable, images: Float[Tensor, "N K H W"]) -> View:
+    logits, features = network(images)
+    return View(logits=logits.float(), features=features.float())
+
+
+def _joined(views: list[View]) -> View:
+    return View(
+        logits=torch.cat([view.logits for view in views]), features=torch.cat([view.features for view in views])
+    )
+
+
+def _split(view: View, sizes: list[int]) -> list[View]:
+    parts = zip(view.logits.split(sizes), view.features.split(sizes), strict=True)
+    return [View(logits=logits, features=features) for logits, features in parts]
+
+
+def _none_of(view: View) -> View:
+    """An empty view of the same sizes."""
+    return View(logits=view.logits[:0], features=view.features[:0])
+
+
+def _detached(view: View) -> View:
+    return View(logits=view.logits.detach(), features=view.features.detach())

@@ -1,0 +1,205 @@
+"""The training loop."""
+
+import signal
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from debias_ssl.contract import Batch, BatchStream, Step
+from debias_ssl.data.sampling.keyed import Purpose, derived_seed
+from debias_ssl.data.task import Part, Task
+from debias_ssl.distributed.accelerator import reseed
+from debias_ssl.distributed.signals import Asked, StopVote
+from debias_ssl.formulas.schedules import learning_rate_factor
+from debias_ssl.system.errors import Interrupted, StoppedError
+from debias_ssl.training.checkpoint import checkpoints, load_checkpoint, machine, save_checkpoint
+from debias_ssl.training.config import Config
+from debias_ssl.training.evaluation import evaluate_logits, predict_logits
+from debias_ssl.training.journal import Journal, StepStatistics, data_warning, warnings_for
+from debias_ssl.training.learner import Learner
+from debias_ssl.training.optim import set_learning_rate
+
+# Steps after which the pseudo-labels of a run are checked, if the run has twice as many.
+SETTLED = 200
+
+
+class Trainer:
+    """Trains a learner on the batches of a stream; writes a journal and checkpoints.
+
+    Args:
+        config: the settings of the run.
+        accelerator: the device and the other processes.
+        task: the images to evaluate on, and names of classes.
+        stream: the batches.
+        learner: on the device.
+        optimizer: of the learner's parameters.
+        checkpoints: the folder of checkpoints.
+        metrics: the file of the journal.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        accelerator: Accelerator,
+        task: Task,
+        stream: BatchStream,
+        learner: Learner,
+        optimizer: torch.optim.Optimizer,
+        checkpoints: Path,
+        metrics: Path,
+    ):
+        self.config = config
+        self.accelerator = accelerator
+        self.task = task
+        self.stream = stream
+        self.learner = learner
+        self.optimizer = optimizer
+        self.checkpoint_folder = checkpoints
+        self.metrics = metrics
+        self.start = 0
+        self._scaler_state: dict[str, Any] = {}
+
+    def resume(self, checkpoint: Path) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            InputError: the checkpoint is damaged or of another model.
+        """
+        state = load_checkpoint(checkpoint, self.learner, self.optimizer)
+        self.start, self._scaler_state = state["step"], state["scaler"]
+        here = machine()
+        differing = [f"{key} was {was}, is {here[key]}" for key, was in state["machine"].items() if was != here[key]]
+        if differing and self.accelerator.is_main_process:
+            print(f"note: the last bits may differ from an unbroken run: {'; '.join(differing)}", file=sys.stderr)
+
+    def train(self, asked: Asked) -> dict[Part, dict[str, Tensor]]:
+        """Takes all steps that are left; returns the logits of the last evaluation.
+
+        Args:
+            asked: says whether a signal has asked this process to stop.
+
+        Raises:
+            Interrupted: a signal asked a process to stop; a checkpoint of the last step is there.
+            StoppedError: a loss or a weight became infinite.
+        """
+        config, accelerator, learner = self.config, self.accelerator, self.learner
+        trained, optimizer = accelerator.prepare(learner, self.optimizer)
+        if accelerator.scaler is not None and self._scaler_state:
+            accelerator.scaler.load_state_dict(self._scaler_state)
+        trained.train()
+        sums = StepStatistics(len(self.task.data.classes), accelerator.device)
+        journal = Journal(self.metrics, start=self.start, steps=config.steps, is_main=self.accelerator.is_main_process)
+        images = config.batch_size * (1 + config.unlabeled_ratio)
+        vote = StopVote()
+        with closing(journal), closing(self.stream.batches(self.start, config.steps)) as batches:
+            for step in range(self.start, config.steps):
+                requested = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - requested
+                result, rate = take_step(step, batch, config, accelerator, trained, optimizer)
+                learner.after_step(step)
+                sums.add(result, batch.truth)
+                journal.step(images, waited)
+                done = step + 1
+                is_last = done == config.steps
+                stop = vote(asked.number)
+                is_checkpoint = done % config.checkpoint_every == 0 or is_last or stop > 0
+                if done % config.log_every == 0 or is_checkpoint:
+                    self._log(done, sums, journal, rate)
+                if done % config.eval_every == 0 and not is_last:
+                    self._evaluate(done, journal)
+                if is_checkpoint:
+                    self._save(done)
+                    journal.restart_clock()
+                if stop and not is_last:
+                    vote.result()
+                    accelerator.end_training()
+                    name = signal.Signals(stop).name
+                    raise Interrupted(f"{name}: stopped after step {done}; --resume goes on from there", stop)
+            vote.result()
+            return self._evaluate(config.steps, journal)
+
+    def _log(self, step: int, sums: StepStatistics, journal: Journal, rate: float) -> None:
+        record = {"step": step, **sums.collect(), "learning_rate": rate, **journal.rates()}
+        if record["nonfinite_steps"]:
+            raise self._not_finite("the loss", step)
+        record["marginal"] = self.learner.marginal.value.tolist()
+        journal.write(record)
+        self.track({"learning_rate": rate, **record["loss"], "mask_rate": record["mask_rate"]}, step)
+        loss, speed = sum(record["loss"].values()), record["images_per_second"]
+        journal.show(loss=f"{loss:.3f}", mask=f"{record['mask_rate']:.2f}", **{"images/s": f"{speed:.0f}"})
+        # At first no prediction is confident, and workers have not started: that is no reason for a warning.
+        if step < min(self.config.steps / 2, max(self.config.steps / 10, SETTLED)):
+            return
+        if not self.task.readers["train"].is_resident:
+            journal.warn(data_warning(record["data_wait"], self.config.data.workers))
+        method = self.learner.raw.method
+        if method.needs.num_strong or method.needs.weak_gradient:
+            journal.warn(warnings_for(record, self.task.data.classes, hasattr(method, "threshold")))
+
+    def _not_finite(self, what: str, step: int) -> StoppedError:
+        found = checkpoints(self.checkpoint_folder)
+        last = found[-1] if found else "none"
+        return StoppedError(f"{what} is not finite at step {step}: lower --optim.lr; last good checkpoint: {last}")
+
+    def _evaluate(self, step: int, journal: Journal) -> dict[Part, dict[str, Tensor]]:
+        """Evaluates both models on every part; returns the logits."""
+        predictors = {"ema": self.learner.ema, "raw": self.learner.raw}
+        counts = torch.tensor(self.task.labeled_counts)
+        logits: dict[Part, dict[str, Tensor]] = {}
+        figures: dict[Part, dict[str, Any]] = {}
+        for part in self.task.parts:
+            stream = self.task.evaluation_stream(part, self.config.eval_batch_size)
+            labels = self.task.evaluation_labels(part)
+            logits[part] = {
+                name: predict_logits(predictor, stream, len(counts)) for name, predictor in predictors.items()
+            }
+            figures[part] = {name: evaluate_logits(value, labels, counts) for name, value in logits[part].items()}
+        others = {part: value for part, value in figures.items() if part != "test"}
+        journal.write({"step": step, **figures["test"], **others})
+        self.track({f"{name}_accuracy": figures["test"][name]["accuracy"] for name in predictors}, step)
+        ema = figures["test"]["ema"]
+        journal.say(f"step {step}: accuracy {ema['accuracy']:.2%}, min recall {ema['min_recall']:.2%} (EMA, test)")
+        if "validation" in figures:
+            self.learner.raw.method.on_evaluation(torch.tensor(figures["validation"]["ema"]["confusion"]))
+        journal.restart_clock()
+        return logits
+
+    def track(self, values: dict[str, float], step: int) -> None:
+        """Sends values to the trackers of the setting `log_with`."""
+        if self.config.log_with:
+            self.accelerator.log(values, step)
+
+    def _save(self, step: int) -> None:
+        # The gradient of a finite loss need not be finite.
+        if not torch.stack([p.isfinite().all() for p in self.learner.raw.parameters()]).all():
+            raise self._not_finite("a weight", step)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+            keep = self.config.keep_checkpoints
+            save_checkpoint(self.checkpoint_folder, step, self.learner, self.optimizer, scaler, keep)
+        self.accelerator.wait_for_everyone()
+
+
+def take_step(
+    step: int, batch: Batch, config: Config, accelerator: Accelerator, trained: nn.Module, optimizer: Any
+) -> tuple[Step, float]:
+    """Optimizer step number `step`, from 0, of a prepared learner; returns also the learning rate."""
+    progress = step / config.steps
+    rate = config.optim.lr * learning_rate_factor(progress, config.optim.schedule, config.optim.warmup)
+    set_learning_rate(optimizer, rate)
+    reseed(derived_seed(config.seed, Purpose.PROCESS, step, accelerator.process_index), accelerator.device)
+    result = trained(batch, progress)
+    accelerator.backward(torch.stack([*result.losses.values()]).sum())
+    if config.optim.clip is not None:
+        accelerator.clip_grad_norm_(trained.parameters(), config.optim.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return result, rate

@@ -1,0 +1,147 @@
+"""Reads settings from defaults, YAML files and flags, in this order, by jsonargparse."""
+
+import re
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import fields, is_dataclass
+from inspect import signature
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import read_yaml
+from debias_ssl.training.choices import BASES, CHOICES
+from debias_ssl.training.config import Config
+from debias_ssl.training.messages import WORDING
+
+# What jsonargparse denies of the standard library is not imported for a setting's sake, rather than warned of, and
+# a setting of any type stays the plain value that it is.
+set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are an InputError of one line."""
+
+    choices: dict[str, tuple[type, dict[str, Any], tuple[str, str]]] = CHOICES
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        hint = " (--help lists the settings)"
+        text = " ".join(message.split()).replace(hint, "").replace("Parser key ", "setting ")
+        text = re.sub(r"(\S{80})\S{80,}", r"\1...", text)
+        for technical, plain in WORDING:
+            text = re.sub(technical, plain, text)
+        for setting, (_, named, (one, many)) in self.choices.items():
+            if f'setting "{setting}' in text:
+                text, is_class = re.subn(r"(no|not a) method", rf"\1 {one}", text)
+                hint = f" (--{setting}.help CLASS lists its settings)"
+                if is_class:
+                    hint = f"; the {many} are {', '.join(named)}, or package.module.Class of your own (see PYTHONPATH)"
+        if 'setting "base"' in text:
+            text = re.sub(r"(no|not a) method", r"\1 base", text)
+            hint = f"; DebiasPL goes over {', '.join(BASES)}"
+        # An error in the settings of a setting's class comes here twice.
+        raise InputError(text.removesuffix(hint) + hint) from ex
+
+    def parse_args(self, *arguments: Any, **settings: Any) -> Namespace:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().parse_args(*arguments, **settings)
+        except ImportError as error:
+            # A section's class_path is looked at before anything that would make this an error in a setting.
+            named = re.search(r"'([^']*)'", str(error))
+            raise InputError(f"class_path {named[1] if named else None!r} is not a section of settings") from error
+
+    def read_arguments(self, arguments: list[str]) -> Namespace:
+        """Parses a command line; a config that is not a YAML file of settings is named in the error."""
+        files = []
+        for before, argument in pairwise(["", *arguments]):
+            name = argument if before == "--config" else argument.removeprefix("--config=")
+            if (before == "--config" or name != argument) and Path(name).is_file():
+                if "config" in read_yaml(Path(name)):
+                    raise InputError(
+                        f"{name}: 'config' is not a setting: a file includes no other, but --config can be repeated"
+                    )
+                files.append(name)
+        try:
+            parsed, given = self.parse_args(arguments), self.parse_args(arguments, defaults=False)
+        except InputError as error:
+            raise self._blamed(error, files) from error
+        for setting in self.choices:
+            # jsonargparse hands the defaults of the class that another one takes the place of on to it.
+            if setting in given and (chosen := named_class(given[setting])):
+                asked = given[setting].get("init_args", {})
+                for name, parameter in signature(chosen).parameters.items():
+                    if name not in asked and parameter.default is not parameter.empty:
+                        parsed[setting].init_args[name] = parameter.default
+        return parsed
+
+    def _blamed(self, error: InputError, files: Sequence[str]) -> InputError:
+        """The error with the name of the file that has it, if one of them has."""
+        for name in files:
+            try:
+                self.parse_args(["--config", name])
+            except InputError as own:
+                if str(own) == str(error):
+                    return InputError(f"{name}: {error}")
+        return error
+
+
+def named_class(value: Any) -> type | None:
+    """The class that a setting such as `method` names, if it is one."""
+    module, _, name = getattr(value, "class_path", "").rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) else None
+
+
+def make_parser(job: str, settings: type, skip: Collection[str] = ()) -> Parser:
+    """A parser of the fields of a settings dataclass, but for those to skip, from --config FILE and flags."""
+    # argparse's own usage is every flag once more.
+    usage = f"debias-ssl {job} [--config FILE]... [--SETTING VALUE]..."
+    parser = Parser(
+        prog=f"debias-ssl {job}", usage=usage, description=(settings.__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of settings; flags beside it beat it")
+    parser.add_class_arguments(settings, as_group=False, skip=set(skip))
+    return parser
+
+
+def resolve(parser: Parser, arguments: Namespace) -> tuple[Config, dict[str, Any]]:
+    """The settings of a command line, and the same as plain values: what `config.yaml` holds."""
+    names = [setting.name for setting in fields(Config)]
+    plain = yaml.safe_load(parser.dump(arguments, skip_unset=False))
+    resolved = {name: plain[name] for name in names}
+    for setting, (kind, named, _) in CHOICES.items():
+        # jsonargparse takes any callable here; only classes of the kind may be called.
+        chosen = named_class(arguments[setting])
+        if not (chosen and issubclass(chosen, kind)):
+            raise InputError(f"{setting} is not one of {', '.join(named)}")
+        _shorten(resolved[setting], named)
+        refuse_misplaced(get_type_hints(chosen.__init__), resolved[setting].get("init_args", {}), f"{setting}.")
+    refuse_misplaced(get_type_hints(Config), resolved)
+    settings = parser.instantiate(arguments)
+    return Config(**{name: settings[name] for name in names}), resolved
+
+
+def refuse_misplaced(hints: dict[str, Any], values: dict[str, Any], prefix: str = "") -> None:
+    """Raises InputError at a null, or a value in place of a section, that jsonargparse lets pass."""
+    for name, value in values.items():
+        hint = hints.get(name, Any)
+        if value is None and hint is not Any and hint is not type(None) and type(None) not in get_args(hint):
+            raise InputError(f"{prefix}{name} is null, which it must not be")
+        if is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise InputError(f"{prefix}{name} is {value!r}, where a section of settings is expected")
+            refuse_misplaced(get_type_hints(hint), value, f"{prefix}{name}.")
+
+
+def _shorten(value: Any, named: dict[str, type]) -> None:
+    """Calls the package's classes by their names alone, in place: one that is chosen, and those in its settings."""
+    if isinstance(value, dict) and "class_path" in value:
+        module, _, name = value["class_path"].rpartition(".")
+        if name in named and getattr(sys.modules.get(module), name, None) is named[name]:
+            value["class_path"] = name
+        for inner in value.get("init_args", {}).values():
+            _shorten(inner, named)

@@ -1,0 +1,82 @@
+"""Settings that were saved with a run, read again."""
+
+import json
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from debias_ssl.data.config import DataConfig
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import read_yaml
+from debias_ssl.training.config import Config
+from debias_ssl.training.parser import Parser, make_parser, refuse_misplaced, resolve
+
+
+def config_from(resolved: dict[str, Any]) -> Config:
+    """The settings of a `config.yaml`.
+
+    Raises:
+        InputError: a setting is unknown or has a wrong value.
+    """
+    return _resolve_saved(resolved)[0]
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """The plain values of a `config.yaml`, with defaults for settings that are newer than it.
+
+    Raises:
+        InputError: a setting is unknown or has a wrong value.
+    """
+    return _resolve_saved(saved)[1]
+
+
+def _resolve_saved(saved: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    parser = make_parser("train", Config)
+    try:
+        return resolve(parser, parser.parse_object(saved))
+    except (TypeError, ValueError, ArgumentError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def switched_method(resolved: dict[str, Any], files: Sequence[Path]) -> str | None:
+    """What became of a method's settings in files when a flag switched the method; None where none was switched."""
+    chosen, own = resolved["method"]["class_path"], resolved["method"]["init_args"]
+    others, settings = [], []
+    for file in files:
+        method = read_yaml(file).get("method")
+        if isinstance(method, dict) and method.get("class_path") != chosen:
+            others.append(f"{method.get('class_path')} in {file}")
+            settings += [key for key in method.get("init_args") or {} if key not in settings]
+    if not others:
+        return None
+    kept = [f"{key}={own[key]}" for key in settings if key in own]
+    dropped = [key for key in settings if key not in own]
+    return (
+        f"method {chosen} instead of {', '.join(others)}: "
+        f"kept {', '.join(kept) or 'nothing'}; dropped {', '.join(dropped) or 'nothing'}"
+    )
+
+
+def parse_data(parser: Parser, arguments: list[str]) -> tuple[Namespace, DataConfig]:
+    """Parses a command line with --run, whose data settings are the run's unless flags --data.NAME change them."""
+    parser.add_class_arguments(DataConfig, "data")
+    run = parser.parse_args(arguments).run
+    if not (Path(run) / "config.yaml").exists():
+        raise InputError(f"{run!r} holds no run: it has no config.yaml")
+    saved = read_yaml(Path(run) / "config.yaml")
+    if not isinstance(saved.get("data"), dict):
+        raise InputError(f"{run!r} has no data settings in its config.yaml")
+    parsed = parser.parse_args(["--data", json.dumps(saved["data"]), *arguments])
+    refuse_misplaced({"data": DataConfig}, parsed.as_dict())
+    return parsed, parser.instantiate(parsed).data
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under one name each, as flags name them: `data.labels_per_class`."""
+    result = {}
+    for key, value in settings.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result

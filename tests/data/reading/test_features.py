@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from debias_ssl.contract import Place
+from debias_ssl.data.config import DataConfig
+from debias_ssl.data.reading.features import find_features
+from debias_ssl.data.task import Task, make_task
+from debias_ssl.methods import CDMAD, DebiasPL, FixMatch
+from debias_ssl.system.errors import InputError
+
+
+def write_features(folder: Path, root: Path, names: list[str], values: np.ndarray, **settings: Any) -> str:
+    """Features as `debias-ssl label` leaves them, in shards of two rows."""
+    folder.mkdir(parents=True)
+    files = [[name, 0, 0] for name in names]
+    manifest = {"model": {"model": "a"}, "root": str(root), "files": files, "shard_size": 2, "dim": values.shape[1]}
+    (folder / "manifest.json").write_text(json.dumps(manifest | settings))
+    for number in range(0, len(values), 2):
+        np.save(folder / f"shard_{number // 2:05d}.npy", values[number : number + 2].astype(np.float16))
+    return str(folder)
+
+
+def rows(*numbers: int) -> np.ndarray:
+    return np.array([[number, 10 * number, 100 * number] for number in numbers], dtype=np.float16)
+
+
+def test_features_are_found_by_path_in_any_order_and_in_several_folders(tmp_path: Path, monkeypatch):
+    one = write_features(tmp_path / "one", tmp_path / "images", ["a.png", "b/c.png", "d.png"], rows(1, 2, 3))
+    two = write_features(tmp_path / "two", tmp_path / "more", ["a.png", "e.png"], rows(4, 5))
+    paths = [tmp_path / "more/e.png", tmp_path / "images/d.png", tmp_path / "images/a.png", tmp_path / "more/a.png"]
+    found = find_features([one, two], [str(path) for path in paths])
+    assert found.dtype == np.float16 and found.tolist() == rows(5, 3, 1, 4).tolist()
+    monkeypatch.chdir(tmp_path)
+    assert find_features([one], ["images/b/../b/c.png"]).tolist() == rows(2).tolist()
+
+
+def test_the_first_of_several_folders_that_have_an_image_counts(tmp_path: Path):
+    folders = [write_features(tmp_path / name, tmp_path, ["a.png"], rows(i)) for i, name in enumerate("xy")]
+    assert find_features(folders, [str(tmp_path / "a.png")]).tolist() == rows(0).tolist()
+
+
+def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path):
+    one = write_features(tmp_path / "one", tmp_path, ["a.png", "b.png", "c.png"], rows(1, 2, 3))
+    paths = [str(tmp_path / f"{name}.png") for name in "abc"]
+    with pytest.raises(InputError, match=r"one lack features of '.*z\.png': label its folder"):
+        find_features([one], [*paths, str(tmp_path / "z.png")])
+    with pytest.raises(InputError, match="holds no features of debias-ssl label"):
+        find_features([str(tmp_path)], paths)
+    other = write_features(tmp_path / "other", tmp_path, ["a.png"], rows(1), model={"model": "b"})
+    with pytest.raises(InputError, match="features of different models"):
+        find_features([one, other], paths)
+    np.save(tmp_path / "one" / "shard_00001.npy", np.full((1, 3), np.nan, np.float16))
+    with pytest.raises(InputError, match=r"c\.png' could not be read when its features were made"):
+        find_features([one], paths)
+    (tmp_path / "one" / "shard_00000.npy").write_bytes(b"\x93NUMPY no more")
+    with pytest.raises(InputError, match=r"shard_00000\.npy' is missing or damaged: run debias-ssl label again"):
+        find_features([one], paths)
+    (tmp_path / "one" / "manifest.json").write_text("[]")
+    with pytest.raises(InputError, match=r"manifest\.json' cannot be read"):
+        find_features([one], paths)
+
+
+@pytest.fixture
+def task(tree: Path) -> Task:
+    """Of nine labeled images with random features, six unlabeled ones and the test images."""
+    names = sorted(str(path.relative_to(tree)) for path in tree.rglob("*.png"))
+    values = np.random.default_rng(0).normal(3, 2, (len(names), 5))
+    values[:, 4] = 1
+    folder = write_features(tree.parent / "features", tree, names, values)
+    parts: dict[str, Any] = {part: str(tree / part) for part in ("labeled", "unlabeled", "test")}
+    config = DataConfig(name="folder", features=(folder,), **parts)
+    return make_task(config, seed=0, place=Place(), progress=False)
+
+
+def test_features_are_images_of_one_pixel_standardized_over_the_training_images(task: Task):
+    assert task.channels == 5 and task.readers["train"].is_resident
+    stream = task.training_stream(FixMatch(task.problem(5)), seed=0, batch_size=9, unlabeled_ratio=2, balanced=False)
+    batch = next(stream.batches(0, 1))
+    assert batch.labeled.shape == (9, 5, 1, 1) and batch.strong[0].shape == (18, 5, 1, 1)
+    train = task.readers["train"].pixels
+    assert train is not None
+    standard = (train.flatten(1).double() - torch.tensor(task.data.mean)) / torch.tensor(task.data.std)
+    expected = torch.tensor([0.0] * 5, dtype=torch.float64)
+    torch.testing.assert_close(standard.mean(0), expected, atol=1e-6, rtol=0)
+    # A feature that is the same for all images stays finite.
+    assert task.data.std[4] == 1 and (batch.labeled[:, 4] == 0).all()
+    everything = torch.cat([images for _, images in task.evaluation_stream("test", 3)])
+    assert everything.shape == (len(task.data.test), 5, 1, 1)
+    # The weak view is the features; the strong one is not.
+    standard = standard.float()
+    weak, strong = (torch.cdist(view[0].flatten(1), standard).amin(1) for view in (batch.weak, batch.strong))
+    assert (weak < 1e-4).all() and (strong > 0.1).all()
+
+
+def test_a_method_that_asks_for_a_white_image_is_refused(task: Task):
+    for method in (CDMAD(task.problem(5)), DebiasPL(task.problem(5), base=CDMAD)):
+        with pytest.raises(InputError, match=r"needs a white image, .* unset data\.features"):
+            task.training_stream(method, seed=0, batch_size=9, unlabeled_ratio=2, balanced=False)

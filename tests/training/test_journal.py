@@ -1,0 +1,222 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from debias_ssl.methods import PseudoLabels, Step
+from debias_ssl.training.journal import Journal, StepStatistics, data_warning, finite, read_journal, warnings_for
+
+CPU = torch.device("cpu")
+
+
+def step(target: list, weight: list[float], *losses: float) -> Step:
+    return Step(
+        losses={name: torch.tensor(loss) for name, loss in zip(("labeled", "unlabeled"), losses, strict=False)},
+        pseudo=PseudoLabels(target=torch.tensor(target), weight=torch.tensor(weight)),
+    )
+
+
+# -- statistics of steps
+
+
+def test_statistics_worked():
+    sums = StepStatistics(3, CPU)
+    sums.add(step([0, 0, 1], [1.0, 0.0, 0.5], 1.0, 2.0), torch.tensor([0, 1, -1]))
+    sums.add(step([0, 1, 0], [1.0, 1.0, 1.0], 3.0, 6.0), torch.tensor([1, 1, 0]))
+    assert sums.collect() == {
+        "loss": {"labeled": 2, "unlabeled": 4},
+        "mask_rate": 4.5 / 6,
+        "pseudo_counts": [4, 2, 0],
+        "pseudo_weights": [0.75, 0.75, 0],
+        # Weights of right ones, 1 + 1 + 1, of all whose truth is known, 1 + 0 + 3.
+        "pseudo_accuracy": 0.75,
+        "nonfinite_steps": 0,
+    }
+
+
+def test_collecting_starts_anew():
+    sums = StepStatistics(2, CPU)
+    sums.add(step([0, 0], [1.0, 1.0], 5.0), torch.tensor([1, 1]))
+    sums.collect()
+    sums.add(step([1, 1], [0.0, 1.0], 1.0), torch.tensor([1, 1]))
+    record = sums.collect()
+    assert record["loss"] == {"labeled": 1}
+    assert (record["pseudo_counts"], record["mask_rate"], record["pseudo_accuracy"]) == ([0, 2], 0.5, 1)
+
+
+def test_soft_targets_count_by_their_largest_probability():
+    sums = StepStatistics(3, CPU)
+    sums.add(step([[0.1, 0.9, 0.0], [0.4, 0.3, 0.3]], [1.0, 0.5], 1.0), torch.tensor([1, 2]))
+    record = sums.collect()
+    assert record["pseudo_counts"] == [1, 1, 0]
+    assert record["pseudo_accuracy"] == pytest.approx(1 / 1.5)
+
+
+@pytest.mark.parametrize(("weight", "truth"), [([1.0, 1.0], [-1, -1]), ([0.0, 0.0], [0, 1])])
+def test_accuracy_of_pseudo_labels_is_null_where_none_can_be_judged(weight, truth):
+    sums = StepStatistics(2, CPU)
+    sums.add(step([0, 1], weight, 1.0), torch.tensor(truth))
+    assert sums.collect()["pseudo_accuracy"] is None
+
+
+def test_steps_without_a_finite_loss_are_counted():
+    sums = StepStatistics(2, CPU)
+    for losses in ((1.0, math.nan), (math.inf, math.nan), (1.0, 1.0), (-math.inf, 0.0)):
+        sums.add(step([0], [1.0], *losses), torch.tensor([0]))
+    assert sums.collect()["nonfinite_steps"] == 3
+
+
+# -- warnings
+
+
+def record(mask_rate: float, counts: list[int], weights: list[float]) -> dict[str, Any]:
+    return {"mask_rate": mask_rate, "pseudo_counts": counts, "pseudo_weights": weights}
+
+
+NAMES = ("cat", "dog", "elk", "fox")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (record(0.0, [5, 5, 5, 5], [0.0] * 4), {"none"}),
+        (record(0.001, [5, 5, 5, 5], [0.001] * 4), set()),
+        (record(1.0, [5, 5, 5, 5], [1.0] * 4), {"all"}),
+        (record(0.999, [5, 5, 5, 5], [0.999] * 4), set()),
+        # Half of what passed, and a bit more; what did not pass is left out.
+        (record(0.5, [100, 100, 200, 0], [0.5, 0.5, 0.5, 0.0]), set()),
+        (record(0.5, [100, 90, 200, 0], [0.5, 0.5, 0.5, 0.0]), {"one"}),
+        (record(0.5, [1000, 100, 100, 100], [0.01, 0.1, 0.1, 0.1]), set()),
+        (record(0.5, [100, 1000, 100, 100], [0.9, 0.01, 0.1, 0.1]), {"one"}),
+        (record(1.0, [40, 0, 0, 0], [1.0, 0.0, 0.0, 0.0]), {"all", "one"}),
+        # A share of too few.
+        (record(1.0, [39, 0, 0, 0], [1.0, 0.0, 0.0, 0.0]), {"all"}),
+    ],
+)
+def test_warnings_are_those_of_what_is_wrong(found, expected):
+    assert warnings_for(found, NAMES).keys() == expected
+
+
+def test_a_method_without_a_threshold_is_not_told_to_change_it():
+    assert "threshold" not in warnings_for(record(0.0, [5, 5], [0.0, 0.0]), ("cat", "dog"), False)["none"]
+    assert warnings_for(record(1.0, [5, 5], [1.0, 1.0]), ("cat", "dog"), False) == {}
+
+
+def test_a_collapse_names_its_class_and_share():
+    found = record(0.5, [20, 10, 60, 10], [0.5] * 4)
+    assert warnings_for(found, NAMES)["one"].startswith("class 'elk' takes 60% of the pseudo-labels")
+
+
+def test_two_classes_may_differ_more():
+    assert not warnings_for(record(0.5, [89, 11], [0.5, 0.5]), ("cat", "dog"))
+    assert warnings_for(record(0.5, [91, 9], [0.5, 0.5]), ("cat", "dog")).keys() == {"one"}
+
+
+# -- the file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def journal(path: Path, *, is_main: bool = True) -> Journal:
+    return Journal(path, start=0, steps=10, is_main=is_main)
+
+
+def test_what_is_written_is_read(path):
+    for number in (1, 2):  # a second journal goes on in the same file
+        writer = journal(path)
+        writer.write({"step": number, "loss": {"labeled": 0.5}, "marginal": [0.25, 0.75]})
+        writer.close()
+    assert read_journal(path) == [{"step": n, "loss": {"labeled": 0.5}, "marginal": [0.25, 0.75]} for n in (1, 2)]
+
+
+def test_numbers_that_json_lacks_are_null(path):
+    writer = journal(path)
+    writer.write({"step": 1, "loss": {"a": math.nan, "b": [1.0, -math.inf]}, "name": "nan", "count": 3})
+    writer.close()
+
+    def refuse(constant: str):
+        raise AssertionError(constant)
+
+    text = path.read_text()
+    expected = {"step": 1, "loss": {"a": None, "b": [1.0, None]}, "name": "nan", "count": 3}
+    assert json.loads(text, parse_constant=refuse) == expected
+    assert finite(math.inf) is None
+
+
+def test_a_line_that_was_not_finished_is_left_out(path):
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "los')
+    assert read_journal(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_reading_up_to_a_step_includes_it(path):
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    assert [each["step"] for each in read_journal(path, up_to=2)] == [1, 2]
+
+
+def test_a_journal_that_is_not_there_is_empty(path):
+    assert read_journal(path) == []
+
+
+def test_only_the_first_process_writes_and_speaks(path, capfd):
+    writer = journal(path, is_main=False)
+    writer.write({"step": 1})
+    writer.warn({"none": "something"})
+    writer.close()
+    assert not path.exists()
+    assert capfd.readouterr().err == ""
+
+
+def test_each_kind_of_warning_is_said_once(path, capfd):
+    writer = journal(path)
+    for text in ("no label passes", "still none"):
+        writer.warn({"none": text})
+    writer.warn({"all": "all pass"})
+    writer.close()
+    said = capfd.readouterr().err
+    assert said.count("warning:") == 2
+    assert "no label passes" in said
+    assert "still none" not in said
+
+
+def test_rates_are_of_the_time_since_the_last_ones(path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("debias_ssl.training.journal.time.perf_counter", lambda: now[0])
+    writer = journal(path)
+    now[0] = 104.0
+    writer.step(images=10, waited=1.0)
+    writer.step(images=10, waited=0.0)
+    assert writer.rates() == {"seconds": 4, "images_per_second": 5, "data_wait": 0.25}
+    now[0] = 108.0
+    writer.step(images=4, waited=2.0)
+    assert writer.rates() == {"seconds": 8, "images_per_second": 1, "data_wait": 0.5}
+    now[0] = 200.0
+    writer.restart_clock()  # an evaluation
+    now[0] = 202.0
+    writer.step(images=10, waited=2.0)
+    assert writer.rates() == {"seconds": 102, "images_per_second": 5, "data_wait": 1}
+    writer.close()
+
+
+def test_a_resumed_run_adds_to_the_seconds_it_has_spent(path, monkeypatch):
+    path.write_text('{"step": 1, "seconds": 50.0}\n{"step": 1, "ema": {}}\n')
+    now = [100.0]
+    monkeypatch.setattr("debias_ssl.training.journal.time.perf_counter", lambda: now[0])
+    writer = journal(path)
+    now[0] = 103.0
+    assert writer.rates()["seconds"] == 53
+    writer.close()
+
+
+def test_waiting_for_workers_is_said_from_a_tenth_of_the_time_on():
+    assert data_warning(0.1, 4) == {}
+    text = data_warning(0.37, 0)["data"]
+    assert "37%" in text and "0 workers" in text and "--data.workers" in text
+    # More of them than cores do not help.
+    text = data_warning(0.37, 1000)["data"]
+    assert "--data.workers" not in text and "--data.input resident" in text
