@@ -1,16 +1,18 @@
 """ABC: an auxiliary classifier that sees every class equally often."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
 from debias_ssl.formulas.logits import confident_labels, weighted_cross_entropy
-from debias_ssl.methods.base import Method
+from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.system.errors import check_settings, fraction, not_negative
 
 
-class ABC(Method):
+class ABC(PseudoLabeling):
     """Auxiliary balanced classifier (arXiv 2110.10368) on the features of FixMatch, through which its gradient flows.
 
     With g the auxiliary head, q = softmax(g(weak(u))), k = argmax q, r_y = n_min / n_y and t the progress:
@@ -38,13 +40,10 @@ class ABC(Method):
         unlabeled_weight: float = 1.0,
         auxiliary_weight: float = 1.0,
     ):
-        super().__init__(problem)
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
-        self.unlabeled_weight = unlabeled_weight
         self.auxiliary_weight = auxiliary_weight
-        check_settings(
-            self, "method.", threshold=fraction, unlabeled_weight=not_negative, auxiliary_weight=not_negative
-        )
+        check_settings(self, "method.", threshold=fraction, auxiliary_weight=not_negative)
         self.head = nn.Linear(problem.num_features, problem.num_classes)
         # A class without labels counts as having one.
         counts = torch.tensor(problem.labeled_counts).clamp(min=1)
@@ -52,8 +51,7 @@ class ABC(Method):
 
     def forward(self, views: Views) -> Step:
         target, weight = confident_labels(views.weak.logits, self.threshold)
-        unlabeled = weighted_cross_entropy(views.strong.logits, target, weight)
-
+        step = self.step(views, PseudoLabels(target=target, weight=weight))
         kept = torch.bernoulli(self.keep[views.labels])
         auxiliary = weighted_cross_entropy(self.head(views.labeled.features), views.labels, kept)
         with torch.no_grad():
@@ -61,15 +59,8 @@ class ABC(Method):
         own, confident = confident_labels(weak, self.threshold)
         kept = torch.bernoulli(1 - views.progress * (1 - self.keep[own]))
         consistency = weighted_cross_entropy(self.head(views.strong.features), weak.softmax(-1), confident * kept)
-        return Step(
-            losses={
-                "labeled": self.labeled_loss(views),
-                "unlabeled": self.unlabeled_weight * unlabeled,
-                "auxiliary": self.auxiliary_weight * auxiliary,
-                "consistency": self.auxiliary_weight * consistency,
-            },
-            pseudo=PseudoLabels(target=target, weight=weight),
-        )
+        further = {"auxiliary": self.auxiliary_weight * auxiliary, "consistency": self.auxiliary_weight * consistency}
+        return replace(step, losses=step.losses | further)
 
     def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
         return self.head(view.features)

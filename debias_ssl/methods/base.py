@@ -59,12 +59,15 @@ def class_shares(prior: Sequence[float], num_classes: int) -> Float[Tensor, " C"
 
 
 class PseudoLabeling(Method):
-    """A method whose strong views are trained towards targets that are made of the weak ones.
+    """A method that trains strong views towards targets made of weak views.
 
     L = labeled loss + lambda_u * mean_u weight * CE(f(strong(u)), target)
 
-    The mean is over all unlabeled images, whatever their weight. A paper's formula is `pseudo_labels`; what it is to
-    remember of a step is taken in by `update`. Both are given the logits, so that DebiasPL can hand them debiased ones.
+    The mean is over all unlabeled images, whatever their weight. A paper's formula is `pseudo_labels`; `update` takes a
+    step into the state first. Both get the logits as an argument, so that DebiasPL can hand them debiased ones.
+
+    A method that needs another order overrides `forward` and ends it with `self.step(views, pseudo)`. DebiasPL cannot
+    go over such a method.
 
     Args:
         problem: what is fixed before training.
@@ -83,14 +86,21 @@ class PseudoLabeling(Method):
         """Targets and weights, in [0, 1], from the logits of weak views; leaves the state as it is."""
         raise NotImplementedError
 
+    def unlabeled_logits(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, "U C"]:
+        """The strong logits in the loss: f itself, or f with the margins of the method."""
+        return logits
+
     def further_losses(self, logits: Float[Tensor, "U C"], pseudo: PseudoLabels) -> dict[str, Float[Tensor, ""]]:
         """More losses of the strong logits."""
         return {}
 
     def forward(self, views: Views) -> Step:
         self.update(views.weak.logits, views)
-        pseudo = self.pseudo_labels(views.weak.logits, views)
-        logits = views.strong.logits
+        return self.step(views, self.pseudo_labels(views.weak.logits, views))
+
+    def step(self, views: Views, pseudo: PseudoLabels) -> Step:
+        """Both losses, with these pseudo-labels."""
+        logits = self.unlabeled_logits(views.strong.logits)
         losses = {
             "labeled": self.labeled_loss(views),
             "unlabeled": self.unlabeled_weight * weighted_cross_entropy(logits, pseudo.target, pseudo.weight),

@@ -1,5 +1,6 @@
 """CSST: self-training for the worst class, or for the mean recall while every class is predicted often enough."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -8,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
-from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, weighted_cross_entropy
-from debias_ssl.methods.base import Method
+from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
+from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.system.errors import check_settings, fraction, not_negative
 
 
-class CSST(Method):
+class CSST(PseudoLabeling):
     """Cost-sensitive self-training (arXiv 2304.14738).
 
     With G the gain matrix, D = diag(G), M = G D^-1, p = softmax(f(weak(u))), k = argmax p and
@@ -54,14 +55,12 @@ class CSST(Method):
         rate: float = 0.1,
         unlabeled_weight: float = 1.0,
     ):
-        super().__init__(problem)
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.objective = objective
         self.coverage = coverage
         self.threshold = threshold
         self.rate = rate
-        self.unlabeled_weight = unlabeled_weight
         check_settings(self, "method.", coverage=fraction, threshold=not_negative, rate=not_negative)
-        check_settings(self, "method.", unlabeled_weight=not_negative)
         # A class without labels counts as having one.
         counts = torch.tensor(problem.labeled_counts, dtype=torch.float32).clamp(min=1)
         self.register_buffer("prior", counts / counts.sum(), persistent=False)
@@ -75,19 +74,24 @@ class CSST(Method):
             return (self.multipliers / self.prior).diag()
         return (1 / (len(self.prior) * self.prior)).diag() + self.multipliers
 
+    @property
+    def costs(self) -> Float[Tensor, "C C"]:
+        """M."""
+        return self.gain / self.gain.diagonal()
+
     def forward(self, views: Views) -> Step:
-        gain = self.gain
-        costs, offset = gain / gain.diagonal(), gain.diagonal().log()
         target = views.weak.logits.argmax(-1)
-        ideal = (gain / gain.sum(1, keepdim=True))[target]
+        ideal = (self.gain / self.gain.sum(1, keepdim=True))[target]
         divergence = F.kl_div(views.weak.logits.log_softmax(-1), ideal, reduction="none").sum(-1)
         weight = (divergence < self.threshold).to(divergence.dtype)
-        unlabeled = weighted_cross_entropy(views.strong.logits - offset, costs[target], weight)
-        labeled = F.cross_entropy(views.labeled.logits - offset, costs[views.labels])
-        return Step(
-            losses={"labeled": labeled, "unlabeled": self.unlabeled_weight * unlabeled},
-            pseudo=PseudoLabels(target=target, weight=weight),
-        )
+        step = self.step(views, PseudoLabels(target=self.costs[target], weight=weight))
+        return replace(step, pseudo=PseudoLabels(target=target, weight=weight))
+
+    def labeled_loss(self, views: Views, logits: Float[Tensor, "L C"] | None = None) -> Float[Tensor, ""]:
+        return F.cross_entropy(self.unlabeled_logits(views.labeled.logits), self.costs[views.labels])
+
+    def unlabeled_logits(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, "U C"]:
+        return logits - self.gain.diagonal().log()
 
     def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:
         counts = confusion.to(self.multipliers)

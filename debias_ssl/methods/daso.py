@@ -1,5 +1,7 @@
 """DASO: pseudo-labels of the classifier where they are too few, of prototypes where they are too many."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -8,12 +10,11 @@ from torch import Tensor
 from debias_ssl.contract import Problem, PseudoLabels, Step, Views
 from debias_ssl.distributed.collectives import all_sum_
 from debias_ssl.distributed.running import uniform_marginal
-from debias_ssl.formulas.logits import weighted_cross_entropy
-from debias_ssl.methods.base import Method
+from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.system.errors import check_settings, fraction, not_negative, positive
 
 
-class DASO(Method):
+class DASO(PseudoLabeling):
     """Distribution-aware semantics-oriented pseudo-labels (arXiv 2106.05682) in FixMatch.
 
     With z features, c_k the prototype of class k, p = softmax(f(weak(u))), q_w = softmax(cos(z(weak(u)), c) / T_proto),
@@ -51,17 +52,16 @@ class DASO(Method):
         unlabeled_weight: float = 1.0,
         align_weight: float = 1.0,
     ):
-        super().__init__(problem)
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.temperature = temperature
         self.prototype_temperature = prototype_temperature
         self.warm_up = warm_up
         self.momentum = momentum
-        self.unlabeled_weight = unlabeled_weight
         self.align_weight = align_weight
         check_settings(self, "method.", threshold=fraction, warm_up=fraction)
         check_settings(self, "method.", temperature=positive, prototype_temperature=positive)
-        check_settings(self, "method.", unlabeled_weight=not_negative, align_weight=not_negative)
+        check_settings(self, "method.", align_weight=not_negative)
         self.distribution = uniform_marginal(problem.num_classes, momentum)
         # The length of a prototype means nothing, so that they may start at zero.
         self.register_buffer("prototypes", torch.zeros(problem.num_classes, problem.num_features))
@@ -76,17 +76,10 @@ class DASO(Method):
         self.distribution.update(probs)
         confidence, target = probs.max(-1)
         weight = (confidence >= self.threshold).to(probs.dtype)
-        unlabeled = weighted_cross_entropy(views.strong.logits, target, weight)
         align = F.cross_entropy(self.similarities(views.strong.features), semantic)
         self.update_prototypes(views.labeled.features, views.labels)
-        return Step(
-            losses={
-                "labeled": self.labeled_loss(views),
-                "unlabeled": self.unlabeled_weight * unlabeled,
-                "align": is_blended * self.align_weight * align,
-            },
-            pseudo=PseudoLabels(target=target, weight=weight),
-        )
+        step = self.step(views, PseudoLabels(target=target, weight=weight))
+        return replace(step, losses=step.losses | {"align": is_blended * self.align_weight * align})
 
     @property
     def semantic_share(self) -> Float[Tensor, " C"]:

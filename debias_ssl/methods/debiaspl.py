@@ -65,8 +65,11 @@ class DebiasPL(PseudoLabeling):
         check_settings(self, "method.", threshold=fraction, strength=not_negative)
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.base = None if base is None else base(problem)
-        if isinstance(self.base, DebiasPL):
-            raise InputError("method.base is DebiasPL, whose debiasing is there already: choose another method")
+        if self.base is not None and type(self.base).forward is not PseudoLabeling.forward:
+            raise InputError(
+                f"method.base is {type(self.base).__name__}, whose step has an order of its own: "
+                "choose a method such as FlexMatch"
+            )
         needs = self._policy.needs
         self.needs = replace(
             needs,

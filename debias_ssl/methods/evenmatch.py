@@ -5,13 +5,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from debias_ssl.contract import Problem, PseudoLabels, Step, Views
-from debias_ssl.distributed.running import RunningMean, uniform_marginal
-from debias_ssl.formulas.logits import adjust, debias, gaussian_weights, weighted_cross_entropy
-from debias_ssl.methods.base import Method
+from debias_ssl.distributed.running import uniform_marginal
+from debias_ssl.formulas.logits import adjust, debias
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.methods.softmatch import GaussianWeights
 from debias_ssl.system.errors import check_settings, not_negative
 
 
-class EvenMatch(Method):
+class EvenMatch(PseudoLabeling):
     """Debiased targets, weights with no threshold to set, and a labeled loss for even classes (docs/evenmatch.md).
 
     With pi_l the shares of the classes among the labels, q and r the running means of softmax(f(weak(u))) and of p, and
@@ -46,36 +47,23 @@ class EvenMatch(Method):
         momentum: float = 0.99,
         unlabeled_weight: float = 1.0,
     ):
-        super().__init__(problem)
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.strength = strength
         self.labeled_strength = labeled_strength
-        self.unlabeled_weight = unlabeled_weight
-        check_settings(
-            self, "method.", strength=not_negative, labeled_strength=not_negative, unlabeled_weight=not_negative
-        )
+        check_settings(self, "method.", strength=not_negative, labeled_strength=not_negative)
         counts = torch.tensor(problem.labeled_counts, dtype=torch.float32)
         self.register_buffer("labeled_prior", counts / counts.sum(), persistent=False)
         self.marginal = uniform_marginal(problem.num_classes, momentum)
-        self.debiased_marginal = uniform_marginal(problem.num_classes, momentum)
-        self.confidence = RunningMean(torch.full((1,), 1 / problem.num_classes), momentum)
-        self.variance = RunningMean(torch.ones(1), momentum)
+        self.weights = GaussianWeights(problem.num_classes, momentum=momentum)
 
     def forward(self, views: Views) -> Step:
         weak = debias(views.weak.logits, self.marginal.value, self.strength)
         self.marginal.update(views.weak.logits.softmax(-1))
-        pseudo = PseudoLabels(target=weak.argmax(-1), weight=self.updated_weights(weak))
-        labeled = adjust(views.labeled.logits, self.labeled_prior, self.labeled_strength)
-        strong = adjust(views.strong.logits, self.marginal.value, self.strength)
-        unlabeled = weighted_cross_entropy(strong, pseudo.target, pseudo.weight)
-        losses = {
-            "labeled": self.labeled_loss(views, labeled),
-            "unlabeled": self.unlabeled_weight * unlabeled,
-        }
-        return Step(losses=losses, pseudo=pseudo)
+        self.weights.update(weak)
+        return self.step(views, PseudoLabels(target=weak.argmax(-1), weight=self.weights(weak)))
 
-    def updated_weights(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, " U"]:
-        """lambda, after the running means have taken the logits in."""
-        self.debiased_marginal.update(logits.softmax(-1))
-        confidence = debias(logits, self.debiased_marginal.value, 1.0).softmax(-1).amax(-1, keepdim=True)
-        self.variance.update((confidence - self.confidence.update(confidence)) ** 2)
-        return gaussian_weights(confidence, self.confidence.value, self.variance.value, num_sigma=2.0).squeeze(1)
+    def labeled_loss(self, views: Views, logits: Float[Tensor, "L C"] | None = None) -> Float[Tensor, ""]:
+        return super().labeled_loss(views, adjust(views.labeled.logits, self.labeled_prior, self.labeled_strength))
+
+    def unlabeled_logits(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, "U C"]:
+        return adjust(logits, self.marginal.value, self.strength)

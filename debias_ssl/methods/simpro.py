@@ -6,12 +6,12 @@ from torch import Tensor
 
 from debias_ssl.contract import Problem, PseudoLabels, Step, Views
 from debias_ssl.distributed.running import uniform_marginal
-from debias_ssl.formulas.logits import adjust, confident_labels, weighted_cross_entropy
-from debias_ssl.methods.base import Method
+from debias_ssl.formulas.logits import adjust, confident_labels
+from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.system.errors import check_settings, fraction, not_negative
 
 
-class SimPro(Method):
+class SimPro(PseudoLabeling):
     """Expectation maximization with a prior of its own for the unlabeled images (arXiv 2402.13505).
 
     With f trained to be unbiased, pi_u the prior of the unlabeled images (uniform at first), pi_l that of the labeled
@@ -44,11 +44,10 @@ class SimPro(Method):
         momentum: float = 0.999,
         unlabeled_weight: float = 1.0,
     ):
-        super().__init__(problem)
+        super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.strength = strength
-        self.unlabeled_weight = unlabeled_weight
-        check_settings(self, "method.", threshold=fraction, strength=not_negative, unlabeled_weight=not_negative)
+        check_settings(self, "method.", threshold=fraction, strength=not_negative)
         # Its sum is the share of pseudo-labels that count: steps with few of them move the prior little.
         self.confident = uniform_marginal(problem.num_classes, momentum)
         counts = torch.tensor(problem.labeled_counts, dtype=torch.float32)
@@ -69,9 +68,10 @@ class SimPro(Method):
         weak = adjust(views.weak.logits, self.unlabeled_prior, self.strength)
         target, (_, weight) = weak.softmax(-1), confident_labels(weak, self.threshold)
         self.confident.update(weight.unsqueeze(1) * target)
-        labeled = self.labeled_loss(views, adjust(views.labeled.logits, self.prior, self.strength))
-        unlabeled = weighted_cross_entropy(adjust(views.strong.logits, self.prior, self.strength), target, weight)
-        return Step(
-            losses={"labeled": labeled, "unlabeled": self.unlabeled_weight * unlabeled},
-            pseudo=PseudoLabels(target=target, weight=weight),
-        )
+        return self.step(views, PseudoLabels(target=target, weight=weight))
+
+    def labeled_loss(self, views: Views, logits: Float[Tensor, "L C"] | None = None) -> Float[Tensor, ""]:
+        return super().labeled_loss(views, adjust(views.labeled.logits, self.prior, self.strength))
+
+    def unlabeled_logits(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, "U C"]:
+        return adjust(logits, self.prior, self.strength)

@@ -2,13 +2,51 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from debias_ssl.contract import Problem, PseudoLabels, Views
 from debias_ssl.distributed.running import RunningMean, uniform_marginal
 from debias_ssl.formulas.logits import debias, gaussian_weights
 from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.system.errors import check_settings, not_negative
+
+
+class GaussianWeights(nn.Module):
+    """Weights of pseudo-labels with no threshold to set (arXiv 2301.10921), and the running means that they need.
+
+    With p~ = SumNorm(p / q^tau), q the marginal, and mu and sigma^2 the running means of the mean and the variance of
+    max p~ over a batch (1 / C and 1 at first):
+
+    lambda(p~) = exp(-min(max p~ - mu, 0)^2 n_sigma^2 / (2 sigma^2))
+
+    Args:
+        num_classes: C.
+        momentum: of the running means.
+        num_sigma: n_sigma, how fast weights fall off.
+        strength: tau; 1 is uniform alignment, 0 is none.
+    """
+
+    def __init__(self, num_classes: int, *, momentum: float, num_sigma: float = 2.0, strength: float = 1.0):
+        super().__init__()
+        self.num_sigma = num_sigma
+        self.strength = strength
+        self.marginal = uniform_marginal(num_classes, momentum)
+        self.mean = RunningMean(torch.full((1,), 1 / num_classes), momentum)
+        self.variance = RunningMean(torch.ones(1), momentum)
+
+    def update(self, logits: Float[Tensor, "U C"]) -> None:
+        """Takes a step's logits into the running means."""
+        self.marginal.update(logits.softmax(-1))
+        confidence = self._confidence(logits).unsqueeze(1)
+        self.variance.update((confidence - self.mean.update(confidence)) ** 2)
+
+    def forward(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, " U"]:
+        """lambda of each row."""
+        return gaussian_weights(self._confidence(logits), self.mean.value, self.variance.value, self.num_sigma)
+
+    def _confidence(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, " U"]:
+        """max p~."""
+        return debias(logits, self.marginal.value, self.strength).softmax(-1).amax(-1)
 
 
 class SoftMatch(PseudoLabeling):
@@ -43,20 +81,12 @@ class SoftMatch(PseudoLabeling):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.num_sigma = num_sigma
         check_settings(self, "method.", num_sigma=not_negative)
-        self.strength = 1.0 if uniform_alignment else 0.0
-        self.marginal = uniform_marginal(problem.num_classes, momentum)
-        self.mean = RunningMean(torch.full((1,), 1 / problem.num_classes), momentum)
-        self.variance = RunningMean(torch.ones(1), momentum)
+        self.weights = GaussianWeights(
+            problem.num_classes, momentum=momentum, num_sigma=num_sigma, strength=float(uniform_alignment)
+        )
 
     def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
-        self.marginal.update(logits.softmax(-1))
-        confidence = self.aligned_confidence(logits).unsqueeze(1)
-        self.variance.update((confidence - self.mean.update(confidence)) ** 2)
+        self.weights.update(logits)
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
-        confidence = self.aligned_confidence(logits)
-        weight = gaussian_weights(confidence, self.mean.value, self.variance.value, self.num_sigma)
-        return PseudoLabels(target=logits.argmax(-1), weight=weight)
-
-    def aligned_confidence(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, " U"]:
-        return debias(logits, self.marginal.value, self.strength).softmax(-1).amax(-1)
+        return PseudoLabels(target=logits.argmax(-1), weight=self.weights(logits))

@@ -1,7 +1,7 @@
 """Classes that a setting can name: methods and losses of labeled images."""
 
 from debias_ssl import methods
-from debias_ssl.methods import DebiasPL, Method, labeled_loss
+from debias_ssl.methods import Method, labeled_loss
 from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.methods.labeled_loss import LabeledLoss
 
@@ -10,7 +10,8 @@ METHODS = {
     for name in methods.__all__
     if isinstance(value := getattr(methods, name), type) and issubclass(value, Method) and value is not Method
 }
-BASES = [name for name, value in METHODS.items() if issubclass(value, PseudoLabeling) and value is not DebiasPL]
+# What DebiasPL can go over: the methods whose step is `PseudoLabeling.forward`.
+BASES = [name for name, value in METHODS.items() if value.forward is PseudoLabeling.forward]
 LABELED_LOSSES = {
     name: value
     for name, value in vars(labeled_loss).items()

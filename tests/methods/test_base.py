@@ -29,10 +29,10 @@ from debias_ssl.methods import (
 )
 from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.system.errors import InputError
-from debias_ssl.training.choices import METHODS
+from debias_ssl.training.choices import BASES, METHODS
 from debias_ssl.training.saved import config_from
 
-POLICIES = [method for method in METHODS.values() if issubclass(method, PseudoLabeling) and method is not DebiasPL]
+POLICIES = [METHODS[name] for name in BASES]
 
 
 @pytest.fixture
@@ -129,6 +129,14 @@ def test_state_is_restored(policy, problem, make_policy_views):
 
 
 # -- DebiasPL over each of them
+
+
+def test_debiaspl_goes_over_methods_with_the_common_step_alone(make_problem):
+    own = [name for name, method in METHODS.items() if issubclass(method, PseudoLabeling) and name not in BASES]
+    assert own == ["ABC", "CSST", "DASO", "DebiasPL", "EvenMatch", "SimPro"]
+    for name in own:
+        with pytest.raises(InputError, match=f"method.base is {name}, whose step has an order of its own"):
+            DebiasPL(make_problem(4), base=METHODS[name])
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -15,17 +15,17 @@ def test_a_step_worked(make_problem, make_views):
     labeled, strong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.2, 0.0], [0.0, 0.0]])
     method = EvenMatch(problem, strength=1.0, labeled_strength=2.0, momentum=0.5, unlabeled_weight=3.0)
     method.marginal.value.copy_(torch.tensor([0.8, 0.2]))
-    method.confidence.value.fill_(0.8)
+    method.weights.mean.value.fill_(0.8)
     step = method(make_views(labeled, torch.tensor([1]), weak, strong))
     # w / (.8, .2), normalized: (.692, .308) and (.2, .8).
     debiased = torch.tensor([[9 / 13, 4 / 13], [0.2, 0.8]])
-    torch.testing.assert_close(method.debiased_marginal.value, (debiased.mean(0) + 0.5) / 2)
-    aligned = debiased / method.debiased_marginal.value
+    torch.testing.assert_close(method.weights.marginal.value, (debiased.mean(0) + 0.5) / 2)
+    aligned = debiased / method.weights.marginal.value
     confidence = (aligned / aligned.sum(1, keepdim=True)).amax(1)
     mean = (confidence.mean() + 0.8) / 2
     variance = (confidence.var(correction=0) + 1) / 2
-    assert method.confidence.value.item() == pytest.approx(mean.item())
-    assert method.variance.value.item() == pytest.approx(variance.item())
+    assert method.weights.mean.value.item() == pytest.approx(mean.item())
+    assert method.weights.variance.value.item() == pytest.approx(variance.item())
     # One image is less confident than the mean and counts less, the other counts in full.
     weight = (-2 * (confidence - mean).clamp(max=0) ** 2 / variance).exp()
     assert weight[0] < 1 == weight[1]

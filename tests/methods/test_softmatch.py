@@ -11,13 +11,13 @@ def test_weights_worked(make_problem, make_views):
     method = SoftMatch(make_problem(2), momentum=0.5, uniform_alignment=False)
     step = method(make_views(torch.zeros(1, 2), torch.tensor([0]), weak, torch.zeros(2, 2)))
     # Mean .8 and variance .01 of the batch, halfway from 1/2 and 1.
-    assert method.mean.value.item() == pytest.approx(0.65)
-    assert method.variance.value.item() == pytest.approx(0.505)
+    assert method.weights.mean.value.item() == pytest.approx(0.65)
+    assert method.weights.variance.value.item() == pytest.approx(0.505)
     assert step.pseudo.target.tolist() == [0, 1]
     assert step.pseudo.weight.tolist() == [1, 1]
-    method.mean.value.fill_(0.8)
-    method.mean.momentum = method.variance.momentum = 1.0
-    method.variance.value.fill_(0.04)
+    method.weights.mean.value.fill_(0.8)
+    method.weights.mean.momentum = method.weights.variance.momentum = 1.0
+    method.weights.variance.value.fill_(0.04)
     step = method(make_views(torch.zeros(1, 2), torch.tensor([0]), weak, torch.zeros(2, 2)))
     weight = math.exp(-(0.1**2) * 4 / (2 * 0.04))
     assert step.pseudo.weight.tolist() == pytest.approx([1, weight])
@@ -32,8 +32,8 @@ def test_alignment_is_for_the_weight_only(make_problem, make_views):
     # p / (.7, .3): (.857, 1.333) and (1.143, .667), of confidence .609 and .632: the first is of the other class.
     confidence = torch.tensor([4 / 3 / (6 / 7 + 4 / 3), 8 / 7 / (8 / 7 + 2 / 3)])
     assert step.pseudo.target.tolist() == [0, 0]
-    torch.testing.assert_close(method.mean.value, confidence.mean().unsqueeze(0))
-    torch.testing.assert_close(method.variance.value, confidence.var(correction=0).unsqueeze(0))
+    torch.testing.assert_close(method.weights.mean.value, confidence.mean().unsqueeze(0))
+    torch.testing.assert_close(method.weights.variance.value, confidence.var(correction=0).unsqueeze(0))
     # Half the difference below the mean, of which the deviation is the same half: exp(-4 / 2).
     assert step.pseudo.weight.tolist() == pytest.approx([math.exp(-2), 1], rel=1e-3)
 
@@ -49,5 +49,5 @@ def test_equal_confidences_count_wholly(make_problem, make_views):
     weak = torch.tensor([[0.7, 0.3]]).log().expand(30, 2)
     method = SoftMatch(make_problem(2), momentum=0.0)
     step = method(make_views(torch.zeros(1, 2), torch.tensor([0]), weak, weak))
-    assert method.variance.value.item() < 1e-8
+    assert method.weights.variance.value.item() < 1e-8
     assert step.pseudo.weight.tolist() == pytest.approx([1] * 30)
