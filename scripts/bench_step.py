@@ -223,7 +223,7 @@ def make_usual(setting: Setting) -> Callable[[], Taken]:
     model = make_network(setting).to(setting.device)
     averaged = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=OPTIM.lr, momentum=OPTIM.momentum, nesterov=True, weight_decay=OPTIM.weight_decay
+        model.parameters(), lr=OPTIM.lr, momentum=0.9, nesterov=True, weight_decay=OPTIM.weight_decay
     )
     loader = DataLoader(
         PerImage(pixels),

@@ -38,7 +38,8 @@ def save_checkpoint(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        tensors, numbers = _split_optimizer(optimizer.state_dict())
+        tensors: dict[str, Tensor] = {}
+        numbers = _without_tensors(optimizer.state_dict(), "", tensors)
         save_file(_plain(learner.state_dict()), aside / "learner.safetensors")
         save_file(_plain(tensors), aside / "optimizer.safetensors")
         state = {"step": step, "optimizer": numbers, "scaler": scaler, "machine": machine()}
@@ -73,7 +74,7 @@ def load_checkpoint(path: Path, learner: nn.Module, optimizer: torch.optim.Optim
     try:
         state = json.loads((path / "state.json").read_text())
         learner.load_state_dict(load_file(path / "learner.safetensors"))
-        optimizer.load_state_dict(_join_optimizer(load_file(path / "optimizer.safetensors"), state["optimizer"]))
+        optimizer.load_state_dict(_with_tensors(state["optimizer"], load_file(path / "optimizer.safetensors")))
         _match_layout(optimizer)
         return {key: state[key] for key in ("step", "scaler", "machine")}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -97,19 +98,35 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of an optimizer's state, named parameter.key, and everything else."""
-    tensors, numbers = {}, {}
-    for parameter, values in state["state"].items():
-        for key, value in values.items():
-            target = tensors if isinstance(value, Tensor) else numbers
-            target[f"{parameter}.{key}"] = value
-    return tensors, {"state": numbers, "param_groups": state["param_groups"]}
+def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """An optimizer's state as JSON has it; its tensors go to `tensors`, and their names stand in their places."""
+    match value:
+        case Tensor():
+            tensors[name] = value
+            return {"tensor": name}
+        case torch.dtype():
+            return {"dtype": str(value).removeprefix("torch.")}
+        case dict():
+            return {"items": [[key, _without_tensors(each, f"{name}.{key}", tensors)] for key, each in value.items()]}
+        case list() | tuple():
+            inner = [_without_tensors(each, f"{name}.{i}", tensors) for i, each in enumerate(value)]
+            return {"tuple": inner} if isinstance(value, tuple) else inner
+        case _:
+            return value
 
 
-def _join_optimizer(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in (numbers["state"] | tensors).items():
-        parameter, key = name.split(".", 1)
-        state.setdefault(int(parameter), {})[key] = value
-    return {"state": state, "param_groups": numbers["param_groups"]}
+def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `_without_tensors` was given."""
+    match value:
+        case {"tensor": name}:
+            return tensors[name]
+        case {"dtype": name}:
+            return getattr(torch, name)
+        case {"tuple": inner}:
+            return tuple(_with_tensors(each, tensors) for each in inner)
+        case {"items": items}:
+            return {key: _with_tensors(each, tensors) for key, each in items}
+        case list():
+            return [_with_tensors(each, tensors) for each in value]
+        case _:
+            return value

@@ -11,7 +11,11 @@ METHODS = {
     if isinstance(value := getattr(methods, name), type) and issubclass(value, Method) and value is not Method
 }
 # What DebiasPL can go over: the methods whose step is `PseudoLabeling.forward`.
-BASES = [name for name, value in METHODS.items() if value.forward is PseudoLabeling.forward]
+BASES = {
+    name: value
+    for name, value in METHODS.items()
+    if issubclass(value, PseudoLabeling) and value.forward is PseudoLabeling.forward
+}
 LABELED_LOSSES = {
     name: value
     for name, value in vars(labeled_loss).items()

@@ -1,14 +1,20 @@
 """The optimizer, with FixMatch's settings as defaults."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
 
+import timm.optim
 import torch
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
 from debias_ssl.formulas.schedules import Schedule
-from debias_ssl.system.errors import InputError, check_settings, not_negative, positive
+from debias_ssl.system.errors import InputError, check_settings, not_negative, positive, reason
+from debias_ssl.system.imports import imported
+
+# What an optimizer is called with beside `args`.
+OWN = {"params", "lr", "weight_decay"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +22,11 @@ class OptimConfig:
     """The optimizer.
 
     Args:
-        name: SGD with Nesterov momentum, or AdamW.
+        name: an optimizer of torch.optim or of timm.optim, upper or lower case, or package.module.Class.
         lr: peak learning rate for the global batch; it is not scaled by anything.
-        momentum: of SGD.
-        nesterov: of SGD.
         weight_decay: on kernels only (weights of two and more dimensions), not on biases and normalization.
+        args: further arguments of the optimizer, such as betas; SGD has a momentum of 0.9 and Nesterov's step unless
+            they are set here.
         schedule: FixMatch's cosine, the cosine to zero, or constant.
         warmup: fraction of the run in which the learning rate rises from zero.
         clip: largest norm of the gradient; null clips nothing.
@@ -30,11 +36,10 @@ class OptimConfig:
             embeddings, has no weight decay either.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: str = "sgd"
     lr: float = 0.03
-    momentum: float = 0.9
-    nesterov: bool = True
     weight_decay: float = 5e-4
+    args: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = "cosine_7_16"
     warmup: float = 0.0
     clip: float | None = None
@@ -45,12 +50,14 @@ class OptimConfig:
             self,
             "optim.",
             lr=positive,
-            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
             weight_decay=not_negative,
             warmup=(0 <= self.warmup < 1, "in [0, 1)"),
             clip=(self.clip is None or self.clip > 0, "above 0"),
             layer_decay=(0 < self.layer_decay <= 1, "in (0, 1]"),
         )
+        momentum = self.args.get("momentum", 0.0)
+        if isinstance(momentum, int | float) and not 0 <= momentum < 1:
+            raise InputError(f"optim.args.momentum is {momentum}, must be in [0, 1)")
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig, net: Any = None) -> torch.optim.Optimizer:
@@ -62,7 +69,8 @@ def make_optimizer(module: nn.Module, config: OptimConfig, net: Any = None) -> t
         net: the network of timm in the module, whose layers `layer_decay` is for.
 
     Raises:
-        InputError: `layer_decay` is set, and the network does not say which layers it has.
+        InputError: there is no such optimizer, it does not take these arguments, or `layer_decay` is set and the
+            network does not say which layers it has.
     """
     layers = _layers(net, config) if config.layer_decay < 1 else []
     in_layers = {id(parameter) for layer in layers for parameter in layer["params"]}
@@ -72,12 +80,65 @@ def make_optimizer(module: nn.Module, config: OptimConfig, net: Any = None) -> t
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    # One kernel for all tensors; devices other than these may not have it.
-    fused = all(p.device.type in ("cpu", "cuda") for p in module.parameters()) or None
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
-    nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
+    make = find_optimizer(config.name)
+    taken = inspect.signature(make).parameters
+    arguments = _arguments(make, config)
+    if "fused" in taken and "fused" not in arguments:
+        # One kernel for all tensors; devices other than these may not have it.
+        arguments["fused"] = all(p.device.type in ("cpu", "cuda") for p in module.parameters()) or None
+    try:
+        return make([group for group in groups if group["params"]], lr=config.lr, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"optim.args: {make.__name__} does not take {config.args}: {reason(error)}") from error
+
+
+def find_optimizer(name: str) -> type[torch.optim.Optimizer]:
+    """The class of an optimizer.
+
+    Raises:
+        InputError: there is none of this name, or it cannot take a step by itself.
+    """
+    of_torch = {key.lower(): value for key, value in vars(torch.optim).items() if _is_optimizer(value)}
+    if name.lower() in of_torch:
+        found: Any = of_torch[name.lower()]
+    elif name.lower() in timm.optim.list_optimizers():
+        found = timm.optim.get_optimizer_class(name.lower(), bind_defaults=False)
+    elif "." in name:
+        found = imported(name, "optim.name")
+    else:
+        raise InputError(
+            f"optim.name: there is no optimizer {name!r} in torch.optim or timm.optim; "
+            f"torch's are {', '.join(sorted(of_torch))}; package.module.Class is one of your own"
+        )
+    if not _is_optimizer(found):
+        raise InputError(f"optim.name {name!r} is not a torch.optim.Optimizer")
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputError(f"optim.name: {found.__name__} computes the loss several times a step, which a run does not")
+    return found
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+
+
+def _arguments(make: type[torch.optim.Optimizer], config: OptimConfig) -> dict[str, Any]:
+    """The further arguments of an optimizer.
+
+    Raises:
+        InputError: it does not have one of them, or has no weight decay.
+    """
+    taken = inspect.signature(make).parameters
+    if "weight_decay" not in taken and config.weight_decay:
+        raise InputError(f"optim.name: {make.__name__} has no weight decay: set optim.weight_decay to 0")
+    unknown = [name for name in config.args if name not in taken or name in OWN]
+    if unknown:
+        known = ", ".join(name for name in taken if name not in OWN)
+        raise InputError(f"optim.args: {make.__name__} does not take {unknown[0]!r}; it takes {known}")
+    if make is not torch.optim.SGD:
+        return dict(config.args)
+    momentum = config.args.get("momentum", 0.9)
+    return {"momentum": momentum, "nesterov": momentum > 0, **config.args}
 
 
 def _layers(net: Any, config: OptimConfig) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def trained(make_learner, make_batch) -> tuple[Learner, torch.optim.Optimizer]:
     return learner, optimizer
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "lamb", "adafactorbv"])
 def test_training_goes_on_bit_for_bit(make_learner, make_batch, tmp_path, name):
     config = OptimConfig(name=name, lr=0.01)
     batches = [make_batch(seed=k) for k in range(4)]
@@ -197,7 +197,7 @@ def test_a_checkpoint_holds_tensors_and_json_only(trained, tmp_path):
     assert json.loads((tmp_path / "step_00000002" / "state.json").read_text())["machine"]["processes"] == 1
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "lamb", "adafactorbv"])
 def test_restored_momentum_moves_the_weights_that_it_is_of(name, tmp_path):
     """Also where weights lie in memory in another order than files hold them, which a fused kernel does not see."""
     learners = [torch.nn.Conv2d(3, 4, 3) for _ in range(2)]

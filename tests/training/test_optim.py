@@ -1,5 +1,6 @@
 import pytest
 import timm
+import timm.optim
 import torch
 
 from debias_ssl.methods import FixMatch
@@ -41,7 +42,7 @@ def test_every_trained_parameter_is_optimized_and_no_averaged_one(make_learner):
 
 
 def test_settings_reach_the_optimizer():
-    sgd = make_optimizer(net(), OptimConfig(lr=0.7, momentum=0.8, nesterov=False))
+    sgd = make_optimizer(net(), OptimConfig(lr=0.7, args={"momentum": 0.8, "nesterov": False}))
     assert isinstance(sgd, torch.optim.SGD)
     assert [sgd.param_groups[0][key] for key in ("lr", "momentum", "nesterov")] == [0.7, 0.8, False]
     assert make_optimizer(net(), OptimConfig()).param_groups[1]["nesterov"] is True
@@ -51,7 +52,7 @@ def test_settings_reach_the_optimizer():
 
 
 def test_without_momentum_nesterov_is_off():
-    assert make_optimizer(net(), OptimConfig(momentum=0.0)).param_groups[0]["nesterov"] is False
+    assert make_optimizer(net(), OptimConfig(args={"momentum": 0.0})).param_groups[0]["nesterov"] is False
 
 
 def test_frozen_parameters_are_left_out():
@@ -144,7 +145,6 @@ def test_a_network_without_layers_is_told():
     "setting",
     [
         {"lr": 0.0},
-        {"momentum": 1.0},
         {"weight_decay": -1e-4},
         {"warmup": 1.0},
         {"clip": 0.0},
@@ -155,3 +155,44 @@ def test_a_network_without_layers_is_told():
 def test_a_setting_out_of_range_is_named(setting):
     with pytest.raises(InputError, match=rf"optim\.{next(iter(setting))} "):
         OptimConfig(**setting)
+
+
+def test_the_momentum_is_in_its_range():
+    with pytest.raises(InputError, match=r"optim\.args\.momentum is 1\.0, must be in \[0, 1\)"):
+        OptimConfig(args={"momentum": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kind"),
+    [
+        ("AdamW", {"betas": [0.8, 0.9]}, torch.optim.AdamW),
+        ("RMSprop", {"alpha": 0.5}, torch.optim.RMSprop),
+        ("lion", {"betas": [0.8, 0.9]}, timm.optim.Lion),
+        ("lamb", {}, timm.optim.Lamb),
+        ("torch.optim.NAdam", {}, torch.optim.NAdam),
+    ],
+)
+def test_an_optimizer_of_torch_or_timm_gets_its_own_arguments(name, args, kind):
+    optimizer = make_optimizer(net(), OptimConfig(name=name, lr=0.01, weight_decay=0.1, args=args))
+    assert type(optimizer) is kind
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    for key, value in args.items():
+        assert repr(optimizer.param_groups[0][key]).strip("()[]") == repr(value).strip("()[]")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"name": "adamv"}, "no optimizer 'adamv' in torch.optim or timm.optim; torch's are .*adamw"),
+        ({"name": "adamw", "args": {"momentum": 0.9}}, "AdamW does not take 'momentum'; it takes betas, eps"),
+        ({"args": {"lr": 0.9}}, "SGD does not take 'lr'"),
+        ({"args": {"momentum": 0.0, "nesterov": True}}, "SGD does not take .*Nesterov momentum requires"),
+        ({"name": "LBFGS", "weight_decay": 0.0}, "LBFGS computes the loss several times a step"),
+        ({"name": "Rprop"}, "Rprop has no weight decay: set optim.weight_decay to 0"),
+        ({"name": "torch.nn.Linear"}, "'torch.nn.Linear' is not a torch.optim.Optimizer"),
+        ({"name": "nowhere.Mine"}, "optim.name 'nowhere.Mine' cannot be imported"),
+    ],
+)
+def test_what_an_optimizer_does_not_take_is_told(settings, words):
+    with pytest.raises(InputError, match=words):
+        make_optimizer(net(), OptimConfig(**settings))
