@@ -1,6 +1,5 @@
 """Image classifiers: `build` gives a module that returns (logits, features)."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from debias_ssl.models import heads as heads
 from debias_ssl.models import wide_resnet as wide_resnet
 from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.imports import imported, near
 
 Norm = Literal["batch", "sync", "group"]
 Freeze = Literal["backbone"]
@@ -25,7 +25,8 @@ class ModelConfig:
     """The network.
 
     Args:
-        name: a model of timm, or wrn_28_2, wrn_28_8, wrn_16_2, wrn_10_1; linear or mlp_512 for `data.features`.
+        name: a model of timm, or wrn_28_2, wrn_28_8, wrn_16_2, wrn_10_1; linear or mlp_512 for `data.features`;
+            or package.module.Class of your own, called with num_classes and in_chans.
         pretrained: whether to download timm's weights of that name.
         weights: a file of weights with timm's names, safetensors or a PyTorch file without code, instead of a download;
             a classifier of another shape in it is left out.
@@ -56,10 +57,11 @@ class ModelConfig:
 
 
 class Classifier(nn.Module):
-    """A timm model that gives its logits together with the features that they are a linear function of.
+    """A network that gives its logits together with the features that its classifier takes.
 
     Args:
-        net: the model.
+        net: a model of timm, or one of your own with timm's four names: `forward_features(images)`,
+            `forward_head(maps, pre_logits=False)`, `get_classifier()` and `num_features`.
         frozen: whether only its classifier is trained. All else then stays in evaluation mode, so that batch norms keep
             their statistics, and no activation of it is kept for a gradient.
     """
@@ -69,23 +71,34 @@ class Classifier(nn.Module):
     def __init__(self, net: nn.Module, *, frozen: bool = False):
         super().__init__()
         self.net = net
-        self.num_features: int = self.net.head_hidden_size
+        self.num_features: int = getattr(self.net, "head_hidden_size", self.net.num_features)
         self.frozen = frozen
         if frozen:
             self.net.requires_grad_(False)
-            self.net.get_classifier().requires_grad_(True)
+            for layer in self.classifiers():
+                layer.requires_grad_(True)
             self.train()
+
+    def classifiers(self) -> list[nn.Module]:
+        """The layers that make logits of features; distilled networks have two."""
+        found = self.net.get_classifier()
+        return [found] if isinstance(found, nn.Module) else list(found)
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
         if self.frozen:
             self.net.eval()
-            self.net.get_classifier().train(mode)
+            for layer in self.classifiers():
+                layer.train(mode)
         return self
 
     def forward(self, images: Float[Tensor, "N K H W"]) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N D"]]:
-        features = self.net.forward_head(self.net.forward_features(images), pre_logits=True)
-        return self.net.get_classifier()(features), features
+        maps = self.net.forward_features(images)
+        features = self.net.forward_head(maps, pre_logits=True).flatten(1)
+        classifier = self.net.get_classifier()
+        # Other classifiers, such as a convolution or the mean of two, are known to the network's own head.
+        logits = classifier(features) if isinstance(classifier, nn.Linear) else self.net.forward_head(maps)
+        return logits, features
 
 
 def build(
@@ -106,22 +119,10 @@ def build(
     Raises:
         InputError: there is no such model, or the weights do not fit it.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise InputError(f"model.name: timm has no model {name!r}" + (f"; near it: {', '.join(near)}" if near else ""))
+    sizes = {"num_classes": num_classes, "in_chans": in_chans}
     rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
-    given: dict[str, Any] = {key: rate for key, rate in rates.items() if rate}
-    downloads = pretrained and weights is None
-    try:
-        net = timm.create_model(name, pretrained=downloads, num_classes=num_classes, in_chans=in_chans, **given)
-    except TypeError as error:
-        raise InputError(f"model.name {name!r} does not take {', '.join(given)}: {error}") from error
-    except Exception as error:  # a download raises nearly anything
-        if not downloads:
-            raise
-        raise InputError(
-            f"model.pretrained: cannot get weights of {name!r} ({reason(error)}); model.weights takes a file"
-        ) from error
+    arguments: dict[str, Any] = {**sizes, **{key: rate for key, rate in rates.items() if rate}}
+    net = _create(name, arguments, downloads=pretrained and weights is None)
     if norm == "group":
         net = _with_group_norm(net)
     elif norm == "sync":
@@ -134,12 +135,45 @@ def build(
     return Classifier(net, frozen=freeze == "backbone")
 
 
+def _create(name: str, arguments: dict[str, Any], downloads: bool) -> Any:
+    """The network: timm's, or a class or function of the user's own."""
+    if not timm.is_model(name):
+        if "." not in name:
+            raise InputError(f"model.name: timm has no model {name!r}{near(name, timm.list_models())}")
+        if downloads:
+            raise InputError(f"model.pretrained is for timm's models, not for {name!r}: load weights by model.weights")
+        return _checked_interface(imported(name, "model.name")(**arguments), name)
+    try:
+        return timm.create_model(name, pretrained=downloads, **arguments)
+    except TypeError as error:
+        rates = ", ".join(key for key in arguments if key.startswith("drop"))
+        raise InputError(f"model.name {name!r} does not take {rates}: {error}") from error
+    except Exception as error:  # a download raises nearly anything
+        if not downloads:
+            raise
+        raise InputError(
+            f"model.pretrained: cannot get weights of {name!r} ({reason(error)}); model.weights takes a file"
+        ) from error
+
+
+def _checked_interface(net: Any, name: str) -> nn.Module:
+    """A network of the user's own; InputError where it lacks one of timm's names."""
+    wanted = ("forward_features", "forward_head", "get_classifier", "num_features")
+    missing = [each for each in wanted if not hasattr(net, each)]
+    if not isinstance(net, nn.Module) or missing:
+        lacks = f"it has no {missing[0]}" if missing else "it is not a torch.nn.Module"
+        raise InputError(f"model.name {name!r} is not a network with timm's {', '.join(wanted)}: {lacks}")
+    return net
+
+
 def check_images(name: str, model: Classifier, shape: tuple[int, int, int]) -> None:
     """Raises InputError where a model does not take images of a height, width and number of channels."""
     height, width, channels = shape
+    images = torch.zeros(1, channels, height, width)
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, channels, height, width))
+            logits, features = model.eval()(images)
+            own = model.net.forward_head(model.net.forward_features(images))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(
             f"model.name: {name} does not take images of {height} x {width} pixels ({reason(error).rstrip('.')}); "
@@ -147,6 +181,11 @@ def check_images(name: str, model: Classifier, shape: tuple[int, int, int]) -> N
         ) from error
     finally:
         model.train()
+    if features.shape[1] != model.num_features or not torch.allclose(logits, own, rtol=1e-3, atol=1e-3):
+        raise InputError(
+            f"model.name: the logits of {name} are not its classifier's of its {model.num_features} features, which "
+            "training needs: choose another network"
+        )
 
 
 def batch_norms(model: nn.Module) -> list[Any]:
@@ -164,7 +203,10 @@ def load_weights(net: Any, path: Path) -> None:
         raise InputError(f"model.weights: {str(path)!r} holds no weights: {reason(error)}") from error
     own = net.state_dict()
     fitting = {key: value for key, value in loaded.items() if key in own and value.shape == own[key].shape}
-    classifier = {key for key, module in net.named_modules() if module is net.get_classifier()}
+    own_classifier = net.get_classifier()
+    classifiers = [own_classifier] if isinstance(own_classifier, nn.Module) else [*own_classifier]
+    inside = {id(module) for layer in classifiers for module in layer.modules()}
+    classifier = {key for key, module in net.named_modules() if id(module) in inside}
     missing = [key for key in own if key not in fitting and key.rpartition(".")[0] not in classifier]
     if missing:
         raise InputError(

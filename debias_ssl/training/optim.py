@@ -4,9 +4,12 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
-import timm.optim
 import torch
-from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
+from timm.optim import (
+    get_optimizer_class,  # pyright: ignore[reportPrivateImportUsage]
+    list_optimizers,  # pyright: ignore[reportPrivateImportUsage]
+    param_groups_layer_decay,  # pyright: ignore[reportPrivateImportUsage]
+)
 from torch import nn
 
 from debias_ssl.formulas.schedules import Schedule
@@ -92,7 +95,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig, net: Any = None) -> t
         raise InputError(f"optim.args: {make.__name__} does not take {config.args}: {reason(error)}") from error
 
 
-def find_optimizer(name: str) -> type[torch.optim.Optimizer]:
+def find_optimizer(name: str) -> Any:
     """The class of an optimizer.
 
     Raises:
@@ -101,8 +104,8 @@ def find_optimizer(name: str) -> type[torch.optim.Optimizer]:
     of_torch = {key.lower(): value for key, value in vars(torch.optim).items() if _is_optimizer(value)}
     if name.lower() in of_torch:
         found: Any = of_torch[name.lower()]
-    elif name.lower() in timm.optim.list_optimizers():
-        found = timm.optim.get_optimizer_class(name.lower(), bind_defaults=False)
+    elif name.lower() in list_optimizers():
+        found = get_optimizer_class(name.lower(), bind_defaults=False)
     elif "." in name:
         found = imported(name, "optim.name")
     else:
@@ -122,7 +125,7 @@ def _is_optimizer(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
 
 
-def _arguments(make: type[torch.optim.Optimizer], config: OptimConfig) -> dict[str, Any]:
+def _arguments(make: Any, config: OptimConfig) -> dict[str, Any]:
     """The further arguments of an optimizer.
 
     Raises:

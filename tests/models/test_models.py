@@ -254,3 +254,92 @@ def test_files_that_hold_no_weights_are_told(tmp_path, file, content):
 def test_a_missing_file_of_weights_is_told(tmp_path):
     with pytest.raises(InputError, match=r"there is no file '.*none\.pth'"):
         build("wrn_10_1", 5, weights=str(tmp_path / "none.pth"))
+
+
+# -- classifiers that are not one linear layer
+
+
+@pytest.mark.parametrize("freeze", [None, "backbone"])
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s", "resnetv2_50"])
+def test_two_classifiers_or_a_convolution_give_the_networks_own_logits(name, freeze):
+    torch.manual_seed(0)
+    model = build(name, 5, freeze=freeze).eval()
+    images = torch.randn(2, 3, 224, 224)
+    logits, features = model(images)
+    torch.testing.assert_close(logits, model.net(images))
+    assert features.shape == (2, model.num_features)
+    if freeze:
+        trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+        assert trained == {parameter for layer in model.classifiers() for parameter in layer.parameters()}
+        assert len(model.classifiers()) == (1 if name == "resnetv2_50" else 2)
+
+
+def test_weights_of_another_number_of_classes_are_loaded_into_all_but_the_classifiers(tmp_path):
+    source, target = build("deit_tiny_distilled_patch16_224", 3), build("deit_tiny_distilled_patch16_224", 5)
+    save_file(source.net.state_dict(), tmp_path / "weights.safetensors")
+    load_weights(target.net, tmp_path / "weights.safetensors")
+    assert target.net.head.weight.shape == (5, 192)
+    assert torch.equal(target.net.cls_token, source.net.cls_token)
+
+
+def test_logits_that_are_not_the_classifiers_are_refused():
+    with pytest.raises(InputError, match="volo_d1_224 are not its classifier's of its 384 features"):
+        check_images("volo_d1_224", build("volo_d1_224", 5), (224, 224, 3))
+
+
+# -- networks of one's own
+
+OWN = """
+from torch import nn
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes, in_chans):
+        super().__init__()
+        self.num_features = 8
+        self.conv, self.fc = nn.Conv2d(in_chans, 8, 3, padding=1), nn.Linear(8, num_classes)
+
+    def forward_features(self, images):
+        return self.conv(images).relu()
+
+    def forward_head(self, maps, pre_logits=False):
+        features = maps.mean((2, 3))
+        return features if pre_logits else self.fc(features)
+
+    def get_classifier(self):
+        return self.fc
+
+
+class Bare(nn.Linear):
+    def __init__(self, num_classes, in_chans):
+        super().__init__(in_chans, num_classes)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_a_network_of_ones_own_is_built(own):
+    model = build("my_networks.Small", 3, in_chans=1)
+    check_images("my_networks.Small", model, (8, 8, 1))
+    logits, features = model(torch.randn(2, 1, 8, 8))
+    assert logits.shape == (2, 3) and features.shape == (2, 8)
+    assert logits.equal(model.net.fc(features))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("my_networks.Smal", {}, "near it: Small"),
+        ("my_networks.Bare", {}, "has no forward_features"),
+        ("my_networks.Small", {"pretrained": True}, "model.pretrained is for timm's models"),
+        ("nowhere.Small", {}, "cannot be imported"),
+        ("restnet18", {}, "timm has no model 'restnet18'; near it: .*resnet18"),
+    ],
+)
+def test_what_is_no_network_is_told(own, name, settings, words):
+    with pytest.raises(InputError, match=words):
+        build(name, 3, **settings)

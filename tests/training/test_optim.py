@@ -1,6 +1,7 @@
 import pytest
 import timm
-import timm.optim
+import timm.optim.lamb
+import timm.optim.lion
 import torch
 
 from debias_ssl.methods import FixMatch
@@ -167,8 +168,8 @@ def test_the_momentum_is_in_its_range():
     [
         ("AdamW", {"betas": [0.8, 0.9]}, torch.optim.AdamW),
         ("RMSprop", {"alpha": 0.5}, torch.optim.RMSprop),
-        ("lion", {"betas": [0.8, 0.9]}, timm.optim.Lion),
-        ("lamb", {}, timm.optim.Lamb),
+        ("lion", {"betas": [0.8, 0.9]}, timm.optim.lion.Lion),
+        ("lamb", {}, timm.optim.lamb.Lamb),
         ("torch.optim.NAdam", {}, torch.optim.NAdam),
     ],
 )
