@@ -109,7 +109,7 @@ def test_resume_refuses_other_data(tmp_path: Path, capsys):
 def test_a_flag_beats_the_file_and_the_file_the_default(tmp_path: Path):
     train.main(["--config", str(DIGITS), *SHORT, "--out", str(tmp_path / "a"), "--optim.lr", "0.01"])
     saved = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
-    assert saved["optim"]["lr"] == 0.01 and saved["batch_size"] == 32 and saved["optim"]["momentum"] == 0.9
+    assert saved["optim"]["lr"] == 0.01 and saved["batch_size"] == 32 and saved["optim"]["name"] == "sgd"
     assert saved["method"] == {
         "class_path": "DebiasPL",
         "init_args": {"threshold": 0.95, "strength": 0.5, "momentum": 0.99, "unlabeled_weight": 1.0, "num_views": 1}

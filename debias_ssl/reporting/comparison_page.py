@@ -17,7 +17,7 @@ from debias_ssl.reporting.parts import confusion_figure
 from debias_ssl.reporting.run_page import moments_of, pseudo_confusion, shares_of, strength_text
 from debias_ssl.runs.results import Result, aggregate, differences_between, interval_text, spread_text
 from debias_ssl.system.errors import InputError, reason
-from debias_ssl.training.saved import flat
+from debias_ssl.training.renamed import flat
 
 TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}
 TABLE |= {"ece": "ECE", "median_accuracy": "median acc.", "best_test_accuracy": "best on test"}

@@ -13,7 +13,8 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_yaml, replacing, write_aside
 from debias_ssl.training.checkpoint import checkpoints
 from debias_ssl.training.learner import Predictor
-from debias_ssl.training.saved import completed, flat
+from debias_ssl.training.renamed import flat
+from debias_ssl.training.saved import completed
 
 # Settings that may differ when a run is resumed: they change where and how it is computed, not what.
 RESUMABLE = {"data.root", "data.workers", "data.cache", "data.download", "keep_checkpoints", "log_with"}

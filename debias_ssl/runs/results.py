@@ -14,7 +14,7 @@ from scipy.stats import t as student_t
 
 from debias_ssl.system.files import write_aside
 from debias_ssl.training.journal import finite
-from debias_ssl.training.saved import flat
+from debias_ssl.training.renamed import flat
 
 FIGURES = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece")
 COLUMNS = ("variant", "seed", "status", *FIGURES, "seconds")

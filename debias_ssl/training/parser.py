@@ -17,6 +17,7 @@ from debias_ssl.system.files import read_yaml
 from debias_ssl.training.choices import BASES, CHOICES
 from debias_ssl.training.config import Config
 from debias_ssl.training.messages import WORDING
+from debias_ssl.training.renamed import check_flags, check_names, flat
 
 # What jsonargparse denies of the standard library is not imported for a setting's sake, rather than warned of, and
 # a setting of any type stays the plain value that it is.
@@ -60,11 +61,14 @@ class Parser(ArgumentParser):
         for before, argument in pairwise(["", *arguments]):
             name = argument if before == "--config" else argument.removeprefix("--config=")
             if (before == "--config" or name != argument) and Path(name).is_file():
-                if "config" in read_yaml(Path(name)):
+                settings = read_yaml(Path(name))
+                check_names(flat(settings).items(), name)
+                if "config" in settings:
                     raise InputError(
                         f"{name}: 'config' is not a setting: a file includes no other, but --config can be repeated"
                     )
                 files.append(name)
+        check_flags(arguments)
         try:
             parsed, given = self.parse_args(arguments), self.parse_args(arguments, defaults=False)
         except InputError as error:

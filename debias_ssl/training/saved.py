@@ -13,6 +13,7 @@ from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import read_yaml
 from debias_ssl.training.config import Config
 from debias_ssl.training.parser import Parser, make_parser, refuse_misplaced, resolve
+from debias_ssl.training.renamed import check_names, flat
 
 
 def config_from(resolved: dict[str, Any]) -> Config:
@@ -35,6 +36,7 @@ def completed(saved: dict[str, Any]) -> dict[str, Any]:
 
 def _resolve_saved(saved: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
     parser = make_parser("train", Config)
+    check_names(flat(saved).items(), "config.yaml")
     try:
         return resolve(parser, parser.parse_object(saved))
     except (TypeError, ValueError, ArgumentError) as error:
@@ -72,11 +74,3 @@ def parse_data(parser: Parser, arguments: list[str]) -> tuple[Namespace, DataCon
     parsed = parser.parse_args(["--data", json.dumps(saved["data"]), *arguments])
     refuse_misplaced({"data": DataConfig}, parsed.as_dict())
     return parsed, parser.instantiate(parsed).data
-
-
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under one name each, as flags name them: `data.labels_per_class`."""
-    result = {}
-    for key, value in settings.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result

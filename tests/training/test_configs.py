@@ -7,7 +7,8 @@ import yaml
 from jobs import settings_of
 
 from debias_ssl.system.errors import InputError
-from debias_ssl.training.saved import config_from, flat
+from debias_ssl.training.renamed import flat
+from debias_ssl.training.saved import config_from
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
