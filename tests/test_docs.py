@@ -1,6 +1,7 @@
 """What the README says is true."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from debias_ssl import cli
+from debias_ssl.train import main as train
 from debias_ssl.training.choices import LABELED_LOSSES, METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -33,3 +35,37 @@ def test_example_debiases(code: str):
     plain, unbiased = [[int(n) for n in re.findall(r"\d+", part)] for part in done.stdout.split("tensor")[1:]]
     assert sum(plain) == sum(unbiased) == 1000
     assert max(unbiased) - min(unbiased) < max(plain) - min(plain)
+
+
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+# A file of a user's own, and after it the command that uses it.
+OWN_PARTS = re.findall(
+    r"```python\n# (my_\w+\.py)\n(.*?)```.*?```\n(?:PYTHONPATH=\. )?debias-ssl train (.*?)\n```",
+    ARCHITECTURE,
+    re.DOTALL,
+)
+
+
+@pytest.mark.parametrize(("name", "code", "flags"), OWN_PARTS, ids=[part[0] for part in OWN_PARTS])
+def test_a_part_of_ones_own_is_used_without_touching_the_package(name, code, flags, tmp_path, monkeypatch):
+    (tmp_path / name).write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    short = ["--steps", "3", "--log_every", "1", "--eval_every", "3", "--out", str(tmp_path / "run")]
+    flags = [flag.replace("configs/", f"{ROOT}/configs/") for flag in shlex.split(flags.replace("\\\n", " "))]
+    train([*flags, *short])
+    assert name.removesuffix(".py") in (tmp_path / "run" / "config.yaml").read_text()
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_every_joint_has_an_example():
+    kinds = {"my_method.py", "my_loss.py", "my_network.py", "my_optimizer.py", "my_data.py", "my_operation.py"}
+    assert {name for name, _, _ in OWN_PARTS} == kinds
+
+
+def test_the_map_names_files_and_folders_that_exist():
+    map_ = ARCHITECTURE[: ARCHITECTURE.index("## Your own parts")]
+    for path in re.findall(r"`([\w/]+(?:\.py|/))`", map_):
+        assert (ROOT / "debias_ssl" / path).exists() or (ROOT / path).exists(), path
+    for path in (ROOT / "debias_ssl").iterdir():
+        if path.is_dir() and path.name != "__pycache__":
+            assert re.search(rf"^ .*\b{path.name}\b", map_, re.MULTILINE), f"{path.name} is not in the picture"
