@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from debias_ssl.reporting.figures import NUM_COLORS, plain
+from debias_ssl.reporting.figures import NUM_COLORS, printable
 
 # Sides of the images on a page: larger ones would make it heavy, and would not be seen.
 LARGEST_SIDE = 96
@@ -86,7 +86,7 @@ def render(page: Page, version: str) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: plain(value) if type(value) is str and "\n" not in value else value,
+        finalize=lambda value: printable(value) if type(value) is str and "\n" not in value else value,
     )
     text = environment.get_template("report.html").render(
         page=page, version=version, markup=Markup, num_colors=NUM_COLORS
@@ -102,7 +102,7 @@ def picture(pixels: UInt8[np.ndarray, "H W K"], alt: str, lines: Sequence[str]) 
     buffer = io.BytesIO()
     image.save(buffer, kind, quality=85)
     source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(source=source, alt=plain(alt), lines=lines)
+    return Picture(source=source, alt=printable(alt), lines=lines)
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -111,4 +111,4 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 def named(shares: Float[np.ndarray, " C"], names: Sequence[str], order: Sequence[int], digits: int = 1) -> str:
     """Classes with their shares, in words."""
-    return ", ".join(f"{plain(names[k])} {percent(float(shares[k]), digits)}" for k in order)
+    return ", ".join(f"{printable(names[k])} {percent(float(shares[k]), digits)}" for k in order)
