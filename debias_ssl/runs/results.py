@@ -128,7 +128,7 @@ def differences_between(variants: Mapping[str, dict[str, Any]]) -> dict[str, dic
 def differences_text(differences: Mapping[str, Mapping[str, Any]], variants: Sequence[str]) -> str:
     """The settings that differ between variants, as a table for a terminal."""
     if not differences:
-        return "the variants differ in nothing"
+        return "the variants do not differ in any setting"
     lines = [["what differs", *variants]]
     for field, values in differences.items():
         lines.append(
