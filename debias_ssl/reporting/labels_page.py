@@ -1,4 +1,4 @@
-"""The page of labels: rows of predictions before and after a class prior is removed."""
+"""The page of labels: predictions before and after a class prior is removed."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -36,13 +36,13 @@ def labels_page(
     features: Callable[[], Iterable[Float[Tensor, "_ D"]]] | None,
     pictures: Pictures | None,
 ) -> Page:
-    """What removing a class prior does to predictions; rows that strength and temperature were chosen on are left out.
+    """The effect of removing a class prior; rows that strength and temperature were chosen on are left out.
 
     Args:
         labeling: the labels of all rows.
-        facts: lines below the title: what was labeled, by what.
-        features: gives the features of all rows in row order, in chunks, to compare classes by.
-        pictures: gives the images of some rows.
+        facts: lines below the title.
+        features: yields the features of all rows in row order, in chunks; None leaves the similarity of classes out.
+        pictures: reads the images of some rows; None leaves the examples out.
     """
     config, kept = labeling.config, np.flatnonzero(labeling.reported)
     setting = (
@@ -73,7 +73,7 @@ def labels_page(
 
 
 def _only(labeling: Labeling, kept: Int[np.ndarray, " R"]) -> Labeling:
-    """Some rows of a labeling."""
+    """The labeling of some rows."""
     if len(kept) == len(labeling.reported):
         return labeling
     arrays = ("plain", "plain_confidence", "label", "confidence", "top2_gap", "truth", "reported")
@@ -82,6 +82,7 @@ def _only(labeling: Labeling, kept: Int[np.ndarray, " R"]) -> Labeling:
 
 
 def headline(labeling: Labeling) -> Section:
+    """The tables of metrics and of predicted counts."""
     summary = summary_of(labeling)
     known = int((labeling.truth >= 0).sum())
     which = {"plain": labeling.plain_confidence, "debiased": labeling.confidence}
@@ -109,7 +110,7 @@ def headline(labeling: Labeling) -> Section:
 
 
 def counts(labeling: Labeling) -> Section:
-    """Predicted counts before and after, the prior, and where labels went."""
+    """Predicted counts before and after, the prior, and the classes between which labels moved."""
     number = [np.bincount(labeling.truth[labeling.truth >= 0], minlength=len(labeling.classes))]
     number += [labeling.counts("plain"), labeling.counts("label")]
     true, before, after = (each / max(1, each.sum()) for each in number)
@@ -179,7 +180,7 @@ def _prior(labeling: Labeling) -> Figure:
 
 
 def flow_table(labeling: Labeling) -> Table:
-    """The classes whose counts change most, and where their labels come from and go to."""
+    """The classes whose counts change most, and the classes that they gain labels from and lose labels to."""
     names = labeling.classes
     flows = confusion_counts(labeling.plain, labeling.label, len(names))
     before, after = flows.sum(1), flows.sum(0)
@@ -227,14 +228,14 @@ def against_truth(labeling: Labeling) -> Section:
 def precisions_and_recalls(
     confusion: Confusion,
 ) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
-    """Of each class; nan where it is never predicted, or has no rows."""
+    """Precision and recall of each class; nan where it is never predicted, or has no rows."""
     right = confusion.diagonal()
     with np.errstate(invalid="ignore"):
         return right / confusion.sum(0), right / confusion.sum(1)
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
-    """Spearman's, in words; there is none of fewer than three classes, or of numbers that are all the same."""
+    """Spearman's rank correlation as text; a dash for fewer than three classes, or where all numbers are the same."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return "-"
     found: Any = spearmanr(x, y)
@@ -267,6 +268,7 @@ def _scores_by_count(confusion: Confusion, names: Sequence[str]) -> Figure:
 
 
 def examples(labeling: Labeling, pictures: Pictures) -> Section:
+    """Images whose label debiasing changes, and images with confident mistakes."""
     names, classes, truth = labeling.names, labeling.classes, labeling.truth
     what = "rows whose truth is known"
     sheets = [

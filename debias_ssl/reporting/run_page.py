@@ -1,4 +1,4 @@
-"""The page of one run: what its folder holds, and what its model says of the images."""
+"""The page of one run: its metrics and training curves, and the pseudo-labels of its model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,12 +28,11 @@ LEFT_OUT = "the confusion of pseudo-labels, the class correlation and the exampl
 
 
 def run_page(run: FinishedRun) -> Page:
-    """Everything about one run; what needs images is left out, with a note, where they are gone."""
+    """The page of a run; where its images were removed, a note replaces the parts that need them."""
     notes, inspection = [], None
     try:
         inspection = inspect(run)
     except ImagesGoneError as error:
-        # The message's second half is a fix for another command.
         notes.append(f"Left out, because the run's images are not there any more: {LEFT_OUT} ({error}).")
     sections = [headline(run), learning(run), bias(run, inspection), predictions(run)]
     if inspection is not None:
@@ -57,6 +56,7 @@ def run_page(run: FinishedRun) -> Page:
 
 
 def headline(run: FinishedRun) -> Section:
+    """The table of test metrics."""
     if run.finetuned:
         return before_and_after(run.finetuned)
     last_few = min(run.config.median_of, len(run.evaluations))
@@ -78,6 +78,7 @@ def headline(run: FinishedRun) -> Section:
 
 
 def before_and_after(finetuned: Finetuned) -> Section:
+    """The table of metrics before and after fine-tuning."""
     names = {"validation": "held-out", "test": "test"}
     rows = [
         [f"{names[part]}, {moment}", *(percent(value) for value in figures.values())]
@@ -93,6 +94,7 @@ def before_and_after(finetuned: Finetuned) -> Section:
 
 
 def learning(run: FinishedRun) -> Section:
+    """Curves of losses, accuracy and pseudo-labels over training."""
     steps = np.array([log["step"] for log in run.logs])
     names = list(dict.fromkeys(name for log in run.logs for name in log["loss"]))
     losses = [
@@ -164,7 +166,7 @@ def _marginals(run: FinishedRun) -> Figure:
 
 
 def bias(run: FinishedRun, inspection: Inspection | None) -> Section:
-    """The marginal over time, and pseudo-labels by class at four moments."""
+    """The marginal over time, and the pseudo-labels of each class at four moments of training."""
     names, counts, logs = run.classes, true_counts(run, inspection), moments_of(run)
     true = None if counts is None else np.array(counts) / sum(counts)
     pairs = [pseudo_label_shares(log) for log in logs]
@@ -207,7 +209,7 @@ def _moment_alt(
 
 
 def _distance(counted: Float[np.ndarray, " C"], true: Float[np.ndarray, " C"] | None) -> str:
-    """How far pseudo-labels are from the truth, in a few words."""
+    """The distance of the pseudo-labels from the truth, for a caption."""
     if not counted.any():
         return "too early to tell"
     if true is None:
@@ -216,6 +218,7 @@ def _distance(counted: Float[np.ndarray, " C"], true: Float[np.ndarray, " C"] | 
 
 
 def predictions(run: FinishedRun) -> Section:
+    """Confusion, recalls and reliability on the test images."""
     names, confusion = run.classes, np.array(run.metrics["confusion"])
     recalls = np.array([np.nan if recall is None else recall for recall in run.metrics["recalls"]], dtype=float)
     order = [int(k) for k in np.argsort(recalls, kind="stable") if not np.isnan(recalls[k])]
@@ -238,7 +241,7 @@ def predictions(run: FinishedRun) -> Section:
 
 
 def pseudo_labels(run: FinishedRun, inspection: Inspection) -> Section:
-    """What the exported model says of unlabeled images, plainly and debiased."""
+    """The exported model's labels of the unlabeled images, plain and debiased."""
     num, names = len(inspection.index), run.classes
     drawn = []
     if (inspection.truth >= 0).any():
@@ -260,7 +263,7 @@ def pseudo_labels(run: FinishedRun, inspection: Inspection) -> Section:
 
 
 def examples(run: FinishedRun, inspection: Inspection) -> Section:
-    """Images that are confident and wrong, and images whose labels debiasing changes."""
+    """Images with confident mistakes, and images whose pseudo-label debiasing changes."""
     sheets = [_wrong(run, inspection), _changed(run, inspection)]
     return Section(title="Examples", sheets=[sheet for sheet in sheets if sheet.pictures])
 

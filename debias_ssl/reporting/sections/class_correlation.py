@@ -21,7 +21,7 @@ BLOCK, NEIGHBORS = 10, 9
 def mean_feature_cosines(
     features: Tensor, classes: Int[np.ndarray, " U"], shown: Sequence[int]
 ) -> Float[np.ndarray, "S S"]:
-    """Cosine similarities of the mean features of some classes."""
+    """Cosine similarities between the mean features of the classes in `shown`."""
     means = torch.stack([features[torch.from_numpy(classes == k)].double().mean(0) for k in shown])
     means = torch.nn.functional.normalize(means, dim=1)
     return (means @ means.T).numpy()
@@ -61,12 +61,12 @@ def correlation_figure(inspection: Inspection, names: Sequence[str]) -> Figure |
 def class_means(
     features: Iterable[Float[Tensor, "_ D"]], classes: Int[np.ndarray, " N"], num_classes: int
 ) -> Float[np.ndarray, "C D"]:
-    """Mean features of classes, in one pass; rows of no class (negative) are left out, classes without rows are nan."""
+    """Mean features of classes, in one pass; rows with a negative class are left out, classes without rows are nan."""
     sums, first = 0.0, 0
     for chunk in features:
         own = classes[first : first + len(chunk)]
         rows = np.flatnonzero(own >= 0)
-        # As a product with a sparse matrix of memberships: index_add_ takes ten times as long.
+        # A product with a sparse matrix of memberships takes a tenth of the time of index_add_.
         member = csr_matrix((np.ones(len(rows)), (own[rows], rows)), shape=(num_classes, len(chunk)))
         sums = sums + member @ chunk.double().numpy()
         first += len(chunk)
@@ -78,13 +78,13 @@ def class_means(
 def nearest_classes(
     means: Float[np.ndarray, "C D"], shown: Sequence[int], among: Int[np.ndarray, " A"], num: int
 ) -> tuple[Int[np.ndarray, "S K"], Float[np.ndarray, "S K"]]:
-    """The others nearest to some classes by the cosine of mean features, nearest first, and these cosines.
+    """For some classes, the nearest other classes by the cosine of mean features, nearest first, and these cosines.
 
     Args:
         means: of all classes.
         shown: the classes whose neighbors are wanted, all of them in `among`.
         among: the classes that may be neighbors.
-        num: how many neighbors; there are fewer where there are not as many other classes.
+        num: number of neighbors; fewer where there are not as many other classes.
     """
     unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     cosine = unit[np.array(shown)] @ unit[among].T
@@ -96,13 +96,13 @@ def nearest_classes(
 def nearest_classes_section(
     labeling: Labeling, kept: Int[np.ndarray, " R"], num_rows: int, features: Iterable[Float[Tensor, "_ D"]]
 ) -> Section:
-    """How near the most and the least predicted classes are to others; nothing for fewer than four classes with rows.
+    """The classes nearest to the most and the least predicted ones; empty for fewer than four classes with rows.
 
     Args:
         labeling: the rows that are shown.
-        kept: their places among all rows.
-        num_rows: of all, those of the features.
-        features: of all rows.
+        kept: positions of these rows among all rows.
+        num_rows: number of all rows.
+        features: features of all rows, in chunks.
     """
     names, known = labeling.classes, (labeling.truth >= 0).all()
     own = np.full(num_rows, -1)

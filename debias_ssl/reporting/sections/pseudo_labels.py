@@ -1,4 +1,4 @@
-"""Pseudo-labels of a run: their shares of classes at moments of training, and those of the exported model."""
+"""Pseudo-labels of a run: the shares of the classes during training, and the confusion of the exported model's."""
 
 from typing import Any
 
@@ -9,19 +9,19 @@ from debias_ssl.reporting.reading.inspection import Inspection
 from debias_ssl.reporting.reading.run import FinishedRun
 from debias_ssl.reporting.sections.against_truth import Confusion, confusion_counts
 
-# Of the run's length: when its pseudo-labels are counted.
+# When pseudo-labels are counted, as parts of the run.
 MOMENTS = (0.25, 0.5, 0.75, 1.0)
 
 
 def moments_of(run: FinishedRun) -> list[dict[str, Any]]:
-    """The lines of the log at four moments; fewer in a short log."""
+    """The lines of the log nearest to four moments of training; fewer in a short log."""
     steps = np.array([log["step"] for log in run.logs])
     nearest = [int(np.abs(steps - share * steps[-1]).argmin()) for share in MOMENTS]
     return [run.logs[i] for i in dict.fromkeys(nearest)]
 
 
 def pseudo_label_shares(log: dict[str, Any]) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
-    """Shares of the classes among the pseudo-labels that count, and among all; zeros where there are none."""
+    """Shares of the classes among the pseudo-labels that count, and among all; zeros where no label counts."""
     every = np.array(log["pseudo_counts"], dtype=float)
     counted = every * np.array(log["pseudo_weights"], dtype=float)
     return counted / max(counted.sum(), 1e-12), every / max(every.sum(), 1e-12)
