@@ -1,4 +1,4 @@
-"""`debias-ssl report`: one self-contained page of a run, or of several side by side."""
+"""`debias-ssl report`: one self-contained page of a run, or of several runs side by side."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     if parsed.out is None and len(runs) > 1:
         raise InputError("several runs make one page: say where with --out FILE")
     out = Path(parsed.out) if parsed.out else runs[0] / NAME
-    # A page beside its run is made anew from it; any other file may be somebody's.
+    # The default file was made from the same run and is replaced; any other file may hold something else.
     check_new_file(out, "--out", parsed.overwrite or not parsed.out)
     write_report(runs, out)
     print(out)

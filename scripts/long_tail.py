@@ -33,7 +33,7 @@ from debias_ssl.formulas.metrics import group_recalls, mean_recall
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import Series
 from debias_ssl.reporting.page import Figure, Page, Section, Table, render
-from debias_ssl.runs.comparison import Job, run_apart, run_here
+from debias_ssl.runs.comparison import PlannedRun, train_in_processes, train_in_this_process
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.results import spread
 from debias_ssl.runs.trained import load_run
@@ -273,7 +273,7 @@ def text_of(table: Table) -> str:
     return f"{table.title}. {table.caption}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def jobs_of(settings: list[str], seeds: Sequence[int], adamw_lr: float, out: Path) -> list[Job]:
+def jobs_of(settings: list[str], seeds: Sequence[int], adamw_lr: float, out: Path) -> list[PlannedRun]:
     """A run for each seed, loss and optimizer."""
     resolved = {}
     for loss in LABELED_LOSSES:
@@ -283,7 +283,7 @@ def jobs_of(settings: list[str], seeds: Sequence[int], adamw_lr: float, out: Pat
             parser = make_parser("long_tail", Config)
             resolved[loss, optimizer] = resolve(parser, parser.read_arguments([*settings, *flags]))[1]
     return [
-        Job(
+        PlannedRun(
             title=f"{loss}, {optimizer}, seed {seed}",
             variant=f"{loss}-{optimizer}",
             seed=seed,
@@ -295,7 +295,7 @@ def jobs_of(settings: list[str], seeds: Sequence[int], adamw_lr: float, out: Pat
     ]
 
 
-def train_all(jobs: Sequence[Job], at_once: int, *, resume: bool, overwrite: bool) -> None:
+def train_all(jobs: Sequence[PlannedRun], at_once: int, *, resume: bool, overwrite: bool) -> None:
     """Runs what is not finished.
 
     Raises:
@@ -309,7 +309,7 @@ def train_all(jobs: Sequence[Job], at_once: int, *, resume: bool, overwrite: boo
         for job in held:
             RunFolder(job.path).clear()
     waiting = [job for job in jobs if not job.is_finished()]
-    with closing(run_here(waiting) if at_once == 1 else run_apart(waiting, at_once)) as ended:
+    with closing(train_in_this_process(waiting) if at_once == 1 else train_in_processes(waiting, at_once)) as ended:
         for job, error in ended:
             if error is not None:
                 raise StoppedError(f"{job.title}: {error}")

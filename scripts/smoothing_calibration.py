@@ -19,7 +19,7 @@ from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.formulas.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood
 from debias_ssl.reporting.figures import Series, lines
 from debias_ssl.reporting.page import Figure, Section, Table
-from debias_ssl.reporting.parts import reliability_figure
+from debias_ssl.reporting.sections.against_truth import reliability_figure
 
 TEMPERATURES = np.geomspace(0.25, 4, 33)
 

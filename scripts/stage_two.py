@@ -22,7 +22,8 @@ import torch
 
 from debias_ssl import compare
 from debias_ssl.finetune import Mixup
-from debias_ssl.finetune.run import METHODS, FinetuneConfig, prepare
+from debias_ssl.finetune.config import METHODS, FinetuneConfig
+from debias_ssl.finetune.run import prepare
 from debias_ssl.formulas.logits import confusion_matrix
 from debias_ssl.formulas.metrics import h_mean, mean_recall, min_recall
 from debias_ssl.formulas.objectives import Goal, coverage, find_objective, shares_of

@@ -1,4 +1,4 @@
-"""Stage two: methods that change the classifier of a trained run for an objective."""
+"""Stage two: methods that change the linear classifier of a trained run for an objective."""
 
 from debias_ssl.finetune.post_hoc import BiasSearch, LogitAdjustment, TauNormalization
 from debias_ssl.finetune.retraining import MiSLAS, Retraining

@@ -1,11 +1,12 @@
-"""`debias-ssl finetune`: stage two of a trained run, for an objective."""
+"""`debias-ssl finetune`: changes the classifier of a trained run for an objective (stage two)."""
 
 from pathlib import Path
 
 import yaml
 
 from debias_ssl.distributed.entry_point import entry_point
-from debias_ssl.finetune.run import METHODS, FinetuneConfig, finetune_run
+from debias_ssl.finetune.config import METHODS, FinetuneConfig
+from debias_ssl.finetune.run import finetune_run
 from debias_ssl.finetune.stage import StageTwo
 from debias_ssl.training.parser import Parser, make_parser, named_class
 

@@ -1,4 +1,4 @@
-"""Classifiers that are changed without training: a number for each class, chosen on held-out images."""
+"""Methods without training: one number for each class changes the classifier, chosen on held-out images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,28 +8,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from debias_ssl.finetune.stage import Head, Stage, StageTwo
-from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, confusion_matrix
+from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, confusion_matrix, finite_log
+from debias_ssl.formulas.priors import balancing
 from debias_ssl.system.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrengthSearch(StageTwo):
-    """One strength tau, the one whose head is best on held-out images.
+    """Chooses one strength tau: the one whose head is best on held-out images.
 
     Args:
-        largest: of the strengths that are tried, from 0 on.
-        num: how many.
+        largest: the largest strength that is tried; the smallest is 0.
+        num: number of strengths that are tried.
     """
 
     largest: float = 3.0
     num: int = 61
 
     def at(self, stage: Stage, strength: float) -> Head:
-        """The head of a strength; of 0 it is the run's."""
+        """The head of a strength; the strength 0 gives the run's own."""
         raise NotImplementedError
 
     def __call__(self, stage: Stage) -> Head:
-        # From small to large: of equals the first is chosen, which changes least.
+        # From small to large: max takes the first of equals, which changes least.
         strengths = torch.linspace(0, self.largest, self.num).tolist()
         return max((self.at(stage, strength) for strength in strengths), key=stage.rank)
 
@@ -45,7 +46,7 @@ class TauNormalization(StrengthSearch):
 
 @dataclass(frozen=True, kw_only=True)
 class LogitAdjustment(StrengthSearch):
-    """f_y - tau log pi_y (arXiv 2007.07314), pi the labeled shares; a class without labels counts as of one image."""
+    """f_y - tau log pi_y (arXiv 2007.07314), pi the labeled shares; a class without labels counts as one with one."""
 
     def at(self, stage: Stage, strength: float) -> Head:
         counts = stage.labeled_counts.clamp(min=1).to(stage.head.bias)
@@ -53,29 +54,28 @@ class LogitAdjustment(StrengthSearch):
 
 
 def _evenly(first: int, last: int, num: int) -> list[int]:
-    """At most so many whole numbers in first..last."""
+    """At most `num` whole numbers from first to last, evenly spaced."""
     return torch.linspace(first, last, min(num, last - first + 1)).round().long().unique().tolist()
 
 
 def balancing_shift(logits: Float[Tensor, "V C"], rounds: int = 100) -> Float[Tensor, " C"]:
-    """What makes the mean softmax equal for all classes when it is added to logits (Sinkhorn's iteration)."""
-    shift = torch.zeros_like(logits[0])
-    for _ in range(rounds):
-        shift = shift - (logits + shift).softmax(-1).mean(0).log()
-    return shift - shift.mean()
+    """The shift of logits that makes the mean softmax equal for all classes, after `rounds` of Sinkhorn's iteration."""
+    uniform = torch.full_like(logits[0], 1 / logits.shape[1])
+    log_prior = finite_log(balancing([logits], uniform, iterations=rounds, tolerance=0.0, annealed=()))
+    return log_prior.mean() - log_prior
 
 
 @dataclass(frozen=True, kw_only=True)
 class BiasSearch(StageTwo):
-    """f_y + b_y: one b_y after the other is set to what is best on held-out images, until none changes.
+    """f_y + b_y: sets one b_y after the other to its best value on held-out images, until none changes.
 
-    With a coverage it also begins where all classes have the same mean probability, since one b_y alone cannot free
-    predictions for several classes.
+    With a coverage it also starts from equal mean probabilities of all classes, and keeps the better result: a change
+    of one b_y alone cannot raise the coverage of several classes.
 
     Args:
-        candidates: values of b_y that are tried, evenly among those between two images' margins; as many are tried
-            again around the best of them.
-        rounds: at most so many through all classes.
+        candidates: number of values of each b_y that are tried, evenly spaced among those that change a prediction;
+            the same number is tried again around the best of them.
+        rounds: the most passes through all classes.
     """
 
     candidates: int = 100
@@ -100,7 +100,7 @@ class BiasSearch(StageTwo):
     def _climbed(
         self, shift: Float[Tensor, " C"], logits: Float[Tensor, "V C"], rank: Callable[[Tensor], tuple[float, float]]
     ) -> Float[Tensor, " C"]:
-        """The shift after all rounds."""
+        """The best shift that is found from a start."""
         best, before = rank(shift), None
         for _ in range(self.rounds):
             if best == before:
@@ -111,10 +111,10 @@ class BiasSearch(StageTwo):
                 place = torch.tensor([k]).to(shift.device)
                 steps = self._steps(logits + shift, k)
                 first, last = 0, len(steps) - 1
-                # Evenly among all, and again between the neighbors of the best.
+                # First over the whole range, then between the neighbors of the best.
                 for _ in range(2):
                     tried = _evenly(first, last, self.candidates)
-                    # The smallest change first: of equals it is chosen.
+                    # The smallest change comes first, so that it is taken among equals.
                     tried.sort(key=lambda number: abs(steps[number].item()))
                     moved = [shift.index_add(0, place, steps[number, None]) for number in tried]
                     ranks = [rank(each) for each in moved]
@@ -127,10 +127,13 @@ class BiasSearch(StageTwo):
         return shift
 
     def _steps(self, logits: Float[Tensor, "V C"], k: int) -> Float[Tensor, " S"]:
-        """Changes of b_k in their order: each is between the margins of two images, by which k wins or loses."""
+        """Sorted changes of b_k, one for each set of images that can be predicted as k.
+
+        The margin of an image is the change from which on k wins it; each value lies between two margins.
+        """
         others = logits.clone()
         others[:, k] = -torch.inf
         margins = (others.max(1).values - logits[:, k]).sort().values
-        # A class may also be predicted for no image, or for all.
+        # At both ends: k is predicted for no image, and for all.
         margins = torch.cat([margins[:1] - 1, margins, margins[-1:] + 1])
         return (margins[1:] + margins[:-1]) / 2

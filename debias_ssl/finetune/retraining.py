@@ -1,4 +1,4 @@
-"""Classifiers that are trained again, on features of images drawn equally often from each class."""
+"""Methods that train the classifier again, on features of labeled images drawn equally often from each class."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +38,12 @@ class Retraining(Training):
 class MiSLAS(Retraining):
     """Stage two of MiSLAS (arXiv 2104.00466): logits s_y f_y, with a learned s, and label-aware smoothing.
 
-    The classifier itself is trained on, at a smaller rate. In the paper the features are of a stage one with mixup.
+    The classifier is trained too, at a smaller rate. In the paper stage one trains with mixup.
 
     Args:
-        head_smoothing: eps of the most frequent class; .3 for CIFAR-10, .4 for CIFAR-100 in the paper.
-        tail_smoothing: eps of the rarest class; 0 and .1.
-        classifier_rate: learning rate of the classifier, as a factor of that of the scales.
+        head_smoothing: eps of the most frequent class; 0.3 for CIFAR-10, 0.4 for CIFAR-100 in the paper.
+        tail_smoothing: eps of the rarest class; 0 and 0.1 in the paper.
+        classifier_rate: learning rate of the classifier, as a factor of the rate of s.
     """
 
     head_smoothing: float = 0.3

@@ -1,4 +1,4 @@
-"""Stage two of a trained run: from its folder to a run folder with another classifier."""
+"""Fine-tuning of a trained run: reads its folder, changes its classifier and writes another run folder."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,12 @@ import yaml
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from debias_ssl import finetune
 from debias_ssl.contract import View
 from debias_ssl.data.splits import class_counts
 from debias_ssl.data.task import Part, Task, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
-from debias_ssl.finetune.selmix import SelMix
-from debias_ssl.finetune.stage import Head, Stage, StageTwo
+from debias_ssl.finetune.config import FinetuneConfig
+from debias_ssl.finetune.stage import Head, Stage
 from debias_ssl.formulas.objectives import Goal, coverage, find_objective, shares_of
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.trained import TrainedRun, load_run
@@ -32,37 +31,12 @@ from debias_ssl.system.locking import locked
 from debias_ssl.training.evaluation import evaluate_logits, predict_logits
 from debias_ssl.training.journal import read_journal
 
-METHODS = {name: getattr(finetune, name) for name in finetune.__all__ if name != "StageTwo"}
+# Images of a forward pass.
 BATCH_SIZE = 500
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Changes the classifier of a trained run for an objective, measured on its validation images.
-
-    Args:
-        method: how; its own settings follow as --method.NAME.
-        objective: mean_recall, min_recall, h_mean, g_mean, head_tail_min, f1_macro, or package.module.function: a
-            function of the confusion matrix, whose rows sum to 1 / C, that is to become large.
-        coverage: share of its fair part 1 / C that every class must be predicted for; null constrains nothing. .95 in
-            the paper.
-        seed: of what is drawn.
-    """
-
-    method: StageTwo = field(default_factory=SelMix)
-    objective: str = "mean_recall"
-    coverage: float | None = None
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.coverage is not None and not 0 < self.coverage <= 1:
-            raise InputError(f"coverage is {self.coverage}, must be above 0 and at most 1")
-        if self.seed < 0:
-            raise InputError("seed must be at least 0")
-
-
-class Penultimate(nn.Module):
-    """Images to the features that a network's classifier is a linear function of."""
+class FeatureExtractor(nn.Module):
+    """Maps images to the features that the network's linear classifier takes."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -73,34 +47,39 @@ class Penultimate(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A trained run with the features of its images."""
+class PreparedRun:
+    """A trained run, and what a method of stage two needs of it."""
 
     run: TrainedRun
     task: Task
     stage: Stage
     test: Float[Tensor, "N D"]
+    """Features of the test images."""
 
-    def figures(self, head: Head) -> dict[Part, dict[str, Any]]:
-        """On each part, as `metrics.jsonl` has them, with the coverage of each class."""
+    def metrics(self, head: Head) -> dict[Part, dict[str, Any]]:
+        """The metrics of a head on each part of the data, as in `metrics.jsonl`, and the coverage of each class."""
         counts = torch.tensor(self.run.labeled_counts)
-        figures: dict[Part, dict[str, Any]] = {}
+        metrics: dict[Part, dict[str, Any]] = {}
         for part in self.task.parts:
             found = evaluate_logits(self.logits(head, part), self.task.evaluation_labels(part), counts)
             goal = self.stage.goal
             shares = shares_of(torch.tensor(found["confusion"]), added=1e-6)
             value = goal.objective(shares_of(torch.tensor(found["confusion"]), added=1.0)).item()
-            of_classes = coverage(shares)
-            found |= {"objective": value, "min_coverage": of_classes.min().item(), "coverage": of_classes.tolist()}
-            figures[part] = found
-        return figures
+            covered = coverage(shares)
+            found |= {"objective": value, "min_coverage": covered.min().item(), "coverage": covered.tolist()}
+            metrics[part] = found
+        return metrics
 
     def logits(self, head: Head, part: Part) -> Float[Tensor, "N C"]:
         return head(self.test if part == "test" else self.stage.held_out).cpu()
 
 
 def _linear_classifier(run: TrainedRun) -> nn.Linear:
-    """What stage two changes; InputError where a run has nothing like it, or predicts with more."""
+    """The layer that stage two changes.
+
+    Raises:
+        InputError: the classifier is no linear layer with biases, or the method predicts with more than it.
+    """
     model: Any = run.predictor.model
     method, classifier = run.predictor.method, model.net.get_classifier()
     if not isinstance(classifier, nn.Linear) or classifier.bias is None:
@@ -114,7 +93,11 @@ def _linear_classifier(run: TrainedRun) -> nn.Linear:
 
 
 def _held_out_labels(task: Task, folder: RunFolder) -> Int[Tensor, " V"]:
-    """What the objective is measured by; InputError where a class has none."""
+    """The true classes of the validation images, on which the objective is measured.
+
+    Raises:
+        InputError: there are no such images, a class has none of them, or their classes are unknown.
+    """
     labels = task.evaluation_labels("validation")
     if not len(labels):
         raise InputError(
@@ -131,11 +114,11 @@ def _held_out_labels(task: Task, folder: RunFolder) -> Int[Tensor, " V"]:
     return labels
 
 
-def prepare(folder: RunFolder, config: FinetuneConfig) -> Prepared:
-    """Loads a run, and makes the features of its images once.
+def prepare(folder: RunFolder, config: FinetuneConfig) -> PreparedRun:
+    """Loads a run and computes the features of its images.
 
     Raises:
-        InputError: the run has no validation images of a class, or no linear classifier of its own to change.
+        InputError: the run has no validation images of a class, or no linear classifier that alone predicts.
     """
     accelerator = make_accelerator("fp32")
     if accelerator.num_processes > 1:
@@ -147,7 +130,7 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> Prepared:
     task = make_task(run.data, seed=run.config.seed, place=place, split_file=folder.split)
     truth = _held_out_labels(task, folder)
     objective = find_objective(config.objective, torch.tensor(run.labeled_counts))
-    network = Penultimate(model)
+    network = FeatureExtractor(model)
 
     def features(reader: str, index: np.ndarray) -> Float[Tensor, "N D"]:
         stream = run.stream(task.readers[reader], index, place, batch_size=BATCH_SIZE)
@@ -164,14 +147,21 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> Prepared:
         goal=Goal(objective=objective, coverage=config.coverage),
         seed=config.seed,
     )
-    return Prepared(run=run, task=task, stage=stage, test=features("test", np.arange(len(task.data.test))))
+    return PreparedRun(run=run, task=task, stage=stage, test=features("test", np.arange(len(task.data.test))))
 
 
 def finetune_run(config: FinetuneConfig, resolved: dict[str, Any], source: Path, out: Path, overwrite: bool) -> None:
-    """Stage two of the run in `source`, into the run folder `out`.
+    """Fine-tunes the run in the folder `source`, and writes the run folder `out`.
+
+    Args:
+        config: the settings.
+        resolved: the settings as they are saved, with `run`, the folder of the first stage.
+        source: the folder of the first stage.
+        out: the folder to write.
+        overwrite: whether to replace a run in it.
 
     Raises:
-        InputError: something in the settings, the run or the folder does not fit.
+        InputError: the settings are wrong, or the run or the folder cannot be used.
     """
     if out.resolve() == source.resolve():
         raise InputError("--out must be another folder than --run")
@@ -188,33 +178,34 @@ def _finetune_into(target: RunFolder, config: FinetuneConfig, resolved: dict[str
     seconds = time.perf_counter() - started
     if not (head.weight.isfinite().all() and head.bias.isfinite().all()):
         raise InputError("the classifier became infinite: lower --method.lr")
-    before, after = prepared.figures(prepared.stage.head), prepared.figures(head)
+    before, after = prepared.metrics(prepared.stage.head), prepared.metrics(head)
     facts = {
         **resolved,
         "seconds": seconds,
         "num_held_out": len(prepared.stage.truth),
-        **{part: {"before": _numbers(before[part]), "after": _numbers(after[part])} for part in prepared.task.parts},
+        **{part: {"before": _scalars(before[part]), "after": _scalars(after[part])} for part in prepared.task.parts},
     }
-    with _whole_folder(target) as aside:
+    with _written_at_once(target) as aside:
         _write(aside, RunFolder(source), prepared, head, after, facts)
         write_aside(aside.path / "finetune.yaml", yaml.safe_dump(resolved, sort_keys=False))
-    print(f"{_table(facts)}\n{target.path}; the same run with another classifier, after {seconds:.1f} s")
+    print(f"{_summary_table(facts)}\n{target.path}; the same run with another classifier, after {seconds:.1f} s")
 
 
-def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in figures.items() if isinstance(value, float) or name == "coverage"}
+def _scalars(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics that are one number, and the coverage of each class."""
+    return {name: value for name, value in metrics.items() if isinstance(value, float) or name == "coverage"}
 
 
 @contextmanager
-def _whole_folder(target: RunFolder) -> Iterator[RunFolder]:
-    """A folder to write a run to, whose files go to the target when all of them are there."""
+def _written_at_once(target: RunFolder) -> Iterator[RunFolder]:
+    """A temporary folder to write a run to; its files move to the target at the end, or never after an error."""
     aside = RunFolder(target.path / f".whole.{os.getpid()}.tmp")
     try:
         aside.path.mkdir(parents=True)
         yield aside
         target.clear()
         target.path.mkdir(exist_ok=True)
-        # The summary, which says that a run is finished, comes last.
+        # The summary moves last, because it marks a finished run.
         for path in sorted(aside.path.iterdir(), key=lambda path: path.name == "summary.json"):
             os.replace(path, target.path / path.name)
     except OSError as error:
@@ -226,12 +217,12 @@ def _whole_folder(target: RunFolder) -> Iterator[RunFolder]:
 def _write(
     folder: RunFolder,
     source: RunFolder,
-    prepared: Prepared,
+    prepared: PreparedRun,
     head: Head,
-    figures: dict[Part, dict[str, Any]],
+    metrics: dict[Part, dict[str, Any]],
     facts: dict[str, Any],
 ) -> None:
-    """The files of a run: those of the first stage, the new classifier, and what it does."""
+    """Writes the files of a run: those of the first stage, the new classifier, and its predictions and metrics."""
     for name in ("config.yaml", "split.json", "unreadable.json"):
         if (source.path / name).exists():
             shutil.copyfile(source.path / name, folder.path / name)
@@ -241,7 +232,7 @@ def _write(
     folder.write_model(predictor, json.loads((source.path / "model.json").read_text()))
     for part in prepared.task.parts:
         logits = prepared.logits(head, part).numpy()
-        # A run has predictions of averaged and of last weights; here they are the same.
+        # A run has predictions of the averaged and of the raw model, which are the same here.
         for name, array in (
             ("ema", logits),
             ("raw", logits),
@@ -249,19 +240,19 @@ def _write(
         ):
             write_array(folder.path / "predictions" / f"{part}_{name}.npy", array)
     summary = source.read_summary()
-    record = {part: {"ema": found, "raw": found} for part, found in figures.items()}
+    record = {part: {"ema": found, "raw": found} for part, found in metrics.items()}
     others = {part: value for part, value in record.items() if part != "test"}
-    # The journal goes on one step after the first stage.
+    # The fine-tuned model gets the step after the last one of the first stage.
     line = {"step": summary["steps"] + 1, **record["test"], **others}
     records = [*read_journal(source.metrics), line]
     write_aside(folder.metrics, "".join(json.dumps(record) + "\n" for record in records))
-    final = {name: value for name, value in figures["test"].items() if isinstance(value, float)}
+    final = {name: value for name, value in metrics["test"].items() if isinstance(value, float)}
     same = {moment: final for moment in ("last", "median", "best")}
     folder.write_json("summary.json", {**summary, "ema": same, "raw": same, "finetune": facts})
 
 
-def _table(facts: dict[str, Any]) -> str:
-    """Before and after, for a terminal."""
+def _summary_table(facts: dict[str, Any]) -> str:
+    """The metrics before and after, for a terminal."""
     names = ("objective", "accuracy", "mean_recall", "min_recall", "h_mean", "min_coverage")
     lines = [" " * 22 + "".join(f"{name.replace('_', ' '):>14}" for name in names)]
     for part, title in (("validation", "held-out"), ("test", "test")):

@@ -1,4 +1,4 @@
-"""SelMix: mixes features of class pairs that are chosen for what they do to the objective."""
+"""SelMix: trains the classifier on mixtures of two classes' features, chosen by their effect on the objective."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,25 +18,25 @@ SMALLEST_EXPONENT = -300.0
 
 
 def slope_at_prototypes(prototypes: Float[Tensor, "C D"], logit_gradient: Float[Tensor, "C C"]) -> Head:
-    """d psi / d(W, b), where the logits that psi depends on are those of the prototypes, as in arXiv 2403.18301.
+    """d psi / d(W, b) of an objective psi that depends on the logits of the prototypes, as in arXiv 2403.18301.
 
     Args:
         prototypes: z_q, the mean features of each class.
         logit_gradient: D, the gradient of psi by the logits of the prototypes (row: prototype).
 
     Returns:
-        The derivative, in fp64: it has the form of a head, and says of a feature z what a change of each of its logits
-        brings, sum_q D_ql (z . z_q + 1).
+        The derivative in fp64. It has the form of a head: applied to a feature z, it gives the effect of a
+        change of each logit of z on psi, sum_q D_ql (z . z_q + 1).
     """
     gradient = logit_gradient.double()
     return Head(weight=gradient.T @ prototypes.double(), bias=gradient.sum(0))
 
 
 def slope_at_images(stage: Stage, head: Head, softness: float, added: float) -> Head:
-    """d psi / d(W, b), where psi is of the expected confusion matrix of softmax(f / softness) on held-out images.
+    """d psi / d(W, b) of psi of the expected confusion matrix of softmax(f / softness) on held-out images.
 
-    The smaller the softness, the more psi is that of the predictions themselves, and the more its slope is that of the
-    images near a border of two classes.
+    With a smaller softness, psi is nearer to that of the predictions, and its slope depends more on the images near the
+    border of two classes.
     """
     features = stage.held_out.double()
     probs = (head.double()(features) / softness).softmax(-1)
@@ -66,7 +66,7 @@ def mixup_gain(head: Head, prototypes: Float[Tensor, "C D"], slope: Head, share:
         head: f, W and b.
         prototypes: z_i, the mean features of each class.
         slope: M and m.
-        share: of class i in the mixture; the paper's mean is .8.
+        share: of class i in the mixture; 0.8 on average in the paper.
 
     Returns:
         G in fp64; rows are i, the class that keeps its label.
@@ -90,7 +90,7 @@ def pair_probabilities(gain: Float[Tensor, "C C"], temperature: float) -> Float[
 
 
 def class_means(features: Float[Tensor, "N D"], classes: Tensor, num_classes: int) -> Float[Tensor, "C D"]:
-    """Mean features of each class, which must have some."""
+    """Mean features of each class; each must have at least one row."""
     sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, classes, features)
     return sums / classes.bincount(minlength=num_classes).unsqueeze(1)
 
@@ -99,16 +99,16 @@ def class_means(features: Float[Tensor, "N D"], classes: Tensor, num_classes: in
 class Mixup(Training):
     """CE(f(a z_x + (1 - a) z_u), i): x a labeled image of class i, u an unlabeled one of pseudo-label j, a >= a_min.
 
-    The pairs (i, j) are those of images drawn evenly, so that frequent classes are mixed with frequent classes.
+    All images are drawn equally often, so that frequent classes are mixed with frequent classes.
 
-    SelMix's paper begins with runs whose labeled loss is logit-adjusted. For a run of any loss, training begins here
-    with what `LogitAdjustment` makes of its head on the held-out images. From the head of a long tail, the gain of the
-    rarest class may be so much the largest that hardly anything else is drawn at first.
+    SelMix's paper starts from runs with a logit-adjusted labeled loss. Here a run may have any loss, and training
+    starts from the head that `LogitAdjustment` finds on the held-out images. Without it, after training on a long tail,
+    the gain of the rarest class may be so much the largest that hardly any other class is drawn at first.
 
     Args:
-        adjusted: whether training begins with the adjusted head, or with the run's.
-        smallest_share: a_min, of the labeled image in a mixture.
-        partner: where the second image comes from: unlabeled ones of pseudo-label j, or labeled ones of class j.
+        adjusted: whether training starts from the adjusted head; else from the run's.
+        smallest_share: a_min, the smallest share of the labeled image in a mixture.
+        partner: the second image is an unlabeled one of pseudo-label j, or a labeled one of class j.
     """
 
     steps: int = 500
@@ -128,7 +128,7 @@ class Mixup(Training):
     def pairs(
         self, stage: Stage, head: Head, labeled: Float[Tensor, " C"], partners: Float[Tensor, " C"]
     ) -> Float[Tensor, "C C"] | None:
-        """Probability of each pair, from the numbers of images on both sides; None where no pair is of use."""
+        """Probability of each pair, given the numbers of images of each class on both sides; None ends the training."""
         return labeled.outer(partners) / (labeled.sum() * partners.sum())
 
     def prepare(self, stage: Stage, head: Head) -> Any:
@@ -153,7 +153,7 @@ class Mixup(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class BalancedMixup(Mixup):
-    """Mixup of class pairs drawn evenly."""
+    """Mixup of class pairs that are drawn equally often."""
 
     def pairs(
         self, stage: Stage, head: Head, labeled: Float[Tensor, " C"], partners: Float[Tensor, " C"]
@@ -164,26 +164,27 @@ class BalancedMixup(Mixup):
 
 @dataclass(frozen=True, kw_only=True)
 class SelMix(Mixup):
-    """Mixup of class pairs drawn from softmax(gain / T) over those of positive gain (arXiv 2403.18301).
+    """Mixup of class pairs drawn from softmax(gain / T) over the pairs of positive gain (arXiv 2403.18301).
 
-    At each refresh the gain of each pair is computed in closed form: how much a step on a mixture of the two classes'
-    mean features raises the objective on held-out images (`mixup_gain`). In the paper the objective depends on the head
-    by the logits of these means, through the shares of the confusion matrix; here it is that of the images' own
-    softmax. Both are there as `slope`; tuned for mean recall, the paper's drove a class of long-tailed CIFAR-10 out.
+    Each refresh computes the gain of each pair in closed form: how much a step on a mixture of the two classes' mean
+    features raises the objective on held-out images (`mixup_gain`). In the paper the objective depends on the logits of
+    these means, through the shares of the confusion matrix; here it depends on the softmax of each image. `slope`
+    chooses. With the paper's, tuned for mean recall, the lowest recall on long-tailed CIFAR-10 fell from 29 to 11 %.
 
-    The second image is drawn by its pseudo-label; the authors' code takes its true class. The paper takes 10,000 steps
-    at a rate of 3e-4 with a refresh every 50, and trains the network on at a tenth of it; here the features are fixed,
-    and steps are fewer and larger.
+    The second image is drawn by its pseudo-label; the authors' code draws it by its true class. The paper makes 10,000
+    steps at a rate of 3e-4 with a refresh every 50, and trains the network too, at a tenth of this rate; here the
+    features are fixed, and steps are fewer and larger.
 
-    On few held-out images mixtures come near a coverage, but do not meet it exactly. What the kept head misses of it is
-    then had by moving its biases (see `BiasSearch`), unless `settle` is false.
+    With few held-out images, training comes near a coverage but may miss it. `BiasSearch` then moves the biases of the
+    kept head to meet it, unless `settle` is false.
 
     Args:
-        temperature: T; .1 for ten and .05 for a hundred classes in the paper.
-        slope: where the objective's derivative is taken: at each held-out image, or as in the paper.
-        softness: of predictions, where it is taken at images: their confusion matrix is that of softmax(f / softness).
-        added: held-out images that are added to each row of the confusion matrix, spread evenly: a class that is
-            never right has a gradient then. The paper has thousands of held-out images, and adds none.
+        temperature: T; 0.1 for ten and 0.05 for a hundred classes in the paper.
+        slope: where the derivative of the objective is taken: at each held-out image, or at the prototypes as in the
+            paper.
+        softness: for `images`: the confusion matrix is the expected one of softmax(f / softness).
+        added: held-out images that are added to each row of the confusion matrix, spread evenly, so that a class that
+            is never right has a gradient. The paper has thousands of held-out images, and adds none.
         settle: whether biases are moved where a coverage is missed.
     """
 

@@ -1,4 +1,4 @@
-"""Stage two: what a trained run hands to a method that changes its classifier, and how such a method trains."""
+"""Stage two: what a method gets of a trained run, and how a method trains a classifier."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -42,13 +42,13 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A trained run as a method of stage two sees it: features through a frozen network, and the head on them."""
+    """The input of a method of stage two: features from the frozen network of a trained run, and its classifier."""
 
     head: Head
     labeled: Float[Tensor, "L D"]
     labels: Int[Tensor, " L"]
     unlabeled: Float[Tensor, "U D"]
-    """Their classes are not known here: methods take pseudo-labels."""
+    """A method knows no classes of these, only the pseudo-labels of its head."""
     held_out: Float[Tensor, "V D"]
     truth: Int[Tensor, " V"]
     """Classes of the held-out images."""
@@ -64,7 +64,7 @@ class Stage:
         return self.labels.bincount(minlength=self.num_classes)
 
     def confusion(self, head: Head) -> Int[Tensor, "C C"]:
-        """Of the held-out images."""
+        """Counts of the held-out images by (true class, predicted class)."""
         return confusion_matrix(self.truth, head(self.held_out).argmax(-1), self.num_classes)
 
     def rank(self, head: Head) -> tuple[float, float]:
@@ -81,16 +81,16 @@ class StageTwo:
 
 @dataclass(frozen=True, kw_only=True)
 class Training(StageTwo):
-    """SGD on the head, with momentum and the cosine to zero; the held-out images say which of its states is kept.
+    """Trains the head by SGD with momentum and a cosine schedule to zero, and keeps its best state on held-out images.
 
     Args:
         steps: optimizer steps.
-        batch_size: images, or pairs of them, of a step.
+        batch_size: images, or pairs of images, of a step.
         lr: peak learning rate.
         momentum: of SGD.
         weight_decay: of the class weights.
         refresh_every: steps between evaluations on held-out images.
-        keep: the head that was best on held-out images, or the last one.
+        keep: the best head on held-out images, or the last one.
     """
 
     steps: int = 2000
@@ -116,20 +116,20 @@ class Training(StageTwo):
         return stage.head
 
     def rates(self) -> tuple[float, float]:
-        """Learning rates of the classifier and of a factor for each logit, as parts of `lr`."""
+        """Learning rates of the classifier and of the scale of each logit, as factors of `lr`."""
         return 1.0, 0.0
 
     def prepare(self, stage: Stage, head: Head) -> Any:
-        """What the losses up to the next refresh need; None ends the training, since nothing is left to gain."""
+        """What `loss` needs up to the next refresh; None ends the training, where nothing is left to gain."""
         raise NotImplementedError
 
     def loss(self, stage: Stage, head: Head, prepared: Any, random: torch.Generator) -> Float[Tensor, ""]:
-        """Of a batch that is drawn here."""
+        """The loss of a batch, which it draws from `random`."""
         raise NotImplementedError
 
     def __call__(self, stage: Stage) -> Head:
         heads = list(self.heads(stage))
-        # The last of equals: a few held-out images see no difference between many states.
+        # The last of equals: many states are equal on a few held-out images, and later ones are trained longer.
         return max(reversed(heads), key=stage.rank) if self.keep == "best" else heads[-1]
 
     def heads(self, stage: Stage) -> Iterator[Head]:
@@ -169,14 +169,20 @@ class Training(StageTwo):
 
 
 def members(classes: Int[Tensor, " N"], num_classes: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " C"]]:
-    """Items in the order of their classes, and how many there are of each."""
+    """Indices of items sorted by class, and the number of items of each class."""
     return torch.argsort(classes, stable=True), classes.bincount(minlength=num_classes)
 
 
 def draw_members(
     wanted: Int[Tensor, " B"], of_classes: tuple[Int[Tensor, " N"], Int[Tensor, " C"]], random: torch.Generator
 ) -> Int[Tensor, " B"]:
-    """A random item of each class that is wanted, from `members`; each must have one."""
+    """The index of a random item of each wanted class.
+
+    Args:
+        wanted: classes, each with at least one item.
+        of_classes: the result of `members`.
+        random: draws the items.
+    """
     order, counts = of_classes
     numbers = torch.rand(len(wanted), generator=random).to(counts.device)
     first = counts.cumsum(0) - counts

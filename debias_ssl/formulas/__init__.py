@@ -1,1 +1,1 @@
-"""Pure functions of tensors and numbers, as the papers write them."""
+"""Formulas of the papers, as pure functions of tensors and numbers."""

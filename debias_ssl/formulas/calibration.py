@@ -1,4 +1,4 @@
-"""Whether confidence means what it says, and the temperature that makes it do so."""
+"""Calibration: how far confidence is from accuracy, and the temperature that brings them together."""
 
 import math
 
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import root_scalar
 from torch import Tensor
 
-# Between its inverse and it lie the temperatures that can be fitted.
+# Fitted temperatures lie between 1 / 1000 and this.
 LARGEST_TEMPERATURE = 1000.0
 
 
@@ -35,10 +35,10 @@ def reliability_bins(
 def equal_mass_calibration_error(
     confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = 15
 ) -> Float[Tensor, ""]:
-    """The same error over bins that hold as many images each, by rank of their confidence (arXiv 2012.08668).
+    """The calibration error over bins of equally many images, by rank of their confidence (arXiv 2012.08668).
 
-    Images of the same confidence share a bin, that of the middle one among them, so that the order of the images does
-    not count; bins are uneven there, or empty.
+    Images of the same confidence share the bin of the middle one among them, so that the order of the images does not
+    matter. Bins may be uneven or empty then.
     """
     confidence = confidence.double()
     _, place, number = confidence.unique(return_inverse=True, return_counts=True)
@@ -60,22 +60,22 @@ def _means_of_bins(
 def class_wise_calibration_error(
     probs: Float[Tensor, "N C"], labels: Int[Tensor, " N"], num_bins: int = 15
 ) -> Float[Tensor, ""]:
-    """Mean over classes k of the calibration error of "it is k", said of every image with confidence p_k.
+    """Mean over classes k of the calibration error of the statement "it is k", with confidence p_k for every image.
 
-    The static calibration error of arXiv 1904.01685, with equal-width bins. Most p_k are near 0 and right to be, so
-    that it falls with the number of classes: compare it among classifiers of the same classes only.
+    The static calibration error of arXiv 1904.01685, with equal-width bins. Most p_k are near 0 and should be, so that
+    it falls as the number of classes grows: compare it among classifiers of the same classes only.
     """
     errors = [expected_calibration_error(probs[:, k], labels == k, num_bins) for k in range(probs.shape[1])]
     return torch.stack(errors).mean()
 
 
 def negative_log_likelihood(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float[Tensor, ""]:
-    """Mean of -log softmax(f)_y in nats; a proper score: no probabilities have less on average than the true ones."""
+    """Mean of -log softmax(f)_y in nats; a proper score: the true probabilities have the least on average."""
     return F.cross_entropy(logits.double(), labels.long())
 
 
 def brier_score(probs: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float[Tensor, ""]:
-    """Mean over images of sum_k (p_k - [k = y])^2, in [0, 2] (Brier, 1950); a proper score as well."""
+    """Mean over images of sum_k (p_k - [k = y])^2, in [0, 2] (Brier, 1950); also a proper score."""
     probs = probs.double()
     of_label = probs.gather(1, labels.long().unsqueeze(1)).squeeze(1)
     return (probs.square().sum(1) - 2 * of_label + 1).mean()
@@ -84,9 +84,10 @@ def brier_score(probs: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float
 def fit_temperature(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:
     """The T of the smallest negative log-likelihood of softmax(f / T) (arXiv 1706.04599).
 
-    The loss is convex in 1 / T, so that its slope has one root at most. There is none where every label has the highest
-    logit: the smaller T, the better, and the result is 1 / LARGEST_TEMPERATURE. Nor is there one where the logits of
-    labels are not above the mean logit on average: the larger T, the better, and the result is LARGEST_TEMPERATURE.
+    The loss is convex in 1 / T, so that its slope has one root at most. It has none where every label has the highest
+    logit: a smaller T is always better, and the result is 1 / LARGEST_TEMPERATURE. It has none either where the logits
+    of labels are on average not above the mean logit: a larger T is always better, and the result is
+    LARGEST_TEMPERATURE.
 
     Args:
         logits: f, finite, of images that were not trained on.
@@ -97,12 +98,12 @@ def fit_temperature(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> 
     """
     if not len(labels):
         raise ValueError("a temperature needs at least one labeled row")
-    # softmax does not see what is subtracted; the slope is then exact where the highest logit is nearly all of it.
+    # Softmax ignores a constant; without it the slope is exact even where one class has nearly all probability.
     logits = logits.double() - logits.double().amax(1, keepdim=True)
     mean_of_labels = logits.gather(1, labels.long().unsqueeze(1)).mean()
 
     def slope(log_temperature: float) -> float:
-        """Of the loss over 1 / T: the mean of E_softmax(f / T)[f] - f_y."""
+        """The derivative of the loss by 1 / T: the mean of E_softmax(f / T)[f] - f_y."""
         probs = (logits / math.exp(log_temperature)).softmax(1)
         return ((probs * logits).sum(1).mean() - mean_of_labels).item()
 
@@ -117,7 +118,7 @@ def fit_temperature(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> 
 def cross_fit(
     logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"], folds: Int[Tensor, " N"]
 ) -> tuple[Float[Tensor, "N C"], list[float]]:
-    """f / T with each row's T fitted on the rows of the other folds, and these temperatures in the order of the folds.
+    """f / T, where T is fitted on the rows of the other folds, and these temperatures in the order of the folds.
 
     Args:
         logits: f.

@@ -1,26 +1,36 @@
-"""The formulas, as pure functions of tensors."""
+"""Functions of logits and probabilities: debiasing, pseudo-labels, losses of labeled images, the confusion matrix."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# A class that was never predicted has marginal 0; its logarithm must stay finite.
+# For divisors and logarithms: the marginal of a class that was never predicted is 0.
 SMALLEST_PROBABILITY = 1e-8
+
+
+def floored_log(probs: Float[Tensor, "*N C"]) -> Float[Tensor, "*N C"]:
+    """log max(p, 1e-8): a class that was never predicted counts as very rare, not as impossible."""
+    return probs.clamp(min=SMALLEST_PROBABILITY).log()
+
+
+def finite_log(probs: Float[Tensor, "*N C"]) -> Float[Tensor, "*N C"]:
+    """log p, exact for all p above 0; a p that underflowed to 0 is taken for the smallest normal number."""
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
 def adjust(logits: Float[Tensor, "*N C"], prior: Float[Tensor, " C"], strength: float) -> Float[Tensor, "*N C"]:
     """Adds a class prior to logits: f + tau log pi (logit adjustment in a loss, arXiv 2007.07314)."""
-    return logits + strength * prior.clamp(min=SMALLEST_PROBABILITY).log()
+    return logits + strength * floored_log(prior)
 
 
 def debias(logits: Float[Tensor, "*N C"], marginal: Float[Tensor, " C"], strength: float) -> Float[Tensor, "*N C"]:
-    """Removes a model's standing preference for classes from its logits: f - tau log q (arXiv 2201.01490).
+    """Removes a model's bias towards classes from its logits: f - tau log q (arXiv 2201.01490).
 
     Args:
         logits: f.
         marginal: q, the mean of the model's own softmax over many images.
-        strength: tau; 0 leaves the logits as they are, 1 removes the preference wholly.
+        strength: tau; 0 leaves the logits as they are, 1 removes the bias wholly.
     """
     return adjust(logits, marginal, -strength)
 
@@ -37,13 +47,13 @@ def align(
 
 
 def tempered(probs: Float[Tensor, "*N C"], temperature: float) -> Float[Tensor, "*N C"]:
-    """softmax(f / T) of logits f whose softmax are these probabilities (distillation, arXiv 1503.02531).
+    """softmax(f / T) of the logits f that have these probabilities (distillation, arXiv 1503.02531).
 
     Args:
         probs: softmax(f), in fp32: in half precision the least likely classes are lost.
-        temperature: T > 0; 1 leaves the probabilities as they are, more makes them more alike.
+        temperature: T > 0; 1 leaves the probabilities as they are, a larger one makes them more even.
     """
-    return (probs.clamp(min=torch.finfo(probs.dtype).tiny).log() / temperature).softmax(-1)
+    return (finite_log(probs) / temperature).softmax(-1)
 
 
 def confident_labels(logits: Float[Tensor, "*U C"], threshold: float) -> tuple[Int[Tensor, "*U"], Float[Tensor, "*U"]]:
@@ -57,7 +67,7 @@ def gaussian_weights(
 ) -> Float[Tensor, "*U"]:
     """exp(-min(confidence - mu, 0)^2 n_sigma^2 / (2 sigma^2)): 1 down to the mean, then falling (arXiv 2301.10921)."""
     below = (confidence - mean).clamp(max=0) * num_sigma
-    # Equal confidences have no variance, and differ by their rounding.
+    # Equal confidences have the variance 0, and differ from their mean by rounding errors.
     return (-(below**2) / (2 * variance.clamp(min=1e-8))).exp()
 
 
@@ -103,7 +113,7 @@ def label_margins(counts: Float[Tensor, " C"], largest: float) -> Float[Tensor, 
     """Delta_yy' = m_y, m_y ~ n_y^(-1/4): a rare label has to win by more (LDAM, arXiv 1906.07413).
 
     Args:
-        counts: n, labeled images of each class; a class without any counts as having one.
+        counts: n, labeled images of each class; a class without any is treated as if it had one.
         largest: margin of the rarest class.
     """
     margins = counts.clamp(min=1) ** -0.25
@@ -127,7 +137,7 @@ def smoothed_cross_entropy(
 def label_aware_smoothing(counts: Float[Tensor, " C"], head: float, tail: float) -> Float[Tensor, " C"]:
     """eps_y = tail + (head - tail) sin(pi (n_y - n_K) / (2 (n_1 - n_K))), n_1 the most and n_K the fewest images.
 
-    The concave form of MiSLAS (arXiv 2104.00466). Where all classes have the same number, all get the tail's.
+    The concave form of MiSLAS (arXiv 2104.00466). Where all classes have the same number, all get `tail`.
     """
     share = (counts - counts.min()) / (counts.max() - counts.min()).clamp(min=1)
     return tail + (head - tail) * (share * torch.pi / 2).sin()
@@ -137,7 +147,7 @@ def divide_scores(scores: Float[Tensor, "*N C"], scale: Float[Tensor, " C"], str
     """s_y / a_y^tau, after training.
 
     With the norms of the class weights as `scale` this is tau-normalization (arXiv 1910.09217, which has no biases).
-    Dividing by the prior instead turns the order around among negative scores: see arXiv 2007.07314.
+    Division by the prior instead would reverse the order of negative scores: see arXiv 2007.07314.
     """
     return scores / scale.clamp(min=SMALLEST_PROBABILITY) ** strength
 
@@ -145,6 +155,6 @@ def divide_scores(scores: Float[Tensor, "*N C"], scale: Float[Tensor, " C"], str
 def confusion_matrix(truth: Int[Tensor, " N"], predicted: Int[Tensor, " N"], num_classes: int) -> Int[Tensor, "C C"]:
     """Counts by (true class, predicted class); images whose truth is unknown (negative) are left out."""
     known: Bool[Tensor, " N"] = truth >= 0
-    # Unknown ones go to an extra cell: selecting the known ones would make a GPU wait for their number.
+    # Unknown ones go to an extra cell: to select the known ones, a GPU would have to wait for their number.
     cell = torch.where(known, truth * num_classes + predicted, num_classes**2)
     return torch.bincount(cell, minlength=num_classes**2 + 1)[:-1].view(num_classes, num_classes)

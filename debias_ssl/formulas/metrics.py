@@ -1,4 +1,4 @@
-"""What people are judged by, as functions of a confusion matrix of counts or of shares (rows: truth)."""
+"""Metrics of a classifier: functions of a confusion matrix of counts or of shares (rows: true classes)."""
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -16,14 +16,17 @@ def recalls(confusion: Confusion) -> Float[Tensor, " present"]:
 
 
 def accuracy(confusion: Confusion) -> Float[Tensor, ""]:
+    """Share of the images that are predicted right."""
     return confusion.diagonal().sum().double() / confusion.sum()
 
 
 def mean_recall(confusion: Confusion) -> Float[Tensor, ""]:
+    """Mean recall of the classes that have images: the balanced accuracy."""
     return recalls(confusion).mean()
 
 
 def min_recall(confusion: Confusion) -> Float[Tensor, ""]:
+    """The lowest recall of a class that has images."""
     return recalls(confusion).min()
 
 
@@ -40,8 +43,8 @@ def g_mean(confusion: Confusion) -> Float[Tensor, ""]:
 def group_recalls(confusion: Confusion, labeled_counts: Int[Tensor, " C"]) -> dict[str, float]:
     """Mean recall of the head, medium and tail thirds of the classes, by how many labels they have.
 
-    The head and the tail have round(C / 3) classes each. Nothing is returned where all classes have as many labels,
-    nor for a group without images.
+    The head and the tail have round(C / 3) classes each. A group without images is left out, and all groups are where
+    each class has the same number of labels.
     """
     if labeled_counts.min() == labeled_counts.max():
         return {}
@@ -57,6 +60,6 @@ def group_recalls(confusion: Confusion, labeled_counts: Int[Tensor, " C"]) -> di
 
 
 def summarize(confusion: Confusion) -> dict[str, float]:
-    """The headline figures, fractions in [0, 1]."""
+    """The main metrics by name, fractions in [0, 1]."""
     figures = (accuracy, mean_recall, min_recall, h_mean, g_mean)
     return {figure.__name__: figure(confusion).item() for figure in figures}

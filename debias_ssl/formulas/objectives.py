@@ -1,7 +1,7 @@
-"""What a classifier may be fine-tuned for: differentiable functions of a confusion matrix of shares (rows: truth).
+"""Objectives of fine-tuning: differentiable functions of a confusion matrix of shares (rows: true classes).
 
-Shares are a confusion matrix divided so that each row sums to 1 / C: every class counts the same, however many images
-it was measured on. A user's own objective takes such a matrix and returns a scalar to maximize.
+Shares are a confusion matrix whose rows are divided so that each sums to 1 / C: every class counts the same, however
+many images it was measured on. A user's own objective takes such a matrix and returns a scalar to maximize.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from debias_ssl.formulas.metrics import Confusion, g_mean, h_mean, mean_recall, 
 from debias_ssl.system.errors import InputError, reason
 
 Objective = Callable[[Tensor], Tensor]
-# CSST's and SelMix's: the larger, the nearer the smallest recall.
+# Of the soft minimum, as in CSST and SelMix: the larger it is, the nearer to the minimum.
 ETA = 50.0
 TAIL_SHARE = 0.1
 
@@ -27,8 +27,8 @@ def shares_of(counts: Confusion, added: float = 0.0) -> Float[Tensor, "C C"]:
 
     Args:
         counts: images by (true class, predicted class); each class needs one, or `added` above 0.
-        added: images that are added to each row, spread evenly: a recall of 0 in a few images is not taken for 0, and
-            has a gradient.
+        added: images that are added to each row, spread evenly, so that a recall of 0 on a few images becomes small
+            instead, and has a gradient.
     """
     num = len(counts)
     counts = counts.double() + added / num
@@ -109,7 +109,7 @@ def find_objective(name: str, labeled_counts: Int[Tensor, " C"]) -> Objective:
         (gradient,) = torch.autograd.grad(objective(example), example)
         if not gradient.isfinite().all():
             raise ValueError("its gradient is not finite")
-    except Exception as error:  # whatever somebody else's function raises
+    except Exception as error:  # A user's function may raise anything.
         raise InputError(
             f"objective {name!r} is not a differentiable scalar function of a {num} x {num} tensor: {reason(error)}"
         ) from error
@@ -118,7 +118,7 @@ def find_objective(name: str, labeled_counts: Int[Tensor, " C"]) -> Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """An objective, and what every class must be predicted for at least.
+    """An objective, and the smallest coverage that a class may have.
 
     With a coverage the Lagrangian psi(K) + sum_j lambda_j (cov_j - coverage / C) takes the place of psi, divided by
     1 + max lambda, with lambda_j = max(0, largest (1 - exp((cov_j - coverage / C) / temperature))) (arXiv 2403.18301).
@@ -127,7 +127,7 @@ class Goal:
         objective: psi.
         coverage: share of its fair part 1 / C that every class must be predicted for; null constrains nothing.
         largest: of the multipliers.
-        temperature: how fast a multiplier grows with what is missing; .1 and .01 in the paper.
+        temperature: how fast a multiplier grows with the missing coverage; 0.1 and 0.01 in the paper.
     """
 
     objective: Objective
@@ -136,7 +136,7 @@ class Goal:
     temperature: float = 0.01
 
     def slack(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, " C"]:
-        """By how much the coverage of each class is above what it must be."""
+        """How far the coverage of each class is above the required one; negative where it is below."""
         return coverage(shares) - (self.coverage or 0.0) / len(shares)
 
     def multipliers(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, " C"]:
@@ -145,14 +145,14 @@ class Goal:
         return (self.largest * (1 - (self.slack(shares) / self.temperature).exp())).clamp(min=0)
 
     def gradient(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
-        """Of the Lagrangian by the shares, with the multipliers as they are there."""
+        """The derivative of the Lagrangian by the shares, with the multipliers of these shares."""
         multipliers = self.multipliers(shares)
         point = shares.detach().requires_grad_()
         (own,) = torch.autograd.grad(self.objective(point), point)
         return (own + multipliers) / (1 + multipliers.max())
 
     def logit_gradient(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
-        """The same by A, where row i of the shares is softmax(A_i) / C: K_ij (g_ij - C sum_k g_ik K_ik)."""
+        """The derivative by A, where row i of the shares is softmax(A_i) / C: K_ij (g_ij - C sum_k g_ik K_ik)."""
         gradient = self.gradient(shares)
         mean = (gradient * shares).sum(1, keepdim=True) / shares.sum(1, keepdim=True)
         return shares * (gradient - mean)
@@ -163,5 +163,5 @@ class Goal:
         A class is measured on few images, so that psi is that of `shares_of(counts, added=1)`.
         """
         missing = (-self.slack(shares_of(counts))).clamp(min=0).sum().item() if self.coverage is not None else 0.0
-        # What is the same but for the order of a sum is to be equal.
+        # Rounded, so that values that differ only by the order of their sums are equal.
         return -round(missing, 9), round(self.objective(shares_of(counts, added=1.0)).item(), 9)

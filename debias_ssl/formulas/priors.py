@@ -1,29 +1,29 @@
-"""Class priors of a classifier, from nothing but its logits: one function for each way to estimate what it prefers.
+"""Class priors of a classifier, estimated from its logits: one function for each estimate of its bias.
 
 Each takes chunks of logits f, n x C, and gives a distribution q over the C classes. It passes over the chunks once, or
 once for each iteration, sums in fp64, and does not depend on where one chunk ends and the next begins.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
+from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, finite_log, floored_log
 
 Chunks = Iterable[Float[Tensor, "_ C"]]
 """Logits in row order, already divided by the temperature; can be iterated again and again, each time anew."""
 
 Prior = Float[Tensor, " C"]
 
-# Epsilons of `balancing` before its own: a soft problem is solved fast, and its solution is near that of the next one.
+# Epsilons that `balancing` begins with: softer problems are solved fast, and their solutions are near the next one's.
 ANNEALED = (64.0, 16.0, 4.0, 1.0, 0.25)
 WARM_ITERATIONS = 10
 # At this epsilon a row's probability goes to one class, unless two are as good within some tenths of a logit.
 SHARP = 0.05
-# Squarings of a stochastic matrix: 2^64 steps of its chain, for chains that hardly ever leave a class.
+# Of a stochastic matrix: 2^64 steps of its chain, enough for one that hardly ever leaves a class.
 MOST_SQUARINGS = 64
 
 
@@ -46,7 +46,12 @@ def mean_probs(chunks: Chunks) -> Prior:
 
 
 def balancing(
-    chunks: Chunks, target: Prior, epsilon: float = 1.0, iterations: int = 100, tolerance: float = 1e-4
+    chunks: Chunks,
+    target: Prior,
+    epsilon: float = 1.0,
+    iterations: int = 100,
+    tolerance: float = 1e-4,
+    annealed: Sequence[float] = ANNEALED,
 ) -> Prior:
     """The q whose removal makes the predictions follow a target: mean_n softmax((f_n - log q) / epsilon) = target.
 
@@ -57,26 +62,27 @@ def balancing(
     Args:
         chunks: f.
         target: mean probabilities that the debiased rows are to have.
-        epsilon: how soft the probabilities are; towards 0 they become assignments. Larger ones come first.
-        iterations: at most so many.
-        tolerance: stops where half the L1 distance of mean and target is below.
+        epsilon: how soft the probabilities are; towards 0 they become assignments.
+        iterations: the most that are made with this epsilon.
+        tolerance: iterations end where half the L1 distance of mean and target is below.
+        annealed: larger epsilons to begin with.
     """
-    log_target = target.double().clamp(min=SMALLEST_PROBABILITY).log()
+    log_target = floored_log(target.double())
     log_q = torch.zeros_like(log_target)
-    stages = [(value, WARM_ITERATIONS) for value in ANNEALED if value > epsilon] + [(epsilon, iterations)]
+    stages = [(value, WARM_ITERATIONS) for value in annealed if value > epsilon] + [(epsilon, iterations)]
     for value, most in stages:
         for _ in range(most):
             mean = _mean_probs(chunks, -log_q, value)
             if (mean - target).abs().sum() / 2 < tolerance:
                 break
-            # A class whose probabilities all underflow moves by a long way, not by an infinite one.
+            # The clamp keeps the step finite for a class whose probabilities all underflow.
             step = mean.clamp(min=torch.finfo(torch.float32).tiny).log() - log_target
             log_q = (log_q + value * step).log_softmax(-1)
     return log_q.softmax(-1)
 
 
 def transport(chunks: Chunks, target: Prior) -> Prior:
-    """The q after whose removal the numbers of predictions themselves follow a target.
+    """The q whose removal makes the numbers of predictions follow a target.
 
     Optimal transport of the rows, all of one weight, to classes of the target's weights at the cost -log p, whose dual
     solution is log q (OTTER, arXiv 2404.08461): `balancing` with an epsilon near 0.
@@ -94,7 +100,7 @@ def running_mean(chunks: Chunks, momentum: float, batch_size: int = 64) -> Prior
     for logits in chunks:
         if q is None:
             q = torch.full((logits.shape[1],), 1 / logits.shape[1], dtype=torch.float64)
-        # The last batch stays unfinished until a further row follows, or none does.
+        # A full batch stays unfinished until another row follows: the last one is taken in at the end.
         first = max(num_rows - 1, 0) // batch_size
         batch = torch.arange(num_rows, num_rows + len(logits)) // batch_size - first
         sums = torch.zeros(int(batch[-1]) + 1, len(q), dtype=torch.float64)
@@ -110,7 +116,7 @@ def running_mean(chunks: Chunks, momentum: float, batch_size: int = 64) -> Prior
 def confidence_weighted(chunks: Chunks) -> Prior:
     """q = sum_n w_n p_n / sum_n w_n with p = softmax(f), w = 1 - H(p) / log C: the label prior of DRC (2026).
 
-    Rows that are sure of their class say more of what the classifier prefers. Where no row is, all weigh the same.
+    Confident rows say more about the bias. Where no row is confident, all weigh the same.
     """
 
     def weighted(logits: Tensor) -> Tensor:
@@ -154,30 +160,25 @@ def centering(chunks: Chunks) -> Prior:
 
 
 def content_free(blank: Float[Tensor, "K C"]) -> Prior:
-    """q = softmax(mean_k f_k) of images that show nothing, only what is preferred (CDMAD, arXiv 2403.10391)."""
+    """q = softmax(mean_k f_k) of blank images, whose logits are nothing but bias (CDMAD, arXiv 2403.10391)."""
     return blank.double().mean(0).softmax(-1)
 
 
 def expectation_maximization(chunks: Chunks, source: Prior, iterations: int = 100, tolerance: float = 1e-4) -> Prior:
-    """The class shares pi of the rows, for a classifier that has learned with other shares (Saerens et al., 2002).
+    """The class shares pi of the rows, for a classifier trained on other shares (Saerens et al., 2002).
 
     pi <- mean_n [p_n pi / source / sum_k(p_nk pi_k / source_k)] with p = softmax(f), from pi = source.
 
     Args:
         chunks: f.
         source: the classifier's own prior.
-        iterations: at most so many.
-        tolerance: stops where pi changes by less, as half an L1 distance.
+        iterations: the most that are made.
+        tolerance: iterations end where half the L1 distance of two successive pi is below.
     """
-    log_source = source.double().clamp(min=SMALLEST_PROBABILITY).log()
+    log_source = floored_log(source.double())
     pi = log_source.softmax(-1)
     for _ in range(iterations):
-        before, pi = pi, _mean_probs(chunks, _log(pi) - log_source)
+        before, pi = pi, _mean_probs(chunks, finite_log(pi) - log_source)
         if (pi - before).abs().sum() / 2 < tolerance:
             break
     return pi
-
-
-def _log(prior: Prior) -> Prior:
-    """The logarithm of a distribution of which no class counts as impossible."""
-    return prior.double().clamp(min=torch.finfo(torch.float64).tiny).log()

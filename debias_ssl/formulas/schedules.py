@@ -1,4 +1,4 @@
-"""Learning rates as functions of progress, the finished fraction of the run in [0, 1]."""
+"""Schedules: the learning rate as a function of progress, and the decay of averaged weights."""
 
 import math
 from typing import Literal
@@ -10,8 +10,8 @@ def learning_rate_factor(progress: float, schedule: Schedule, warmup: float = 0.
     """The learning rate at `progress`, as a fraction of its peak.
 
     Args:
-        progress: finished fraction of the run.
-        schedule: `cosine_7_16` is FixMatch's cos(7 pi k / 16 K), which ends at .195 (arXiv 2001.07685); `cosine` is
+        progress: finished fraction of the run, in [0, 1].
+        schedule: `cosine_7_16` is FixMatch's cos(7 pi k / 16 K), which ends at 0.195 (arXiv 2001.07685); `cosine` is
             (1 + cos(pi k / K)) / 2, which ends at 0; `constant` is 1.
         warmup: fraction of the run in which the rate rises linearly from 0; the schedule runs over the rest.
     """

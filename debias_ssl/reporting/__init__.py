@@ -1,1 +1,1 @@
-"""How run folders become a page: what is read, figures, and pages of one run and of several."""
+"""Pages of one HTML file: of a run, of several runs, of labels and of a calibration."""

@@ -2,16 +2,16 @@
 
 from debias_ssl.labels.temperature import PERCENTS, SCORES, Rescaled
 from debias_ssl.reporting.page import Page, Section, Table, percent
-from debias_ssl.reporting.parts import reliability_figure
+from debias_ssl.reporting.sections.against_truth import reliability_figure
 
 
 def calibration_page(rescaled: Rescaled, source: str, rows: str) -> Page:
-    """Figures and reliability before and after.
+    """Scores and reliability diagrams of predictions, before and after the division by a temperature.
 
     Args:
         rescaled: the predictions.
-        source: where they are from: a run folder, or a file.
-        rows: what was predicted, in words.
+        source: the run folder or the file that they are from.
+        rows: the rows in words, such as "validation images".
     """
     figures = rescaled.figures
     table = Table(

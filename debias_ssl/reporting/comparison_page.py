@@ -1,136 +1,40 @@
-"""The page of several runs: their variants side by side, over the seeds of each."""
+"""The page of several runs: variants side by side, each over its seeds."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from debias_ssl.reporting import figures
-from debias_ssl.reporting.figures import NAMED, NUM_COLORS, Series, plain
-from debias_ssl.reporting.inspection import FinishedRun, ImagesGoneError, Inspection, inspect, read_run, true_counts
+from debias_ssl.reporting.figures import NAMED, NUM_COLORS, Series, printable
 from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent
-from debias_ssl.reporting.parts import confusion_figure
-from debias_ssl.reporting.run_page import moments_of, pseudo_confusion, shares_of, strength_text
-from debias_ssl.runs.results import Result, aggregate, differences_between, interval_text, spread_text
-from debias_ssl.system.errors import InputError, reason
-from debias_ssl.training.renamed import flat
+from debias_ssl.reporting.reading.comparison import ComparedRuns, Variant
+from debias_ssl.reporting.reading.inspection import ImagesGoneError, Inspection, inspect, true_counts
+from debias_ssl.reporting.sections.against_truth import confusion_figure
+from debias_ssl.reporting.sections.pseudo_labels import (
+    moments_of,
+    pseudo_confusion,
+    pseudo_label_shares,
+    strength_text,
+)
+from debias_ssl.runs.results import interval_text, spread_text
 
+# Columns of the first table: a metric, and its title.
 TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}
 TABLE |= {"ece": "ECE", "median_accuracy": "median acc.", "best_test_accuracy": "best on test"}
-# Settings in which runs of one variant may differ.
-SEEDS = {"seed", "data.split_seed"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """Runs that differ in their seeds alone."""
+def comparison_page(compared: ComparedRuns, name: str) -> Page:
+    """The page of several runs.
 
-    name: str
-    runs: Sequence[FinishedRun]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    variants: Sequence[Variant]
-    """Those that have a finished run."""
-    lines: Sequence[dict[str, Any]]
-    """What `results.aggregate` gives."""
-    differences: dict[str, dict[str, Any]]
-    notes: Sequence[str]
-
-
-def holds_comparison(path: Path) -> bool:
-    return (path / "compare.json").is_file()
-
-
-def read_comparison(path: Path) -> Comparison:
-    """Reads the folder of a comparison.
-
-    Raises:
-        InputError: it holds no finished run, or its files do not fit together.
+    Args:
+        compared: the runs, by variant.
+        name: the folder or the number of runs, for the head of the page.
     """
-    try:
-        whole = json.loads((path / "compare.json").read_text())
-        results = [(str(r["variant"]), int(r["seed"]), str(r["folder"]), str(r["status"])) for r in whole["runs"]]
-        errors = [r.get("error") for r in whole["runs"]]
-        lines = whole["table"]
-        [line["difference_to_first"] for line in lines]
-        [line[name]["mean"] for line in lines for name in TABLE]
-        differences = {str(field): dict(values) for field, values in whole["differences"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{str(path / 'compare.json')!r} is not of a comparison: {reason(error)}") from error
-    notes, runs = [], {}
-    for (variant, seed, folder, status), why in zip(results, errors, strict=True):
-        if status != "finished":
-            notes.append(f"{variant}, seed {seed}: {status}" + (f" ({why})" if why else "") + ".")
-            continue
-        where = next((place for place in (path / folder, Path(folder)) if place.is_dir()), path / folder)
-        runs.setdefault(variant, []).append(read_run(where))
-    return Comparison(
-        variants=_checked([Variant(name=name, runs=each) for name, each in runs.items()], path),
-        lines=lines,
-        differences=differences,
-        notes=notes,
-    )
-
-
-def read_variants(paths: Sequence[Path]) -> Comparison:
-    """Reads run folders; those that differ in their seeds alone are one variant.
-
-    Raises:
-        InputError: a folder holds no finished run, or the runs have other classes or test images.
-    """
-    groups: dict[str, list[FinishedRun]] = {}
-    for path in paths:
-        run = read_run(path)
-        own = {key: value for key, value in flat(run.resolved).items() if key not in SEEDS}
-        groups.setdefault(json.dumps(own, sort_keys=True), []).append(run)
-    for runs in groups.values():
-        seeds = [run.config.seed for run in runs]
-        if len(set(seeds)) < len(seeds):
-            raise InputError(f"{str(runs[0].path)!r} and another run have the same settings and seed: leave one out")
-    names = [runs[0].method for runs in groups.values()]
-    if len(set(names)) < len(names):
-        names = [f"{runs[0].method} ({runs[0].path.name})" for runs in groups.values()]
-    if len(set(names)) < len(names):
-        names = [str(runs[0].path) for runs in groups.values()]
-    variants = [Variant(name=name, runs=runs) for name, runs in zip(names, groups.values(), strict=True)]
-    rows = [
-        Result(
-            variant=variant.name, seed=run.config.seed, folder=str(run.path), status="finished", summary=run.summary
-        ).row()
-        for variant in variants
-        for run in variant.runs
-    ]
-    return Comparison(
-        variants=_checked(variants, paths[0]),
-        lines=aggregate(rows),
-        differences=differences_between({variant.name: variant.runs[0].resolved for variant in variants}),
-        notes=[],
-    )
-
-
-def _checked(variants: list[Variant], path: Path) -> list[Variant]:
-    if not variants:
-        raise InputError(f"{str(path)!r} has no finished run yet")
-    first = variants[0].runs[0]
-    for run in [run for variant in variants for run in variant.runs]:
-        same = run.classes == first.classes and np.array_equal(run.labels, first.labels)
-        if not same:
-            raise InputError(
-                f"{str(run.path)!r} and {str(first.path)!r} have other classes or test images: nothing to compare"
-            )
-    return variants
-
-
-def comparison_page(comparison: Comparison, name: str) -> Page:
-    """Variants side by side."""
-    variants, first = comparison.variants, comparison.variants[0].runs[0]
-    notes = [*comparison.notes]
+    variants, first = compared.variants, compared.variants[0].runs[0]
+    notes = [*compared.notes]
     inspections: list[tuple[str, Inspection]] = []
     for variant in variants:
         try:
@@ -139,7 +43,7 @@ def comparison_page(comparison: Comparison, name: str) -> Page:
             notes.append(f"Left out, because the images are not there any more: pseudo-label confusion ({error}).")
             break
     true = true_counts(first, inspections[0][1] if inspections else None)
-    sections = [table(comparison), learning(variants), bias(variants, true), recalls(variants)]
+    sections = [table(compared), learning(variants), bias(variants, true), recalls(variants)]
     if inspections and (inspections[0][1].truth >= 0).any():
         sections.append(_confusions(inspections, first.classes))
     sections.append(errors(variants))
@@ -159,18 +63,18 @@ def comparison_page(comparison: Comparison, name: str) -> Page:
     )
 
 
-def table(comparison: Comparison) -> Section:
-    """Means and deviations, paired differences, and what differs in the settings."""
+def table(compared: ComparedRuns) -> Section:
+    """Means and standard deviations, paired differences, and the settings in which the variants differ."""
     rows = []
-    for line in comparison.lines:
+    for line in compared.lines:
         chosen = " (chosen on validation images)" if line.get("chosen") else ""
-        figures_ = [spread_text(line[name]) for name in TABLE]
+        means = [spread_text(line[name]) for name in TABLE]
         rates = [line[name]["mean"] for name in ("seconds", "images_per_second")]
         rows.append(
             [
                 line["variant"] + chosen,
                 str(len(line["seeds"])),
-                *figures_,
+                *means,
                 *("-" if rate is None else f"{rate:,.0f}" for rate in rates),
             ]
         )
@@ -183,7 +87,7 @@ def table(comparison: Comparison) -> Section:
             "column says otherwise. The best is chosen on the test set itself, so it is optimistic.",
         )
     ]
-    others = [line for line in comparison.lines if line["difference_to_first"]]
+    others = [line for line in compared.lines if line["difference_to_first"]]
     paired = [
         [
             line["variant"],
@@ -194,12 +98,12 @@ def table(comparison: Comparison) -> Section:
     if paired:
         caption = "Points, mean over the seeds that both have, with Student's 95 % interval where there are several."
         head = ["paired difference", "accuracy", "min recall"]
-        first = plain(comparison.lines[0]["variant"])
+        first = printable(compared.lines[0]["variant"])
         tables.append(Table(title=f"Difference to {first}", head=head, rows=paired, caption=caption))
-    names = [line["variant"] for line in comparison.lines]
+    names = [line["variant"] for line in compared.lines]
     settings = [
         [_field(field), *(_setting(values[name]) if name in values else "-" for name in names)]
-        for field, values in comparison.differences.items()
+        for field, values in compared.differences.items()
     ]
     if settings:
         caption = "Everything else is the same in all variants; - where a method has no such setting."
@@ -208,6 +112,7 @@ def table(comparison: Comparison) -> Section:
 
 
 def _field(name: str) -> str:
+    """A setting as people write it on a command line."""
     return name.replace(".init_args", "").replace(".class_path", "")
 
 
@@ -216,11 +121,18 @@ def _setting(value: Any) -> str:
 
 
 def keys(variants: Sequence[Variant], kind: str = "line") -> list[tuple[str, str]]:
+    """The legend: a color for each variant."""
     return [(f"{kind}-{i % NUM_COLORS}", variant.name) for i, variant in enumerate(variants)]
 
 
 def _curves(variants: Sequence[Variant], value: Any, *, evaluated: bool) -> list[Series]:
-    """Mean and standard deviation over seeds of a number of each record, at the steps that all seeds have."""
+    """A curve for each variant: mean and standard deviation over seeds, at the steps that all seeds have.
+
+    Args:
+        variants: the variants.
+        value: takes a record of `metrics.jsonl` and gives the number to draw.
+        evaluated: whether the records are evaluations; else lines of the log.
+    """
     series = []
     for i, variant in enumerate(variants):
         runs = [{r["step"]: value(r) for r in (run.evaluations if evaluated else run.logs)} for run in variant.runs]
@@ -233,6 +145,7 @@ def _curves(variants: Sequence[Variant], value: Any, *, evaluated: bool) -> list
 
 
 def learning(variants: Sequence[Variant]) -> Section:
+    """Curves over training, one for each variant."""
     kinds = [
         ("Accuracy on the test images", lambda r: r["ema"]["accuracy"], True, "The averaged model."),
         (
@@ -260,14 +173,14 @@ def learning(variants: Sequence[Variant]) -> Section:
         series = _curves(variants, value, evaluated=evaluated)
         if all(np.isnan(line.y).all() for line in series):
             continue
-        ends = ", ".join(f"{plain(v.name)} {percent(line.y[-1])}" for v, line in zip(variants, series, strict=True))
+        ends = ", ".join(f"{printable(v.name)} {percent(line.y[-1])}" for v, line in zip(variants, series, strict=True))
         svg = figures.lines(series, f"{title} over steps; at the end {ends}.")
         drawn.append(Figure(title=title, svg=svg, legend=keys(variants), caption=f"{caption} At the end: {ends}."))
     return Section(title="Learning", figures=drawn)
 
 
 def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
-    """Sorted shares of pseudo-labels per class at four moments, method beside method."""
+    """Sorted shares of the classes among the pseudo-labels of each variant, at four moments of training."""
     drawn = []
     num_classes = len(variants[0].runs[0].classes)
     rank = np.arange(1, num_classes + 1)
@@ -276,7 +189,7 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
     number = min(len(logs) for each in moments for logs in each)
     sorted_shares = np.array(
         [
-            [np.mean([np.sort(shares_of(logs[m])[0])[::-1] for logs in each], 0) for each in moments]
+            [np.mean([np.sort(pseudo_label_shares(logs[m])[0])[::-1] for logs in each], 0) for each in moments]
             for m in range(-number, 0)
         ]
     )
@@ -290,7 +203,7 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
         if truth is not None:
             series.append(Series(x=rank, y=truth, color=NUM_COLORS - 1))
         words = "; ".join(
-            f"{plain(v.name)} from {percent(row[0], 1)} to {percent(row[-1], 1)}"
+            f"{printable(v.name)} from {percent(row[0], 1)} to {percent(row[-1], 1)}"
             for v, row in zip(variants, shares, strict=True)
             if not np.isnan(row).any()
         )
@@ -307,23 +220,24 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
         "training. A steep line is the bias; debiased pseudo-labels come closer to the true shares."
     )
     if without.any():
-        names = ", ".join(plain(variant.name) for variant, none in zip(variants, without, strict=True) if none)
+        names = ", ".join(printable(variant.name) for variant, none in zip(variants, without, strict=True) if none)
         text += f" No pseudo-labels count in {names}."
     return Section(title="The bias", text=text, figures=drawn)
 
 
 def _mean_recalls(variant: Variant) -> Float[np.ndarray, " C"]:
-    of_runs = [[np.nan if r is None else r for r in run.figures["recalls"]] for run in variant.runs]
+    of_runs = [[np.nan if r is None else r for r in run.metrics["recalls"]] for run in variant.runs]
     return np.array(of_runs, dtype=float).mean(0)
 
 
 def recalls(variants: Sequence[Variant]) -> Section:
+    """The recall of each class, averaged over seeds."""
     names = variants[0].runs[0].classes
     values = np.stack([_mean_recalls(variant) for variant in variants])
     order = [int(k) for k in np.argsort(values[0], kind="stable") if not np.isnan(values[0, k])]
     lowest = [[k for k in np.argsort(row, kind="stable").tolist() if k in order][:2] for row in values]
     words = "; ".join(
-        f"{plain(variant.name)} lowest {named(row, names, two)}"
+        f"{printable(variant.name)} lowest {named(row, names, two)}"
         for variant, row, two in zip(variants, values, lowest, strict=True)
     )
     many = len(order) > NAMED
@@ -334,6 +248,7 @@ def recalls(variants: Sequence[Variant]) -> Section:
 
 
 def _confusions(inspections: Sequence[tuple[str, Inspection]], classes: Sequence[str]) -> Section:
+    """How the pseudo-labels of each variant's first run are wrong."""
     drawn = [
         confusion_figure(
             pseudo_confusion(inspection, labels, len(classes)),
@@ -343,7 +258,7 @@ def _confusions(inspections: Sequence[tuple[str, Inspection]], classes: Sequence
         )
         for name, inspection in inspections
         for kind, labels in (("plain", inspection.plain), ("debiased", inspection.debiased))
-        # What a method without a strength would say debiased, it never said.
+        # A method without a strength trains on plain pseudo-labels only.
         if kind == "plain" or inspection.is_own_strength
     ]
     used = "; ".join(f"{name} by {strength_text(i)}" for name, i in inspections if i.is_own_strength)
@@ -358,7 +273,7 @@ def _confusions(inspections: Sequence[tuple[str, Inspection]], classes: Sequence
 
 def error_shares(variant: Variant, most: int) -> Float[np.ndarray, " C"]:
     """Share of each class's errors that falls on its `most` most confused classes; nan for classes without errors."""
-    wrong = np.sum([np.array(run.figures["confusion"]) for run in variant.runs], 0).astype(float)
+    wrong = np.sum([np.array(run.metrics["confusion"]) for run in variant.runs], 0).astype(float)
     np.fill_diagonal(wrong, 0)
     total = wrong.sum(1)
     largest = np.sort(wrong, 1)[:, ::-1][:, :most].sum(1)
@@ -366,7 +281,7 @@ def error_shares(variant: Variant, most: int) -> Float[np.ndarray, " C"]:
 
 
 def errors(variants: Sequence[Variant]) -> Section:
-    """Whether errors are scattered, or a class is taken for one or two others."""
+    """Whether the errors of a class are spread over many classes, or fall on one or two others."""
     names, drawn = variants[0].runs[0].classes, []
     for most, title in ((1, "On the most confused class"), (2, "On the two most confused classes")):
         values = np.stack([error_shares(variant, most) for variant in variants])
@@ -374,7 +289,7 @@ def errors(variants: Sequence[Variant]) -> Section:
         if not order:
             continue
         means = "; ".join(
-            f"{plain(v.name)} {percent(float(np.nanmean(row)), 1)}"
+            f"{printable(v.name)} {percent(float(np.nanmean(row)), 1)}"
             for v, row in zip(variants, values, strict=True)
             if not np.isnan(row).all()
         )

@@ -1,31 +1,32 @@
-"""The page of labels: rows of predictions before and after a class prior is removed."""
+"""The page of labels: predictions before and after a class prior is removed."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csr_matrix
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from debias_ssl.formulas.logits import confusion_matrix
 from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.output import summary_of
 from debias_ssl.reporting import figures
-from debias_ssl.reporting.figures import NAMED, plain, shortened
+from debias_ssl.reporting.figures import NAMED, printable, truncated
 from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent
-from debias_ssl.reporting.parts import Pictures, changed_sheet, confusion_figure, reliability_figure, wrong_sheet
+from debias_ssl.reporting.sections.against_truth import (
+    Confusion,
+    confusion_counts,
+    confusion_figure,
+    reliability_figure,
+)
+from debias_ssl.reporting.sections.class_correlation import nearest_classes_section
+from debias_ssl.reporting.sections.examples import Pictures, changed_sheet, wrong_sheet
 
+# Rows of the table of the classes whose counts change most.
 MOST_CHANGED = 12
-# Classes in a block of the class correlation, and neighbors of each.
-BLOCK, NEIGHBORS = 10, 9
 TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}
 TABLE |= {"ece": "ECE"}
-
-Confusion = Int[np.ndarray, "C C"]
 
 
 def labels_page(
@@ -35,13 +36,13 @@ def labels_page(
     features: Callable[[], Iterable[Float[Tensor, "_ D"]]] | None,
     pictures: Pictures | None,
 ) -> Page:
-    """What removing a class prior does to predictions; rows that strength and temperature were chosen on are left out.
+    """The effect of removing a class prior; rows that strength and temperature were chosen on are left out.
 
     Args:
         labeling: the labels of all rows.
-        facts: lines below the title: what was labeled, by what.
-        features: gives the features of all rows in row order, in chunks, to compare classes by.
-        pictures: gives the images of some rows.
+        facts: lines below the title.
+        features: yields the features of all rows in row order, in chunks; None leaves the similarity of classes out.
+        pictures: reads the images of some rows; None leaves the examples out.
     """
     config, kept = labeling.config, np.flatnonzero(labeling.reported)
     setting = (
@@ -59,7 +60,7 @@ def labels_page(
         if (shown.truth >= 0).any():
             sections.append(against_truth(shown))
         if features is not None:
-            sections.append(class_correlation(shown, kept, len(labeling.reported), features()))
+            sections.append(nearest_classes_section(shown, kept, len(labeling.reported), features()))
         if pictures is not None:
             sections.append(examples(shown, lambda rows: pictures(kept[rows].tolist())))
         sections.append(Section(title="All classes", tables=[class_table(shown)]))
@@ -72,7 +73,7 @@ def labels_page(
 
 
 def _only(labeling: Labeling, kept: Int[np.ndarray, " R"]) -> Labeling:
-    """Some rows of a labeling."""
+    """The labeling of some rows."""
     if len(kept) == len(labeling.reported):
         return labeling
     arrays = ("plain", "plain_confidence", "label", "confidence", "top2_gap", "truth", "reported")
@@ -80,12 +81,8 @@ def _only(labeling: Labeling, kept: Int[np.ndarray, " R"]) -> Labeling:
     return replace(labeling, names=[labeling.names[i] for i in kept.tolist()], **rows)
 
 
-def _crossed(first: Int[np.ndarray, " N"], second: Int[np.ndarray, " N"], num_classes: int) -> Confusion:
-    """Numbers of rows by their first and second class; rows without a first one (negative) are left out."""
-    return confusion_matrix(torch.from_numpy(first), torch.from_numpy(second), num_classes).numpy()
-
-
 def headline(labeling: Labeling) -> Section:
+    """The tables of metrics and of predicted counts."""
     summary = summary_of(labeling)
     known = int((labeling.truth >= 0).sum())
     which = {"plain": labeling.plain_confidence, "debiased": labeling.confidence}
@@ -98,7 +95,7 @@ def headline(labeling: Labeling) -> Section:
     for key, confidence in which.items():
         number = np.array([*summary["counts"][key].values()])
         ends = (
-            f"{percent(number[k] / number.sum())} ({shortened(labeling.classes[k], 24)})"
+            f"{percent(number[k] / number.sum())} ({truncated(labeling.classes[k], 24)})"
             for k in (number.argmin(), number.argmax())
         )
         rows.append([key, f"{summary['count_entropy'][key]:.4f}", *ends, percent(confidence.mean(dtype=float))])
@@ -113,7 +110,7 @@ def headline(labeling: Labeling) -> Section:
 
 
 def counts(labeling: Labeling) -> Section:
-    """Predicted counts before and after, the prior, and where labels went."""
+    """Predicted counts before and after, the prior, and the classes between which labels moved."""
     number = [np.bincount(labeling.truth[labeling.truth >= 0], minlength=len(labeling.classes))]
     number += [labeling.counts("plain"), labeling.counts("label")]
     true, before, after = (each / max(1, each.sum()) for each in number)
@@ -183,9 +180,9 @@ def _prior(labeling: Labeling) -> Figure:
 
 
 def flow_table(labeling: Labeling) -> Table:
-    """The classes whose counts change most, and where their labels come from and go to."""
+    """The classes whose counts change most, and the classes that they gain labels from and lose labels to."""
     names = labeling.classes
-    flows = _crossed(labeling.plain, labeling.label, len(names))
+    flows = confusion_counts(labeling.plain, labeling.label, len(names))
     before, after = flows.sum(1), flows.sum(0)
     np.fill_diagonal(flows, 0)
     known = labeling.truth >= 0
@@ -195,7 +192,7 @@ def flow_table(labeling: Labeling) -> Table:
 
     def most(number: Int[np.ndarray, " C"]) -> tuple[str, str]:
         k = int(number.argmax())
-        return f"{number.sum():,}", f"{shortened(names[k], 24)} ({number[k]:,})" if number[k] else "-"
+        return f"{number.sum():,}", f"{truncated(names[k], 24)} ({number[k]:,})" if number[k] else "-"
 
     rows = []
     for k in order:
@@ -217,10 +214,10 @@ def against_truth(labeling: Labeling) -> Section:
     names, truth = labeling.classes, labeling.truth
     which = {"plain": (labeling.plain, labeling.plain_confidence), "debiased": (labeling.label, labeling.confidence)}
     drawn = [
-        confusion_figure(_crossed(truth, label, len(names)), names, f"Confusion, {kind}", f"{kind} labels")
+        confusion_figure(confusion_counts(truth, label, len(names)), names, f"Confusion, {kind}", f"{kind} labels")
         for kind, (label, _) in which.items()
     ]
-    drawn.append(_scores_by_count(_crossed(truth, labeling.plain, len(names)), names))
+    drawn.append(_scores_by_count(confusion_counts(truth, labeling.plain, len(names)), names))
     drawn += [
         reliability_figure(confidence, label, truth, f"Reliability, {kind}")
         for kind, (label, confidence) in which.items()
@@ -231,14 +228,14 @@ def against_truth(labeling: Labeling) -> Section:
 def precisions_and_recalls(
     confusion: Confusion,
 ) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
-    """Of each class; nan where it is never predicted, or has no rows."""
+    """Precision and recall of each class; nan where it is never predicted, or has no rows."""
     right = confusion.diagonal()
     with np.errstate(invalid="ignore"):
         return right / confusion.sum(0), right / confusion.sum(1)
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
-    """Spearman's, in words; there is none of fewer than three classes, or of numbers that are all the same."""
+    """Spearman's rank correlation as text; a dash for fewer than three classes, or where all numbers are the same."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return "-"
     found: Any = spearmanr(x, y)
@@ -254,7 +251,7 @@ def _scores_by_count(confusion: Confusion, names: Sequence[str]) -> Figure:
     words = f"rank correlation with the count: recall {by_recall}, precision {by_precision}"
     hidden = ""
     if never:
-        some = ", ".join(plain(name) for name in never[:5]) + (", …" if len(never) > 5 else "")
+        some = ", ".join(printable(name) for name in never[:5]) + (", …" if len(never) > 5 else "")
         hidden = f" Never predicted, and not drawn: {len(never)} ({some})."
     return Figure(
         title="Precision and recall by predicted count, plain",
@@ -270,97 +267,8 @@ def _scores_by_count(confusion: Confusion, names: Sequence[str]) -> Figure:
     )
 
 
-def class_means(
-    features: Iterable[Float[Tensor, "_ D"]], classes: Int[np.ndarray, " N"], num_classes: int
-) -> Float[np.ndarray, "C D"]:
-    """Mean features of classes, in one pass; rows of no class (negative) are left out, classes without rows are nan."""
-    sums, first = 0.0, 0
-    for chunk in features:
-        own = classes[first : first + len(chunk)]
-        rows = np.flatnonzero(own >= 0)
-        # As a product with a sparse matrix of memberships: index_add_ takes ten times as long.
-        member = csr_matrix((np.ones(len(rows)), (own[rows], rows)), shape=(num_classes, len(chunk)))
-        sums = sums + member @ chunk.double().numpy()
-        first += len(chunk)
-    number = np.bincount(classes[classes >= 0], minlength=num_classes)
-    with np.errstate(invalid="ignore"):
-        return sums / number[:, None]
-
-
-def nearest_classes(
-    means: Float[np.ndarray, "C D"], shown: Sequence[int], among: Int[np.ndarray, " A"], num: int
-) -> tuple[Int[np.ndarray, "S K"], Float[np.ndarray, "S K"]]:
-    """The others nearest to some classes by the cosine of mean features, nearest first, and these cosines.
-
-    Args:
-        means: of all classes.
-        shown: the classes whose neighbors are wanted, all of them in `among`.
-        among: the classes that may be neighbors.
-        num: how many neighbors; there are fewer where there are not as many other classes.
-    """
-    unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    cosine = unit[np.array(shown)] @ unit[among].T
-    cosine[np.array(shown)[:, None] == among] = -np.inf
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, : min(num, len(among) - 1)]
-    return among[order], np.take_along_axis(cosine, order, axis=1)
-
-
-def class_correlation(
-    labeling: Labeling, kept: Int[np.ndarray, " R"], num_rows: int, features: Iterable[Float[Tensor, "_ D"]]
-) -> Section:
-    """How near the most and the least predicted classes are to others; nothing for fewer than four classes with rows.
-
-    Args:
-        labeling: the rows that are shown.
-        kept: their places among all rows.
-        num_rows: of all, those of the features.
-        features: of all rows.
-    """
-    names, known = labeling.classes, (labeling.truth >= 0).all()
-    own = np.full(num_rows, -1)
-    own[kept] = labeling.truth if known else labeling.plain
-    present = np.flatnonzero(np.bincount(own[kept], minlength=len(names)))
-    half = min(BLOCK, len(present) // 2)
-    if half < 2:
-        return Section(title="Class correlation")
-    by_count = present[np.argsort(-labeling.counts("plain")[present], kind="stable")]
-    shown = [*by_count[:half].tolist(), *by_count[len(by_count) - half :].tolist()]
-    near, cosine = nearest_classes(class_means(features, own, len(names)), shown, present, NEIGHBORS)
-    most, least = cosine[:half].mean(), cosine[half:].mean()
-    low, high = cosine.min(), cosine.max()
-    drawn = []
-    for kind, block, mean in (("most", slice(half), most), ("least", slice(half, None), least)):
-        words = f"mean {mean:.3f}, nearest alone {cosine[block, 0].mean():.3f}"
-        drawn.append(
-            Figure(
-                title=f"The {half} {kind} predicted classes",
-                svg=figures.neighbors(
-                    (cosine[block] - low) / max(high - low, 1e-9),
-                    [names[k] for k in shown[block]],
-                    [names[k] for k in near[block, 0]],
-                    [[f"{value:.2f}".replace("0.", ".", 1) for value in row] for row in cosine[block]],
-                    f"Cosine similarity of the {half} {kind} predicted classes to their {near.shape[1]} nearest, from "
-                    f"{low:.3f} (clear) to {high:.3f} (full color): {words}.",
-                ),
-                caption=f"Cosine to the {near.shape[1]} nearest classes: {words}.",
-            )
-        )
-    outcome = "so it is here" if least > most else "here it is not so"
-    text = (
-        f"Cosine similarity of the mean features of classes ({'true' if known else 'by plain label'}). Classes that "
-        "are predicted least are said to be the more entangled with others (arXiv 2201.01490): "
-        f"{outcome}, {least:.3f} among the least predicted and {most:.3f} among the most."
-    )
-    head = ["class", *(str(rank) for rank in range(1, near.shape[1] + 1))]
-    rows = [
-        [names[k], *(f"{shortened(names[j], 24)} {value:.3f}" for j, value in zip(*pair, strict=True))]
-        for k, *pair in zip(shown, near, cosine, strict=True)
-    ]
-    table = Table(title="The neighbors by name", head=head, rows=rows, is_closed=True)
-    return Section(title="Class correlation", text=text, tables=[table], figures=drawn)
-
-
 def examples(labeling: Labeling, pictures: Pictures) -> Section:
+    """Images whose label debiasing changes, and images with confident mistakes."""
     names, classes, truth = labeling.names, labeling.classes, labeling.truth
     what = "rows whose truth is known"
     sheets = [
@@ -382,7 +290,7 @@ def class_table(labeling: Labeling) -> Table:
         *([f"{number:,}" for number in each] for each in (before, after)),
     ]
     if known.any():
-        confusions = [_crossed(labeling.truth, label, len(names)) for label in (labeling.plain, labeling.label)]
+        confusions = [confusion_counts(labeling.truth, label, len(names)) for label in (labeling.plain, labeling.label)]
         scores = [precisions_and_recalls(confusion) for confusion in confusions]
         head += [*_true_head(known), "recall, plain", "recall, debiased", "precision, plain", "precision, debiased"]
         columns.append([f"{number:,}" for number in confusions[0].sum(1)])

@@ -1,4 +1,4 @@
-"""What a report consists of, and the way it becomes one HTML file."""
+"""The parts of a page, such as figures and tables, and how a page becomes one HTML file."""
 
 import base64
 import io
@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from debias_ssl.reporting.figures import NUM_COLORS, plain
+from debias_ssl.reporting.figures import NUM_COLORS, printable
 
-# Sides of the images on a page: larger ones would make it heavy, and would not be seen.
+# Pixels. Larger images would make a page heavy, and are shown at this size anyway.
 LARGEST_SIDE = 96
 
 
@@ -25,7 +25,7 @@ class Figure:
     svg: str
     caption: str = ""
     legend: Sequence[tuple[str, str]] = ()
-    """Pairs of a key's kind (line-0, mark-1, bar-0, outline, tick-1, level) and its meaning."""
+    """Pairs of a symbol (line-0, mark-1, bar-0, outline, tick-1, level) and its meaning."""
     is_small: bool = False
 
 
@@ -38,7 +38,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     is_closed: bool = False
-    """Whether the table is to be opened by the reader."""
+    """Whether the table is folded until the reader opens it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +72,21 @@ class Page:
     facts: Sequence[str]
     """Short lines below the title."""
     notes: Sequence[str] = ()
-    """What is left out, and why."""
+    """Parts that are left out, and why."""
     sections: Sequence[Section] = ()
     texts: Sequence[tuple[str, str]] = field(default=())
-    """Titles and contents of files, to be opened by the reader."""
+    """Titles and contents of files, folded until the reader opens them."""
 
 
 def render(page: Page, version: str) -> str:
-    """The page as HTML; every text in it is escaped, and of figures only their SVG is not."""
+    """The page as HTML. All text is escaped; only the SVG of figures is not."""
     environment = Environment(
         loader=PackageLoader("debias_ssl.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: plain(value) if type(value) is str and "\n" not in value else value,
+        finalize=lambda value: printable(value) if type(value) is str and "\n" not in value else value,
     )
     text = environment.get_template("report.html").render(
         page=page, version=version, markup=Markup, num_colors=NUM_COLORS
@@ -95,20 +95,21 @@ def render(page: Page, version: str) -> str:
 
 
 def picture(pixels: UInt8[np.ndarray, "H W K"], alt: str, lines: Sequence[str]) -> Picture:
-    """An image as part of the page: small ones as they are, large ones smaller and compressed."""
+    """An image as part of the page: up to 64 pixels as it is, else smaller and compressed."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     kind = "png" if max(image.size) <= 64 else "jpeg"
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, kind, quality=85)
     source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(source=source, alt=plain(alt), lines=lines)
+    return Picture(source=source, alt=printable(alt), lines=lines)
 
 
 def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction as percent; a dash where it is unknown."""
     return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f}\u00a0%"
 
 
 def named(shares: Float[np.ndarray, " C"], names: Sequence[str], order: Sequence[int], digits: int = 1) -> str:
-    """Classes with their shares, in words."""
-    return ", ".join(f"{plain(names[k])} {percent(float(shares[k]), digits)}" for k in order)
+    """Names of classes with their shares, separated by commas."""
+    return ", ".join(f"{printable(names[k])} {percent(float(shares[k]), digits)}" for k in order)

@@ -1,11 +1,12 @@
-"""Writes the page of a run, of several runs, or of a comparison."""
+"""From run folders to a file: reads them, makes their page and writes it."""
 
 from pathlib import Path
 
 from debias_ssl import __version__
-from debias_ssl.reporting.comparison_page import comparison_page, holds_comparison, read_comparison, read_variants
-from debias_ssl.reporting.inspection import read_run
+from debias_ssl.reporting.comparison_page import comparison_page
 from debias_ssl.reporting.page import render
+from debias_ssl.reporting.reading.comparison import holds_comparison, read_comparison, read_variants
+from debias_ssl.reporting.reading.run import read_run
 from debias_ssl.reporting.run_page import run_page
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import write_aside

@@ -1,43 +1,38 @@
-"""The page of one run: what its folder holds, and what its model says of the images."""
+"""The page of one run: its metrics and training curves, and the pseudo-labels of its model."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
 
-from debias_ssl.formulas.logits import confusion_matrix
 from debias_ssl.reporting import figures
-from debias_ssl.reporting.figures import NAMED, Series, plain
-from debias_ssl.reporting.inspection import (
-    FIGURES,
-    Finetuned,
-    FinishedRun,
-    ImagesGoneError,
-    Inspection,
-    inspect,
-    pixels,
-    true_counts,
-)
+from debias_ssl.reporting.figures import NAMED, Series, printable
 from debias_ssl.reporting.page import Figure, Page, Section, Sheet, Table, named, percent
-from debias_ssl.reporting.parts import changed_sheet, confusion_figure, reliability_figure, wrong_sheet
+from debias_ssl.reporting.reading.inspection import ImagesGoneError, Inspection, inspect, pixels, true_counts
+from debias_ssl.reporting.reading.run import METRICS, Finetuned, FinishedRun
+from debias_ssl.reporting.sections.against_truth import confusion_figure, reliability_figure
+from debias_ssl.reporting.sections.class_correlation import correlation_figure
+from debias_ssl.reporting.sections.examples import changed_sheet, wrong_sheet
+from debias_ssl.reporting.sections.pseudo_labels import (
+    moments_of,
+    pseudo_confusion,
+    pseudo_label_shares,
+    strength_text,
+)
 
-# Of the run's length: when its pseudo-labels are counted.
-MOMENTS = (0.25, 0.5, 0.75, 1.0)
-TITLES = [name.replace("_", " ").replace("h mean", "H-mean").replace("g mean", "G-mean") for name in FIGURES[:-1]]
+TITLES = [name.replace("_", " ").replace("h mean", "H-mean").replace("g mean", "G-mean") for name in METRICS[:-1]]
 TITLES.append("ECE")
 LEFT_OUT = "the confusion of pseudo-labels, the class correlation and the example images"
 
 
 def run_page(run: FinishedRun) -> Page:
-    """Everything about one run; what needs images is left out, with a note, where they are gone."""
+    """The page of a run; where its images were removed, a note replaces the parts that need them."""
     notes, inspection = [], None
     try:
         inspection = inspect(run)
     except ImagesGoneError as error:
-        # The message's second half is a fix for another command.
         notes.append(f"Left out, because the run's images are not there any more: {LEFT_OUT} ({error}).")
     sections = [headline(run), learning(run), bias(run, inspection), predictions(run)]
     if inspection is not None:
@@ -48,7 +43,7 @@ def run_page(run: FinishedRun) -> Page:
         title=f"{run.method} on {config.data.name}{', fine-tuned' if run.finetuned else ''}",
         facts=[
             str(run.path),
-            *([f"{run.finetuned.said}; the first stage:"] if run.finetuned else []),
+            *([f"{run.finetuned.description}; the first stage:"] if run.finetuned else []),
             f"{config.model.name}, {len(run.classes)} classes, {sum(run.labeled_counts):,} labeled and "
             f"{run.num_unlabeled:,} unlabeled images, {len(run.labels):,} test images",
             f"{run.summary['steps']:,} steps in {run.summary['seconds']:,.0f} s, "
@@ -61,6 +56,7 @@ def run_page(run: FinishedRun) -> Page:
 
 
 def headline(run: FinishedRun) -> Section:
+    """The table of test metrics."""
     if run.finetuned:
         return before_and_after(run.finetuned)
     last_few = min(run.config.median_of, len(run.evaluations))
@@ -70,7 +66,7 @@ def headline(run: FinishedRun) -> Section:
         "best": "best, chosen on test",
     }
     rows = [
-        [f"{title}, {moment}", *(percent(run.summary[which][key][name]) for name in FIGURES)]
+        [f"{title}, {moment}", *(percent(run.summary[which][key][name]) for name in METRICS)]
         for key, moment in moments.items()
         for which, title in (("ema", "EMA"), ("raw", "raw"))
     ]
@@ -82,10 +78,11 @@ def headline(run: FinishedRun) -> Section:
 
 
 def before_and_after(finetuned: Finetuned) -> Section:
+    """The table of metrics before and after fine-tuning."""
     names = {"validation": "held-out", "test": "test"}
     rows = [
         [f"{names[part]}, {moment}", *(percent(value) for value in figures.values())]
-        for (part, moment), figures in finetuned.figures.items()
+        for (part, moment), figures in finetuned.metrics.items()
     ]
     caption = (
         "Before is the averaged model of the run that this one was made of, after is the same network with another "
@@ -97,6 +94,7 @@ def before_and_after(finetuned: Finetuned) -> Section:
 
 
 def learning(run: FinishedRun) -> Section:
+    """Curves of losses, accuracy and pseudo-labels over training."""
     steps = np.array([log["step"] for log in run.logs])
     names = list(dict.fromkeys(name for log in run.logs for name in log["loss"]))
     losses = [
@@ -146,20 +144,6 @@ def learning(run: FinishedRun) -> Section:
     return Section(title="Learning", figures=drawn)
 
 
-def moments_of(run: FinishedRun) -> list[dict[str, Any]]:
-    """The lines of the log at four moments; fewer in a short log."""
-    steps = np.array([log["step"] for log in run.logs])
-    nearest = [int(np.abs(steps - share * steps[-1]).argmin()) for share in MOMENTS]
-    return [run.logs[i] for i in dict.fromkeys(nearest)]
-
-
-def shares_of(log: dict[str, Any]) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
-    """Shares of the classes among the pseudo-labels that count, and among all; zeros where there are none."""
-    every = np.array(log["pseudo_counts"], dtype=float)
-    counted = every * np.array(log["pseudo_weights"], dtype=float)
-    return counted / max(counted.sum(), 1e-12), every / max(every.sum(), 1e-12)
-
-
 def _marginals(run: FinishedRun) -> Figure:
     steps, marginal, names = np.array([log["step"] for log in run.logs]), run.marginal, run.classes
     order = np.argsort(-marginal[-1], kind="stable").tolist()
@@ -182,10 +166,10 @@ def _marginals(run: FinishedRun) -> Figure:
 
 
 def bias(run: FinishedRun, inspection: Inspection | None) -> Section:
-    """The marginal over time, and pseudo-labels by class at four moments."""
+    """The marginal over time, and the pseudo-labels of each class at four moments of training."""
     names, counts, logs = run.classes, true_counts(run, inspection), moments_of(run)
     true = None if counts is None else np.array(counts) / sum(counts)
-    pairs = [shares_of(log) for log in logs]
+    pairs = [pseudo_label_shares(log) for log in logs]
     top = 1.08 * max(share.max() for pair in pairs for share in (*pair, pair[0] if true is None else true))
     kinds = ("line-0", "line-1", "line-2") if len(names) > NAMED else ("bar-0", "outline", "tick-1")
     meanings = [
@@ -219,13 +203,13 @@ def _moment_alt(
     truth = "" if true is None else f" (true shares {percent(true[most], 1)} and {percent(true[least], 1)})"
     return (
         f"Step {log['step']}: {number:,} pseudo-labels, {percent(log['mask_rate'], 1)} of them count; of these most "
-        f"are {plain(names[most])}, {percent(counted[most], 1)}, fewest {plain(names[least])}, "
+        f"are {printable(names[most])}, {percent(counted[most], 1)}, fewest {printable(names[least])}, "
         f"{percent(counted[least], 1)}{truth}."
     )
 
 
 def _distance(counted: Float[np.ndarray, " C"], true: Float[np.ndarray, " C"] | None) -> str:
-    """How far pseudo-labels are from the truth, in a few words."""
+    """The distance of the pseudo-labels from the truth, for a caption."""
     if not counted.any():
         return "too early to tell"
     if true is None:
@@ -234,8 +218,9 @@ def _distance(counted: Float[np.ndarray, " C"], true: Float[np.ndarray, " C"] | 
 
 
 def predictions(run: FinishedRun) -> Section:
-    names, confusion = run.classes, np.array(run.figures["confusion"])
-    recalls = np.array([np.nan if recall is None else recall for recall in run.figures["recalls"]], dtype=float)
+    """Confusion, recalls and reliability on the test images."""
+    names, confusion = run.classes, np.array(run.metrics["confusion"])
+    recalls = np.array([np.nan if recall is None else recall for recall in run.metrics["recalls"]], dtype=float)
     order = [int(k) for k in np.argsort(recalls, kind="stable") if not np.isnan(recalls[k])]
     confidence, predicted = torch.from_numpy(run.logits).softmax(-1).max(-1)
     lowest, highest = named(recalls, names, order[:3]), named(recalls, names, order[-3:])
@@ -255,17 +240,8 @@ def predictions(run: FinishedRun) -> Section:
     return Section(title="Predictions on test images", text="Of the averaged model at the last step.", figures=drawn)
 
 
-def strength_text(inspection: Inspection) -> str:
-    source = "the method's own" if inspection.is_own_strength else "the method has none of its own"
-    return f"strength {inspection.strength:g} ({source}) and the last logged marginal"
-
-
-def pseudo_confusion(inspection: Inspection, labels: Int[np.ndarray, " U"], num_classes: int) -> Int[np.ndarray, "C C"]:
-    return confusion_matrix(torch.from_numpy(inspection.truth), torch.from_numpy(labels), num_classes).numpy()
-
-
 def pseudo_labels(run: FinishedRun, inspection: Inspection) -> Section:
-    """What the exported model says of unlabeled images, plainly and debiased."""
+    """The exported model's labels of the unlabeled images, plain and debiased."""
     num, names = len(inspection.index), run.classes
     drawn = []
     if (inspection.truth >= 0).any():
@@ -276,7 +252,7 @@ def pseudo_labels(run: FinishedRun, inspection: Inspection) -> Section:
                     confusion, names, f"Confusion of pseudo-labels, {kind}", f"{kind} pseudo-labels of unlabeled images"
                 )
             )
-    correlation = _correlation(run, inspection)
+    correlation = correlation_figure(inspection, names)
     text = (
         f"The averaged model's labels of {num:,} of {run.num_unlabeled:,} unlabeled images, without augmentation and "
         f"threshold. Debiasing with {strength_text(inspection)} changes {inspection.changed.sum():,} of them."
@@ -286,48 +262,8 @@ def pseudo_labels(run: FinishedRun, inspection: Inspection) -> Section:
     return Section(title="Pseudo-labels", text=text, figures=drawn + ([correlation] if correlation else []))
 
 
-def class_correlation(
-    features: Tensor, classes: Int[np.ndarray, " U"], shown: Sequence[int]
-) -> Float[np.ndarray, "S S"]:
-    """Cosine similarities of the mean features of some classes."""
-    means = torch.stack([features[torch.from_numpy(classes == k)].double().mean(0) for k in shown])
-    means = torch.nn.functional.normalize(means, dim=1)
-    return (means @ means.T).numpy()
-
-
-def _correlation(run: FinishedRun, inspection: Inspection) -> Figure | None:
-    known = (inspection.truth >= 0).all()
-    classes = inspection.truth if known else inspection.plain
-    predicted = np.bincount(inspection.plain, minlength=len(run.classes))
-    order = [int(k) for k in np.argsort(-predicted, kind="stable") if (classes == k).any()]
-    half = min(10, len(order) // 2)
-    if half < 2:
-        return None
-    shown = order[:half] + order[-half:]
-    cosine = class_correlation(inspection.features, classes, shown)
-    apart = ~np.eye(half, dtype=bool)
-    blocks = [cosine[:half, :half][apart].mean(), cosine[half:, half:][apart].mean(), cosine[:half, half:].mean()]
-    low = float(cosine.min())
-    words = "{:.3f} among the {n} most predicted classes, {:.3f} among the {n} least, {:.3f} between".format(
-        *blocks, n=half
-    )
-    return Figure(
-        title="Class correlation",
-        svg=figures.heat_map(
-            (cosine - low) / max(1 - low, 1e-9),
-            [run.classes[k] for k in shown],
-            f"Cosine similarity of class mean features, from {low:.3f} (clear) to 1 (full color): mean {words}.",
-            labels=("most predicted | least predicted", ""),
-            texts=[[f"{value:.2f}".lstrip("0") for value in row] for row in cosine],
-            border=half,
-        ),
-        caption=f"Cosine similarity of the mean features of classes ({'true' if known else 'pseudo-labeled'}); mean "
-        f"{words}. Where the features of classes are alike, pseudo-labels flow from one to the other.",
-    )
-
-
 def examples(run: FinishedRun, inspection: Inspection) -> Section:
-    """Images that are confident and wrong, and images whose labels debiasing changes."""
+    """Images with confident mistakes, and images whose pseudo-label debiasing changes."""
     sheets = [_wrong(run, inspection), _changed(run, inspection)]
     return Section(title="Examples", sheets=[sheet for sheet in sheets if sheet.pictures])
 
@@ -362,13 +298,13 @@ def _changed(run: FinishedRun, inspection: Inspection) -> Sheet:
 
 def class_table(run: FinishedRun, counts: Sequence[int] | None) -> Table:
     """The numbers behind the figures of classes."""
-    counted, every = shares_of(run.logs[-1])
-    tested = np.array(run.figures["confusion"]).sum(1)
+    counted, every = pseudo_label_shares(run.logs[-1])
+    tested = np.array(run.metrics["confusion"]).sum(1)
     rows = []
     for k, name in enumerate(run.classes):
         true = "-" if counts is None else f"{counts[k]:,}"
         shares = (percent(float(share[k])) for share in (counted, every, run.marginal[-1]))
-        recall = percent(run.figures["recalls"][k])
+        recall = percent(run.metrics["recalls"][k])
         rows.append([name, f"{run.labeled_counts[k]:,}", true, *shares, f"{tested[k]:,}", recall])
     head = [
         "class",

@@ -1,4 +1,4 @@
-"""The runs of a comparison: here one after the other, or several at a time in processes."""
+"""Trains the runs of a comparison, one after the other or several at a time, and writes their results."""
 
 import os
 import signal
@@ -21,33 +21,36 @@ from debias_ssl.distributed.signals import asked_to_stop
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.results import Result, differences_between, differences_text, table, write_results
 from debias_ssl.runs.run import train
-from debias_ssl.runs.variants import Comparison
+from debias_ssl.runs.variants import ComparisonPlan
 from debias_ssl.system.errors import InputError, Interrupted, StoppedError, reason
 from debias_ssl.system.files import write_aside
 from debias_ssl.training.journal import read_journal
 from debias_ssl.training.saved import config_from
 
-RECORD = "compare.yaml"
-FILES = (RECORD, "compare.csv", "compare.json", "report.html")
+PLAN_FILE = "compare.yaml"
+WRITTEN_FILES = (PLAN_FILE, "compare.csv", "compare.json", "report.html")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """A run that a comparison consists of."""
+class PlannedRun:
+    """One run of a comparison: a variant with one seed."""
 
     title: str
+    """Number, variant and seed, for messages."""
     variant: str
     seed: int
     resolved: dict[str, Any]
+    """All settings, as `config.yaml` holds them."""
     path: Path
+    """The run folder."""
 
     @property
     def folder(self) -> str:
-        """The run folder, seen from the comparison's."""
+        """The run folder, relative to the folder of the comparison."""
         return f"{self.variant}/{self.path.name}"
 
     def is_finished(self) -> bool:
-        """Whether the run need not be run.
+        """Whether the folder holds the finished run.
 
         Raises:
             InputError: the folder holds a run of other settings.
@@ -57,80 +60,105 @@ class Job:
         return folder.is_finished()
 
     def result(self, error: str | None = None) -> Result:
-        """What became of the run, given its error if it had one."""
+        """The outcome of a run that ended.
+
+        Args:
+            error: message of the error that ended it; None where it finished.
+        """
         if error is not None:
             return Result(variant=self.variant, seed=self.seed, folder=self.folder, status="failed", error=error)
-        run = RunFolder(self.path)
-        evaluations = [record["validation"]["ema"] for record in read_journal(run.metrics) if "validation" in record]
+        folder = RunFolder(self.path)
+        evaluations = [record["validation"]["ema"] for record in read_journal(folder.metrics) if "validation" in record]
         return Result(
             variant=self.variant,
             seed=self.seed,
             folder=self.folder,
             status="finished",
-            summary=run.read_summary(),
+            summary=folder.read_summary(),
             validation=evaluations[-1] if evaluations else None,
         )
 
 
-def jobs_of(comparison: Comparison, out: Path) -> list[Job]:
-    """All runs; those of a seed follow each other, so that a stopped comparison has variants to compare."""
-    runs = [(name, seed) for seed in comparison.seeds for name in comparison.variants]
+def planned_runs(plan: ComparisonPlan, out: Path) -> list[PlannedRun]:
+    """All runs in order: all variants of a seed before the next seed, so that a stopped comparison can be compared."""
+    runs = [(name, seed) for seed in plan.seeds for name in plan.variants]
     return [
-        Job(
+        PlannedRun(
             title=f"[{number}/{len(runs)}] {name} seed {seed}",
             variant=name,
             seed=seed,
-            resolved={**comparison.variants[name], "seed": seed},
+            resolved={**plan.variants[name], "seed": seed},
             path=out / name / f"seed-{seed}",
         )
         for number, (name, seed) in enumerate(runs, start=1)
     ]
 
 
-def check_folder(out: Path, jobs: Sequence[Job], recorded: Comparison | None, parsed: Any) -> None:
-    """Raises InputError where the folder may not be written to."""
+def prepare_folder(
+    out: Path, plan: ComparisonPlan, recorded: ComparisonPlan | None, *, resume: bool, overwrite: bool
+) -> None:
+    """Checks that a comparison may write to a folder, and removes an earlier one where it is to be overwritten.
+
+    Args:
+        out: the folder.
+        plan: the comparison that is to be run.
+        recorded: the comparison that the folder holds already.
+        resume: whether to go on with it.
+        overwrite: whether to replace it.
+
+    Raises:
+        InputError: the folder holds something else, or neither flag is given.
+    """
+    runs = planned_runs(plan, out)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {str(out)!r} is a file")
     if RunFolder(out).holds_run():
         raise InputError(f"{str(out)!r} holds a run, not a comparison: choose another --out")
-    held = [out] if recorded else [job.path for job in jobs if RunFolder(job.path).holds_run()]
-    if held and not (parsed.resume or parsed.overwrite):
+    held = [out] if recorded else [run.path for run in runs if RunFolder(run.path).holds_run()]
+    if held and not (resume or overwrite):
         kind = "comparison" if recorded else "run"
         raise InputError(f"{str(held[0])!r} holds a {kind}: pass --resume to go on with it, --overwrite to replace it")
+    if overwrite:
+        _remove_comparison(out, [*runs, *(planned_runs(recorded, out) if recorded else [])])
 
 
-def clear(out: Path, jobs: Sequence[Job]) -> None:
-    """Removes what a comparison writes, and nothing else."""
-    for job in jobs:
-        RunFolder(job.path).clear()
-        # A folder in which someone keeps something stays.
+def _remove_comparison(out: Path, runs: Sequence[PlannedRun]) -> None:
+    """Removes the files and run folders of a comparison, and nothing else."""
+    for run in runs:
+        RunFolder(run.path).clear()
+        # A folder with other files in it stays.
         with suppress(OSError):
-            job.path.rmdir()
-            job.path.parent.rmdir()
-    for name in FILES:
+            run.path.rmdir()
+            run.path.parent.rmdir()
+    for name in WRITTEN_FILES:
         (out / name).unlink(missing_ok=True)
 
 
-def run_here(jobs: Sequence[Job]) -> Generator[tuple[Job, str | None], None, None]:
-    """Runs one after the other in this process; gives each with its error, if it failed."""
-    for job in jobs:
-        say(f"{job.title} ...")
+def train_in_this_process(runs: Sequence[PlannedRun]) -> Generator[tuple[PlannedRun, str | None], None, None]:
+    """Trains one run after the other; yields each with the message of its error, or None."""
+    for run in runs:
+        print_status(f"{run.title} ...")
         error = None
         try:
-            train(config_from(job.resolved), job.resolved, job.path, resume=True, quiet=True)
+            train(config_from(run.resolved), run.resolved, run.path, resume=True, quiet=True)
         except (InputError, StoppedError) as stopped:
             error = " ".join(str(stopped).split())
         except Exception as unexpected:
             traceback.print_exc()
             error = f"{type(unexpected).__name__}: {reason(unexpected)}"
-        yield job, error
+        yield run, error
 
 
-def run_apart(jobs: Sequence[Job], at_once: int) -> Generator[tuple[Job, str | None], None, None]:
-    """The same in processes, so many at once; where there are several GPUs, each process has one of them."""
-    devices = _devices()
-    waiting = deque(jobs)
-    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+def train_in_processes(
+    runs: Sequence[PlannedRun], at_once: int
+) -> Generator[tuple[PlannedRun, str | None], None, None]:
+    """Trains `at_once` runs at a time, each in its own process; yields each with the message of its error, or None.
+
+    With several GPUs, each process gets one of them.
+    """
+    devices = _visible_gpus()
+    waiting = deque(runs)
+    running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
     with tempfile.TemporaryDirectory() as aside, asked_to_stop() as asked:
         try:
             while waiting or running:
@@ -139,46 +167,50 @@ def run_apart(jobs: Sequence[Job], at_once: int) -> Generator[tuple[Job, str | N
                     raise Interrupted(f"{name}: stopped; --resume goes on with the comparison", asked.number)
                 for slot in range(at_once):
                     if slot not in running and waiting:
-                        job = waiting.popleft()
-                        say(f"{job.title} ...")
+                        run = waiting.popleft()
+                        print_status(f"{run.title} ...")
                         device = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
-                        running[slot] = job, _start(job, Path(aside) / str(slot), device | _threads(at_once))
+                        running[slot] = (
+                            run,
+                            _start_process(run, Path(aside) / str(slot), device | _thread_limit(at_once)),
+                        )
                 time.sleep(0.05)
-                for slot, (job, process) in list(running.items()):
+                for slot, (run, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
-                        yield job, _error_of(process.returncode, Path(aside) / str(slot))
+                        yield run, _error_message(process.returncode, Path(aside) / str(slot))
         finally:
-            # Each finishes its step and keeps where it is.
+            # SIGTERM: each process finishes its step and saves a checkpoint.
             for _, process in running.values():
                 process.terminate()
             for _, process in running.values():
                 process.wait()
 
 
-def _devices() -> list[str]:
+def _visible_gpus() -> list[str]:
+    """Names of the GPUs for `CUDA_VISIBLE_DEVICES`; none where there is one at most."""
     num, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",")[:num] if visible else [str(number) for number in range(num)]
     return devices if num > 1 else []
 
 
-def _threads(at_once: int) -> dict[str, str]:
-    """A part of the cores for each process, unless somebody has said how many threads there are to be."""
+def _thread_limit(at_once: int) -> dict[str, str]:
+    """An equal part of the threads for each process, unless the user has set their number."""
     if "OMP_NUM_THREADS" in os.environ:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // at_once))}
 
 
-def _start(job: Job, aside: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start_process(run: PlannedRun, aside: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     config = aside.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(job.resolved, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "debias_ssl.train", "--config", str(config), "--out", str(job.path), "--resume"]
+    config.write_text(yaml.safe_dump(run.resolved, sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "debias_ssl.train", "--config", str(config), "--out", str(run.path), "--resume"]
     with aside.open("wb") as log:
         return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=log)
 
 
-def _error_of(status: int, log: Path) -> str | None:
-    """The message of a process that failed; what it wrote is shown where that says more."""
+def _error_message(status: int, log: Path) -> str | None:
+    """The message of a process that failed; without a message that is meant for users, prints its whole output."""
     if status == 0:
         return None
     text = log.read_text(encoding="utf-8", errors="replace")
@@ -186,52 +218,63 @@ def _error_of(status: int, log: Path) -> str | None:
     told = [line for line in lines if line.startswith("error: ")]
     if told:
         return told[-1].removeprefix("error: ")
-    say(text)
+    print_status(text)
     return lines[-1] if status > 0 else f"killed by signal {-status}"
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
+    """Prints to stderr: stdout is for tables."""
     print(text, file=sys.stderr, flush=True)
 
 
-def _say_result(job: Job, result: Result) -> None:
+def _print_outcome(run: PlannedRun, result: Result) -> None:
     if result.summary is None:
-        say(f"{job.title} failed: {result.error}")
+        print_status(f"{run.title} failed: {result.error}")
     else:
-        say(f"{job.title}: accuracy {result.summary['ema']['last']['accuracy']:.2%}")
+        print_status(f"{run.title}: accuracy {result.summary['ema']['last']['accuracy']:.2%}")
 
 
-def compare(comparison: Comparison, out: Path, at_once: int) -> list[tuple[Job, Result]]:
-    """Runs what is not finished, and writes the results after each run."""
-    jobs = jobs_of(comparison, out)
-    results = [Result(variant=job.variant, seed=job.seed, folder=job.folder) for job in jobs]
+def run_comparison(plan: ComparisonPlan, out: Path, at_once: int) -> list[tuple[PlannedRun, Result]]:
+    """Trains the runs that are not finished, and writes the results after each run.
+
+    Args:
+        plan: variants and seeds.
+        out: folder of the comparison.
+        at_once: number of runs at a time.
+    """
+    runs = planned_runs(plan, out)
+    results = [Result(variant=run.variant, seed=run.seed, folder=run.folder) for run in runs]
     waiting = []
-    for i, job in enumerate(jobs):
+    for i, run in enumerate(runs):
         try:
-            if not job.is_finished():
-                waiting.append(job)
+            if not run.is_finished():
+                waiting.append(run)
                 continue
-            results[i] = job.result()
+            results[i] = run.result()
         except InputError as error:
-            results[i] = job.result(str(error))
-        _say_result(job, results[i])
-    differences = differences_between(comparison.variants)
-    print(differences_text(differences, [*comparison.variants]), flush=True)
-    write_aside(out / RECORD, yaml.safe_dump(asdict(comparison), sort_keys=False))
-    lines = write_results(out, results, differences, comparison.choose_among)
-    with closing(run_here(waiting) if at_once == 1 else run_apart(waiting, at_once)) as ended:
-        for job, error in ended:
-            result = results[jobs.index(job)] = job.result(error)
-            lines = write_results(out, results, differences, comparison.choose_among)
-            _say_result(job, result)
+            results[i] = run.result(str(error))
+        _print_outcome(run, results[i])
+    differences = differences_between(plan.variants)
+    print(differences_text(differences, [*plan.variants]), flush=True)
+    write_aside(out / PLAN_FILE, yaml.safe_dump(asdict(plan), sort_keys=False))
+    lines = write_results(out, results, differences, plan.choose_among)
+    with closing(train_in_this_process(waiting) if at_once == 1 else train_in_processes(waiting, at_once)) as ended:
+        for run, error in ended:
+            result = results[runs.index(run)] = run.result(error)
+            lines = write_results(out, results, differences, plan.choose_among)
+            _print_outcome(run, result)
     print(f"{table(lines)}\n{out}", flush=True)
-    return list(zip(jobs, results, strict=True))
+    return list(zip(runs, results, strict=True))
 
 
-def raise_failures(results: Sequence[tuple[Job, Result]]) -> None:
-    """Raises StoppedError where a run has failed, after each of these is told."""
-    failed = [(job, result) for job, result in results if result.status == "failed"]
-    for job, result in failed:
-        print(f"{job.title} failed: {result.error}", flush=True)
+def raise_if_any_failed(results: Sequence[tuple[PlannedRun, Result]]) -> None:
+    """Prints the runs that failed.
+
+    Raises:
+        StoppedError: at least one run failed.
+    """
+    failed = [(run, result) for run, result in results if result.status == "failed"]
+    for run, result in failed:
+        print(f"{run.title} failed: {result.error}", flush=True)
     if failed:
         raise StoppedError(f"{len(failed)} of {len(results)} runs failed; --resume tries them again")

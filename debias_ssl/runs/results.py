@@ -1,4 +1,4 @@
-"""What runs of several variants and seeds say together: rows, means, paired differences, tables and files."""
+"""Results of a comparison: one row for each run, means and paired differences of variants, as tables and files."""
 
 import csv
 import io
@@ -16,15 +16,16 @@ from debias_ssl.system.files import write_aside
 from debias_ssl.training.journal import finite
 from debias_ssl.training.renamed import flat
 
-FIGURES = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece")
-COLUMNS = ("variant", "seed", "status", *FIGURES, "seconds")
+METRICS = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece")
+COLUMNS = ("variant", "seed", "status", *METRICS, "seconds")
+# Metrics whose paired difference to the first variant is computed.
 PAIRED = ("accuracy", "min_recall")
 MISSING = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of one run of a comparison; `validation` holds the averaged model's last figures there, if any."""
+    """The outcome of one run of a comparison."""
 
     variant: str
     seed: int
@@ -33,15 +34,16 @@ class Result:
     error: str | None = None
     summary: dict[str, Any] | None = None
     validation: dict[str, Any] | None = None
+    """The averaged model's last metrics on the validation images, if there are any."""
 
     def row(self) -> dict[str, Any]:
-        """The run in one line: figures of the averaged model, as fractions; None where the run is not finished."""
+        """The run as one row: metrics of the averaged model, as fractions; None where the run is not finished."""
         ema = self.summary["ema"] if self.summary else {"last": {}, "median": {}, "best": {}}
         return {
             "variant": self.variant,
             "seed": self.seed,
             "status": self.status,
-            **{name: ema["last"].get(name) for name in FIGURES},
+            **{name: ema["last"].get(name) for name in METRICS},
             "seconds": (self.summary or {}).get("seconds"),
             "median_accuracy": ema["median"].get("accuracy"),
             "best_test_accuracy": ema["best"].get("accuracy"),
@@ -50,18 +52,19 @@ class Result:
         }
 
 
-SPREAD = (*FIGURES, "median_accuracy", "best_test_accuracy", "validation_accuracy", "seconds", "images_per_second")
+# Numbers of a row whose mean and standard deviation a variant gets.
+SPREAD = (*METRICS, "median_accuracy", "best_test_accuracy", "validation_accuracy", "seconds", "images_per_second")
 
 
 def aggregate(rows: Sequence[Mapping[str, Any]], choose_among: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """A line for each variant, in the order of their first rows: its finished seeds, means and standard deviations.
+    """A line for each variant, in the order of their first rows: finished seeds, means and standard deviations.
 
-    Each variant after the first has the paired difference to the first over the seeds that both finished.
+    Variants after the first have the paired difference to the first, over the seeds that both finished.
 
     Args:
-        rows: what `Result.row` gives.
-        choose_among: variants of which the one of the best mean accuracy on validation images is marked; those with
-            fewer finished seeds than others have no part in it.
+        rows: results of `Result.row`.
+        choose_among: of these variants, the one with the best mean accuracy on validation images is marked; those with
+            fewer finished seeds than others are left out.
     """
     finished: dict[str, dict[int, Mapping[str, Any]]] = {row["variant"]: {} for row in rows}
     for row in rows:
@@ -93,7 +96,7 @@ def aggregate(rows: Sequence[Mapping[str, Any]], choose_among: Sequence[str] = (
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and (n - 1) standard deviation of the values that are known; one value has no deviation."""
+    """Mean and standard deviation (divided by n - 1) of the known values; one value has no deviation."""
     known = [value for value in values if value is not None]
     return {
         "mean": statistics.fmean(known) if known else None,
@@ -111,7 +114,7 @@ def paired_difference(differences: Sequence[float]) -> dict[str, float | None]:
 
 
 def differences_between(variants: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings that are not the same in all variants: field, then its value in each variant that has it."""
+    """Settings that differ between variants: for each, its value in every variant that has it."""
     settings = {name: flat(resolved) for name, resolved in variants.items()}
     fields = dict.fromkeys(field for each in settings.values() for field in each)
     found = {}
@@ -123,9 +126,9 @@ def differences_between(variants: Mapping[str, dict[str, Any]]) -> dict[str, dic
 
 
 def differences_text(differences: Mapping[str, Mapping[str, Any]], variants: Sequence[str]) -> str:
-    """What differs between variants, for a terminal."""
+    """The settings that differ between variants, as a table for a terminal."""
     if not differences:
-        return "the variants differ in nothing"
+        return "the variants do not differ in any setting"
     lines = [["what differs", *variants]]
     for field, values in differences.items():
         lines.append(
@@ -135,8 +138,8 @@ def differences_text(differences: Mapping[str, Mapping[str, Any]], variants: Seq
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """What `aggregate` gives, for a terminal, in percent."""
-    percents = [*FIGURES, "median_accuracy", "best_test_accuracy"]
+    """The result of `aggregate` as a table for a terminal, in percent."""
+    percents = [*METRICS, "median_accuracy", "best_test_accuracy"]
     titles = ["accuracy", "mean recall", "min recall", "h mean", "ece", "median acc.", "best (test)"]
     choosing = any(line["validation_accuracy"]["mean"] is not None for line in lines)
     if choosing:
@@ -191,7 +194,7 @@ def interval_text(value: Mapping[str, float | None] | None) -> str:
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of cells under each other: the first column to the left, the others to the right."""
+    """Cells as lines of text: the first column is aligned to the left, the others to the right."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join(
         "  ".join(
@@ -204,7 +207,7 @@ def _aligned(cells: Sequence[Sequence[str]]) -> str:
 def write_results(
     out: Path, results: Sequence[Result], differences: Mapping[str, Mapping[str, Any]], choose_among: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Writes `compare.csv` and `compare.json`; returns the aggregated table."""
+    """Writes `compare.csv` and `compare.json`; returns the result of `aggregate`."""
     rows = [result.row() for result in results]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *([row[name] for name in COLUMNS] for row in rows)])

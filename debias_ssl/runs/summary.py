@@ -1,13 +1,17 @@
-"""What a run comes to: `summary.json`, and the table at its end."""
+"""The summary of a finished run: the content of `summary.json`, and the table that is printed at the end."""
 
 import statistics
 from typing import Any
 
 
 def summarize(records: list[dict[str, Any]], median_of: int) -> dict[str, Any]:
-    """`summary.json`: of the evaluations on the test set the last, the median of the last few, and the most accurate.
+    """The content of `summary.json`: the last evaluation on the test set, the median of the last few, and the best.
 
     The best is chosen on the test set, so it is optimistic; it is there because others report it.
+
+    Args:
+        records: lines of `metrics.jsonl`.
+        median_of: number of last evaluations whose median is taken.
     """
     evaluations = [record for record in records if "ema" in record]
     logs = [record for record in records if "loss" in record]
@@ -17,7 +21,7 @@ def summarize(records: list[dict[str, Any]], median_of: int) -> dict[str, Any]:
         last_few = figures[-median_of:]
         summary[name] = {
             "last": figures[-1],
-            # Evaluations of before a figure was there, in a run resumed since, do not have it.
+            # A run that an older version started lacks newer metrics in its first evaluations.
             "median": {key: statistics.median(each[key] for each in last_few if key in each) for key in figures[-1]},
             "best": max(figures, key=lambda each: each["accuracy"]),
         }
@@ -30,7 +34,7 @@ def summarize(records: list[dict[str, Any]], median_of: int) -> dict[str, Any]:
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The summary for a terminal."""
+    """The summary as a table for a terminal."""
     figures = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece")
     rows = [("EMA, last", "ema", "last"), ("EMA, median", "ema", "median"), ("raw, last", "raw", "last")]
     lines = ["model         " + "".join(f"{figure.replace('_', ' '):>13}" for figure in figures)]

@@ -1,4 +1,4 @@
-"""What is compared: variants of a base and seeds, from a command line or from the record of a comparison."""
+"""The plan of a comparison, its variants and seeds: from a command line, or from the file of an earlier comparison."""
 
 import json
 from collections.abc import Iterator
@@ -17,29 +17,30 @@ from debias_ssl.training.saved import completed, config_from, switched_method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What `compare.yaml` holds: resolved settings, without their seed, and the seeds."""
+class ComparisonPlan:
+    """The content of `compare.yaml`: the settings of each variant without their seed, and the seeds."""
 
     base: dict[str, Any]
+    """Settings that all variants start from."""
     variants: dict[str, dict[str, Any]]
     seeds: tuple[int, ...]
     choose_among: tuple[str, ...] = ()
     """Variants of which one is chosen on validation images."""
 
 
-def read_record(path: Path) -> Comparison | None:
-    """The comparison of a `compare.yaml`; None where there is no such file.
+def read_plan(path: Path) -> ComparisonPlan | None:
+    """The plan in a `compare.yaml`; None where there is no such file.
 
     Raises:
-        InputError: the file is something else.
+        InputError: the file is no plan of a comparison.
     """
     if not path.exists():
         return None
     try:
         saved = read_yaml(path)
-        return Comparison(
-            base=_completed(saved["base"]),
-            variants={name: _completed(settings) for name, settings in dict(saved["variants"]).items()},
+        return ComparisonPlan(
+            base=_with_new_defaults(saved["base"]),
+            variants={name: _with_new_defaults(settings) for name, settings in dict(saved["variants"]).items()},
             seeds=tuple(saved["seeds"]),
             choose_among=tuple(saved["choose_among"]),
         )
@@ -47,13 +48,13 @@ def read_record(path: Path) -> Comparison | None:
         raise InputError(f"{str(path)!r} is not the record of a comparison: {reason(error)}") from error
 
 
-def _completed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Recorded settings, with defaults for those that are newer than the record; the seed is not one of them."""
+def _with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Saved settings without the seed, with defaults for settings that did not exist when they were saved."""
     return {name: value for name, value in completed(settings).items() if name != "seed"}
 
 
 def flags_of(overrides: dict[str, Any], prefix: str = "--") -> list[str]:
-    """Nested settings as flags, which beat all that stands before them; a method comes before its settings."""
+    """Nested settings as flags, which overrule all flags before them; a method comes before its own settings."""
     flags = []
     for key, value in overrides.items():
         if key == "help":
@@ -68,14 +69,14 @@ def flags_of(overrides: dict[str, Any], prefix: str = "--") -> list[str]:
 
 
 def grid_of(text: str) -> dict[str, dict[str, Any]]:
-    """The variants of a field: `method.strength=0,.25` gives `strength=0` and `strength=0.25`."""
+    """The variants of --grid, by name: `method.strength=0,.25` gives `strength=0` and `strength=0.25`."""
     field, _, values = text.partition("=")
     if not field or not all(value.strip() for value in values.split(",")):
         raise InputError(f"--grid {text!r} is not a field and its values, such as method.strength=0,.25,.5,1")
     *parents, last = field.strip().split(".")
     found = {}
     for value in values.split(","):
-        name = f"{last}={_tidy(value.strip())}"
+        name = f"{last}={_plain_number(value.strip())}"
         if name in found:
             raise InputError(f"--grid {text!r} has the value {value.strip()} twice")
         found[name] = {last: value.strip()}
@@ -84,27 +85,27 @@ def grid_of(text: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _tidy(value: str) -> str:
+def _plain_number(value: str) -> str:
     try:
         return f"{float(value):.12g}"
     except ValueError:
         return value
 
 
-def _asked_variants(parsed: Any) -> dict[str, dict[str, Any]]:
-    """Names and overrides of the variants that a command line asks for.
+def _requested_variants(parsed: Any) -> dict[str, dict[str, Any]]:
+    """The variants of a command line: for each name, the settings in which it differs from the base.
 
     Raises:
-        InputError: a name is given twice or cannot name a folder, or the overrides are not such.
+        InputError: a name is given twice or cannot name a folder, or its settings do not exist.
     """
     methods = [name.strip() for name in (parsed.methods or "").split(",") if name.strip()]
-    asked: list[tuple[str, Any]] = [(name, {"method": name}) for name in methods]
+    requested: list[tuple[str, Any]] = [(name, {"method": name}) for name in methods]
     if parsed.variants:
-        asked += [(str(name), value) for name, value in read_yaml(Path(parsed.variants)).items()]
+        requested += [(str(name), value) for name, value in read_yaml(Path(parsed.variants)).items()]
     if parsed.grid:
-        asked += grid_of(parsed.grid).items()
+        requested += grid_of(parsed.grid).items()
     found = {}
-    for name, overrides in asked:
+    for name, overrides in requested:
         if name in found:
             raise InputError(f"two variants are called {name!r}")
         if not name.strip() or name.startswith((".", "compare.", "report.")) or set(name) & set('/\\\0\n\r\t"<>|?*:'):
@@ -125,18 +126,23 @@ def _check_overrides(name: str, overrides: Any) -> None:
             raise InputError(f"variant {name!r}: there is no setting {key!r}; the settings are {', '.join(settings)}")
 
 
-def _settings(arguments: list[str], name: str | None = None) -> tuple[dict[str, Any], str | None]:
-    """Resolved settings of a command line of train, and what became of a method's settings if it was switched."""
+def _resolved_settings(arguments: list[str], name: str | None = None) -> tuple[dict[str, Any], str | None]:
+    """Resolved settings of flags of train, and a note if a method other than the config's drops settings.
+
+    Args:
+        arguments: the flags.
+        name: of the variant, for errors.
+    """
     parser = make_parser("compare", Config)
-    with naming_methods(f"variant {name!r}: " if name else ""):
+    with adding_method_names(f"variant {name!r}: " if name else ""):
         parsed = parser.read_arguments(arguments)
         resolved = resolve(parser, parsed)[1]
     return resolved, switched_method(resolved, [Path(str(file)) for file in parsed.config or []])
 
 
 @contextmanager
-def naming_methods(where: str = "") -> Iterator[None]:
-    """Adds to an InputError where it is, and the methods if it does not name them."""
+def adding_method_names(where: str = "") -> Iterator[None]:
+    """Puts `where` before the message of an InputError, and lists the methods if the message does not."""
     try:
         yield
     except InputError as error:
@@ -146,22 +152,28 @@ def naming_methods(where: str = "") -> Iterator[None]:
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """The numbers of a flag such as 0,1,2."""
+    """The seeds of a flag such as 0,1,2."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
         raise InputError(f"--seeds {text!r} are not different whole numbers with commas between, such as 0,1,2")
     return tuple(int(part) for part in parts)
 
 
-def asked_comparison(
-    parsed: Any, settings: list[str], recorded: Comparison | None, out: Path
-) -> tuple[Comparison, list[str]]:
-    """The comparison that a command line asks for, with all that it adds to if it resumes one; and notes for people.
+def requested_plan(
+    parsed: Any, settings: list[str], recorded: ComparisonPlan | None, out: Path
+) -> tuple[ComparisonPlan, list[str]]:
+    """The plan of a command line, merged with an earlier one, and notes to print.
+
+    Args:
+        parsed: values of the flags of compare.
+        settings: flags of train.
+        recorded: the plan in `out` if the command resumes it.
+        out: folder of the comparison, for errors.
 
     Raises:
-        InputError: something in the settings is wrong, or differs from the comparison that is there.
+        InputError: a setting is wrong, or differs from the recorded plan.
     """
-    variants = _asked_variants(parsed)
+    variants = _requested_variants(parsed)
     if parsed.choose_on and not parsed.grid:
         raise InputError("--choose_on chooses among the values of --grid: give one")
     if recorded and not variants and not settings:
@@ -171,8 +183,8 @@ def asked_comparison(
         return replace(recorded, seeds=tuple(dict.fromkeys((*recorded.seeds, *added)))), []
     if not variants and not recorded:
         raise InputError("there is nothing to compare: give --methods, --variants or --grid")
-    base, _ = _settings(settings)
-    found = {name: _settings([*settings, *flags_of(each)], name) for name, each in variants.items()}
+    base, _ = _resolved_settings(settings)
+    found = {name: _resolved_settings([*settings, *flags_of(each)], name) for name, each in variants.items()}
     resolved = {name: each for name, (each, _) in found.items()}
     among = tuple(grid_of(parsed.grid)) if parsed.choose_on else recorded.choose_among if recorded else ()
     for name in among:
@@ -187,22 +199,26 @@ def asked_comparison(
         for name in ("split_seed", "split")
         if base["data"][name] is not None
     ]
-    asked = Comparison(base=base, variants=resolved, seeds=seeds, choose_among=among)
-    return (_added(recorded, asked, out) if recorded else asked), notes
+    requested = ComparisonPlan(base=base, variants=resolved, seeds=seeds, choose_among=among)
+    return (_merged(recorded, requested, out) if recorded else requested), notes
 
 
-def _added(recorded: Comparison, asked: Comparison, out: Path) -> Comparison:
-    """Both together, where they agree in what both have."""
-    shared = [name for name in asked.variants if name in recorded.variants]
+def _merged(recorded: ComparisonPlan, requested: ComparisonPlan, out: Path) -> ComparisonPlan:
+    """Both plans together.
+
+    Raises:
+        InputError: they differ in the base or in a variant of the same name.
+    """
+    shared = [name for name in requested.variants if name in recorded.variants]
     for title, was, now in (
-        ("the base", recorded.base, asked.base),
-        *((f"variant {name!r}", recorded.variants[name], asked.variants[name]) for name in shared),
+        ("the base", recorded.base, requested.base),
+        *((f"variant {name!r}", recorded.variants[name], requested.variants[name]) for name in shared),
     ):
         differs = difference(was, now)
         if differs:
             raise InputError(f"{str(out)!r} cannot be resumed: in {title}, {differs}")
     return replace(
-        asked,
-        variants={**recorded.variants, **asked.variants},
-        seeds=tuple(dict.fromkeys((*recorded.seeds, *asked.seeds))),
+        requested,
+        variants={**recorded.variants, **requested.variants},
+        seeds=tuple(dict.fromkeys((*recorded.seeds, *requested.seeds))),
     )

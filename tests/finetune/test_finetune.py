@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from debias_ssl import evaluate, predict, report, train
 from debias_ssl.finetune import __main__ as job
 from debias_ssl.finetune import run as library
+from debias_ssl.finetune.config import METHODS, FinetuneConfig
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.trained import load_run
 
@@ -91,7 +92,7 @@ def test_the_folder_is_a_run_whose_classifier_alone_has_changed(run, tmp_path, c
     "method", ["Mixup", "BalancedMixup", "Retraining", "MiSLAS", "TauNormalization", "LogitAdjustment", "BiasSearch"]
 )
 def test_no_method_is_worse_on_held_out_images_than_what_it_was_given(method, run, tmp_path):
-    flags = QUICK if hasattr(library.METHODS[method](), "steps") else []
+    flags = QUICK if hasattr(METHODS[method](), "steps") else []
     job.main(["--run", str(run), "--method", method, *flags, "--out", str(tmp_path / "b")])
     facts = json.loads((tmp_path / "b" / "summary.json").read_text())["finetune"]
     # A new classifier starts from nothing.
@@ -179,7 +180,7 @@ def test_stage_two_learns_from_the_labels_of_the_split_and_is_judged_by_those_of
         split["labels"] = [3] * len(split["labeled"])
 
     other = with_split(run, tmp_path / "x", relabel)
-    prepared = library.prepare(RunFolder(other), library.FinetuneConfig())
+    prepared = library.prepare(RunFolder(other), FinetuneConfig())
     assert set(prepared.stage.labels.tolist()) == {3}
     labels = prepared.task.data.train.labels[prepared.task.split.validation]
     assert prepared.stage.truth.tolist() == labels.tolist() and len(set(labels)) == 10
@@ -187,7 +188,7 @@ def test_stage_two_learns_from_the_labels_of_the_split_and_is_judged_by_those_of
 
 def test_a_class_without_held_out_images_is_named(run, tmp_path, capsys):
     def forget(split):
-        labels = library.prepare(RunFolder(run), library.FinetuneConfig()).stage.truth.tolist()
+        labels = library.prepare(RunFolder(run), FinetuneConfig()).stage.truth.tolist()
         split["validation"] = [i for i, label in zip(split["validation"], labels, strict=True) if label != 7]
 
     other = with_split(run, tmp_path / "x", forget)

@@ -176,3 +176,12 @@ def test_best_head_is_that_of_the_highest_rank_and_the_last_of_equals():
 def test_wrong_settings_are_told(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         BiasSearch(**settings)
+
+
+def test_balancing_shift_is_where_subtracting_the_log_of_the_mean_again_and_again_ends():
+    logits = biased(1.0).held_out.double()
+    left = logits
+    for _ in range(100):
+        left = left - left.softmax(-1).mean(0).log()
+    expected = (left - logits)[0]
+    torch.testing.assert_close(balancing_shift(logits), expected - expected.mean(), rtol=0, atol=1e-11)

@@ -12,6 +12,8 @@ from debias_ssl.formulas.logits import (
     debias,
     divide_scores,
     effective_number_weights,
+    finite_log,
+    floored_log,
     label_margins,
     pairwise_margin_loss,
     prior_margins,
@@ -170,3 +172,12 @@ def test_a_temperature_is_that_of_the_logits_and_keeps_what_is_unlikely():
     # (.75, .25) at temperature 1/2 is (.9, .1).
     torch.testing.assert_close(tempered(torch.tensor([0.75, 0.25]), 0.5), torch.tensor([0.9, 0.1]))
     assert tempered(torch.tensor([1.0, 0.0]), 2.0).isfinite().all()
+
+
+def test_logarithms_differ_for_rare_classes_only():
+    probs = torch.tensor([0.5, 1e-7, 1e-12, 0.0], dtype=torch.float64)
+    exact = probs[:3].log()
+    torch.testing.assert_close(finite_log(probs)[:3], exact)
+    assert finite_log(probs)[3].item() == pytest.approx(math.log(torch.finfo(torch.float64).tiny))
+    torch.testing.assert_close(floored_log(probs)[:2], exact[:2])
+    assert floored_log(probs)[2:].tolist() == pytest.approx([math.log(1e-8)] * 2)

@@ -12,17 +12,10 @@ from pages import SCRIPT, Seen, check_in_browser, check_self_contained
 from debias_ssl.labels.debiasing import DebiasConfig, Labeling
 from debias_ssl.labels.output import summary_of
 from debias_ssl.reporting import figures
-from debias_ssl.reporting.labels_page import (
-    class_correlation,
-    class_means,
-    flow_table,
-    labels_page,
-    nearest_classes,
-    precisions_and_recalls,
-    rank_correlation,
-)
+from debias_ssl.reporting.labels_page import flow_table, labels_page, precisions_and_recalls, rank_correlation
 from debias_ssl.reporting.page import Page, render
-from debias_ssl.reporting.parts import changed_sheet, changes_in_turn, wrong_sheet
+from debias_ssl.reporting.sections.class_correlation import class_means, nearest_classes, nearest_classes_section
+from debias_ssl.reporting.sections.examples import changed_sheet, changes_in_turn, wrong_sheet
 
 NAMES = (SCRIPT, 'Bär "x" & $y^2$ <b>', "#010101 href=x 1.23456", "a very long name of a class, indeed", "eel")
 
@@ -239,7 +232,7 @@ def test_the_claim_about_rare_classes_is_checked():
     for order, said in (([0, 1, 2, 3], "so it is here"), ([2, 3, 0, 1], "here it is not so")):
         labels = np.repeat(order, [5, 4, 2, 1])
         labeling = labeled(labels, labels, labels, "abcd")
-        section = class_correlation(labeling, np.arange(12), 12, [features[labels]])
+        section = nearest_classes_section(labeling, np.arange(12), 12, [features[labels]])
         assert said in section.text and "(true)" in section.text
         assert [row[0] for row in section.tables[0].rows] == ["abcd"[k] for k in order]
 

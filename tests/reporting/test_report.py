@@ -17,8 +17,10 @@ from PIL import Image
 
 from debias_ssl import report, train
 from debias_ssl.reporting import figures
-from debias_ssl.reporting.inspection import FIGURES, inspect, read_run
-from debias_ssl.reporting.run_page import class_correlation, moments_of
+from debias_ssl.reporting.reading.inspection import inspect
+from debias_ssl.reporting.reading.run import METRICS, read_run
+from debias_ssl.reporting.sections.class_correlation import mean_feature_cosines
+from debias_ssl.reporting.sections.pseudo_labels import moments_of
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_numbers_are_those_of_the_summary(run: Path, page: Path):
         rows, [(m, w) for m in ("last", "median", "best") for w in ("ema", "raw")], strict=True
     ):
         cells = re.findall(r"<td>(.*?)</td>", row)
-        assert cells == [f"{100 * summary[which][moment][name]:.2f}\u00a0%" for name in FIGURES]
+        assert cells == [f"{100 * summary[which][moment][name]:.2f}\u00a0%" for name in METRICS]
     assert "chosen on test" in rows[-1] and "EMA" in rows[0]
 
 
@@ -145,7 +147,7 @@ def test_debiasing_at_report_time_takes_the_last_marginal(run: Path, other: Path
 
 def test_class_correlation_is_the_cosine_of_means():
     features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
-    cosine = class_correlation(features, np.array([0, 0, 1, 2]), [0, 1, 2])
+    cosine = mean_feature_cosines(features, np.array([0, 0, 1, 2]), [0, 1, 2])
     half = np.sqrt(0.5)
     np.testing.assert_allclose(cosine, [[1, 0, half], [0, 1, half], [half, half, 1]], atol=1e-12)
 

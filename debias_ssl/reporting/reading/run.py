@@ -1,70 +1,59 @@
-"""A finished run as its folder holds it, and what its model says of the images that its config names."""
+"""A finished run, read from its folder."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from jaxtyping import Float, Int
 
-from debias_ssl.contract import Place
-from debias_ssl.data.reading.decode import center_crop, decode
 from debias_ssl.data.splits import PARTS
-from debias_ssl.data.task import Task, make_task
-from debias_ssl.formulas.logits import debias
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.trained import TrainedRun, load_config, load_run
+from debias_ssl.runs.trained import load_config
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array, read_yaml
 from debias_ssl.training.config import Config
 from debias_ssl.training.evaluation import evaluate_logits
 from debias_ssl.training.journal import read_journal
 
-# Unlabeled images that are looked at, taken evenly.
-MOST_IMAGES = 5000
-FIGURES = ("accuracy", "mean_recall", "min_recall", "h_mean", "g_mean", "ece")
-
-
-class ImagesGoneError(InputError):
-    """The images that a run's config names are not there any more, or are others."""
+METRICS = ("accuracy", "mean_recall", "min_recall", "h_mean", "g_mean", "ece")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned:
-    """What `debias-ssl finetune` did to a run."""
+    """The method of `debias-ssl finetune` that a run went through, and its effect."""
 
-    said: str
-    figures: dict[tuple[str, str], dict[str, float]]
-    """Of the objective and of `FIGURES`, by part of the images and `before` or `after`."""
+    description: str
+    metrics: dict[tuple[str, str], dict[str, float]]
+    """The objective and `METRICS`, by part of the images and `before` or `after`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """What a run folder holds."""
+    """The content of a run folder."""
 
     path: Path
     config: Config
     text: str
-    """Of config.yaml."""
+    """config.yaml as text."""
     resolved: dict[str, Any]
     classes: tuple[str, ...]
     labeled_counts: tuple[int, ...]
     unlabeled_counts: tuple[int, ...] | None
-    """True classes of the unlabeled images; None where unknown."""
+    """Unlabeled images of each true class; None where the classes are unknown."""
     num_unlabeled: int
     summary: dict[str, Any]
     logs: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     logits: Float[np.ndarray, "N C"]
-    """Of the averaged model on the test images."""
+    """The averaged model's, of the test images."""
     labels: Int[np.ndarray, " N"]
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     """Of these logits."""
     finetuned: Finetuned | None
-    """If it was; the log and the evaluations are then those of the run before."""
+    """None for a run of `train`. For another one, the log and the evaluations are those of the run before it."""
 
     @property
     def method(self) -> str:
@@ -72,31 +61,8 @@ class FinishedRun:
 
     @property
     def marginal(self) -> Float[np.ndarray, "T C"]:
-        """Over the lines of the log."""
+        """The marginal at each line of the log."""
         return np.array([log["marginal"] for log in self.logs], dtype=np.float64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """What a run's model says of its unlabeled images, or of an even part of them."""
-
-    task: Task
-    index: Int[np.ndarray, " U"]
-    """Positions among the training images."""
-    truth: Int[np.ndarray, " U"]
-    """True classes, negative where unknown."""
-    features: Float[Tensor, "U D"]
-    confidence: Float[np.ndarray, " U"]
-    """Of the plain pseudo-labels."""
-    plain: Int[np.ndarray, " U"]
-    debiased: Int[np.ndarray, " U"]
-    strength: float
-    is_own_strength: bool
-    """Whether the method has this strength itself."""
-
-    @property
-    def changed(self) -> Bool[np.ndarray, " U"]:
-        return self.plain != self.debiased
 
 
 def read_run(path: Path) -> FinishedRun:
@@ -131,7 +97,7 @@ def read_run(path: Path) -> FinishedRun:
             evaluations=evaluations[:-1] if finetuned else evaluations,
             logits=logits,
             labels=labels,
-            figures=evaluate_logits(
+            metrics=evaluate_logits(
                 torch.from_numpy(logits), torch.from_numpy(labels), torch.tensor(model["labeled_counts"])
             ),
             finetuned=finetuned,
@@ -151,15 +117,15 @@ def _described(error: Exception) -> str:
 
 
 def _finetuned(facts: dict[str, Any]) -> Finetuned:
-    """From the section of `summary.json`."""
-    names = ("objective", *FIGURES)
+    """Reads the section that `finetune` adds to `summary.json`."""
+    names = ("objective", *METRICS)
     parts = [part for part in ("validation", "test") if part in facts]
     return Finetuned(
-        said=(
+        description=(
             f"fine-tuned by {facts['method']['class_path']} for {facts['objective']} on {int(facts['num_held_out']):,} "
             f"held-out images in {float(facts['seconds']):.1f} s, from {facts['run']}"
         ),
-        figures={
+        metrics={
             (part, moment): {name: float(facts[part][moment][name]) for name in names}
             for part in parts
             for moment in ("before", "after")
@@ -168,19 +134,19 @@ def _finetuned(facts: dict[str, Any]) -> Finetuned:
 
 
 def _misfit(run: FinishedRun, evaluations: list[dict[str, Any]], split: dict[str, Any]) -> str | None:
-    """What in the files of a run does not fit together."""
+    """The first contradiction between the files of a run; None where there is none."""
     num = len(run.classes)
     if not run.logs or not run.evaluations:
         return "metrics.jsonl lacks the log or the evaluations"
     last = run.summary["ema"]["last"]
-    for name in FIGURES:
+    for name in METRICS:
         if abs(last[name] - evaluations[-1]["ema"][name]) > 1e-6:
             return f"{name} differs between summary.json and metrics.jsonl"
-        if abs(last[name] - run.figures[name]) > 1e-6:
+        if abs(last[name] - run.metrics[name]) > 1e-6:
             return f"{name} differs between summary.json and predictions/"
     for which in ("ema", "raw"):
         for moment in ("last", "median", "best"):
-            [float(run.summary[which][moment][name]) for name in FIGURES]
+            [float(run.summary[which][moment][name]) for name in METRICS]
     sizes = {len(log[key]) for log in run.logs for key in ("marginal", "pseudo_counts", "pseudo_weights")}
     if sizes | {len(run.labeled_counts), run.logits.shape[1], len(run.unlabeled_counts or run.classes)} != {num}:
         return f"its files disagree about the number of classes, which is {num} in model.json"
@@ -193,74 +159,3 @@ def _misfit(run: FinishedRun, evaluations: list[dict[str, Any]], split: dict[str
             return f"step {log['step']} of metrics.jsonl has a number that is none"
     float(run.summary["steps"] + run.summary["seconds"] + run.summary["images_per_second"])
     return None
-
-
-def inspect(run: FinishedRun) -> Inspection:
-    """Labels the unlabeled images with the run's model, plainly and debiased by the last marginal.
-
-    Raises:
-        ImagesGoneError: the images are not there any more, or are others.
-        InputError: the model cannot be loaded.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_run(RunFolder(run.path), device)
-    # A part of the images is looked at once: nothing is downloaded, and files are not decoded into a cache.
-    config = replace(run.config.data, download=False)
-    if config.name == "folder":
-        config = replace(config, input="streaming", workers=0 if len(run.labels) < MOST_IMAGES else config.workers)
-    place = Place(device=device)
-    try:
-        split_file = run.path / "split.json"
-        task = make_task(config, seed=run.config.seed, place=place, split_file=split_file, progress=False)
-        chosen, logits, features = _outputs(trained, task)
-    except (OSError, InputError) as error:
-        raise ImagesGoneError(reason(error)) from error
-    own = getattr(trained.predictor.method, "strength", None)
-    strength = float(own) if isinstance(own, int | float) else 1.0
-    marginal = torch.tensor(run.logs[-1]["marginal"], dtype=torch.float32)
-    confidence, plain = logits.softmax(-1).max(-1)
-    return Inspection(
-        task=task,
-        index=task.split.unlabeled[chosen],
-        truth=task.unlabeled_truth[chosen],
-        features=features,
-        confidence=confidence.numpy(),
-        plain=plain.numpy(),
-        debiased=debias(logits, marginal, strength).argmax(-1).numpy(),
-        strength=strength,
-        is_own_strength=isinstance(own, int | float),
-    )
-
-
-@torch.inference_mode()
-def _outputs(
-    trained: TrainedRun, task: Task
-) -> tuple[Int[np.ndarray, " U"], Float[Tensor, "U C"], Float[Tensor, "U D"]]:
-    """Places of an even part of the unlabeled images, their logits as at test time, and their features."""
-    unlabeled = task.split.unlabeled
-    chosen = np.unique(np.linspace(0, len(unlabeled) - 1, MOST_IMAGES).round().astype(int))
-    stream = trained.stream(task.readers["train"], unlabeled[chosen], task.place)
-    logits, features = [], []
-    for _, images in stream:
-        predicted, view = trained.predictor.predict(images)
-        logits.append(predicted.cpu())
-        features.append(view.features.cpu())
-    return chosen, torch.cat(logits), torch.cat(features)
-
-
-def true_counts(run: FinishedRun, inspection: Inspection | None) -> tuple[int, ...] | None:
-    """True classes of the unlabeled images, from the folder or from the data."""
-    if run.unlabeled_counts is not None or inspection is None:
-        return run.unlabeled_counts
-    counts = inspection.task.unlabeled_counts
-    return counts if sum(counts) else None
-
-
-def pixels(task: Task, part: str, index: Int[np.ndarray, " N"]) -> UInt8[np.ndarray, "N H W K"]:
-    """Images of a part as they were read, or the files of those whose features were read."""
-    reader = task.readers[part]
-    if reader.config.features:
-        images = [decode(reader.files[int(i)]) for i in index]
-        side = min(min(image.size) for image in images)
-        return np.stack([center_crop(image, side) for image in images])
-    return reader.center(torch.from_numpy(index)).cpu().numpy()

@@ -1,0 +1,1 @@
+"""Run folders and comparisons, read and checked before a page is made of them."""

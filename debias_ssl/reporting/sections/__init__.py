@@ -1,0 +1,1 @@
+"""Figures with their captions, and other parts, that several pages have in common."""
