@@ -7,7 +7,7 @@ from pathlib import Path
 import open_clip
 
 from debias_ssl.data.sources.label_files import read_text
-from debias_ssl.labels.matrix import read_class_names
+from debias_ssl.labels.class_names import read_class_names
 from debias_ssl.system.errors import InputError
 
 Templates = Sequence[str] | Sequence[Callable[[str], str]]
