@@ -20,7 +20,7 @@ from debias_ssl.labels.matrix import Predictions
 from debias_ssl.labels.temperature import Rescaled, rescale, rescale_in_folds
 from debias_ssl.labels.truth import read_labels
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.trained import TrainedRun, load_run
+from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError
 from debias_ssl.training.evaluation import predict_logits
 
@@ -55,7 +55,7 @@ def rows_of_run(
         InputError: the run is not finished, or has not the images that are asked for.
     """
     accelerator = make_accelerator("fp32")
-    run = load_run(folder, accelerator.device)
+    run = load_trained(folder, accelerator.device)
     held_out = None
     if needs_held_out:
         hint = ", or pass --folds 5 to fit and judge the temperature on test images in turns"

@@ -150,8 +150,15 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
 
 def _lines(part: RowLabels, names: Sequence[str], classes: Sequence[str]) -> Iterator[list[str]]:
     """The lines of labels.csv."""
-    columns = (part.label, part.confidence, part.top2_gap, part.plain, part.plain_confidence)
-    for name, k, high, gap, before, high_before in zip(names, *(each.tolist() for each in columns), strict=True):
+    for name, k, high, gap, before, high_before in zip(
+        names,
+        part.label.tolist(),
+        part.confidence.tolist(),
+        part.top2_gap.tolist(),
+        part.plain.tolist(),
+        part.plain_confidence.tolist(),
+        strict=True,
+    ):
         yield [name, classes[k], f"{high:.6f}", f"{gap:.6f}", classes[before], f"{high_before:.6f}"]
 
 

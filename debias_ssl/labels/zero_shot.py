@@ -34,6 +34,11 @@ class Request:
     """Of all files, negative where unknown."""
     tuning: Int64[np.ndarray, " N"] | None
 
+    @property
+    def names(self) -> list[str]:
+        """Of the files, relative to the root."""
+        return [os.path.relpath(file, self.root) for file in self.files]
+
 
 def read_request(
     images: str | Sequence[str | Path],

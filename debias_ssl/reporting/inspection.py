@@ -16,7 +16,7 @@ from debias_ssl.data.splits import PARTS
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.formulas.logits import debias
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.trained import TrainedRun, load_config, load_run
+from debias_ssl.runs.trained import TrainedRun, load_config, load_trained
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array, read_yaml
 from debias_ssl.training.config import Config
@@ -203,7 +203,7 @@ def inspect(run: FinishedRun) -> Inspection:
         InputError: the model cannot be loaded.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_run(RunFolder(run.path), device)
+    trained = load_trained(RunFolder(run.path), device)
     # A part of the images is looked at once: nothing is downloaded, and files are not decoded into a cache.
     config = replace(run.config.data, download=False)
     if config.name == "folder":
