@@ -148,7 +148,7 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
     return labeling_of(rows, config, removal, parts)
 
 
-def _lines(part: RowLabels, names: Sequence[str], classes: Sequence[str]) -> Iterator[list[str]]:
+def _lines(part: RowLabels, names: Sequence[str], classes: Sequence[str]) -> Iterator[list[Any]]:
     """The lines of labels.csv."""
     for name, k, high, gap, before, high_before in zip(
         names,
