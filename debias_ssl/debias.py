@@ -4,16 +4,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-
 from debias_ssl import __version__
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling, debias_rows
-from debias_ssl.labels.matrix import read_predictions
-from debias_ssl.labels.output import check_folder, finish
-from debias_ssl.labels.truth import read_labels
-from debias_ssl.system.errors import InputError
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling
+from debias_ssl.labels.matrix import read_predictions, rows_of
+from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.training.parser import Parser
 
 
@@ -37,28 +33,11 @@ def main(arguments: list[str]) -> None:
     check_folder(out, parsed.overwrite)
     path = Path(parsed.predictions)
     predictions = read_predictions(path, parsed.kind, Path(parsed.classes) if parsed.classes else None)
-    num_rows, classes = len(predictions.values), predictions.classes
-    print(f"{path}: {num_rows} x {len(classes)}, {predictions.kind} ({predictions.found})")
-    blank = None
-    if parsed.blank:
-        blank = read_predictions(Path(parsed.blank), predictions.kind)
-        if blank.values.shape[1] != len(classes):
-            raise InputError(f"{parsed.blank} has {blank.values.shape[1]} classes, {path} has {len(classes)}")
-    truth, tuning = (
-        read_labels(Path(file), predictions.names, classes) if file else None for file in (config.truth, config.tune_on)
-    )
-    labeling = debias_rows(
-        predictions,
-        predictions.names,
-        classes,
-        config,
-        out=out,
-        truth=truth,
-        tuning=tuning,
-        blank=None if blank is None else torch.cat([*blank]),
-    )
+    num_rows, found = len(predictions.values), f"{predictions.kind} ({predictions.found})"
+    print(f"{path}: {num_rows} x {len(predictions.classes)}, {found}")
+    rows = rows_of(predictions, config, path, Path(parsed.blank) if parsed.blank else None)
     facts = [f"{num_rows:,} rows of {path}", f"{predictions.kind}: {predictions.found}"]
-    finish(labeling, out, _page(labeling, facts), {"kind": predictions.kind})
+    print(write_folder(rows, config, out, lambda labeling: _page(labeling, facts), {"kind": predictions.kind}))
 
 
 def _page(labeling: Labeling, facts: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """`debias-ssl evaluate`: the figures of a trained run, or of a matrix of predictions, and what a temperature does."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from jsonargparse import Namespace
 from debias_ssl import __version__
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
-from debias_ssl.labels.known import Evaluated, rescaled_rows, rows_of_file, rows_of_run
+from debias_ssl.labels.known import Evaluated, rescaled_rows, rows_of_matrix, rows_of_run
+from debias_ssl.labels.matrix import read_predictions
 from debias_ssl.labels.temperature import Rescaled
+from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file, write_aside
 from debias_ssl.training.evaluation import evaluate_logits
@@ -55,13 +58,28 @@ def main(arguments: list[str]) -> None:
         _check(parsed, parser.parse_args(arguments, defaults=False), OF_RUN)
         # There is nothing that processes could share.
         if is_first():
-            _finish(rows_of_file(parsed), parsed)
+            _finish(_of_file(parsed), parsed)
     else:
         parsed, data = parse_data(parser, arguments)
         _check(parsed, parser.parse_args(arguments, defaults=False), OF_PREDICTIONS)
-        evaluated = rows_of_run(parsed, data)
+        needs_held_out = parsed.calibrate and parsed.folds is None
+        evaluated = rows_of_run(
+            RunFolder(Path(parsed.run)),
+            data,
+            parsed.part,
+            batch_size=parsed.batch_size,
+            needs_held_out=needs_held_out,
+        )
         if evaluated is not None:
             _finish(evaluated, parsed)
+
+
+def _of_file(parsed: Namespace) -> Evaluated:
+    path = Path(parsed.predictions)
+    predictions = read_predictions(path, parsed.kind, Path(parsed.classes) if parsed.classes else None)
+    found = f"{predictions.kind} ({predictions.found})"
+    print(f"{path}: {len(predictions.values)} x {len(predictions.classes)}, {found}")
+    return rows_of_matrix(predictions, path, Path(parsed.truth), parsed.tune_on, parsed.seed)
 
 
 def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
@@ -85,13 +103,33 @@ def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
     for flag in ("out", "report"):
         if parsed[flag]:
             check_new_file(Path(parsed[flag]), f"--{flag}", parsed.overwrite)
+    if source == "--predictions":
+        _check_rows(parsed)
+    elif parsed.calibrate and parsed.folds is None and parsed.part == "validation":
+        raise InputError(
+            "validation images are what the temperature is fitted on: take --part test, or --folds 5 to fit and judge "
+            "it on them in turns"
+        )
+
+
+def _check_rows(parsed: Namespace) -> None:
+    """Raises InputError where nothing says what is true, or what to fit a temperature on."""
+    if parsed.truth is None:
+        raise InputError("--predictions needs --truth: CSV of path,label or row,label, or .npy of class numbers")
+    if parsed.calibrate and parsed.tune_on is None and parsed.folds is None:
+        raise InputError(
+            "--calibrate needs rows to fit a temperature on: --tune_on FILE of their labels, --tune_on .2 for a fifth "
+            "of the rows, or --folds 5 to fit and judge it in turns"
+        )
 
 
 def _finish(evaluated: Evaluated, parsed: Namespace) -> None:
     """Says the figures, and writes what was asked for."""
     if not len(evaluated.labels):
         raise InputError(f"there are no {evaluated.name} whose labels are known")
-    rescaled = rescaled_rows(evaluated, parsed) if parsed.calibrate else None
+    rescaled = rescaled_rows(evaluated, parsed.folds, parsed.seed) if parsed.calibrate else None
+    if rescaled is not None and (warning := rescaled.warning()):
+        print(f"note: {warning}", file=sys.stderr)
     figures = evaluate_logits(evaluated.logits, evaluated.labels, torch.tensor(evaluated.labeled_counts))
     for name, value in figures.items():
         if isinstance(value, float):

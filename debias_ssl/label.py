@@ -1,7 +1,6 @@
 """`debias-ssl label`: CLIP's labels of images, without its preference for classes."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,13 +17,12 @@ from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling, debias_rows
-from debias_ssl.labels.embedding import FeatureCache, Logits, embed
-from debias_ssl.labels.images import images_to_label
-from debias_ssl.labels.output import check_folder, finish
-from debias_ssl.labels.prompts import class_names, read_templates
-from debias_ssl.labels.truth import read_labels, read_target
-from debias_ssl.models.clip import blank_features, load_clip, zero_shot_weights
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling
+from debias_ssl.labels.embedding import FeatureCache, embed
+from debias_ssl.labels.feature_store import FolderStore
+from debias_ssl.labels.output import check_folder, write_folder
+from debias_ssl.labels.zero_shot import read_request, zero_shot_rows
+from debias_ssl.models.clip import load_clip
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import write_aside, writing
 from debias_ssl.system.locking import locked
@@ -73,20 +71,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
-    classes, prompt_names = class_names(parsed.classes)
-    templates = read_templates(parsed.templates)
-    read_target(config.target_prior, classes)
-    images, root = images_to_label(parsed.images, classes)
-    names = [os.path.relpath(file, root) for file in images.names]
-    truth = read_labels(Path(config.truth), names, classes) if config.truth else images.labels
-    tuning = read_labels(Path(config.tune_on), names, classes) if config.tune_on else None
+    request = read_request(parsed.images, parsed.classes, parsed.templates, config)
     accelerator = make_accelerator(parsed.precision)
     clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
     cache = embed(
         clip,
-        images.names,
-        root,
-        Path(parsed.features) if parsed.features else out / "features",
+        request.files,
+        request.root,
+        FolderStore(folder=Path(parsed.features) if parsed.features else out / "features"),
         place_of(accelerator),
         batch_size=parsed.batch_size,
         workers=parsed.workers,
@@ -96,26 +88,15 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     )
     if not accelerator.is_main_process:
         return
-    _tell_unreadable(cache.unreadable, out)
-    weights = clip.logit_scale * zero_shot_weights(clip, prompt_names, templates)
-    labeling = debias_rows(
-        Logits(cache=cache, weights=weights),
-        cache.names,
-        classes,
-        config,
-        out=out,
-        truth=truth[cache.places],
-        tuning=None if tuning is None else tuning[cache.places],
-        blank=(blank_features(clip) @ weights).cpu(),
-    )
+    _tell_unreadable(cache.named_unreadable, out)
     made_with = {"model": parsed.model, "pretrained": parsed.pretrained, "templates": parsed.templates}
     facts = [
         f"{len(cache.names):,} images of {parsed.images}",
         " ".join(filter(None, [parsed.model, parsed.pretrained])),
         f"templates {parsed.templates}",
     ]
-    page = _page(labeling, cache, facts)
-    finish(labeling, out, page, made_with | {"num_unreadable": len(cache.unreadable)})
+    rows, further = zero_shot_rows(clip, cache, request), made_with | {"num_unreadable": len(cache.unreadable)}
+    print(write_folder(rows, config, out, lambda labeling: _page(labeling, cache, facts), further))
 
 
 def _tell_unreadable(unreadable: dict[str, str], out: Path) -> None:

@@ -1,23 +1,16 @@
 """`debias-ssl predict`: a trained run's labels for images, as a CSV file."""
 
-import csv
-import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from debias_ssl.data.reading.cache import without_unreadable
-from debias_ssl.data.reading.reader import Reader, feature_reader
 from debias_ssl.data.sources.folder import find_files, folder_of
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.trained import load_run
-from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import check_new_file, replacing
-from debias_ssl.training.evaluation import predict_logits
+from debias_ssl.runs.label_table import write_label_table
+from debias_ssl.runs.trained import load_trained
+from debias_ssl.system.files import check_new_file
 from debias_ssl.training.parser import Parser
 
 
@@ -41,34 +34,18 @@ def main(arguments: list[str]) -> None:
     check_new_file(out, "--out", parsed.overwrite)
     accelerator = make_accelerator("fp32")
     place = place_of(accelerator)
-    run = load_run(RunFolder(Path(parsed.run)), place.device)
-    if run.data.features and not parsed.features:
-        raise InputError(f"{parsed.run!r} was trained on features: pass --features, a folder of debias-ssl label's")
-    if parsed.features and not run.data.features:
-        raise InputError(f"{parsed.run!r} was trained on pixels: leave out --features")
-    config = replace(run.data, image_size=run.size, workers=parsed.workers, input="streaming")
-    images = find_files(parsed.images, "--images")
+    run = load_trained(RunFolder(Path(parsed.run)), place.device)
+    run.check_features(bool(parsed.features))
+    images, is_main = find_files(parsed.images, "--images"), accelerator.is_main_process
     if parsed.on_error == "skip" and not parsed.features:
-        images, bad = without_unreadable(images, config, accelerator.is_local_main_process)
-        if bad and accelerator.is_main_process:
+        images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
+        if bad and is_main:
             print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)
-    if parsed.features:
-        reader = feature_reader(images, replace(config, features=(parsed.features,)), place.device)
-    else:
-        reader = Reader(pixels=None, files=images.names, config=config, channels=len(run.mean))
-    progress = accelerator.is_main_process
-    stream = run.stream(reader, np.arange(len(images)), place, batch_size=parsed.batch_size, progress=progress)
-    probs = predict_logits(run.predictor, stream, len(run.classes)).softmax(-1)
-    if not accelerator.is_main_process:
-        return
-    confidence, label = probs.max(-1)
-    with replacing(out) as aside, aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "label", "confidence", *(f"p_{name}" for name in run.classes)])
-        root = folder_of(parsed.images, images)
-        for path, k, top, row in zip(images.names, label.tolist(), confidence.tolist(), probs.tolist(), strict=True):
-            rows.writerow([os.path.relpath(path, root), run.classes[k], f"{top:.6f}", *(f"{p:.6g}" for p in row)])
-    print(f"{len(images)} images labeled: {out}")
+    reader = run.file_reader(images, place, features=parsed.features or None, workers=parsed.workers)
+    probs = run.probabilities(reader, len(images), place, batch_size=parsed.batch_size, progress=is_main)
+    if is_main:
+        write_label_table(out, images.names, folder_of(parsed.images, images), run.classes, probs)
+        print(f"{len(images)} images labeled: {out}")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ for first in range(0, len(values), step):
 """
 )
 DEBIAS = (
-    "from debias_ssl import debias; import debias_ssl.reporting.labels_page; "
+    "from debias_ssl.debias import main; import debias_ssl.reporting.labels_page; "
     + IMPORTED
-    + "debias.main(['--predictions', sys.argv[1], '--out', sys.argv[2], '--overwrite'])"
+    + "main(['--predictions', sys.argv[1], '--out', sys.argv[2], '--overwrite'])"
 )
 
 

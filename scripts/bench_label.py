@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from debias_ssl.contract import Place
 from debias_ssl.distributed.accelerator import keep_freed_memory
 from debias_ssl.labels.embedding import embed
+from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.models.clip import Clip, load_clip
 
 PREPARED = {
@@ -117,7 +118,7 @@ def make_programs(
             clip,
             list(map(str, files)),
             root=folder,
-            folder=folder / f"features_{next(turns)}",
+            store=FolderStore(folder=folder / f"features_{next(turns)}"),
             place=place,
             batch_size=batch_size,
             workers=workers,

@@ -40,7 +40,7 @@ from debias_ssl.data.task import Task, make_task
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.runs.folder import RunFolder, difference
 from debias_ssl.runs.run import train
-from debias_ssl.runs.trained import load_run
+from debias_ssl.runs.trained import load_trained
 from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.files import read_yaml, write_aside
 from debias_ssl.training.config import Config
@@ -134,7 +134,7 @@ def candidates(split: Split) -> Int[np.ndarray, " U"]:
 
 def next_split(task: Task, folder: Path, alpha: float) -> Split:
     """The split of the generation after the run in `folder`, given the task of the first one."""
-    trained, rows = load_run(RunFolder(folder), task.place.device), candidates(task.split)
+    trained, rows = load_trained(RunFolder(folder), task.place.device), candidates(task.split)
     stream = trained.stream(task.readers["train"], rows, task.place)
     probs = predict_logits(trained.predictor, stream, len(trained.classes)).softmax(-1)
     chosen, pseudo = most_confident(probs, rates(task.labeled_counts, alpha))

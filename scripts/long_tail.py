@@ -36,7 +36,7 @@ from debias_ssl.reporting.page import Figure, Page, Section, Table, render
 from debias_ssl.runs.comparison import PlannedRun, train_in_processes, train_in_this_process
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.results import spread
-from debias_ssl.runs.trained import load_run
+from debias_ssl.runs.trained import load_trained
 from debias_ssl.runs.variants import seeds_of
 from debias_ssl.system.errors import InputError, StoppedError
 from debias_ssl.system.files import write_aside
@@ -72,7 +72,7 @@ Runs = Mapping[tuple[str, str], Sequence[Trained]]
 
 
 def read_trained(folder: Path) -> Trained:
-    run = load_run(RunFolder(folder), torch.device("cpu"))
+    run = load_trained(RunFolder(folder), torch.device("cpu"))
     logits, labels = (np.load(folder / "predictions" / f"test_{name}.npy") for name in ("ema", "labels"))
     net: Any = run.predictor.model.net
     weight: Tensor = net.get_classifier().weight.detach()

@@ -15,7 +15,7 @@ from debias_ssl.data.task import Task, make_task
 from debias_ssl.reporting.page import Page, Section, Table, render
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.run import train
-from debias_ssl.runs.trained import TrainedRun, load_run
+from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import write_aside
 from debias_ssl.training.config import Config
@@ -76,7 +76,7 @@ class Opened:
 
 def opened(path: Path) -> Opened:
     folder = RunFolder(path)
-    run = load_run(folder, CPU)
+    run = load_trained(folder, CPU)
     task = make_task(run.data, seed=run.config.seed, place=Place(), split_file=folder.split, progress=False)
     return Opened(run=run, task=task)
 

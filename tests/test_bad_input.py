@@ -16,13 +16,14 @@ from launched import DIGITS
 from PIL import Image
 from small_clip import paint_images, save_clip
 
-from debias_ssl import debias, evaluate, label, predict, report, train
+from debias_ssl import evaluate, label, predict, report, train
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import without_unreadable
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.data.reading.reader import make_reader
 from debias_ssl.data.sources.folder import find_images
 from debias_ssl.data.sources.label_files import read_label_file
+from debias_ssl.debias import main as debias_main
 from debias_ssl.finetune.__main__ import main as finetune
 from debias_ssl.system.errors import InputError
 
@@ -390,7 +391,7 @@ def test_damaged_class_files_are_refused(name, content, matrix: Path, tmp_path: 
     path = tmp_path / "files" / name
     path.write_bytes(content)
     flags = ["--predictions", str(matrix), "--classes", str(path), "--out", str(tmp_path / "out")]
-    message = refused(debias.main, flags, capsys)
+    message = refused(debias_main, flags, capsys)
     assert "classes" in message and not (tmp_path / "out").exists()
 
 

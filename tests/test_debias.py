@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jobs import refused, rows_of
 
-from debias_ssl import debias
+from debias_ssl.debias import main
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 NUM = 400
@@ -28,7 +28,7 @@ def predictions(tmp_path: Path) -> Path:
 
 def run(predictions: Path, *flags: str) -> Path:
     out = predictions.parent / "out"
-    debias.main(["--predictions", str(predictions), "--out", str(out), *flags])
+    main(["--predictions", str(predictions), "--out", str(out), *flags])
     return out
 
 
@@ -90,9 +90,9 @@ def test_nothing_is_replaced_unless_it_is_told_so(predictions: Path, capsys):
     (out / "mine.txt").write_text("kept")
     before = (out / "labels.csv").read_bytes()
     arguments = ["--predictions", str(predictions), "--out", str(out), "--prior", "none"]
-    assert "--overwrite" in refused(debias.main, arguments, capsys)
+    assert "--overwrite" in refused(main, arguments, capsys)
     assert (out / "labels.csv").read_bytes() == before
-    debias.main([*arguments, "--overwrite"])
+    main([*arguments, "--overwrite"])
     assert (out / "labels.csv").read_bytes() != before
     assert (out / "mine.txt").read_text() == "kept"
 
@@ -119,7 +119,7 @@ def test_nothing_is_replaced_unless_it_is_told_so(predictions: Path, capsys):
 )
 def test_bad_flags_are_refused_in_two_lines(flags: list[str], words: list[str], predictions: Path, capsys):
     out = predictions.parent / "out"
-    message = refused(debias.main, ["--predictions", str(predictions), "--out", str(out), *flags], capsys)
+    message = refused(main, ["--predictions", str(predictions), "--out", str(out), *flags], capsys)
     assert all(word in message for word in words), message
     assert not out.exists()
 
@@ -128,7 +128,7 @@ def test_blank_images_have_the_same_classes(predictions: Path, capsys):
     np.save(predictions.parent / "three.npy", np.ones((1, 3)))
     flags = ["--prior", "content_free", "--blank", str(predictions.parent / "three.npy")]
     flags += ["--predictions", str(predictions), "--out", str(predictions.parent / "out")]
-    message = refused(debias.main, flags, capsys)
+    message = refused(main, flags, capsys)
     assert "3 classes" in message and "4" in message
 
 

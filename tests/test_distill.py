@@ -19,7 +19,7 @@ from debias_ssl.contract import Batch
 from debias_ssl.data.task import Place
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.teacher import TaughtStream
-from debias_ssl.runs.trained import load_run
+from debias_ssl.runs.trained import load_trained
 from debias_ssl.training.journal import read_journal
 
 SHORT = ["--steps", "6", "--log_every", "2", "--eval_every", "6", "--checkpoint_every", "2", "--batch_size", "8"]
@@ -79,7 +79,7 @@ def test_data_and_split_are_the_teachers_and_the_student_is_the_configs(teacher,
 def test_the_teacher_sees_the_pixels_of_the_student(unlabeled, teacher, config, tmp_path, monkeypatch):
     batches = seen_batches(monkeypatch)
     learn(teacher, config, tmp_path / "s", "--method.unlabeled", json.dumps(unlabeled))
-    predictor = load_run(RunFolder(teacher), torch.device("cpu")).predictor
+    predictor = load_trained(RunFolder(teacher), torch.device("cpu")).predictor
     for batch in batches:
         images, given, other = batch.weak[0], batch.teacher_probs, batch.labeled_teacher_probs
         if not unlabeled:
@@ -122,8 +122,8 @@ def test_resumed_student_ends_with_the_same_bits(teacher, config, tmp_path, monk
 def test_two_processes_are_taught_the_halves_of_one(teacher, config, tmp_path, monkeypatch):
     batches = seen_batches(monkeypatch)
     learn(teacher, config, tmp_path / "one")
-    run = load_run(RunFolder(tmp_path / "one"), torch.device("cpu"))
-    method, predictor = run.predictor.method, load_run(RunFolder(teacher), torch.device("cpu")).predictor
+    run = load_trained(RunFolder(tmp_path / "one"), torch.device("cpu"))
+    method, predictor = run.predictor.method, load_trained(RunFolder(teacher), torch.device("cpu")).predictor
     parts = []
     for rank in range(2):
         place = Place(rank=rank, num_processes=2)

@@ -17,8 +17,9 @@ from jobs import refused, run
 from launched import DIGITS, SHORT
 from small_clip import paint_images, save_clip
 
-from debias_ssl import debias, evaluate, label, predict, report, train
+from debias_ssl import evaluate, label, predict, report, train
 from debias_ssl.data.sources.label_files import read_label_file
+from debias_ssl.debias import main as debias_main
 from debias_ssl.finetune.__main__ import main as finetune
 from debias_ssl.system.errors import InputError
 
@@ -100,7 +101,7 @@ def test_code_in_predictions_is_not_executed(suffix, tmp_path, capsys):
                 "--out": str(tmp_path / f"{kind}{flag}"),
                 flag: str(path),
             }
-            refused(debias.main, [text for pair in given.items() for text in pair], capsys)
+            refused(debias_main, [text for pair in given.items() for text in pair], capsys)
     assert not trace.exists()
 
 
@@ -180,7 +181,7 @@ def test_reports_escape_every_name(finished, tmp_path):
     report.main([str(folder), str(second), "--out", str(tmp_path / "two.html")])
     np.save(tmp_path / "p.npy", np.random.default_rng(0).normal(size=(20, 2)))
     (tmp_path / "classes.json").write_text(json.dumps([f"{EVIL}0", f"{EVIL}1"]))
-    debias.main(["--predictions", str(tmp_path / "p.npy"), "--out", str(tmp_path / "labels")])
+    debias_main(["--predictions", str(tmp_path / "p.npy"), "--out", str(tmp_path / "labels")])
     for page in ("run.html", "two.html", "labels/report.html"):
         html = (tmp_path / page).read_text()
         assert "alert(" in html, page

@@ -70,6 +70,11 @@ def keep_freed_memory() -> bool:
     return bool(large and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def chosen_device(device: torch.device | str | None) -> torch.device:
+    """The device that is named; None is the accelerator if there is one, else the CPU."""
+    return torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+
+
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether a device multiplies matrices in bf16, rather than by way of fp32."""
     if device.type == "cuda":

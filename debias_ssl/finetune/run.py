@@ -24,7 +24,7 @@ from debias_ssl.finetune.config import FinetuneConfig
 from debias_ssl.finetune.stage import Head, Stage
 from debias_ssl.formulas.objectives import Goal, coverage, find_objective, shares_of
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.trained import TrainedRun, load_run
+from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError, shortened
 from debias_ssl.system.files import write_array, write_aside
 from debias_ssl.system.locking import locked
@@ -124,7 +124,7 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> PreparedRun:
     if accelerator.num_processes > 1:
         raise InputError("finetune runs in one process: start it with debias-ssl finetune")
     place = place_of(accelerator)
-    run = load_run(folder, place.device)
+    run = load_trained(folder, place.device)
     model: Any = run.predictor.model
     classifier = _linear_classifier(run)
     task = make_task(run.data, seed=run.config.seed, place=place, split_file=folder.split)

@@ -1,12 +1,13 @@
-"""Labels of rows of logits, before and after a class prior is removed: what `debias` and `label` share."""
+"""Labels of rows of logits, before and after a class prior is removed. Nothing here reads or writes a file.
 
-import csv
-import json
+`Rows` are logits and what is known of them, `find_removal` says what is subtracted from them, and `label_rows` gives
+their labels chunk by chunk.
+"""
+
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,11 +18,9 @@ from tqdm import tqdm
 from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.formulas import priors
 from debias_ssl.formulas.calibration import fit_temperature, negative_log_likelihood
-from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
+from debias_ssl.formulas.logits import finite_log, floored_log
 from debias_ssl.formulas.priors import Chunks
-from debias_ssl.labels.truth import RowNumbers, read_target
 from debias_ssl.system.errors import InputError, check_settings
-from debias_ssl.system.files import replacing, write_aside
 
 PriorName = Literal[
     "none",
@@ -72,6 +71,7 @@ class DebiasConfig:
         check_settings(
             self,
             "",
+            prior=(self.prior in get_args(PriorName), f"one of {', '.join(get_args(PriorName))}"),
             strength=(self.strength is None or 0 <= self.strength < math.inf, "at least 0"),
             temperature=(self.temperature is None or 0 < self.temperature < math.inf, "above 0"),
             momentum=(0 <= self.momentum < 1, "in [0, 1)"),
@@ -79,12 +79,40 @@ class DebiasConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labeling:
-    """What became of each row: arrays of N, however large the matrix was."""
+class Rows:
+    """Logits, and what is known of the rows that they are of."""
 
-    classes: tuple[str, ...]
+    chunks: Chunks
+    """The logits in row order, which can be gone through again and again."""
     names: Sequence[str]
-    """Paths, or row numbers as text."""
+    """Paths, or `RowNumbers`."""
+    classes: tuple[str, ...]
+    target: Float[Tensor, " C"] | None
+    """Shares that the classes truly have among the rows; None where they are to be estimated."""
+    truth: Int64[np.ndarray, " N"] | None = None
+    """Class numbers, negative where unknown, for figures alone."""
+    tuning: Int64[np.ndarray, " N"] | None = None
+    """Class numbers of the rows of `tune_on`, negative elsewhere."""
+    blank: Float[Tensor, "K C"] | None = None
+    """Logits of images that show nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What is subtracted from logits."""
+
+    prior: Float[Tensor, " C"]
+    """What the classifier prefers."""
+    shift: Float[Tensor, " C"]
+    """What is subtracted from f / T."""
+    strength: float
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLabels:
+    """What becomes of each of some rows."""
+
     plain: Int64[np.ndarray, " N"]
     plain_confidence: Float32[np.ndarray, " N"]
     """Of softmax(f / T)."""
@@ -92,6 +120,15 @@ class Labeling:
     confidence: Float32[np.ndarray, " N"]
     top2_gap: Float32[np.ndarray, " N"]
     """Of softmax(f / T - shift)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeling(RowLabels):
+    """What became of all rows: arrays of N, however large the matrix was."""
+
+    classes: tuple[str, ...]
+    names: Sequence[str]
+    """Paths, or row numbers as text."""
     truth: Int64[np.ndarray, " N"]
     """Negative where unknown."""
     reported: Bool[np.ndarray, " N"]
@@ -146,104 +183,115 @@ class _Pass:
                 bar.update(len(logits))
 
 
-def debias_rows(
-    chunks: Chunks,
-    names: Sequence[str],
-    classes: tuple[str, ...],
-    config: DebiasConfig,
-    *,
-    out: Path,
-    truth: Int64[np.ndarray, " N"] | None = None,
-    tuning: Int64[np.ndarray, " N"] | None = None,
-    blank: Float[Tensor, "K C"] | None = None,
-    is_quiet: bool = False,
-) -> Labeling:
-    """Labels rows without the class prior that a setting names, and writes labels.csv, probs.npy and classes.json.
+def _pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> _Pass:
+    return _Pass(
+        chunks=rows.chunks,
+        temperature=temperature,
+        num_rows=len(rows.names),
+        classes=rows.classes,
+        title=title,
+        is_quiet=is_quiet,
+    )
+
+
+def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) -> Removal:
+    """The prior that a setting names, and how much of it is removed at which temperature.
 
     Args:
-        chunks: the logits in row order, which can be gone through again and again.
-        names: of the rows, or `RowNumbers`.
-        classes: names of the columns.
+        rows: the logits.
         config: what is removed.
-        out: the folder to write to.
-        truth: class numbers, negative where unknown, for figures.
-        tuning: class numbers of the rows of `tune_on`, negative elsewhere.
-        blank: logits of images that show nothing, for the prior `content_free`.
         is_quiet: no progress bars.
 
     Raises:
-        InputError: a number is not finite, or the settings need what is not there; nothing is written then.
+        InputError: a number is not finite, or the settings need what is not there.
     """
-    if config.prior == "content_free" and blank is None:
+    if config.prior == "content_free" and rows.blank is None:
         raise InputError("the prior content_free needs the logits of a blank image: give them by --blank FILE")
-    target = read_target(config.target_prior, classes)
-    tuned = np.flatnonzero(tuning >= 0) if tuning is not None else np.array([], dtype=np.int64)
-    if tuning is not None and not len(tuned):
-        raise InputError(f"tune_on ({config.tune_on}) labels none of the rows")
-
-    num_rows = len(names)
-
-    def rows(temperature: float, title: str) -> _Pass:
-        return _Pass(
-            chunks=chunks, temperature=temperature, num_rows=num_rows, classes=classes, title=title, is_quiet=is_quiet
-        )
-
-    labels = torch.from_numpy(tuning[tuned]) if tuning is not None else torch.tensor([], dtype=torch.int64)
-    few = _gather(rows(1.0, "tuning"), tuned)
+    tuned, labels = np.array([], dtype=np.int64), torch.tensor([], dtype=torch.int64)
+    if rows.tuning is not None:
+        tuned = np.flatnonzero(rows.tuning >= 0)
+        labels = torch.from_numpy(rows.tuning[tuned])
+        if not len(tuned):
+            raise InputError(f"tune_on ({config.tune_on}) labels none of the rows")
+    few = _gather(_pass_over(rows, 1.0, "tuning", is_quiet), tuned)
     temperature = config.temperature or (fit_temperature(few, labels) if len(few) else 1.0)
-    prior, shift_of = _find_shift(rows(temperature, "prior"), config, target, blank, temperature, len(classes))
+    prior, shift_of = _find_shift(_pass_over(rows, temperature, "prior", is_quiet), rows, config, temperature)
     strength = config.strength
     if strength is None:
         strength = _best_strength(few / temperature, labels, shift_of) if len(few) else 1.0
-    shift = shift_of(strength)
-    labeled = _write_rows(rows(temperature, "labels"), shift, names, classes, out)
+    return Removal(prior=prior, shift=shift_of(strength), strength=strength, temperature=temperature)
+
+
+def label_rows(
+    rows: Rows, removal: Removal, *, is_quiet: bool = False
+) -> Iterator[tuple[RowLabels, Float[Tensor, "n C"]]]:
+    """The labels of each chunk of rows, and the debiased probabilities that they are of, in one pass.
+
+    Raises:
+        InputError: a number is not finite.
+    """
+    for logits in _pass_over(rows, removal.temperature, "labels", is_quiet):
+        plain_confidence, plain = logits.softmax(-1).max(-1)
+        probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
+        confidence, label = probs.max(-1)
+        # The largest is taken out for a moment, as a copy of a chunk would take time.
+        second = probs.scatter_(-1, label[:, None], -1).amax(-1)
+        probs.scatter_(-1, label[:, None], confidence[:, None])
+        labels = RowLabels(
+            plain=plain.numpy(),
+            plain_confidence=plain_confidence.float().numpy(),
+            label=label.numpy(),
+            confidence=confidence.float().numpy(),
+            top2_gap=(confidence - second).float().numpy(),
+        )
+        yield labels, probs
+
+
+def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Sequence[RowLabels]) -> Labeling:
+    """The labels of all chunks together, with what was removed from them."""
     return Labeling(
-        classes=classes,
-        names=names,
-        **labeled,
-        truth=np.full(num_rows, UNKNOWN) if truth is None else truth,
-        reported=np.ones(num_rows, dtype=bool) if tuning is None else tuning < 0,
-        prior=prior.numpy(),
-        shift=shift.numpy(),
+        **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(RowLabels)},
+        classes=rows.classes,
+        names=rows.names,
+        truth=np.full(len(rows.names), UNKNOWN) if rows.truth is None else rows.truth,
+        reported=np.ones(len(rows.names), dtype=bool) if rows.tuning is None else rows.tuning < 0,
+        prior=removal.prior.numpy(),
+        shift=removal.shift.numpy(),
         config=config,
-        strength=strength,
-        temperature=temperature,
+        strength=removal.strength,
+        temperature=removal.temperature,
     )
 
 
 def _find_shift(
-    chunks: Chunks,
-    config: DebiasConfig,
-    target: Float[Tensor, " C"] | None,
-    blank: Float[Tensor, "K C"] | None,
-    temperature: float,
-    num_classes: int,
+    chunks: Chunks, rows: Rows, config: DebiasConfig, temperature: float
 ) -> tuple[Float[Tensor, " C"], Callable[[float], Float[Tensor, " C"]]]:
     """The prior q, and the shift as a function of the strength tau.
 
     tau log q where q balances towards the target; else tau (log q - log target), or tau log q - log pi with pi the
     shares of the rows by expectation maximization, given that the classifier's own prior is softmax(tau log q).
     """
+    num_classes, target = len(rows.classes), rows.target
     uniform = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
     if config.prior in ("fixed_point", "transport"):
         towards = priors.expectation_maximization(chunks, uniform) if target is None else target
         balance = priors.balancing if config.prior == "fixed_point" else priors.transport
         q = balance(chunks, towards)
         # Its classes are all possible: cut off, a rare one would stay unbalanced.
-        log_q = q.clamp(min=torch.finfo(q.dtype).tiny).log()
+        log_q = finite_log(q)
         return q, lambda strength: strength * log_q
     if config.prior == "none":
         q, log_q = uniform, torch.zeros_like(uniform)
     else:
-        q = _estimate(chunks, config, blank, temperature)
-        log_q = _log(q)
+        q = _estimate(chunks, config, rows.blank, temperature)
+        log_q = floored_log(q)
 
     def shift_of(strength: float) -> Float[Tensor, " C"]:
         if target is None:
             source = (strength * log_q).softmax(-1)
-            return strength * log_q - _log(priors.expectation_maximization(chunks, source))
+            return strength * log_q - floored_log(priors.expectation_maximization(chunks, source))
         # The logarithm of a uniform target is a constant, which softmax does not see.
-        return strength * (log_q if config.target_prior == "uniform" else log_q - _log(target))
+        return strength * (log_q if config.target_prior == "uniform" else log_q - floored_log(target))
 
     return q, shift_of
 
@@ -267,10 +315,6 @@ def _estimate(
             return priors.mean_probs(chunks)
 
 
-def _log(prior: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-    return prior.clamp(min=SMALLEST_PROBABILITY).log()
-
-
 def _gather(chunks: Chunks, rows: Int64[np.ndarray, " R"]) -> Float[Tensor, "R C"]:
     """A few rows, in their order; none without a pass."""
     found, first = [], 0
@@ -286,58 +330,3 @@ def _best_strength(
 ) -> float:
     """The strength, of 0, .1, ..., 2, of the smallest cross-entropy of softmax(f / T - shift)."""
     return min(STRENGTHS, key=lambda strength: negative_log_likelihood(logits - shift_of(strength), labels).item())
-
-
-def _write_rows(
-    chunks: Chunks,
-    shift: Float[Tensor, " C"],
-    names: Sequence[str],
-    classes: tuple[str, ...],
-    out: Path,
-) -> dict[str, np.ndarray]:
-    """Labels and writes all rows in one pass; gives the arrays of a Labeling."""
-    num_rows = len(names)
-    plain, label = np.zeros((2, num_rows), dtype=np.int64)
-    plain_confidence, confidence, top2_gap = np.zeros((3, num_rows), dtype=np.float32)
-    text = [*classes]
-    with (
-        replacing(out / "labels.csv") as labels_file,
-        replacing(out / "probs.npy") as probs_file,
-        # Names of files need not be text.
-        labels_file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        table = csv.writer(file)
-        key = "row" if isinstance(names, RowNumbers) else "path"
-        table.writerow([key, "label", "confidence", "top2_gap", "plain_label", "plain_confidence"])
-        stored = np.lib.format.open_memmap(probs_file, mode="w+", dtype=np.float16, shape=(num_rows, len(classes)))
-        first = 0
-        for logits in chunks:
-            rows = slice(first, first + len(logits))
-            first = rows.stop
-            top, number = logits.softmax(-1).max(-1)
-            plain_confidence[rows], plain[rows] = top, number
-            probs = (logits - shift.to(logits.dtype)).softmax(-1)
-            stored[rows] = probs.half()
-            top, number = probs.max(-1)
-            second = probs.scatter_(-1, number[:, None], -1).amax(-1)
-            confidence[rows], label[rows], top2_gap[rows] = top, number, top - second
-            for name, k, high, gap, before, high_before in zip(
-                names[rows],
-                label[rows].tolist(),
-                confidence[rows].tolist(),
-                top2_gap[rows].tolist(),
-                plain[rows].tolist(),
-                plain_confidence[rows].tolist(),
-                strict=True,
-            ):
-                table.writerow([name, text[k], f"{high:.6f}", f"{gap:.6f}", text[before], f"{high_before:.6f}"])
-        stored.flush()
-        del stored
-    write_aside(out / "classes.json", json.dumps(text, ensure_ascii=False) + "\n")
-    return {
-        "plain": plain,
-        "plain_confidence": plain_confidence,
-        "label": label,
-        "confidence": confidence,
-        "top2_gap": top2_gap,
-    }

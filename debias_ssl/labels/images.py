@@ -8,23 +8,26 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from debias_ssl.data.sources.folder import find_files, folder_of, images_in_shards
-from debias_ssl.data.sources.images import UNKNOWN, Images
+from debias_ssl.data.sources.folder import find_files, folder_of, images_in_shards, listed_images
+from debias_ssl.data.sources.images import UNKNOWN, Images, common_parent
 from debias_ssl.data.sources.label_files import read_label_file
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import is_shards, member_named
 from debias_ssl.system.errors import InputError
 
 
-def images_to_label(where: str, classes: tuple[str, ...]) -> tuple[Images, Path]:
+def images_to_label(where: str | Sequence[str | Path], classes: tuple[str, ...]) -> tuple[Images, Path]:
     """The images to label, with their true classes where these are known, and the folder that they lie below.
 
     True classes, which are for figures only, are the labels of a CSV file or the .cls members of tar files, else the
-    first folders of the paths.
+    first folders of the paths. Of paths that are given one by one they are not known.
 
     Raises:
         InputError: there are no images, or a CSV file or a .cls member has a label that is not a class.
     """
+    if not isinstance(where, str):
+        images = listed_images(where, "images")
+        return images, common_parent(images.names)
     path = Path(where)
     number = {name: k for k, name in enumerate(classes)}
     if is_shards(where):

@@ -1,6 +1,5 @@
 """Predictions whose labels are known, of a run or of a file, to judge them and to fit a temperature."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Int
-from jsonargparse import Namespace
 from torch import Tensor
 
 from debias_ssl.data.config import DataConfig
@@ -18,11 +16,11 @@ from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.data.sources.load import load_test
 from debias_ssl.data.task import Part, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
-from debias_ssl.labels.matrix import read_predictions
+from debias_ssl.labels.matrix import Predictions
 from debias_ssl.labels.temperature import Rescaled, rescale, rescale_in_folds
 from debias_ssl.labels.truth import read_labels
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.trained import TrainedRun, load_run
+from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError
 from debias_ssl.training.evaluation import predict_logits
 
@@ -41,28 +39,34 @@ class Evaluated:
     held_out_name: str = ""
 
 
-def rows_of_run(parsed: Namespace, data: DataConfig) -> Evaluated | None:
-    """What a run's model says of images; None but in the main process."""
+def rows_of_run(
+    folder: RunFolder, data: DataConfig, part: Part, *, batch_size: int, needs_held_out: bool
+) -> Evaluated | None:
+    """What a run's model says of images; None but in the main process.
+
+    Args:
+        folder: the run.
+        data: the data setting that the images are of.
+        part: which images.
+        batch_size: images that pass through the network at a time.
+        needs_held_out: whether its validation images are predicted too, to fit a temperature on.
+
+    Raises:
+        InputError: the run is not finished, or has not the images that are asked for.
+    """
     accelerator = make_accelerator("fp32")
-    folder = RunFolder(Path(parsed.run))
-    run = load_run(folder, accelerator.device)
-    needs_held_out = parsed.calibrate and parsed.folds is None
-    if needs_held_out and parsed.part == "validation":
-        raise InputError(
-            "validation images are what the temperature is fitted on: take --part test, or --folds 5 to fit and judge "
-            "it on them in turns"
-        )
+    run = load_trained(folder, accelerator.device)
     held_out = None
     if needs_held_out:
         hint = ", or pass --folds 5 to fit and judge the temperature on test images in turns"
-        held_out = _predict(run, folder, data, "validation", parsed.batch_size, accelerator, hint)
-    logits, labels = _predict(run, folder, data, parsed.part, parsed.batch_size, accelerator)
+        held_out = _predict(run, folder, data, "validation", batch_size, accelerator, hint)
+    logits, labels = _predict(run, folder, data, part, batch_size, accelerator)
     if not accelerator.is_main_process:
         return None
     return Evaluated(
         logits=logits,
         labels=labels,
-        name=f"{parsed.part} images",
+        name=f"{part} images",
         classes=run.classes,
         labeled_counts=run.labeled_counts,
         held_out=held_out,
@@ -97,35 +101,37 @@ def _predict(
     return logits[truth >= 0], truth[truth >= 0]
 
 
-def rows_of_file(parsed: Namespace) -> Evaluated:
-    """The rows of a file; those to fit a temperature on are in no figure."""
-    if parsed.truth is None:
-        raise InputError("--predictions needs --truth: CSV of path,label or row,label, or .npy of class numbers")
-    if parsed.calibrate and parsed.tune_on is None and parsed.folds is None:
-        raise InputError(
-            "--calibrate needs rows to fit a temperature on: --tune_on FILE of their labels, --tune_on .2 for a fifth "
-            "of the rows, or --folds 5 to fit and judge it in turns"
-        )
-    path = Path(parsed.predictions)
-    predictions = read_predictions(path, parsed.kind, Path(parsed.classes) if parsed.classes else None)
-    classes, num_rows = predictions.classes, len(predictions.values)
-    print(f"{path}: {num_rows} x {len(classes)}, {predictions.kind} ({predictions.found})")
-    names = predictions.names
-    truth = torch.from_numpy(read_labels(Path(parsed.truth), names, classes))
+def rows_of_matrix(
+    predictions: Predictions, source: Path, truth_file: Path, tune_on: str | None, seed: int
+) -> Evaluated:
+    """The rows of a matrix; those to fit a temperature on are in no figure.
+
+    Args:
+        predictions: the matrix.
+        source: its file, for people.
+        truth_file: labels of rows, as `read_labels` takes them.
+        tune_on: such a file of the rows to fit on, or a share of the rows with labels, as text; None is none.
+        seed: of the rows that a share is drawn of.
+
+    Raises:
+        InputError: a file does not fit the matrix, or no row is left to fit on or to judge.
+    """
+    classes, names = predictions.classes, predictions.names
+    truth = torch.from_numpy(read_labels(truth_file, names, classes))
     if not (truth >= 0).any():
-        raise InputError(f"{parsed.truth} labels none of the rows")
+        raise InputError(f"{truth_file} labels none of the rows")
     logits = torch.cat([*predictions])
     held_out, held_out_name = None, ""
-    if parsed.tune_on is not None:
-        tuning, held_out_name = _tuning_labels(parsed, truth, names, classes)
+    if tune_on is not None:
+        tuning, held_out_name = _tuning_labels(tune_on, seed, truth, names, classes)
         truth = torch.where(tuning >= 0, -1, truth)
         if not (truth >= 0).any():
-            raise InputError(f"--tune_on {parsed.tune_on} leaves no row with a label in {parsed.truth} to judge it on")
+            raise InputError(f"--tune_on {tune_on} leaves no row with a label in {truth_file} to judge it on")
         held_out = logits[tuning >= 0], tuning[tuning >= 0]
     return Evaluated(
         logits=logits[truth >= 0],
         labels=truth[truth >= 0],
-        name=f"rows of {path}",
+        name=f"rows of {source}",
         classes=classes,
         labeled_counts=(1,) * len(classes),
         held_out=held_out,
@@ -134,43 +140,42 @@ def rows_of_file(parsed: Namespace) -> Evaluated:
 
 
 def _tuning_labels(
-    parsed: Namespace, truth: Int[Tensor, " N"], names: Sequence[str], classes: tuple[str, ...]
+    tune_on: str, seed: int, truth: Int[Tensor, " N"], names: Sequence[str], classes: tuple[str, ...]
 ) -> tuple[Int[Tensor, " N"], str]:
     """Labels of the rows to fit on, negative elsewhere, and what these rows are: those of a file, or drawn ones."""
-    if Path(parsed.tune_on).is_file():
-        tuning = torch.from_numpy(read_labels(Path(parsed.tune_on), names, classes))
+    if Path(tune_on).is_file():
+        tuning = torch.from_numpy(read_labels(Path(tune_on), names, classes))
         if not (tuning >= 0).any():
-            raise InputError(f"--tune_on {parsed.tune_on} labels none of the rows")
-        return tuning, f"rows of {parsed.tune_on}"
+            raise InputError(f"--tune_on {tune_on} labels none of the rows")
+        return tuning, f"rows of {tune_on}"
     try:
-        share = float(parsed.tune_on)
+        share = float(tune_on)
     except ValueError:
-        raise InputError(
-            f"there is no file {parsed.tune_on!r}, and it is not a share of the rows, such as .2"
-        ) from None
+        raise InputError(f"there is no file {tune_on!r}, and it is not a share of the rows, such as .2") from None
     known = (truth >= 0).nonzero().squeeze(1)
     number = round(share * len(known)) if 0 < share < 1 else 0
     if not 0 < number < len(known):
-        raise InputError(
-            f"--tune_on {parsed.tune_on} of {len(known)} rows leaves none to fit on, or none to judge it on"
-        )
-    drawn = known[permutation(parsed.seed, Purpose.TUNING, 0, len(known))[:number]]
+        raise InputError(f"--tune_on {tune_on} of {len(known)} rows leaves none to fit on, or none to judge it on")
+    drawn = known[permutation(seed, Purpose.TUNING, 0, len(known))[:number]]
     return torch.full_like(truth, -1).index_copy(0, drawn, truth[drawn]), "other rows, drawn at random"
 
 
-def rescaled_rows(evaluated: Evaluated, parsed: Namespace) -> Rescaled:
+def rescaled_rows(evaluated: Evaluated, folds: int | None, seed: int) -> Rescaled:
+    """What a temperature does: fitted on the rows that are held out for it, or in turns on the evaluated ones.
+
+    Args:
+        evaluated: the rows.
+        folds: number of turns, where no rows are held out.
+        seed: of the rows of each fold.
+
+    Raises:
+        InputError: there are fewer rows than folds.
+    """
     if evaluated.held_out is not None:
-        rescaled = rescale(evaluated.logits, evaluated.labels, evaluated.held_out, evaluated.held_out_name)
-    else:
-        number = len(evaluated.labels)
-        if parsed.folds > number:
-            raise InputError(f"--folds is {parsed.folds}, but there are {number} {evaluated.name}")
-        folds = permutation(parsed.seed, Purpose.TUNING, 0, number) % parsed.folds
-        rescaled = rescale_in_folds(evaluated.logits, evaluated.labels, folds, evaluated.name)
-    if rescaled.bound:
-        print(
-            f"note: a temperature is at {rescaled.bound:g}, the limit of the search: the {rescaled.num_tuned_on} "
-            f"{rescaled.tuned_on} that it is fitted on are all right, or no better than chance; fit it on more",
-            file=sys.stderr,
-        )
-    return rescaled
+        return rescale(evaluated.logits, evaluated.labels, evaluated.held_out, evaluated.held_out_name)
+    number = len(evaluated.labels)
+    assert folds is not None
+    if folds > number:
+        raise InputError(f"--folds is {folds}, but there are {number} {evaluated.name}")
+    fold_of = permutation(seed, Purpose.TUNING, 0, number) % folds
+    return rescale_in_folds(evaluated.logits, evaluated.labels, fold_of, evaluated.name)

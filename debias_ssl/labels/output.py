@@ -1,9 +1,10 @@
-"""What `label` and `debias` leave behind beside the labels, and say at their end: figures of a labeling."""
+"""The folder that `label` and `debias` write, and the figures that they say at their end."""
 
+import csv
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,19 @@ from jaxtyping import Int64
 from debias_ssl.formulas import metrics
 from debias_ssl.formulas.calibration import expected_calibration_error
 from debias_ssl.formulas.logits import confusion_matrix
-from debias_ssl.labels.debiasing import Labeling
+from debias_ssl.labels.debiasing import (
+    DebiasConfig,
+    Labeling,
+    Removal,
+    RowLabels,
+    Rows,
+    find_removal,
+    label_rows,
+    labeling_of,
+)
+from debias_ssl.labels.truth import RowNumbers
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import write_aside
+from debias_ssl.system.files import replacing, write_aside
 
 
 def summary_of(labeling: Labeling) -> dict[str, Any]:
@@ -84,22 +95,81 @@ def check_folder(out: Path, overwrite: bool) -> None:
         raise InputError(f"{str(out)!r} holds {held}: choose another --out, or pass --overwrite to replace it")
 
 
-def finish(labeling: Labeling, out: Path, page: str, further: Mapping[str, Any]) -> None:
-    """Writes summary.json and report.html beside the labels, and says on stdout what was done.
+def write_folder(
+    rows: Rows, config: DebiasConfig, out: Path, page: Callable[[Labeling], str], further: Mapping[str, Any]
+) -> str:
+    """Debiases rows, and writes labels.csv, probs.npy, classes.json, report.html and summary.json.
 
     Args:
-        labeling: what is told of.
+        rows: the logits.
+        config: what is removed.
         out: the folder.
-        page: the report, as HTML.
+        page: draws the report, as HTML.
         further: entries of summary.json beside those of `summary_of`.
+
+    Returns:
+        What was done, for a terminal.
+
+    Raises:
+        InputError: a number is not finite, or the settings need what is not there; nothing is written then.
     """
+    removal = find_removal(rows, config)
+    labeling = write_labels(rows, config, removal, out)
+    return finish(labeling, out, page(labeling), further)
+
+
+def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, *, is_quiet: bool = False) -> Labeling:
+    """Writes labels.csv, probs.npy and classes.json in one pass over the rows.
+
+    Raises:
+        InputError: a number is not finite; nothing is written then.
+    """
+    text, parts, first = [*rows.classes], [], 0
+    with (
+        replacing(out / "labels.csv") as labels_file,
+        replacing(out / "probs.npy") as probs_file,
+        # Names of files need not be text.
+        labels_file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        table = csv.writer(file)
+        key = "row" if isinstance(rows.names, RowNumbers) else "path"
+        table.writerow([key, "label", "confidence", "top2_gap", "plain_label", "plain_confidence"])
+        shape = (len(rows.names), len(text))
+        stored = np.lib.format.open_memmap(probs_file, mode="w+", dtype=np.float16, shape=shape)
+        for part, probs in label_rows(rows, removal, is_quiet=is_quiet):
+            stop = first + len(probs)
+            stored[first:stop] = probs.half()
+            table.writerows(_lines(part, rows.names[first:stop], text))
+            parts.append(part)
+            first = stop
+        stored.flush()
+        del stored
+    write_aside(out / "classes.json", json.dumps(text, ensure_ascii=False) + "\n")
+    return labeling_of(rows, config, removal, parts)
+
+
+def _lines(part: RowLabels, names: Sequence[str], classes: Sequence[str]) -> Iterator[list[Any]]:
+    """The lines of labels.csv."""
+    for name, k, high, gap, before, high_before in zip(
+        names,
+        part.label.tolist(),
+        part.confidence.tolist(),
+        part.top2_gap.tolist(),
+        part.plain.tolist(),
+        part.plain_confidence.tolist(),
+        strict=True,
+    ):
+        yield [name, classes[k], f"{high:.6f}", f"{gap:.6f}", classes[before], f"{high_before:.6f}"]
+
+
+def finish(labeling: Labeling, out: Path, page: str, further: Mapping[str, Any]) -> str:
+    """Writes summary.json and report.html beside the labels; returns what was done, for a terminal."""
     summary = summary_of(labeling)
     write_aside(out / "report.html", page)
     write_aside(out / "summary.json", json.dumps(summary | dict(further), indent=1, ensure_ascii=False) + "\n")
     chosen = f", on {summary['num_tuned_on']} rows of {labeling.config.tune_on}" if labeling.config.tune_on else ""
-    print(
+    settings = (
         f"prior {labeling.config.prior}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "
         f"temperature {labeling.temperature:.4g}{chosen}"
     )
-    print(summary_table(summary))
-    print(out)
+    return f"{settings}\n{summary_table(summary)}\n{out}"

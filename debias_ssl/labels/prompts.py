@@ -7,7 +7,7 @@ from pathlib import Path
 import open_clip
 
 from debias_ssl.data.sources.label_files import read_text
-from debias_ssl.labels.matrix import read_class_names
+from debias_ssl.labels.class_names import distinct, read_class_names
 from debias_ssl.system.errors import InputError
 
 Templates = Sequence[str] | Sequence[Callable[[str], str]]
@@ -17,8 +17,14 @@ OPEN_CLIP_TEMPLATES: dict[str, Templates] = {
 }
 
 
-def class_names(where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of classes, and what prompts call them, from a file or, for `imagenet`, open_clip's list."""
+def class_names(where: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of classes, and what prompts call them, from a file or, for `imagenet`, open_clip's list; or given ones.
+
+    Raises:
+        InputError: there is no such file, or there are not two names that differ.
+    """
+    if not isinstance(where, str):
+        return _two_at_least(*distinct([(name, name) for name in where], "classes"), "classes")
     if where == "imagenet":
         prompts = tuple(open_clip.IMAGENET_CLASSNAMES)
         num = Counter(prompts)
@@ -26,14 +32,25 @@ def class_names(where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return tuple(name if num[name] == 1 else f"{name} ({k})" for k, name in enumerate(prompts)), prompts
     if not Path(where).is_file():
         raise InputError(f"--classes is {where!r}: there is no such file; a file of names, or imagenet, is expected")
-    classes, prompts = read_class_names(Path(where))
+    return _two_at_least(*read_class_names(Path(where)), where)
+
+
+def _two_at_least(
+    classes: tuple[str, ...], prompts: tuple[str, ...], source: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if len(classes) < 2:
-        raise InputError(f"{where} names one class, {''.join(classes)!r}; at least two are needed to tell apart")
+        raise InputError(f"{source} names one class, {''.join(classes)!r}; at least two are needed to tell apart")
     return classes, prompts
 
 
-def read_templates(where: str) -> Templates:
-    """Sentences with {} for the name of a class: open_clip's, or the lines of a file."""
+def read_templates(where: str | Sequence[str]) -> Templates:
+    """Sentences with {} for the name of a class: open_clip's, or the lines of a file; or given ones.
+
+    Raises:
+        InputError: there is no such file, or a sentence has no place for the name.
+    """
+    if not isinstance(where, str):
+        return _checked(where, "templates", "sentence")
     if where in OPEN_CLIP_TEMPLATES:
         return OPEN_CLIP_TEMPLATES[where]
     path = Path(where)
@@ -42,10 +59,13 @@ def read_templates(where: str) -> Templates:
         raise InputError(
             f"--templates is {where!r}: neither {names}, nor a file with a sentence like 'a photo of a {{}}.' a line"
         )
-    lines = read_text(path).rstrip().splitlines()
+    return _checked(read_text(path).rstrip().splitlines(), str(path), "line")
+
+
+def _checked(lines: Sequence[str], source: str, unit: str) -> Sequence[str]:
     for number, line in enumerate(lines, start=1):
         if line.count("{}") != 1 or set("{}") & set(line.replace("{}", "")):
-            raise InputError(f"{path}, line {number}: {line!r} must have {{}} once, where the name of a class goes")
+            raise InputError(f"{source}, {unit} {number}: {line!r} must have {{}} once, where the name of a class goes")
     if not lines:
-        raise InputError(f"{path} has no templates")
+        raise InputError(f"{source} has no templates")
     return lines

@@ -53,6 +53,15 @@ class Rescaled:
             )
         return text
 
+    def warning(self) -> str | None:
+        """What is wrong with a temperature that has no minimum, in words."""
+        if not self.bound:
+            return None
+        return (
+            f"a temperature is at {self.bound:g}, the limit of the search: the {self.num_tuned_on} {self.tuned_on} "
+            "that it is fitted on are all right, or no better than chance; fit it on more"
+        )
+
     @cached_property
     def figures(self) -> dict[str, dict[str, float]]:
         return {

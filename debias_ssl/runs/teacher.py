@@ -13,7 +13,7 @@ from debias_ssl.data.streams import TrainingStream
 from debias_ssl.data.task import Task
 from debias_ssl.methods.base import Method
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.trained import load_run
+from debias_ssl.runs.trained import load_trained
 from debias_ssl.system.errors import InputError
 from debias_ssl.training.learner import Predictor
 
@@ -50,7 +50,7 @@ def taught(stream: TrainingStream, run: Path, task: Task, method: Method) -> Tau
     Raises:
         InputError: the folder holds no finished run, or one of other classes or images.
     """
-    teacher = load_run(RunFolder(run), task.place.device)
+    teacher = load_trained(RunFolder(run), task.place.device)
     size, _, channels = task.readers["train"].shape
     differing = [
         f"{name} {theirs}, not {ours}"

@@ -1,31 +1,39 @@
 """A finished run, loaded to predict."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Float32, Int64
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from debias_ssl.contract import Place, Problem
 from debias_ssl.data.config import DataConfig
-from debias_ssl.data.reading.reader import Reader
+from debias_ssl.data.reading.decode import center_crop
+from debias_ssl.data.reading.reader import Reader, evaluation_share, feature_reader
+from debias_ssl.data.sources.folder import find_files, listed_images
+from debias_ssl.data.sources.images import Images
 from debias_ssl.data.streams import EvaluationStream
+from debias_ssl.distributed.accelerator import chosen_device
 from debias_ssl.models import build
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_yaml
 from debias_ssl.training.config import Config
+from debias_ssl.training.evaluation import predict_logits
 from debias_ssl.training.learner import Predictor, white_pixel
 from debias_ssl.training.saved import config_from
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished run, ready to predict."""
+    """A finished run, ready to predict: `classes` are the names of the columns that `predict` gives."""
 
     config: Config
     classes: tuple[str, ...]
@@ -36,6 +44,93 @@ class TrainedRun:
     """Side of the images in pixels."""
     data: DataConfig
     predictor: Predictor
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: str | Path | Sequence[str | Path] | np.ndarray,
+        *,
+        features: str | Path | None = None,
+        batch_size: int = 500,
+        workers: int = 0,
+    ) -> Float32[np.ndarray, "N C"]:
+        """Class probabilities of images, those that `debias-ssl predict` gives.
+
+        Args:
+            images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one; or
+                uint8 pixels N x H x W x K, which are cropped and resized as those of files are.
+            features: for a run on features, the folder of `debias-ssl label` that has those of the images.
+            batch_size: images that pass through the network at a time.
+            workers: processes that decode files; 0 decodes in this one.
+
+        Returns:
+            Probabilities N x C; files of a folder are in the order of their names.
+
+        Raises:
+            InputError: an image cannot be read, or is not what the run was trained on.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}, must be at least 1")
+        place = Place(device=next(self.predictor.parameters()).device)
+        if isinstance(images, np.ndarray):
+            reader, number = self._array_reader(images), len(images)
+        else:
+            found = (
+                find_files(str(images), "images") if isinstance(images, str | Path) else listed_images(images, "images")
+            )
+            folder = None if features is None else str(features)
+            reader, number = self.file_reader(found, place, features=folder, workers=workers), len(found)
+        return self.probabilities(reader, number, place, batch_size=batch_size).numpy()
+
+    def file_reader(self, images: Images, place: Place, *, features: str | None, workers: int) -> Reader:
+        """A reader of files that decodes, crops and resizes them as the run's evaluations do, or finds their features.
+
+        Raises:
+            InputError: features are missing, or none are wanted.
+        """
+        self.check_features(features is not None)
+        config = self.reading(workers)
+        if features is not None:
+            return feature_reader(images, replace(config, features=(features,)), place.device)
+        return Reader(pixels=None, files=images.names, config=config, channels=len(self.mean))
+
+    def reading(self, workers: int) -> DataConfig:
+        """The data setting by which files are read."""
+        return replace(self.data, image_size=self.size, workers=workers, input="streaming")
+
+    def check_features(self, are_given: bool) -> None:
+        """Raises InputError where features are missing, or none are wanted."""
+        if self.data.features and not are_given:
+            raise InputError(
+                "features are missing, on which the run was trained: pass --features, a folder of debias-ssl label's"
+            )
+        if are_given and not self.data.features:
+            raise InputError("features are of no use to a run that was trained on pixels: leave out --features")
+
+    def _array_reader(self, pixels: np.ndarray) -> Reader:
+        """A reader of pixels, cropped and resized like those of files."""
+        channels = len(self.mean)
+        if self.data.features:
+            raise InputError(
+                "images: the run was trained on features, and has no use for pixels: give paths, and features"
+            )
+        if pixels.ndim != 4 or pixels.dtype != np.uint8:
+            raise InputError(f"images is {pixels.dtype} of shape {pixels.shape}, must be uint8 of N x H x W x K")
+        if pixels.shape[3] != channels or not pixels.size:
+            raise InputError(f"images is of shape {pixels.shape}, but the run takes N x H x W x {channels}")
+        share = evaluation_share(self.data)
+        cropped = [
+            center_crop(Image.fromarray(image if channels == 3 else image[..., 0]), self.size, share)
+            for image in pixels
+        ]
+        return Reader(pixels=torch.from_numpy(np.stack(cropped)), files=(), config=self.data)
+
+    def probabilities(
+        self, reader: Reader, number: int, place: Place, *, batch_size: int, progress: bool = False
+    ) -> Float[Tensor, "N C"]:
+        """Class probabilities of a reader's first images, in their order, on every process."""
+        stream = self.stream(reader, np.arange(number), place, batch_size=batch_size, progress=progress)
+        return predict_logits(self.predictor, stream, len(self.classes)).softmax(-1)
 
     def stream(
         self,
@@ -58,7 +153,20 @@ class TrainedRun:
         )
 
 
-def load_run(folder: RunFolder, device: torch.device) -> TrainedRun:
+def load_run(folder: str | Path, device: torch.device | str | None = None) -> TrainedRun:
+    """Loads the averaged model of a finished run, to predict with it.
+
+    Args:
+        folder: what `debias-ssl train` or `finetune` has written.
+        device: where the network goes; None is the accelerator if there is one, else the CPU.
+
+    Raises:
+        InputError: the folder holds no finished run, or its files do not fit together.
+    """
+    return load_trained(RunFolder(Path(folder)), chosen_device(device))
+
+
+def load_trained(folder: RunFolder, device: torch.device) -> TrainedRun:
     """Loads the averaged model of a finished run.
 
     Raises:

@@ -17,7 +17,7 @@ from debias_ssl.finetune import __main__ as job
 from debias_ssl.finetune import run as library
 from debias_ssl.finetune.config import METHODS, FinetuneConfig
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.trained import load_run
+from debias_ssl.runs.trained import load_trained
 
 SHORT = ["--steps", "30", "--log_every", "10", "--eval_every", "30", "--checkpoint_every", "30"]
 LONG_TAIL = ["--data.labels_per_class", "40", "--data.labeled_imbalance", "20"]
@@ -85,7 +85,7 @@ def test_the_folder_is_a_run_whose_classifier_alone_has_changed(run, tmp_path, c
     (out / "summary.json").write_text(json.dumps(summary | {"finetune": {}}))
     message = refused(report.main, [str(out)], capsys)
     assert "was changed after its run, or damaged: 'method' is missing" in message
-    assert load_run(RunFolder(out), torch.device("cpu")).classes == tuple("0123456789")
+    assert load_trained(RunFolder(out), torch.device("cpu")).classes == tuple("0123456789")
 
 
 @pytest.mark.parametrize(

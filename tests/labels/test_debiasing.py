@@ -13,8 +13,8 @@ from torch import Tensor
 from debias_ssl.formulas import priors
 from debias_ssl.formulas.calibration import expected_calibration_error
 from debias_ssl.formulas.logits import debias
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling, debias_rows
-from debias_ssl.labels.output import check_folder, finish, summary_of, summary_table
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling, Rows, find_removal
+from debias_ssl.labels.output import check_folder, finish, summary_of, summary_table, write_labels
 from debias_ssl.labels.truth import RowNumbers, read_labels, read_target
 from debias_ssl.system.errors import InputError
 
@@ -40,7 +40,9 @@ def run(
 ) -> Labeling:
     names = RowNumbers(len(logits)) if names is None else names
     config = DebiasConfig(**settings)
-    return debias_rows(logits.split(chunk), names, CLASSES, config, out=out, is_quiet=True, **(further or {}))
+    target = read_target(config.target_prior, CLASSES)
+    rows = Rows(chunks=logits.split(chunk), names=names, classes=CLASSES, target=target, **(further or {}))
+    return write_labels(rows, config, find_removal(rows, config, is_quiet=True), out, is_quiet=True)
 
 
 def test_files_say_what_the_labeling_says(logits: Tensor, tmp_path: Path):
@@ -250,12 +252,11 @@ def test_one_predicted_class_has_no_entropy(tmp_path: Path):
     assert summary_of(labeling)["count_entropy"] == {"plain": 0, "debiased": 0}
 
 
-def test_finish_writes_summary_and_page_and_says_what_was_chosen(logits: Tensor, truth, tmp_path: Path, capsys):
+def test_finish_writes_summary_and_page_and_says_what_was_chosen(logits: Tensor, truth, tmp_path: Path):
     labeling = run(logits, tmp_path, tune_on="few.csv", further={"tuning": few(truth, 50), "truth": truth})
-    finish(labeling, tmp_path, "<p>page</p>", {"kind": "logits"})
-    said = capsys.readouterr().out
+    said = finish(labeling, tmp_path, "<p>page</p>", {"kind": "logits"})
     assert f"strength {labeling.strength:g}, temperature {labeling.temperature:.4g}, on 50 rows of few.csv" in said
-    assert said.endswith(f"{tmp_path}\n")
+    assert said.endswith(f"\n{tmp_path}")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["kind"] == "logits" and summary["prior"] == "stationary" and summary["target_prior"] == "uniform"
     assert (tmp_path / "report.html").read_text() == "<p>page</p>"

@@ -15,6 +15,7 @@ from debias_ssl.data.reading.decode import decode
 from debias_ssl.data.reading.features import find_features
 from debias_ssl.labels import embedding as features
 from debias_ssl.labels.embedding import FeatureCache, embed
+from debias_ssl.labels.feature_store import FolderStore, MemoryStore
 from debias_ssl.models.clip import Clip, encode, load_clip
 from debias_ssl.system.errors import InputError
 
@@ -39,11 +40,17 @@ def images(tmp_path: Path) -> list[Path]:
 def cached(clip: Clip, images: list[Path], folder: str = "features", **settings: Any) -> FeatureCache:
     root = images[0].parents[1]
     settings = {"place": Place(), "batch_size": 3} | settings
-    return embed(clip, [str(path) for path in images], root, root.parent / folder, **settings)
+    store = FolderStore(folder=root.parent / folder)
+    return embed(clip, [str(path) for path in images], root, store, **settings)
+
+
+def folder_of(cache: FeatureCache) -> Path:
+    assert isinstance(cache.store, FolderStore)
+    return cache.store.folder
 
 
 def shards(cache: FeatureCache) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(cache.folder.glob("*.npy"))}
+    return {path.name: path.read_bytes() for path in sorted(folder_of(cache).glob("*.npy"))}
 
 
 def spoil(path: Path) -> None:
@@ -61,12 +68,22 @@ def test_features_are_the_images_in_order(clip: Clip, images: list[Path]):
     expected = encode(clip, torch.stack([clip.preprocess(decode(str(path))) for path in images]))
     torch.testing.assert_close(torch.cat(chunks), expected, atol=1e-3, rtol=0)
     assert torch.cat(chunks).equal(torch.cat([*cache.chunks()])), "they can be gone through again"
-    assert np.load(cache.folder / "shard_00002.npy").dtype == np.float16
+    assert np.load(folder_of(cache) / "shard_00002.npy").dtype == np.float16
+
+
+def test_features_in_memory_are_those_of_a_folder(clip: Clip, images: list[Path]):
+    spoil(images[6])
+    files, root = [str(path) for path in images], images[0].parents[1]
+    in_memory = embed(clip, files, root, MemoryStore(), Place(), batch_size=3, on_error="skip")
+    on_disk = cached(clip, images, on_error="skip")
+    assert torch.cat([*in_memory.chunks()]).equal(torch.cat([*on_disk.chunks()]))
+    assert in_memory.names == on_disk.names and in_memory.unreadable == on_disk.unreadable
+    assert [*in_memory.unreadable] == [6]
 
 
 def test_the_trainer_finds_them(clip: Clip, images: list[Path]):
     cache = cached(clip, images)
-    found = find_features([str(cache.folder)], [str(images[7]), str(images[2])])
+    found = find_features([str(folder_of(cache))], [str(images[7]), str(images[2])])
     assert torch.from_numpy(found.astype(np.float32)).equal(torch.cat([*cache.chunks()])[[7, 2]])
 
 
@@ -74,7 +91,9 @@ def test_workers_and_relative_paths_change_nothing(clip: Clip, images: list[Path
     expected = shards(cached(clip, images))
     assert shards(cached(clip, images, "by_workers", workers=2)) == expected
     monkeypatch.chdir(images[0].parents[2])
-    cache = embed(clip, [os.path.relpath(path) for path in images], Path("images"), Path("features"), Place())
+    cache = embed(
+        clip, [os.path.relpath(path) for path in images], Path("images"), FolderStore(folder=Path("features")), Place()
+    )
     assert shards(cache) == expected
 
 
@@ -118,7 +137,7 @@ def test_a_second_time_no_image_is_read(clip: Clip, images: list[Path]):
 def test_a_damaged_shard_is_made_anew(clip: Clip, images: list[Path], damage):
     cache = cached(clip, images)
     before = shards(cache)
-    path = cache.folder / "shard_00001.npy"
+    path = folder_of(cache) / "shard_00001.npy"
     path.write_bytes(before[path.name][:-1] if damage is None else damage)
     assert shards(cached(clip, images)) == before
     np.save(path, np.zeros((4, 7), dtype=np.float16))
@@ -144,7 +163,7 @@ def test_features_of_other_images_or_models_are_not_used(tmp_path: Path, clip: C
     images[4].touch()
     with pytest.raises(InputError, match=r"other images \('ant/6.png' has changed, and 1 more differ\)" + fix):
         cached(clip, images)
-    (cache.folder / "manifest.json").unlink()
+    (folder_of(cache) / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"it has no manifest.json"):
         cached(clip, images)
     assert shards(cache) == before
@@ -167,8 +186,8 @@ def test_skip_leaves_out_what_cannot_be_read(clip: Clip, images: list[Path]):
     assert [len(chunk) for chunk in cache.chunks()] == [4, 1]
     assert cache.names == [images[i].relative_to(cache.root).as_posix() for i in cache.places]
     torch.testing.assert_close(torch.cat([*cache.chunks()]), expected[cache.places], atol=1e-3, rtol=0)
-    assert [*cache.unreadable] == [images[i].relative_to(cache.root).as_posix() for i in (4, 5, 6, 7, 9)]
-    assert "cannot identify image file" in cache.unreadable["ant/8.png"]
+    assert [*cache.named_unreadable] == [images[i].relative_to(cache.root).as_posix() for i in (4, 5, 6, 7, 9)]
+    assert "cannot identify image file" in cache.named_unreadable["ant/8.png"]
     with pytest.raises(InputError, match=f"cannot read image '{images[4]}'"):
         cached(clip, images)
 
@@ -189,7 +208,7 @@ def test_a_folder_that_cannot_be_made_is_told_of(clip: Clip, images: list[Path])
 def test_a_process_makes_its_own_shards_alone(clip: Clip, images: list[Path], monkeypatch):
     cache = cached(clip, images)
     before = shards(cache)
-    (cache.folder / "shard_00001.npy").unlink()
+    (folder_of(cache) / "shard_00001.npy").unlink()
     monkeypatch.setattr(features, "_first_of_all", lambda number, place: number)
     with pytest.raises(FileNotFoundError, match=r"shard_00001\.npy"):
         cached(clip, images, place=Place(rank=0, num_processes=2))

@@ -12,7 +12,8 @@ import torch
 from harmful import Harmful
 from pyarrow import parquet
 
-from debias_ssl.labels.matrix import read_class_names, read_predictions
+from debias_ssl.labels.class_names import read_class_names
+from debias_ssl.labels.matrix import read_predictions
 from debias_ssl.system.errors import InputError
 
 LOGITS = np.array([[1.5, -2.0, 0.25], [0.0, 3.0, 7.0], [0.5, 0.5, -0.5], [2.0, 0.0, 0.0]], dtype=np.float32)

@@ -50,7 +50,7 @@ class Reader:
         """The images without any augmentation."""
         if self.pixels is not None:
             return self.pixels[index.to(self.pixels.device, non_blocking=True)]
-        share = EVALUATION_CROP if self.config.crop == "resized" else 1.0
+        share = evaluation_share(self.config)
         assert self.config.image_size is not None
         return _stack([center_crop(image, self.config.image_size, share) for image in self._decoded(index)])
 
@@ -66,6 +66,11 @@ class Reader:
 
     def _decoded(self, index: Int[Tensor, " N"]) -> list[Image.Image]:
         return [decode(self.files[i], self.channels, self.side) for i in _integers(index)]
+
+
+def evaluation_share(config: DataConfig) -> float:
+    """How much of the shorter side of an image is evaluated."""
+    return EVALUATION_CROP if config.crop == "resized" else 1.0
 
 
 def make_reader(images: Images, config: DataConfig, device: torch.device, progress: bool = True) -> Reader:

@@ -1,5 +1,6 @@
 """Image folders, label files and lists of paths."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def find_files(where: str, setting: str, root: str | None = None) -> Images:
         return images_in_shards(where, (), setting)
     paths, _ = _unlabeled_files(where, None if root is None else Path(root), setting)
     return images_of_files(paths, [""] * len(paths), (), where)
+
+
+def listed_images(paths: Sequence[str | Path], setting: str) -> Images:
+    """Images whose paths are given one by one; they may go on into tar files. Labels are left out."""
+    names = [str(path) for path in paths]
+    if not names:
+        raise InputError(f"{setting} lists no images")
+    missing = next((name for name in names if not Path(name).is_file() and member_named(name) is None), None)
+    if missing is not None:
+        raise InputError(f"{setting}: there is no file {missing!r}")
+    return images_of_files([Path(name) for name in names], [""] * len(names), (), setting)
 
 
 def folder_of(where: str, images: Images) -> Path:

@@ -13,7 +13,7 @@ from debias_ssl.data.task import Task, make_task
 from debias_ssl.formulas.logits import debias
 from debias_ssl.reporting.reading.run import FinishedRun
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.trained import TrainedRun, load_run
+from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError, reason
 
 # Of more unlabeled images, this number is labeled, evenly spread over all of them.
@@ -55,7 +55,7 @@ def inspect(run: FinishedRun) -> Inspection:
         InputError: the model cannot be loaded.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_run(RunFolder(run.path), device)
+    trained = load_trained(RunFolder(run.path), device)
     # Each image is read once at most: a download or a cache of decoded images would cost more than it saves.
     config = replace(run.config.data, download=False)
     if config.name == "folder":

@@ -1,0 +1,59 @@
+"""Names of classes, which differ from each other and are not blank."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from debias_ssl.data.sources.label_files import read_text
+from debias_ssl.system.errors import InputError, reason
+
+
+def read_class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of classes, and what prompts call them: where nothing else is said, the same.
+
+    Args:
+        path: text of one class a line, NAME or NAME<tab>PROMPT NAME, or a JSON list of names.
+
+    Raises:
+        InputError: a name is blank or there twice, or there are none.
+    """
+    text = read_text(path)
+    if path.suffix == ".json":
+        try:
+            lines = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {reason(error)}") from error
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise InputError(f"{path} must be a list of class names")
+        pairs, (unit, units) = [(line, line) for line in lines], ("entry", "entries")
+    else:
+        parts = [line.split("\t", 1) for line in text.rstrip().splitlines()]
+        pairs, (unit, units) = [(part[0].strip(), part[-1].strip()) for part in parts], ("line", "lines")
+    return distinct(pairs, str(path), unit, units)
+
+
+def distinct(
+    pairs: Sequence[tuple[str, str]], source: str, unit: str = "entry", units: str = "entries"
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of classes and their names in prompts, apart.
+
+    Args:
+        pairs: name, and name in prompts.
+        source: what errors call the list.
+        unit: what errors call one of its items.
+        units: several of them.
+
+    Raises:
+        InputError: a name is blank or there twice, or there are none.
+    """
+    if not pairs:
+        raise InputError(f"{source} has no class names")
+    lines_of: dict[str, int] = {}
+    for line, (name, prompt) in enumerate(pairs, start=1):
+        if not name.strip() or not prompt:
+            raise InputError(f"{source}, {unit} {line}: the name of a class is blank; remove it or fill it in")
+        if name in lines_of:
+            raise InputError(f"{source}: {units} {lines_of[name]} and {line} are both {name!r}; names must differ")
+        lines_of[name] = line
+    names, prompts = zip(*pairs, strict=True)
+    return names, prompts
