@@ -9,8 +9,8 @@ from jaxtyping import Float, Int, Num, UInt8
 from PIL import Image
 from torch import Tensor
 
-from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import decoded_array
+from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.decode import center_crop, decode, random_crop
 from debias_ssl.data.reading.features import find_features
 from debias_ssl.data.sources.images import Images
@@ -30,7 +30,7 @@ class Reader:
     pixels: Num[Tensor, "N H W K"] | None
     """All of them, or None where `files` are decoded at each call."""
     files: Sequence[str]
-    config: DataConfig
+    config: ReadingConfig
     channels: int = 3
     """Of decoded files."""
     side: int | None = None
@@ -39,6 +39,11 @@ class Reader:
     @property
     def is_resident(self) -> bool:
         return self.pixels is not None
+
+    @property
+    def crops_at_random(self) -> bool:
+        """Whether each view is a crop of its own, by `crops`."""
+        return self.config.crop == "resized"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -50,7 +55,7 @@ class Reader:
         """The images without any augmentation."""
         if self.pixels is not None:
             return self.pixels[index.to(self.pixels.device, non_blocking=True)]
-        share = EVALUATION_CROP if self.config.crop == "resized" else 1.0
+        share = EVALUATION_CROP if self.crops_at_random else 1.0
         assert self.config.image_size is not None
         return _stack([center_crop(image, self.config.image_size, share) for image in self._decoded(index)])
 
@@ -68,7 +73,7 @@ class Reader:
         return [decode(self.files[i], self.channels, self.side) for i in _integers(index)]
 
 
-def make_reader(images: Images, config: DataConfig, device: torch.device, progress: bool = True) -> Reader:
+def make_reader(images: Images, config: ReadingConfig, device: torch.device, progress: bool = True) -> Reader:
     """A reader of images, resident on `device` if they are small enough and nothing else is asked for."""
     if config.features:
         return feature_reader(images, config, device)
@@ -88,11 +93,11 @@ def make_reader(images: Images, config: DataConfig, device: torch.device, progre
         if config.crop == "resized" and config.input == "resident":
             raise InputError("data.crop 'resized' reads files anew for each view: set data.input to streaming or auto")
         return Reader(pixels=None, files=images.names, config=config, side=side)
-    pixels = decoded_array(images.names, size, side, config, progress)
+    pixels = decoded_array(images.names, size, side, config.cache, progress)
     return Reader(pixels=torch.from_numpy(pixels).to(device), files=(), config=config)
 
 
-def feature_reader(images: Images, config: DataConfig, device: torch.device) -> Reader:
+def feature_reader(images: Images, config: ReadingConfig, device: torch.device) -> Reader:
     """A reader of the images' features, as images of one pixel whose channels they are."""
     features = torch.from_numpy(find_features(config.features, images.names))
     return Reader(pixels=features[:, None, None].to(device), files=images.names, config=config)

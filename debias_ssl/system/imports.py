@@ -1,0 +1,50 @@
+"""Objects that a setting names by their place in Python, as package.module.function."""
+
+import difflib
+import importlib
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from debias_ssl.system.errors import InputError, reason
+
+
+def imported(name: str, setting: str) -> Any:
+    """The function or class of a user's own that `package.module.name` says.
+
+    Args:
+        name: where it is.
+        setting: what names it, for messages.
+
+    Raises:
+        InputError: the module or the name in it cannot be found.
+    """
+    if "." not in name or not all(part.isidentifier() for part in name.split(".")):
+        raise InputError(f"{setting} {name!r} is not of the form package.module.function")
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"{setting} {name!r} cannot be imported: {reason(error)}; PYTHONPATH=. has Python look where it is started"
+        ) from error
+    if not hasattr(module, attribute):
+        shown = [known for known in vars(module) if not known.startswith("_")]
+        missing = f"module {module_name!r} has no {attribute!r}{near(attribute, shown)}"
+        raise InputError(f"{setting} {name!r} cannot be imported: {missing}")
+    return getattr(module, attribute)
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """The known names that a wrong one is close to, as the end of a message; empty where there are none."""
+    by_lower = {each.lower(): each for each in known}
+    found = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=5)]
+    return f"; near it: {', '.join(found)}" if found else ""
+
+
+def told(error: Exception) -> str:
+    """What a user's own function raised, and in which of its lines."""
+    # The first frame is the call, in this package.
+    inner = traceback.extract_tb(error.__traceback__)[1:2]
+    place = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in inner)
+    return f"{type(error).__name__}: {reason(error)}{place}"
