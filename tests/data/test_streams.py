@@ -39,7 +39,7 @@ def stream(reader: Reader, num: int, **settings: Any) -> TrainingStream:
         return {name: settings.pop(name) for name in names if name in settings}
 
     labels = torch.arange(num) % 4 - 1
-    positions = {"labeled": torch.arange(0, num, 3), "unlabeled": torch.arange(num)[2:]}
+    positions: dict[str, Any] = {"labeled": torch.arange(0, num, 3), "unlabeled": torch.arange(num)[2:]}
     positions |= given("labeled", "unlabeled")
     images = TrainingImages(
         labels=labels,
@@ -47,7 +47,9 @@ def stream(reader: Reader, num: int, **settings: Any) -> TrainingStream:
         teacher_probs=torch.linspace(0, 1, 3 * num).view(-1, 3),
         **positions,
     )
-    sizes = {"batch_size": 4, "unlabeled_batch_size": 8} | given("batch_size", "unlabeled_batch_size", "balanced")
+    sizes: dict[str, Any] = {"batch_size": 4, "unlabeled_batch_size": 8} | given(
+        "batch_size", "unlabeled_batch_size", "balanced"
+    )
     needs = given("num_weak", "num_strong", "mixup_alpha")
     return TrainingStream(
         reader=reader,
@@ -169,15 +171,8 @@ def test_a_batch_that_cannot_be_divided_is_refused(sizes: dict[str, int], messag
 def single(**settings: Any) -> TrainingStream:
     """A stream of nothing but views of one and the same image."""
     only = torch.tensor([0])
-    config = {
-        "labeled": only,
-        "unlabeled": only,
-        "batch_size": 8,
-        "unlabeled_batch_size": 8,
-        "augment": PLAIN,
-        **settings,
-    }
-    return stream(memory(1), 1, **config)
+    config = {"labeled": only, "unlabeled": only, "batch_size": 8, "unlabeled_batch_size": 8, **settings}
+    return stream(memory(1), 1, augment=PLAIN, **config)
 
 
 def test_views_of_the_same_image_differ_by_kind_number_and_step():
@@ -366,10 +361,8 @@ def test_evaluation_of_files_does_not_depend_on_workers(config: DataConfig):
 
 def test_given_probabilities_are_those_of_the_images():
     made = stream(memory(20), 20)
-    batch = next(made.batches(3, 4))
-    labeled = made.labeled[made._labeled_at(3) // 3]
-    assert (
-        made.teacher_probs is not None and batch.teacher_probs is not None and batch.labeled_teacher_probs is not None
-    )
-    assert batch.teacher_probs.equal(made.teacher_probs[made.unlabeled[batch.index]])
-    assert batch.labeled_teacher_probs.equal(made.teacher_probs[labeled]) and batch.labels.equal(made.labels[labeled])
+    batch, images, probs = next(made.batches(3, 4)), made.images, made.images.teacher_probs
+    labeled = images.labeled[made._labeled_at(3) // 3]
+    assert probs is not None and batch.teacher_probs is not None and batch.labeled_teacher_probs is not None
+    assert batch.teacher_probs.equal(probs[images.unlabeled[batch.index]])
+    assert batch.labeled_teacher_probs.equal(probs[labeled]) and batch.labels.equal(images.labels[labeled])

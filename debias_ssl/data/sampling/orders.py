@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ _cached_permutation = lru_cache(maxsize=4)(permutation)
 _cached_short_permutation = lru_cache(maxsize=512)(lambda *key: permutation(*key).numpy())
 
 
+@runtime_checkable
 class BatchOrder(Protocol):
     """Which items of a list, such as the unlabeled images, the global batch of each step holds."""
 
