@@ -1,4 +1,4 @@
-"""Which images are labeled, unlabeled and held out: drawn once from a seed, saved with the run."""
+"""The split of the training images into labeled, unlabeled and validation images: drawn from a seed, saved as JSON."""
 
 import json
 import math
@@ -72,7 +72,7 @@ class SplitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Positions in the training set, each ascending."""
+    """Which training images are labeled, unlabeled and held out, as ascending positions in the list of them."""
 
     labeled: Indices
     unlabeled: Indices

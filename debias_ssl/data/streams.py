@@ -98,7 +98,7 @@ def mixed(batch: Batch, mixup_lambda: float) -> Batch:
 
 
 class _Pixels(TypedDict):
-    """What workers send: the images of one step, before augmentation."""
+    """The images of one step before augmentation, once for each view; this is what workers send."""
 
     labeled: list[Pixels]
     weak: list[Pixels]
@@ -119,10 +119,11 @@ class TrainingStream(Dataset):
     sampling: Sampling
     config: StreamConfig = StreamConfig()
     normalization: Normalization
-    """On the device."""
+    """On the device of `place`."""
     needs: Needs
-    """Of the method."""
+    """Which views and what else the method asks for."""
     place: Place
+    """This process, and the device that batches are on."""
 
     def __post_init__(self):
         if self.config.augment.own_ops and not self.reader.config.features:
@@ -260,15 +261,19 @@ class TrainingStream(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationStream(Dataset):
-    """Images in order, each once, without augmentation; a process takes one stretch, and so few tar files."""
+    """Images in order, each once, without augmentation.
+
+    A process takes one stretch of the list, so that it opens few tar files.
+    """
 
     reader: Reader
     index: Int[Tensor, " N"]
     """Positions among the reader's images."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Of the channels."""
+    """Mean and standard deviation of each channel."""
     batch_size: int
+    """Images of a batch in each process."""
     place: Place
     progress: bool = False
     """Whether to show a progress bar."""

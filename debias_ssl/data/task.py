@@ -30,22 +30,24 @@ Part = Literal["test", "validation"]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set with its split."""
+    """A data set with its split, ready for training and evaluation."""
 
     config: DataConfig
     data: Data
     split: Split
     fingerprint: str
+    """Hash of the training images, which a run must find again when it is resumed."""
     unreadable: dict[str, str]
     """Files that were left out because they cannot be read, with the reason."""
     readers: dict[str, Reader]
-    """Of the training and of the test images."""
+    """Readers of the training images, `train`, and of the test images, `test`."""
     teacher_probs: Float16[np.ndarray, "N C"] | None
     """Class probabilities of the training images from outside; a row of zeros where there are none."""
     place: Place
 
     @property
     def labeled_counts(self) -> tuple[int, ...]:
+        """Labeled images of each class."""
         return class_counts(self.training_labels[self.split.labeled], len(self.data.classes))
 
     @property
@@ -73,6 +75,7 @@ class Task:
 
     @property
     def channels(self) -> int:
+        """Channels of an image, or features of it."""
         return self.readers["train"].shape[2]
 
     def problem(self, num_features: int) -> Problem:

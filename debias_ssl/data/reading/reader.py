@@ -30,11 +30,12 @@ class Reader:
     pixels: Num[Tensor, "N H W K"] | None
     """All of them, or None where `files` are decoded at each call."""
     files: Sequence[str]
+    """Paths of the images; empty where `pixels` were read from arrays or from the cache."""
     config: ReadingConfig
     channels: int = 3
-    """Of decoded files."""
+    """Channels that files are decoded to: 3 (RGB) or 1 (gray)."""
     side: int | None = None
-    """Pixels that the sides of files must have; None where they are resized."""
+    """Width and height that each file must have, in pixels; None where files are resized."""
 
     @property
     def is_resident(self) -> bool:

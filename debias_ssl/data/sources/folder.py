@@ -1,4 +1,4 @@
-"""Image folders, label files and lists of paths."""
+"""The data set `folder`: image files in folders, label files, lists of paths and tar files."""
 
 from dataclasses import replace
 from pathlib import Path

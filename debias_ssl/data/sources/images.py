@@ -1,4 +1,4 @@
-"""Lists of images with labels and names."""
+"""What every source gives: lists of images with labels and names, and the hash by which they are known again."""
 
 import hashlib
 import os.path

@@ -44,11 +44,13 @@ class Member(str):
 
     __slots__ = ("inner", "length", "offset", "shard")
     shard: Shard
+    """The tar file that it lies in."""
     inner: str
-    """The name in the shard."""
+    """Its name in the shard."""
     offset: int
+    """Position of its first byte in the shard."""
     length: int
-    """In bytes."""
+    """Its size in bytes."""
 
     def __new__(cls, shard: Shard, inner: str, offset: int, length: int) -> "Member":
         self = super().__new__(cls, f"{shard.path}/{inner}")
@@ -65,16 +67,17 @@ class Index:
 
     shard: Shard
     offsets: Int64[np.ndarray, " n"]
+    """Position of each image's first byte."""
     lengths: Int64[np.ndarray, " n"]
-    """In bytes."""
+    """Size of each image's file in bytes."""
     names: bytes
-    """Of all members, one after another."""
+    """The names of all images, one after another."""
     ends: Int64[np.ndarray, " n"]
-    """Of each member's name in `names`."""
+    """Where each image's name ends in `names`."""
     codes: Int64[np.ndarray, " n"]
-    """Positions in `classes`, negative where there is no class."""
+    """Class of each image as a position in `classes`; negative where there is no class."""
     classes: tuple[str, ...]
-    """What the shard's .cls members say."""
+    """The different texts of the shard's .cls members, which say the classes."""
 
     def __getitem__(self, i: int) -> Member:
         name = self.names[self.ends[i - 1] if i else 0 : self.ends[i]]

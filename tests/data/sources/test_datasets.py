@@ -171,6 +171,14 @@ def test_test_images_alone_are_numbered_by_the_classes_of_a_model(config: DataCo
         load_test(replace(alone, test=None), ("cat", "dog"))
 
 
+def test_test_images_of_other_classes_than_the_models_are_refused():
+    assert len(load_test(DataConfig(), tuple("0123456789"))) == 599
+    with pytest.raises(InputError, match=r"data\.name 'digits' has other classes than the model, such as '0'"):
+        load_test(DataConfig(), ("cat", "dog"))
+    with pytest.raises(InputError, match=r"has the classes of the model in another order"):
+        load_test(DataConfig(), tuple("9876543210"))
+
+
 # Label files and lists.
 
 

@@ -62,7 +62,8 @@ def test_the_function_gets_the_settings_and_may_return_files(module: Module, tre
         "def cats(config):\n"
         "    paths = sorted(str(path) for path in Path(config.root).glob('*/cat/*.png'))\n"
         "    images = Images(pixels=None, labels=np.zeros(len(paths), dtype=np.int64), names=paths)\n"
-        "    return Data(classes=('cat',), train=images, num_separate=2, test=images, mean=(0.0,) * 3, std=(1.0,) * 3)\n"
+        "    numbers = {'mean': (0.0,) * 3, 'std': (1.0,) * 3}\n"
+        "    return Data(classes=('cat',), train=images, num_separate=2, test=images, **numbers)\n"
     )
     module("cats", source)
     data = load_data(SourceConfig(name="cats.cats", root=str(tree)))
