@@ -16,7 +16,10 @@ from debias_ssl.system.errors import InputError
 from debias_ssl.system.imports import imported, told
 
 Operation = Callable[[Tensor, Tensor], Tensor]
-"""Of uint8 images N H W K and their int64 magnitudes N, on the same device, to uint8 images of the same shape."""
+"""Of uint8 images N H W K and their int64 magnitudes N, on the same device, to uint8 images of the same shape.
+
+What becomes of an image depends on the image and its magnitude alone: not on random numbers, nor on other images.
+"""
 NOTHING = -1
 
 
