@@ -30,16 +30,16 @@ from debias_ssl.distributed.accelerator import keep_freed_memory
 
 
 def batched(images: Tensor) -> dict[str, Callable[[], None]]:
-    config, mean, std = AugmentConfig(), torch.tensor(MEAN), torch.tensor(STD)
+    config, normalization = AugmentConfig(), views.Normalization.of(MEAN, STD, images.device)
     positions = torch.arange(len(images))
 
     def weak() -> None:
         numbers = uniform(0, Purpose.WEAK_VIEW, 0, positions, views.WEAK_NUMBERS)
-        views.weak_input(images, numbers, config, mean, std)
+        views.weak_input(images, numbers, config, normalization)
 
     def strong() -> None:
         numbers = uniform(0, Purpose.STRONG_VIEW, 0, positions, views.num_numbers(config, images))
-        views.strong_input(images, numbers, config, mean, std)
+        views.strong_input(images, numbers, config, normalization)
 
     return {"weak": weak, "strong": strong}
 

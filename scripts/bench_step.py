@@ -36,10 +36,10 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from debias_ssl.data.augment.config import AugmentConfig
-from debias_ssl.data.config import DataConfig
+from debias_ssl.data.augment.views import Normalization
+from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader
-from debias_ssl.data.streams import TrainingStream
+from debias_ssl.data.streams import Sampling, TrainingImages, TrainingStream
 from debias_ssl.distributed.accelerator import Precision, computes_in_bf16, make_accelerator, place_of
 from debias_ssl.methods import FixMatch, Problem
 from debias_ssl.models import ModelConfig, build
@@ -110,19 +110,11 @@ def make_step(setting: Setting) -> Callable[[], Taken]:
         num_unlabeled=len(unlabeled),
     )
     stream = TrainingStream(
-        reader=Reader(pixels=pixels.to(device), files=(), config=DataConfig(augment=AugmentConfig())),
-        labels=labels,
-        labeled=unlabeled[:NUM_LABELED],
-        unlabeled=unlabeled,
-        truth=labels,
-        mean=torch.tensor(MEAN, device=device),
-        std=torch.tensor(STD, device=device),
-        seed=0,
-        batch_size=setting.batch_size,
-        unlabeled_batch_size=setting.unlabeled,
-        balanced=False,
+        reader=Reader(pixels=pixels.to(device), files=(), config=ReadingConfig()),
+        images=TrainingImages(labels=labels, labeled=unlabeled[:NUM_LABELED], unlabeled=unlabeled, truth=labels),
+        sampling=Sampling(seed=0, batch_size=setting.batch_size, unlabeled_batch_size=setting.unlabeled),
+        normalization=Normalization.of(MEAN, STD, device),
         needs=FixMatch.needs,
-        teacher_probs=None,
         place=place_of(accelerator),
     )
     config = Config(batch_size=setting.batch_size, unlabeled_ratio=setting.unlabeled_ratio)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from smoothing_runs import Opened, checked, make_script_parser, opened, publish, smoothed, spread, trained
 from torch import Tensor
 
-from debias_ssl.data.augment.views import WEAK_NUMBERS, weak_input
+from debias_ssl.data.augment.views import WEAK_NUMBERS, Normalization, weak_input
 from debias_ssl.data.sampling.keyed import Purpose, uniform
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.reporting.figures import Series, lines
@@ -49,14 +49,14 @@ def differences(run: Opened, classes: list[int], num_views: int) -> Float[Tensor
     index = torch.from_numpy(task.split.labeled)
     index = index[torch.isin(torch.from_numpy(task.data.train.labels)[index], torch.tensor(classes))]
     images = task.readers["train"].center(index)
-    mean, std = torch.tensor(run.run.mean), torch.tensor(run.run.std)
+    normalization = Normalization.of(run.run.mean, run.run.std, images.device)
     found = []
     for view in range(num_views):
         # Views that were not trained on: no step has such a number.
         numbers = uniform(
             run.run.config.seed, Purpose.LABELED_VIEW, 2**31 + view, torch.arange(len(index)), WEAK_NUMBERS
         )
-        logits = run.run.predictor(weak_input(images, numbers, run.run.data.augment, mean, std))
+        logits = run.run.predictor(weak_input(images, numbers, run.run.data.augment, normalization))
         found.append(logits[:, classes[0]] - logits[:, classes[1]])
     return torch.stack(found, 1)
 

@@ -1,1 +1,1 @@
-"""Which images there are, which of them each step holds, and as which views."""
+"""Data from its source to the batches of a run: images, their split, their pixels, and views of them."""

@@ -1,4 +1,4 @@
-"""What is there: counts, sizes, files that cannot be read, and test images that are training images too."""
+"""What `debias-ssl data check` finds in a data set: counts, sizes, files that cannot be read, and duplicates."""
 
 import hashlib
 from collections import Counter
@@ -18,14 +18,15 @@ class Findings:
     """What was found in one list of images."""
 
     sizes: Counter[str]
-    """Images of each size, as width x height."""
+    """How many images there are of each size; a size is the text width x height."""
     unreadable: dict[str, str]
+    """The names of the files that cannot be read, each with the reason."""
     hashes: dict[str, str]
-    """Hash of the pixels of each image that can be read."""
+    """The names of the other images, each with a hash of its pixels."""
 
 
 def examine(images: Images, title: str, progress: bool = True) -> Findings:
-    """Decodes every image."""
+    """Decodes every image, and says how large it is, or why it cannot be decoded."""
     sizes: Counter[str] = Counter()
     unreadable, hashes = {}, {}
 

@@ -1,4 +1,4 @@
-"""Which images are labeled, unlabeled and held out: drawn once from a seed, saved with the run."""
+"""The split of the training images into labeled, unlabeled and validation images: drawn from a seed, saved as JSON."""
 
 import json
 import math
@@ -35,6 +35,7 @@ class SplitConfig:
         train_imbalance: makes the training set itself long-tailed first, for a fraction of it to be labeled.
         validation_per_class: images of each class held out from training for validation, never from the test set.
         split_seed: seed of the draw; null takes the run's seed.
+        split: a split.json to use instead of drawing one; with `labels` in it, these are the labeled images' classes.
     """
 
     labels_per_class: int | None = None
@@ -47,6 +48,7 @@ class SplitConfig:
     train_imbalance: float = 1.0
     validation_per_class: int = 0
     split_seed: int | None = None
+    split: str | None = None
 
     def __post_init__(self):
         at_least = {"labels_per_class": 1, "unlabeled_per_class": 1, "validation_per_class": 0, "labeled_imbalance": 1}
@@ -70,7 +72,7 @@ class SplitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Positions in the training set, each ascending."""
+    """Which training images are labeled, unlabeled and held out, as ascending positions in the list of them."""
 
     labeled: Indices
     unlabeled: Indices

@@ -1,4 +1,4 @@
-"""A data setting made ready for training and evaluation: images, their split, and streams of them."""
+"""The stages of data one after another: a source, the readable images of it, their split, readers, and streams."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,15 +10,18 @@ from jaxtyping import Float16, Int, Int64
 from torch import Tensor
 
 from debias_ssl.contract import Place, Problem
+from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
-from debias_ssl.data.reading.cache import without_unreadable
+from debias_ssl.data.reading.cache import readable
+from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader, make_reader
+from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint
 from debias_ssl.data.sources.label_files import read_probs
 from debias_ssl.data.sources.load import load_data
 from debias_ssl.data.sources.shards import ShardedNames
-from debias_ssl.data.splits import PARTS, Split, class_counts, draw_split, load_split
-from debias_ssl.data.streams import EvaluationStream, TrainingStream
+from debias_ssl.data.splits import PARTS, Split, SplitConfig, class_counts, draw_split, load_split
+from debias_ssl.data.streams import EvaluationStream, Sampling, TrainingImages, TrainingStream
 from debias_ssl.methods.base import Method
 from debias_ssl.system.errors import InputError
 
@@ -27,22 +30,24 @@ Part = Literal["test", "validation"]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set with its split."""
+    """A data set with its split, ready for training and evaluation."""
 
     config: DataConfig
     data: Data
     split: Split
     fingerprint: str
+    """Hash of the training images, which a run must find again when it is resumed."""
     unreadable: dict[str, str]
     """Files that were left out because they cannot be read, with the reason."""
     readers: dict[str, Reader]
-    """Of the training and of the test images."""
+    """Readers of the training images, `train`, and of the test images, `test`."""
     teacher_probs: Float16[np.ndarray, "N C"] | None
     """Class probabilities of the training images from outside; a row of zeros where there are none."""
     place: Place
 
     @property
     def labeled_counts(self) -> tuple[int, ...]:
+        """Labeled images of each class."""
         return class_counts(self.training_labels[self.split.labeled], len(self.data.classes))
 
     @property
@@ -70,6 +75,7 @@ class Task:
 
     @property
     def channels(self) -> int:
+        """Channels of an image, or features of it."""
         return self.readers["train"].shape[2]
 
     def problem(self, num_features: int) -> Problem:
@@ -109,21 +115,25 @@ class Task:
         names = self.data.train.names
         return TrainingStream(
             reader=self.readers["train"],
-            labels=torch.from_numpy(self.training_labels),
-            labeled=torch.from_numpy(self.split.labeled),
-            unlabeled=torch.from_numpy(self.split.unlabeled),
-            truth=torch.from_numpy(self.unlabeled_truth),
-            mean=torch.tensor(self.data.mean, device=self.place.device),
-            std=torch.tensor(self.data.std, device=self.place.device),
-            seed=seed,
-            batch_size=batch_size,
-            unlabeled_batch_size=batch_size * unlabeled_ratio,
-            balanced=balanced,
-            needs=needs,
-            teacher_probs=None if self.teacher_probs is None else torch.from_numpy(self.teacher_probs),
-            shard_borders=(
-                np.searchsorted(self.split.unlabeled, names.borders) if isinstance(names, ShardedNames) else None
+            images=TrainingImages(
+                labels=torch.from_numpy(self.training_labels),
+                labeled=torch.from_numpy(self.split.labeled),
+                unlabeled=torch.from_numpy(self.split.unlabeled),
+                truth=torch.from_numpy(self.unlabeled_truth),
+                teacher_probs=None if self.teacher_probs is None else torch.from_numpy(self.teacher_probs),
+                shard_borders=(
+                    np.searchsorted(self.split.unlabeled, names.borders) if isinstance(names, ShardedNames) else None
+                ),
             ),
+            sampling=Sampling(
+                seed=seed,
+                batch_size=batch_size,
+                unlabeled_batch_size=batch_size * unlabeled_ratio,
+                balanced=balanced,
+            ),
+            config=self.config,
+            normalization=Normalization.of(self.data.mean, self.data.std, self.place.device),
+            needs=needs,
             place=self.place,
         )
 
@@ -151,16 +161,51 @@ class Task:
 def make_task(
     config: DataConfig, *, seed: int, place: Place, split_file: Path | None = None, progress: bool = True
 ) -> Task:
-    """Reads a data setting and draws its split, or takes the split of a file.
+    """Takes a data setting through all stages.
+
+    Args:
+        config: the settings of all stages.
+        seed: of the split where `data.split_seed` is null.
+        place: where this process stands, and its device.
+        split_file: the split.json of a run, to use instead of what the setting says.
+        progress: whether to show progress bars.
 
     Raises:
         InputError: something is missing, cannot be read or does not fit together.
     """
     data, unreadable = readable_data(config, progress)
     mark = fingerprint(data.train)
+    split = make_split(data, mark, config, seed=seed, split_file=split_file)
+    readers = make_readers(data, config, place.device, progress)
+    mean, std = channel_statistics(data, readers["train"], config)
+    return Task(
+        config=config,
+        data=replace(data, mean=mean, std=std),
+        split=split,
+        fingerprint=mark,
+        unreadable=unreadable,
+        readers=readers,
+        teacher_probs=given_probs(data, config),
+        place=place,
+    )
+
+
+def readable_data(config: DataConfig, progress: bool = True) -> tuple[Data, dict[str, str]]:
+    """The data set that a setting names, and the files left out of it because they cannot be read."""
+    return readable(load_data(config), config, progress)
+
+
+def make_split(
+    data: Data, fingerprint: str, config: SplitConfig, *, seed: int, split_file: Path | None = None
+) -> Split:
+    """The split in a file, or else one that is drawn.
+
+    Raises:
+        InputError: the file is of other data, there are too few images, or no labeled or unlabeled ones.
+    """
     split_file = split_file or (Path(config.split) if config.split else None)
     if split_file is not None:
-        split = load_split(split_file, data.classes, mark, len(data.train))
+        split = load_split(split_file, data.classes, fingerprint, len(data.train))
     else:
         split = draw_split(data.train.labels, data.classes, config, seed=seed, num_separate=data.num_separate)
     if not len(split.labeled) or not len(split.unlabeled):
@@ -175,51 +220,43 @@ def make_task(
                 else "hold out fewer of them (data.validation_per_class), or label more"
             )
         )
+    return split
+
+
+def make_readers(data: Data, config: ReadingConfig, device: torch.device, progress: bool = True) -> dict[str, Reader]:
+    """Readers of the training and of the test images, which must be of one shape."""
     parts = {"train": data.train, "test": data.test}
-    readers = {part: make_reader(images, config, place.device, progress) for part, images in parts.items()}
+    readers = {part: make_reader(images, config, device, progress) for part, images in parts.items()}
     shapes = {part: reader.shape for part, reader in readers.items()}
     if shapes["train"] != shapes["test"]:
         raise InputError(f"training images are {shapes['train']}, test images {shapes['test']}: set data.image_size")
-    if config.features and config.mean is None:
-        data = replace(data, **_statistics_of(readers["train"].pixels))
-    if not shapes["train"][2] == len(data.mean) == len(data.std):
-        raise InputError(f"data.mean and data.std need {shapes['train'][2]} numbers, one for each channel")
-    return Task(
-        config=config,
-        data=data,
-        split=split,
-        fingerprint=mark,
-        unreadable=unreadable,
-        readers=readers,
-        teacher_probs=_teacher_probs(config, data),
-        place=place,
-    )
+    return readers
 
 
-def _teacher_probs(config: DataConfig, data: Data) -> Float16[np.ndarray, "N C"] | None:
+def channel_statistics(
+    data: Data, reader: Reader, config: ReadingConfig
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel: those that are set, else the data set's, or the features' own."""
+    mean, std = _statistics_of(reader) if config.features and config.mean is None else (data.mean, data.std)
+    mean, std = config.mean or mean, config.std or std
+    channels = reader.shape[2]
+    if not channels == len(mean) == len(std):
+        raise InputError(f"data.mean and data.std need {channels} numbers, one for each channel")
+    return mean, std
+
+
+def _statistics_of(reader: Reader) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each feature over images."""
+    assert reader.pixels is not None
+    features = reader.pixels.flatten(0, 2).double()
+    mean, std = features.mean(0), features.std(0, correction=0)
+    # A feature that never changes says nothing, and must not be divided by zero.
+    return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())
+
+
+def given_probs(data: Data, config: SourceConfig) -> Float16[np.ndarray, "N C"] | None:
+    """Class probabilities of the training images that `data.probs` holds; None where it is null."""
     if config.probs is None:
         return None
     root = None if config.root is None else Path(config.root)
     return read_probs(Path(config.probs), root, data.train.names, data.classes)
-
-
-def _statistics_of(features: Tensor | None) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation of each feature over images."""
-    assert features is not None
-    features = features.flatten(0, 2).double()
-    mean, std = features.mean(0), features.std(0, correction=0)
-    # A feature that never changes says nothing, and must not be divided by zero.
-    return {"mean": tuple(mean.tolist()), "std": tuple(torch.where(std > 0, std, 1.0).tolist())}
-
-
-def readable_data(config: DataConfig, progress: bool = True) -> tuple[Data, dict[str, str]]:
-    """What a data setting names, and the files left out of it because they cannot be read."""
-    data = load_data(config)
-    if config.on_error == "stop":
-        return data, {}
-    border = len(data.train) - data.num_separate
-    labeled, bad_labeled = without_unreadable(data.train.part(slice(border)), config, progress)
-    separate, bad_separate = without_unreadable(data.train.part(slice(border, None)), config, progress)
-    test, bad_test = without_unreadable(data.test, config, progress)
-    data = replace(data, train=labeled + separate, num_separate=len(separate), test=test)
-    return data, bad_labeled | bad_separate | bad_test

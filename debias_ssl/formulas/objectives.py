@@ -4,7 +4,6 @@ Shares are a confusion matrix whose rows are divided so that each sums to 1 / C:
 many images it was measured on. A user's own objective takes such a matrix and returns a scalar to maximize.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from debias_ssl.formulas.metrics import Confusion, g_mean, h_mean, mean_recall, recalls
 from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.imports import imported, near
 
 Objective = Callable[[Tensor], Tensor]
 # Of the soft minimum, as in CSST and SelMix: the larger it is, the nearer to the minimum.
@@ -94,15 +94,11 @@ def find_objective(name: str, labeled_counts: Int[Tensor, " C"]) -> Objective:
         return partial(head_tail_min, by_count=by_count)
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    module, _, function = name.rpartition(".")
-    if not module:
-        raise InputError(f"there is no objective {name!r}; the objectives are {', '.join(OBJECTIVES)}")
-    try:
-        objective = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    if "." not in name:
         raise InputError(
-            f"objective {name!r} cannot be imported: {reason(error)}; PYTHONPATH=. has Python look where it is started"
-        ) from error
+            f"there is no objective {name!r}{near(name, [*OBJECTIVES])}; the objectives are {', '.join(OBJECTIVES)}"
+        )
+    objective = imported(name, "objective")
     num = len(labeled_counts)
     example = shares_of(torch.eye(num) + 1).requires_grad_()
     try:

@@ -3,7 +3,8 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
@@ -14,6 +15,10 @@ import yaml
 from safetensors import SafetensorError
 
 from debias_ssl.system.errors import InputError, StoppedError, reason
+
+# Of the checksum at the end of a file in a cache.
+CHECK_BYTES = 4
+READ_BYTES = 2**20
 
 
 @contextmanager
@@ -72,6 +77,44 @@ def cache_folder(where: str | None) -> Path:
     except OSError as error:
         raise InputError(f"cannot make the folder {str(folder)!r}: {error.strerror}; set data.cache") from error
     return folder
+
+
+@contextmanager
+def writing_to_cache(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Gives a function that writes the parts of a file one after another; a checksum of them (CRC-32) ends the file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    check = 0
+    try:
+        with replacing(path) as aside, aside.open("wb") as file:
+
+            def write(part: bytes) -> None:
+                nonlocal check
+                check = zlib.crc32(part, check)
+                file.write(part)
+
+            yield write
+            file.write(check.to_bytes(CHECK_BYTES))
+    except OSError as error:
+        raise InputError(f"cannot write to {str(path.parent)!r}: {error.strerror}; set data.cache") from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of a cache is there, and as it was written."""
+    check = 0
+    try:
+        with path.open("rb") as file:
+            left = os.fstat(file.fileno()).st_size - CHECK_BYTES
+            if left <= 0:
+                return False
+            while left > 0:
+                part = file.read(min(left, READ_BYTES))
+                check, left = zlib.crc32(part, check), left - len(part)
+            return left == 0 and file.read() == check.to_bytes(CHECK_BYTES)
+    except OSError:
+        return False
 
 
 def remove_unfinished(folder: Path) -> None:

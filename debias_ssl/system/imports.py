@@ -4,9 +4,12 @@ import difflib
 import importlib
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from debias_ssl.system.errors import InputError, reason
+
+PACKAGE = Path(__file__).parents[1]
 
 
 def imported(name: str, setting: str) -> Any:
@@ -30,9 +33,8 @@ def imported(name: str, setting: str) -> Any:
         ) from error
     if not hasattr(module, attribute):
         shown = [known for known in vars(module) if not known.startswith("_")]
-        raise InputError(
-            f"{setting} {name!r} cannot be imported: {module_name!r} has no {attribute!r}{near(attribute, shown)}"
-        )
+        missing = f"module {module_name!r} has no {attribute!r}{near(attribute, shown)}"
+        raise InputError(f"{setting} {name!r} cannot be imported: {missing}")
     return getattr(module, attribute)
 
 
@@ -45,7 +47,7 @@ def near(name: str, known: Sequence[str]) -> str:
 
 def told(error: Exception) -> str:
     """What a user's own function raised, and in which of its lines."""
-    # The first frame is the call, in this package.
-    inner = traceback.extract_tb(error.__traceback__)[1:2]
-    place = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in inner)
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)]
+    place = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in outside[:1])
     return f"{type(error).__name__}: {reason(error)}{place}"

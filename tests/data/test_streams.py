@@ -11,11 +11,13 @@ from torch import Tensor
 
 from debias_ssl.contract import Batch, Place
 from debias_ssl.data.augment.config import AugmentConfig
+from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
+from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sampling.keyed import Purpose, permutation, uniform
 from debias_ssl.data.sources.load import load_data
-from debias_ssl.data.streams import EvaluationStream, TrainingStream
+from debias_ssl.data.streams import EvaluationStream, Sampling, StreamConfig, TrainingImages, TrainingStream
 from debias_ssl.methods import Needs
 from debias_ssl.system.errors import InputError
 
@@ -24,32 +26,40 @@ CPU = torch.device("cpu")
 PLAIN = AugmentConfig(op_probability=0.0, cutout=0.0)
 
 
-def memory(num: int, augment: AugmentConfig | None = None) -> Reader:
+def memory(num: int) -> Reader:
     """A reader of noise in memory."""
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (num, 8, 8, 3), dtype=np.uint8))
-    return Reader(pixels=pixels, files=(), config=DataConfig(augment=augment or AugmentConfig()))
+    return Reader(pixels=pixels, files=(), config=ReadingConfig())
 
 
 def stream(reader: Reader, num: int, **settings: Any) -> TrainingStream:
     """Images 0, 3, 6, ... are labeled, and images 2, 3, 4, ... are unlabeled."""
-    standard: dict[str, Any] = {
-        "labels": torch.arange(num) % 4 - 1,
-        "labeled": torch.arange(0, num, 3),
-        "unlabeled": torch.arange(num)[2:],
-        "mean": torch.full((3,), 0.5),
-        "std": torch.full((3,), 0.25),
-        "seed": 0,
-        "batch_size": 4,
-        "unlabeled_batch_size": 8,
-        "balanced": False,
-        "place": Place(),
-    }
-    needs = {name: settings.pop(name) for name in ("num_weak", "num_strong", "mixup_alpha") if name in settings}
-    settings = standard | settings
-    truth = settings["labels"][settings["unlabeled"]]
-    given = torch.linspace(0, 1, 3 * num).view(-1, 3)
-    needs = Needs(strong_labeled=True, teacher_probs=True, labeled_teacher_probs=True, **needs)
-    return TrainingStream(reader=reader, truth=truth, teacher_probs=given, needs=needs, **settings)
+
+    def given(*names: str) -> dict[str, Any]:
+        return {name: settings.pop(name) for name in names if name in settings}
+
+    labels = torch.arange(num) % 4 - 1
+    positions: dict[str, Any] = {"labeled": torch.arange(0, num, 3), "unlabeled": torch.arange(num)[2:]}
+    positions |= given("labeled", "unlabeled")
+    images = TrainingImages(
+        labels=labels,
+        truth=labels[positions["unlabeled"]],
+        teacher_probs=torch.linspace(0, 1, 3 * num).view(-1, 3),
+        **positions,
+    )
+    sizes: dict[str, Any] = {"batch_size": 4, "unlabeled_batch_size": 8} | given(
+        "batch_size", "unlabeled_batch_size", "balanced"
+    )
+    needs = given("num_weak", "num_strong", "mixup_alpha")
+    return TrainingStream(
+        reader=reader,
+        images=images,
+        sampling=Sampling(seed=0, **sizes),
+        config=StreamConfig(**given("augment")),
+        normalization=Normalization(mean=torch.full((3,), 0.5), std=torch.full((3,), 0.25)),
+        needs=Needs(strong_labeled=True, teacher_probs=True, labeled_teacher_probs=True, **needs),
+        **{"place": Place()} | settings,
+    )
 
 
 def parts(batch: Batch) -> Iterator[tuple[str, Tensor]]:
@@ -74,10 +84,10 @@ def at(training: TrainingStream, step: int) -> Batch:
 def test_labeled_and_unlabeled_images_come_once_per_pass():
     training = stream(memory(32), 32, batch_size=11, unlabeled_batch_size=15, num_weak=0, num_strong=0)
     # 11 labeled and 30 unlabeled images.
-    assert len(training.labeled) == 11 and len(training.unlabeled) == 30
+    assert len(training.images.labeled) == 11 and len(training.images.unlabeled) == 30
     batches = list(training.batches(0, 4))
     for batch in batches:
-        assert torch.equal(batch.labels.sort().values, training.labels[training.labeled].sort().values)
+        assert torch.equal(batch.labels.sort().values, training.images.labels[training.images.labeled].sort().values)
     for start in (0, 2):
         index = torch.cat([batch.index for batch in batches[start : start + 2]])
         assert index.sort().values.tolist() == list(range(30))
@@ -93,19 +103,19 @@ def test_a_batch_may_span_several_passes():
 
 def test_images_labels_and_truth_belong_to_the_same_image():
     still = AugmentConfig(flip=False, shift=0.0, op_probability=0.0, cutout=0.0)
-    reader = memory(20, still)
+    reader = memory(20)
     assert reader.pixels is not None
-    training = stream(reader, 20, num_weak=2)
+    training = stream(reader, 20, num_weak=2, augment=still)
     expected = ((reader.pixels.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
     for batch in training.batches(0, 3):
-        position = training.unlabeled[batch.index]
-        assert torch.equal(batch.truth, training.labels[position])
+        position = training.images.unlabeled[batch.index]
+        assert torch.equal(batch.truth, training.images.labels[position])
         for view in (*batch.weak, *batch.strong):
             torch.testing.assert_close(view, expected[position], atol=1e-5, rtol=0)
         # Of noise, the nearest image is the image itself.
         nearest = torch.cdist(batch.labeled.flatten(1), expected.flatten(1)).argmin(1)
-        assert set(nearest.tolist()) <= set(training.labeled.tolist())
-        assert torch.equal(batch.labels, training.labels[nearest])
+        assert set(nearest.tolist()) <= set(training.images.labeled.tolist())
+        assert torch.equal(batch.labels, training.images.labels[nearest])
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -121,7 +131,7 @@ def test_a_step_is_the_same_from_wherever_the_stream_starts(balanced: bool):
 
 def test_steps_and_seeds_hold_different_things():
     training = stream(memory(40), 40)
-    batches = [at(training, 0), at(training, 1), at(replace(training, seed=1), 0)]
+    batches = [at(training, 0), at(training, 1), at(replace(training, sampling=replace(training.sampling, seed=1)), 0)]
     for part in ("labeled", "index"):
         values = [getattr(batch, part) for batch in batches]
         assert not any(torch.equal(values[i], values[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
@@ -162,7 +172,7 @@ def single(**settings: Any) -> TrainingStream:
     """A stream of nothing but views of one and the same image."""
     only = torch.tensor([0])
     config = {"labeled": only, "unlabeled": only, "batch_size": 8, "unlabeled_batch_size": 8, **settings}
-    return stream(memory(1, PLAIN), 1, **config)
+    return stream(memory(1), 1, augment=PLAIN, **config)
 
 
 def test_views_of_the_same_image_differ_by_kind_number_and_step():
@@ -201,7 +211,7 @@ def test_labeled_images_are_mixed_with_the_same_views_of_others(step: int):
     assert not torch.equal(found.labeled, plain.labeled)
     assert found.partner_labels is not None and torch.equal(found.partner_labels, plain.labels[partner])
     # Nothing else is touched: not even strong views of the same images.
-    others = {"partner_labels": None, "share": 1.0, "labeled": plain.labeled}
+    others = {"partner_labels": None, "mixup_lambda": 1.0, "labeled": plain.labeled}
     assert_same(plain, replace(found, **others))
 
 
@@ -264,9 +274,9 @@ def test_random_crops_of_all_processes_are_those_of_one(config: DataConfig):
 def test_random_crops_differ_by_view_and_step(config: DataConfig):
     # Nothing but the crop changes an image.
     still = AugmentConfig(flip=False, op_probability=0.0, cutout=0.0)
-    reader, num = of_files(config, crop="resized", image_size=8, augment=still)
+    reader, num = of_files(config, crop="resized", image_size=8)
     only = torch.tensor([0])
-    training = stream(reader, num, labeled=only, unlabeled=only, num_weak=2, num_strong=2)
+    training = stream(reader, num, labeled=only, unlabeled=only, num_weak=2, num_strong=2, augment=still)
     views = [
         *(view for step in (0, 1) for view in at(training, step).weak),
         *(view for step in (0, 1) for view in at(training, step).strong),
@@ -277,7 +287,7 @@ def test_random_crops_differ_by_view_and_step(config: DataConfig):
 
 def test_random_crops_are_not_shifted_as_well(config: DataConfig):
     still = AugmentConfig(flip=False, shift=0.5, op_probability=0.0, cutout=0.0)
-    training = stream(*of_files(config, crop="resized", image_size=8, augment=still))
+    training = stream(*of_files(config, crop="resized", image_size=8), augment=still)
     batch, pixels = at(training, 0), training[0]
     for view, cropped in ((batch.weak[0], pixels["weak"][0]), (batch.strong[0], pixels["strong"][0])):
         expected = ((cropped.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
@@ -351,10 +361,8 @@ def test_evaluation_of_files_does_not_depend_on_workers(config: DataConfig):
 
 def test_given_probabilities_are_those_of_the_images():
     made = stream(memory(20), 20)
-    batch = next(made.batches(3, 4))
-    labeled = made.labeled[made._labeled_at(3) // 3]
-    assert (
-        made.teacher_probs is not None and batch.teacher_probs is not None and batch.labeled_teacher_probs is not None
-    )
-    assert batch.teacher_probs.equal(made.teacher_probs[made.unlabeled[batch.index]])
-    assert batch.labeled_teacher_probs.equal(made.teacher_probs[labeled]) and batch.labels.equal(made.labels[labeled])
+    batch, images, probs = next(made.batches(3, 4)), made.images, made.images.teacher_probs
+    labeled = images.labeled[made._labeled_at(3) // 3]
+    assert probs is not None and batch.teacher_probs is not None and batch.labeled_teacher_probs is not None
+    assert batch.teacher_probs.equal(probs[images.unlabeled[batch.index]])
+    assert batch.labeled_teacher_probs.equal(probs[labeled]) and batch.labels.equal(images.labels[labeled])

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from debias_ssl.contract import Batch, Place
-from debias_ssl.data.config import DataConfig
+from debias_ssl.data.augment.views import Normalization
+from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader
-from debias_ssl.data.streams import EvaluationStream, TrainingStream
+from debias_ssl.data.streams import EvaluationStream, Sampling, TrainingImages, TrainingStream
 from debias_ssl.distributed.collectives import all_mean_, num_processes, sum_with_gradient
 from debias_ssl.distributed.running import LabelMemory, RunningMean
 from debias_ssl.methods import DebiasPL, Method, Needs, Problem, PseudoLabels, Step, Supervised
@@ -103,19 +104,16 @@ def mixed_up(place: Place) -> dict[str, Any]:
     """Loss and gradient of labeled images that are mixed with others, some of them of the other process."""
     pixels = torch.randint(0, 256, (16, 8, 8, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     stream = TrainingStream(
-        reader=Reader(pixels=pixels, files=(), config=DataConfig()),
-        labels=torch.arange(16) // 4,
-        labeled=torch.arange(16),
-        unlabeled=torch.arange(16),
-        truth=torch.arange(16) // 4,
-        mean=torch.tensor([0.5]),
-        std=torch.tensor([0.5]),
-        seed=0,
-        batch_size=8,
-        unlabeled_batch_size=8,
-        balanced=False,
+        reader=Reader(pixels=pixels, files=(), config=ReadingConfig()),
+        images=TrainingImages(
+            labels=torch.arange(16) // 4,
+            labeled=torch.arange(16),
+            unlabeled=torch.arange(16),
+            truth=torch.arange(16) // 4,
+        ),
+        sampling=Sampling(seed=0, batch_size=8, unlabeled_batch_size=8),
+        normalization=Normalization(mean=torch.tensor([0.5]), std=torch.tensor([0.5])),
         needs=Needs(num_strong=0, mixup_alpha=1.0),
-        teacher_probs=None,
         place=place,
     )
     learner = learner_of("group", Supervised)
@@ -172,7 +170,7 @@ def predicted(place: Place) -> Tensor:
     """Logits of seven images, which two processes cannot share equally."""
     pixels = torch.randint(0, 256, (9, 8, 8, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     stream = EvaluationStream(
-        reader=Reader(pixels=pixels, files=(), config=DataConfig()),
+        reader=Reader(pixels=pixels, files=(), config=ReadingConfig()),
         index=torch.tensor([8, 1, 2, 3, 0, 5, 6]),
         mean=(0.5,),
         std=(0.5,),

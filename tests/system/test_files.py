@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from debias_ssl.system.files import remove_unfinished, replacing
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import CHECK_BYTES, is_whole, remove_unfinished, replacing, writing_to_cache
 
 
 def test_two_writers_of_one_file_do_not_meet_whatever_their_numbers(tmp_path: Path):
@@ -33,3 +34,24 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path):
         killed.write_text("half")
     remove_unfinished(tmp_path)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.txt"]
+
+
+def test_a_file_of_a_cache_is_whole_as_it_was_written_and_not_otherwise(tmp_path: Path):
+    path = tmp_path / "a"
+    assert not is_whole(path)
+    with writing_to_cache(path) as write:
+        write(b"first")
+        assert not path.exists()
+        write(b"second")
+    written = path.read_bytes()
+    assert written[:-CHECK_BYTES] == b"firstsecond" and is_whole(path)
+    for damaged in (b"", bytes(CHECK_BYTES), written[:-1], written + b"0", b"F" + written[1:]):
+        path.write_bytes(damaged)
+        assert not is_whole(path), damaged
+
+
+def test_a_cache_that_cannot_be_written_to_is_told_with_the_mend(tmp_path: Path):
+    (tmp_path / "file").touch()
+    message = r"cannot write to '.*file': .*; set data\.cache"
+    with pytest.raises(InputError, match=message), writing_to_cache(tmp_path / "file" / "a") as write:
+        write(b"content")

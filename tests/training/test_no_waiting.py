@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 from debias_ssl import methods
 from debias_ssl.contract import Place
 from debias_ssl.data.augment.config import AugmentConfig
-from debias_ssl.data.config import DataConfig
+from debias_ssl.data.augment.views import Normalization
+from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader
-from debias_ssl.data.streams import TrainingStream
+from debias_ssl.data.streams import Sampling, StreamConfig, TrainingImages, TrainingStream
 from debias_ssl.methods import Method, Problem
 from debias_ssl.models import build
 from debias_ssl.training.choices import METHODS
@@ -55,23 +56,22 @@ def training_stream(method: Method) -> TrainingStream:
     reader = Reader(
         pixels=torch.empty(NUM, 8, 8, 3, dtype=torch.uint8, device=META),
         files=(),
-        # So that each operation is drawn.
-        config=DataConfig(augment=AugmentConfig(num_ops=8)),
+        config=ReadingConfig(),
     )
     return TrainingStream(
         reader=reader,
-        labels=labels,
-        labeled=images[:LABELED],
-        unlabeled=images,
-        truth=labels,
-        mean=torch.zeros(3, device=META),
-        std=torch.ones(3, device=META),
-        seed=0,
-        batch_size=8,
-        unlabeled_batch_size=32,
-        balanced=False,
+        images=TrainingImages(
+            labels=labels,
+            labeled=images[:LABELED],
+            unlabeled=images,
+            truth=labels,
+            teacher_probs=torch.full((NUM, CLASSES), 1 / CLASSES),
+        ),
+        sampling=Sampling(seed=0, batch_size=8, unlabeled_batch_size=32),
+        # So that each operation is drawn.
+        config=StreamConfig(augment=AugmentConfig(num_ops=8)),
+        normalization=Normalization(mean=torch.zeros(3, device=META), std=torch.ones(3, device=META)),
         needs=method.needs,
-        teacher_probs=torch.full((NUM, CLASSES), 1 / CLASSES),
         place=Place(device=META),
     )
 

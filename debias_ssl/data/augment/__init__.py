@@ -1,1 +1,1 @@
-"""Weak and strong views of images, as whole batches."""
+"""Weak and strong views (augmentations) of whole batches of images."""

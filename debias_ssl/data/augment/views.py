@@ -1,5 +1,8 @@
 """Weak and strong views of a batch of uint8 images, or of features of images, on the device that they are on."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Float32, Int, Num, UInt8
 from torch import Tensor
@@ -17,6 +20,18 @@ ROUND_NUMBERS = 4
 CUTOUT_NUMBERS = 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """Mean and standard deviation of each channel, with pixels in [0, 1], or of each feature."""
+
+    mean: Float[Tensor, " K"]
+    std: Float[Tensor, " K"]
+
+    @staticmethod
+    def of(mean: Sequence[float], std: Sequence[float], device: torch.device) -> "Normalization":
+        return Normalization(mean=torch.tensor(mean, device=device), std=torch.tensor(std, device=device))
+
+
 def num_numbers(config: AugmentConfig, images: Pixels) -> int:
     """How many uniform numbers a strong view consumes per image; a weak view of pixels consumes the first three."""
     if images.is_floating_point():
@@ -28,24 +43,22 @@ def weak_input(
     images: Pixels,
     numbers: Float[Tensor, "N 3"],
     config: AugmentConfig,
-    mean: Float[Tensor, " K"],
-    std: Float[Tensor, " K"],
+    normalization: Normalization,
 ) -> Float32[Tensor, "N K H W"]:
     """A weak view as the network takes it."""
-    return normalize(images if images.is_floating_point() else weak(images, numbers, config), mean, std)
+    return normalize(images if images.is_floating_point() else weak(images, numbers, config), normalization)
 
 
 def strong_input(
     images: Pixels,
     numbers: Float[Tensor, "N M"],
     config: AugmentConfig,
-    mean: Float[Tensor, " K"],
-    std: Float[Tensor, " K"],
+    normalization: Normalization,
 ) -> Float32[Tensor, "N K H W"]:
     """A strong view as the network takes it."""
     if images.is_floating_point():
-        return perturb(normalize(images, mean, std), numbers, config)
-    return normalize(strong(images, numbers, config), mean, std)
+        return perturb(normalize(images, normalization), numbers, config)
+    return normalize(strong(images, numbers, config), normalization)
 
 
 def weak(
@@ -96,10 +109,10 @@ def perturb(
     return noisy * (kept >= config.feature_dropout)[..., None, None]
 
 
-def normalize(images: Pixels, mean: Float[Tensor, " K"], std: Float[Tensor, " K"]) -> Float32[Tensor, "N K H W"]:
+def normalize(images: Pixels, normalization: Normalization) -> Float32[Tensor, "N K H W"]:
     """(x - mean) / std with pixels in [0, 1], in the channels-last memory format that the images already have."""
     scaled = images.float() if images.is_floating_point() else images.div(255)
-    return scaled.sub(mean).div_(std).permute(0, 3, 1, 2)
+    return scaled.sub(normalization.mean).div_(normalization.std).permute(0, 3, 1, 2)
 
 
 def moved(numbers: Float[Tensor, " N"], side: int, fraction: float) -> Int[Tensor, "N side"]:

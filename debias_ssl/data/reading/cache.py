@@ -1,26 +1,24 @@
-"""Decoded images, and lists of unreadable files, that are kept on disk."""
+"""Decoded images, and lists of unreadable files, that are kept in a cache on disk."""
 
 import hashlib
+import io
 import json
 import os
 import random
-import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from debias_ssl.data.config import DataConfig
+from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.decode import center_crop, decode, in_threads, unreadable
-from debias_ssl.data.sources.images import Images
+from debias_ssl.data.sources.images import Data, Images
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import cache_folder, read_array, replacing, write_aside
-
-# Of the checksum after an array in the cache.
-CHECK_BYTES = 4
+from debias_ssl.system.files import cache_folder, is_whole, read_array, write_aside, writing_to_cache
 
 
 def _cache_key(files: Sequence[str], *settings: object) -> str:
@@ -33,27 +31,22 @@ def _cache_key(files: Sequence[str], *settings: object) -> str:
 
 
 def decoded_array(
-    files: Sequence[str], size: int, side: int | None, config: DataConfig, progress: bool
+    files: Sequence[str], size: int, side: int | None, cache: str | None, progress: bool
 ) -> UInt8[np.ndarray, "N H W K"]:
     """All images, decoded, from a file of the cache; it is made if it is not there or not whole."""
-    path = cache_folder(config.cache) / f"{_cache_key(files, size, side)}.npy"
+    path = cache_folder(cache) / f"{_cache_key(files, size, side)}.npy"
     shape = (len(files), size, size, 3)
     found = _whole_array(path, shape)
     if found is not None:
         return found
     decoded = in_threads(lambda file: center_crop(decode(file, side=side), size), files)
-    try:
-        # Written, not mapped: where a disk is full, a write is an error, and a mapped page the end of the process.
-        with replacing(path) as aside, aside.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            check = 0
-            for pixels in tqdm(decoded, "decoding", len(files), disable=not progress, unit="img", leave=False):
-                image = np.ascontiguousarray(pixels).tobytes()
-                check = zlib.crc32(image, check)
-                file.write(image)
-            file.write(check.to_bytes(CHECK_BYTES))
-    except OSError as error:
-        raise InputError(f"cannot write to {str(path.parent)!r}: {error.strerror}; set data.cache") from error
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    # Written, not mapped: where a disk is full, a write is an error, and a mapped page the end of the process.
+    with writing_to_cache(path) as write:
+        write(header.getvalue())
+        for pixels in tqdm(decoded, "decoding", len(files), disable=not progress, unit="img", leave=False):
+            write(np.ascontiguousarray(pixels).tobytes())
     found = _whole_array(path, shape)
     if found is None:
         raise InputError(f"{str(path)!r} is not what was written to it: set data.cache to a folder on another disk")
@@ -62,19 +55,13 @@ def decoded_array(
 
 def _whole_array(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "N H W K"] | None:
     """A mapped array of the cache, if it is there, of this shape, and as it was written."""
+    if not is_whole(path):
+        return None
     try:
         array = read_array(path, "c")
-        with path.open("rb") as file:
-            file.seek(-CHECK_BYTES, os.SEEK_END)
-            check = int.from_bytes(file.read())
     except (OSError, ValueError):
         return None
-    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != np.uint8:
-        return None
-    found = 0
-    for image in array:
-        found = zlib.crc32(np.ascontiguousarray(image).data, found)
-    return np.asarray(array) if found == check else None
+    return np.asarray(array) if array.shape == shape else None
 
 
 def _listed(path: Path) -> dict[str, str] | None:
@@ -86,7 +73,7 @@ def _listed(path: Path) -> dict[str, str] | None:
     return listed if isinstance(listed, dict) and all(isinstance(why, str) for why in listed.values()) else None
 
 
-def without_unreadable(images: Images, config: DataConfig, progress: bool = True) -> tuple[Images, dict[str, str]]:
+def without_unreadable(images: Images, config: ReadingConfig, progress: bool = True) -> tuple[Images, dict[str, str]]:
     """The images that can be decoded, and why the others cannot; the finding is cached."""
     if images.pixels is not None:
         return images, {}
@@ -103,3 +90,15 @@ def without_unreadable(images: Images, config: DataConfig, progress: bool = True
     if 0 < len(images) == len(bad):
         raise InputError(f"none of {len(images)} images can be read, such as {images.names[0]!r}")
     return images.part([i for i, name in enumerate(images.names) if name not in bad]) if bad else images, bad
+
+
+def readable(data: Data, config: ReadingConfig, progress: bool = True) -> tuple[Data, dict[str, str]]:
+    """The images of a data set that can be read, and why the others cannot; all of it where `on_error` is `stop`."""
+    if config.on_error == "stop":
+        return data, {}
+    border = len(data.train) - data.num_separate
+    labeled, bad_labeled = without_unreadable(data.train.part(slice(border)), config, progress)
+    separate, bad_separate = without_unreadable(data.train.part(slice(border, None)), config, progress)
+    test, bad_test = without_unreadable(data.test, config, progress)
+    data = replace(data, train=labeled + separate, num_separate=len(separate), test=test)
+    return data, bad_labeled | bad_separate | bad_test

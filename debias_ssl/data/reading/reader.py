@@ -9,8 +9,8 @@ from jaxtyping import Float, Int, Num, UInt8
 from PIL import Image
 from torch import Tensor
 
-from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import decoded_array
+from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.decode import center_crop, decode, random_crop
 from debias_ssl.data.reading.features import find_features
 from debias_ssl.data.sources.images import Images
@@ -30,15 +30,21 @@ class Reader:
     pixels: Num[Tensor, "N H W K"] | None
     """All of them, or None where `files` are decoded at each call."""
     files: Sequence[str]
-    config: DataConfig
+    """Paths of the images; empty where `pixels` were read from arrays or from the cache."""
+    config: ReadingConfig
     channels: int = 3
-    """Of decoded files."""
+    """Channels that files are decoded to: 3 (RGB) or 1 (gray)."""
     side: int | None = None
-    """Pixels that the sides of files must have; None where they are resized."""
+    """Width and height that each file must have, in pixels; None where files are resized."""
 
     @property
     def is_resident(self) -> bool:
         return self.pixels is not None
+
+    @property
+    def crops_at_random(self) -> bool:
+        """Whether each view is a crop of its own, by `crops`."""
+        return self.config.crop == "resized"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -68,12 +74,12 @@ class Reader:
         return [decode(self.files[i], self.channels, self.side) for i in _integers(index)]
 
 
-def evaluation_share(config: DataConfig) -> float:
+def evaluation_share(config: ReadingConfig) -> float:
     """How much of the shorter side of an image is evaluated."""
     return EVALUATION_CROP if config.crop == "resized" else 1.0
 
 
-def make_reader(images: Images, config: DataConfig, device: torch.device, progress: bool = True) -> Reader:
+def make_reader(images: Images, config: ReadingConfig, device: torch.device, progress: bool = True) -> Reader:
     """A reader of images, resident on `device` if they are small enough and nothing else is asked for."""
     if config.features:
         return feature_reader(images, config, device)
@@ -93,11 +99,11 @@ def make_reader(images: Images, config: DataConfig, device: torch.device, progre
         if config.crop == "resized" and config.input == "resident":
             raise InputError("data.crop 'resized' reads files anew for each view: set data.input to streaming or auto")
         return Reader(pixels=None, files=images.names, config=config, side=side)
-    pixels = decoded_array(images.names, size, side, config, progress)
+    pixels = decoded_array(images.names, size, side, config.cache, progress)
     return Reader(pixels=torch.from_numpy(pixels).to(device), files=(), config=config)
 
 
-def feature_reader(images: Images, config: DataConfig, device: torch.device) -> Reader:
+def feature_reader(images: Images, config: ReadingConfig, device: torch.device) -> Reader:
     """A reader of the images' features, as images of one pixel whose channels they are."""
     features = torch.from_numpy(find_features(config.features, images.names))
     return Reader(pixels=features[:, None, None].to(device), files=images.names, config=config)

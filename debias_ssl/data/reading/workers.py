@@ -1,4 +1,4 @@
-"""Processes that decode images in advance, and what becomes of their errors."""
+"""Processes that decode images in advance (workers), and how their errors reach the user."""
 
 import os
 from collections.abc import Iterable, Iterator

@@ -1,1 +1,1 @@
-"""Which images each step holds, and random numbers as functions of a key."""
+"""Sampling: which images each step holds, and random numbers that are functions of a key."""

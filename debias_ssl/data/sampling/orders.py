@@ -1,7 +1,8 @@
-"""Which items each global batch holds: functions of the step alone, so that there is no iterator to save."""
+"""Which images each global batch holds: a function of the step alone, so that there is no iterator to save."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +15,15 @@ from debias_ssl.data.sampling.keyed import Purpose, permutation
 _cached_permutation = lru_cache(maxsize=4)(permutation)
 # Of the images of a class or of a shard, of which a step needs many.
 _cached_short_permutation = lru_cache(maxsize=512)(lambda *key: permutation(*key).numpy())
+
+
+@runtime_checkable
+class BatchOrder(Protocol):
+    """Which items of a list, such as the unlabeled images, the global batch of each step holds."""
+
+    def __call__(self, step: int, positions: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
+        """The items at some positions of the global batch of a step."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

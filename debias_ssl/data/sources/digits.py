@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from debias_ssl.data.sources.images import Images, Parts
+from debias_ssl.data.sources.config import SourceConfig
+from debias_ssl.data.sources.images import Data, Images
 
 
-def read_digits() -> Parts:
+def read_digits(config: SourceConfig) -> Data:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every third image is a test image."""
     from sklearn.datasets import load_digits
 
@@ -19,4 +20,4 @@ def read_digits() -> Parts:
     train, test = (
         Images(pixels=pixels[part], labels=labels[part], names=[f"digits/{i}" for i in part]) for part in parts
     )
-    return tuple("0123456789"), train, 0, test
+    return Data(classes=tuple("0123456789"), train=train, test=test, mean=(0.3053,), std=(0.3763,))

@@ -1,4 +1,4 @@
-"""Image folders, label files and lists of paths."""
+"""The data set `folder`: image files in folders, label files, lists of paths and tar files."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from debias_ssl.data.config import DataConfig
-from debias_ssl.data.sources.images import UNKNOWN, Images, Parts, common_parent
+from debias_ssl.data.sources.config import SourceConfig
+from debias_ssl.data.sources.images import UNKNOWN, Data, Images, common_parent
 from debias_ssl.data.sources.label_files import (
     confident,
     inside,
@@ -50,7 +50,8 @@ def folder_of(where: str, images: Images) -> Path:
     return Path(where) if Path(where).is_dir() else Path(where).parent
 
 
-def read_folder(config: DataConfig) -> Parts:
+def read_folder(config: SourceConfig) -> Data:
+    """Images of the files that `labeled`, `unlabeled` and `test` name; mean and deviation are ImageNet's."""
     if config.labeled is None or config.test is None:
         raise InputError(
             "data.name 'folder' needs data.labeled and data.test: a class tree or a CSV of path,label each"
@@ -73,10 +74,17 @@ def read_folder(config: DataConfig) -> Parts:
             separate = images_of_files(paths, names, classes, config.unlabeled)
         num_separate = len(separate)
         train = train + separate
-    return classes, train, num_separate, read_test(config, classes)
+    return Data(
+        classes=classes,
+        train=train,
+        num_separate=num_separate,
+        test=read_test(config, classes),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
 
 
-def read_test(config: DataConfig, classes: tuple[str, ...]) -> Images:
+def read_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:
     """The test images alone, for a model that knows these classes."""
     if config.test is None:
         raise InputError("there are no test images: set data.test to a class tree or a CSV of path,label")
@@ -84,7 +92,7 @@ def read_test(config: DataConfig, classes: tuple[str, ...]) -> Images:
     return images_of_files(*labeled_files(config.test, root, "data.test"), classes, config.test)
 
 
-def _chosen(images: Images, config: DataConfig, num_classes: int) -> tuple[Images, Images]:
+def _chosen(images: Images, config: SourceConfig, num_classes: int) -> tuple[Images, Images]:
     """The rows of a label file that are confident enough to be labeled images, and the others, without labels."""
     assert config.labeled is not None
     confidence = read_confidence(Path(config.labeled))

@@ -1,4 +1,4 @@
-"""Lists of images with labels and names."""
+"""What every source gives: lists of images with labels and names, and the hash by which they are known again."""
 
 import hashlib
 import os.path
@@ -16,13 +16,14 @@ UNKNOWN = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """A list of images with their classes (negative where unknown) and names."""
+    """A list of images with their classes and names."""
 
     pixels: UInt8[np.ndarray, "N H W K"] | None
     """Decoded images, or None where `names` are files to read."""
     labels: Int64[np.ndarray, " N"]
+    """Positions in the list of classes, negative where the class is unknown."""
     names: Sequence[str]
-    """A name for people; the path of a file."""
+    """Of decoded images, names for people, which must differ; else the paths of the files."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,15 +49,21 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Test images, and training images, the last `num_separate` of which are an unlabeled set of its own."""
+    """What a source gives: training and test images, and what their labels mean.
+
+    The last `num_separate` training images are an unlabeled set of its own: they give no labels, and all unlabeled
+    images come from them. Where it is 0, unlabeled images are training images whose labels are not used. The order of
+    the images must be the same in every run: splits are positions in it.
+    """
 
     classes: tuple[str, ...]
+    """Names, in the order of the numbers that labels are."""
     train: Images
-    num_separate: int
+    num_separate: int = 0
     test: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Of each channel, or of each feature."""
+    """Of each channel of the training images, with pixels in [0, 1]; or of each feature."""
 
 
 def fingerprint(images: Images) -> str:
@@ -76,6 +83,3 @@ def fingerprint(images: Images) -> str:
 def common_parent(names: Sequence[str]) -> Path:
     """The folder below which all files lie."""
     return Path(os.path.commonpath([os.path.abspath(Path(name).parent) for name in names]))
-
-
-Parts = tuple[tuple[str, ...], Images, int, Images]

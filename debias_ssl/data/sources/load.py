@@ -1,48 +1,69 @@
-"""The data set that a setting names."""
+"""The data set that a setting names: one of the package's own, or a function of the user's."""
 
-from debias_ssl.data.config import DataConfig
+from collections.abc import Callable
+
+from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.digits import read_digits
 from debias_ssl.data.sources.folder import read_folder, read_test
 from debias_ssl.data.sources.images import Data, Images
-from debias_ssl.data.sources.torchvision_sets import read_torchvision
+from debias_ssl.data.sources.own import read_own
+from debias_ssl.data.sources.torchvision_sets import (
+    read_cifar10,
+    read_cifar100,
+    read_fashion_mnist,
+    read_stl10,
+    read_svhn,
+)
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.imports import near
 
-# Mean and standard deviation of the training images' channels.
-STATISTICS = {
-    "digits": ((0.3053,), (0.3763,)),
-    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-    "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "STL10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
-    "SVHN": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "FashionMNIST": ((0.2860,), (0.3530,)),
-    "folder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+# What `data.name` means; anything with a dot in it is a function of the user's own.
+SOURCES: dict[str, Callable[[SourceConfig], Data]] = {
+    "digits": read_digits,
+    "CIFAR10": read_cifar10,
+    "CIFAR100": read_cifar100,
+    "STL10": read_stl10,
+    "SVHN": read_svhn,
+    "FashionMNIST": read_fashion_mnist,
+    "folder": read_folder,
 }
 
 
-def load_data(config: DataConfig) -> Data:
+def check_name(name: str) -> None:
+    """Raises InputError where there is no data set of this name; a user's own is not imported before it is read."""
+    if "." not in name and name not in SOURCES:
+        raise InputError(
+            f"data.name is {name!r}, must be one of {', '.join(SOURCES)}, or package.module.function of your own"
+            f"{near(name, [*SOURCES])}"
+        )
+
+
+def load_data(config: SourceConfig) -> Data:
     """Reads what a data setting names; files are listed, not yet decoded.
 
     Raises:
         InputError: something is missing or does not fit together.
     """
-    if config.name == "digits":
-        classes, train, num_separate, test = read_digits()
-    elif config.name == "folder":
-        classes, train, num_separate, test = read_folder(config)
-    else:
-        classes, train, num_separate, test = read_torchvision(config)
-    mean, std = STATISTICS[config.name]
-    return Data(
-        classes=classes,
-        train=train,
-        num_separate=num_separate,
-        test=test,
-        mean=config.mean or mean,
-        std=config.std or std,
-    )
+    if config.is_own:
+        return read_own(config)
+    check_name(config.name)
+    return SOURCES[config.name](config)
 
 
-def load_test(config: DataConfig, classes: tuple[str, ...]) -> Images:
-    """The test images alone, for a model that knows these classes."""
-    if config.name != "folder":
-        return load_data(config).test
-    return read_test(config, classes)
+def load_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:
+    """The test images alone, for a model that knows these classes; of a folder, nothing else is looked at.
+
+    Raises:
+        InputError: something is missing, or the classes are others.
+    """
+    if config.name == "folder":
+        return read_test(config, classes)
+    data = load_data(config)
+    if data.classes != classes:
+        differing = sorted(set(data.classes) ^ set(classes))
+        raise InputError(
+            f"data.name {config.name!r} has other classes than the model, such as {differing[0]!r}"
+            if differing
+            else f"data.name {config.name!r} has the classes of the model in another order"
+        )
+    return data.test

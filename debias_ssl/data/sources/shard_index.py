@@ -8,19 +8,16 @@ import hashlib
 import json
 import os
 import tarfile
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from debias_ssl.system.errors import InputError, reason
-from debias_ssl.system.files import cache_folder, replacing
+from debias_ssl.system.files import CHECK_BYTES, cache_folder, is_whole, writing_to_cache
 
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -30,8 +27,6 @@ COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x
 DAMAGED = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, IndexError, MemoryError)
 BLOCK = 512
 LONGEST_CLASS = 1024
-# Of the checksum after an index in the cache.
-CHECK_BYTES = 4
 VERSION = 1
 
 
@@ -49,11 +44,13 @@ class Member(str):
 
     __slots__ = ("inner", "length", "offset", "shard")
     shard: Shard
+    """The tar file that it lies in."""
     inner: str
-    """The name in the shard."""
+    """Its name in the shard."""
     offset: int
+    """Position of its first byte in the shard."""
     length: int
-    """In bytes."""
+    """Its size in bytes."""
 
     def __new__(cls, shard: Shard, inner: str, offset: int, length: int) -> "Member":
         self = super().__new__(cls, f"{shard.path}/{inner}")
@@ -70,16 +67,17 @@ class Index:
 
     shard: Shard
     offsets: Int64[np.ndarray, " n"]
+    """Position of each image's first byte."""
     lengths: Int64[np.ndarray, " n"]
-    """In bytes."""
+    """Size of each image's file in bytes."""
     names: bytes
-    """Of all members, one after another."""
+    """The names of all images, one after another."""
     ends: Int64[np.ndarray, " n"]
-    """Of each member's name in `names`."""
+    """Where each image's name ends in `names`."""
     codes: Int64[np.ndarray, " n"]
-    """Positions in `classes`, negative where there is no class."""
+    """Class of each image as a position in `classes`; negative where there is no class."""
     classes: tuple[str, ...]
-    """What the shard's .cls members say."""
+    """The different texts of the shard's .cls members, which say the classes."""
 
     def __getitem__(self, i: int) -> Member:
         name = self.names[self.ends[i - 1] if i else 0 : self.ends[i]]
@@ -91,33 +89,19 @@ class Index:
 def read_index(path: str, size: int, mtime_ns: int, cache: str | None) -> Index:
     """The index of a tar file, from the cache; it is made if it is not there or not whole."""
     key = f"{VERSION}\0{os.path.abspath(path)}\0{size}\0{mtime_ns}"
-    folder = cache_folder(cache)
-    kept = folder / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.index"
-    arrays = _loaded(kept)
-    if arrays is None:
+    kept = cache_folder(cache) / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.index"
+    if is_whole(kept):
+        arrays = load(kept.read_bytes()[:-CHECK_BYTES])
+    else:
         arrays = make_index(path)
-        content = save(arrays)
-        try:
-            with replacing(kept) as aside:
-                aside.write_bytes(content + zlib.crc32(content).to_bytes(CHECK_BYTES))
-        except OSError as error:
-            raise InputError(f"cannot write to {str(folder)!r}: {error.strerror}; set data.cache") from error
+        with writing_to_cache(kept) as write:
+            write(save(arrays))
     return Index(
         shard=Shard(path, size, mtime_ns, len(arrays["offsets"])),
         names=arrays["names"].tobytes(),
         classes=tuple(json.loads(arrays["classes"].tobytes())),
         **{name: arrays[name] for name in ("offsets", "lengths", "ends", "codes")},
     )
-
-
-def _loaded(kept: Path) -> dict[str, np.ndarray] | None:
-    try:
-        content = kept.read_bytes()
-        if zlib.crc32(content[:-CHECK_BYTES]) != int.from_bytes(content[-CHECK_BYTES:]):
-            return None
-        return load(content[:-CHECK_BYTES])
-    except (OSError, ValueError, SafetensorError):
-        return None
 
 
 def make_index(path: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Images in tar files (shards, as WebDataset writes them) as a list of names, whichever of them a pattern means."""
+"""Images in tar files (shards, as WebDataset writes them), as a list of names that are made when they are asked for."""
 
 import glob
 import io
@@ -85,13 +85,15 @@ class ShardedNames(Sequence[str]):
 
 
 class OnDisk(NamedTuple):
-    """A file that images lie in."""
+    """A file that images lie in, as it is now."""
 
     path: str
     size: int
+    """In bytes."""
     mtime_ns: int
+    """When it was changed last, in nanoseconds."""
     part: tuple[int, ...] = ()
-    """Of a shard: number of its images, or what else says which of them are meant."""
+    """Where it is a shard: how many of its images are meant and, if not all are, a checksum of which."""
 
 
 def on_disk(names: Sequence[str]) -> list[OnDisk]:

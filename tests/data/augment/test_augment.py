@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -6,13 +7,31 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
+from debias_ssl.data.augment import randaugment
 from debias_ssl.data.augment.color import COLOR
 from debias_ssl.data.augment.geometry import GEOMETRIC
-from debias_ssl.data.augment.randaugment import OPERATIONS
-from debias_ssl.data.augment.views import AugmentConfig, normalize, num_numbers, strong, strong_input, weak, weak_input
+from debias_ssl.data.augment.views import (
+    AugmentConfig,
+    Normalization,
+    normalize,
+    num_numbers,
+    strong,
+    strong_input,
+    weak,
+    weak_input,
+)
 
 STILL = AugmentConfig(flip=False, shift=0.0, num_ops=1, cutout=0.0)
 MAGNITUDES = range(1, 10)
+# In the order of which the draws of all runs depend.
+OPERATIONS = (
+    *("autocontrast", "brightness", "color", "contrast", "equalize", "posterize", "sharpness", "solarize", "identity"),
+    *("rotate", "shear-x", "shear-y", "translate-x", "translate-y"),
+)
+
+
+def of(mean: Sequence[float], std: Sequence[float]) -> Normalization:
+    return Normalization.of(mean, std, torch.device("cpu"))
 
 
 def noise(*shape: int) -> Tensor:
@@ -80,11 +99,7 @@ def torchvision_result(images: Tensor, name: str, v: int) -> Tensor:
 
 
 def test_there_are_the_fourteen_operations_of_fixmatch():
-    assert set(OPERATIONS) == {
-        *("autocontrast", "brightness", "color", "contrast", "equalize", "identity", "posterize", "rotate"),
-        *("sharpness", "shear-x", "shear-y", "solarize", "translate-x", "translate-y"),
-    }
-    assert len(OPERATIONS) == 14
+    assert AugmentConfig().ops == OPERATIONS and len(set(OPERATIONS)) == 14
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (8, 8, 1), (30, 21, 3)], ids=str)
@@ -246,6 +261,8 @@ def test_everything_turned_off_is_the_identity():
 
 def test_operations_are_drawn_uniformly_and_applied_half_of_the_time(monkeypatch: pytest.MonkeyPatch):
     num, drawn = 28000, {}
+    # As they are then, not as they were found before.
+    monkeypatch.setattr(randaugment, "operations", randaugment.operations.__wrapped__)
     for name in COLOR:
         monkeypatch.setitem(COLOR, name, lambda images, v, name=name: drawn.__setitem__(name, v) or images)
     strong(torch.zeros(num, 1, 1, 1, dtype=torch.uint8), draw(num, STILL), STILL)
@@ -280,7 +297,7 @@ def test_the_largest_number_below_one_draws_the_last_choice():
 
 def test_normalize_is_channels_last_and_per_channel():
     image = torch.tensor([0, 51, 255, 255, 102, 0], dtype=torch.uint8).view(1, 1, 2, 3).repeat(4, 3, 1, 1)
-    result = normalize(image, torch.tensor([0.5, 0.2, 0.0]), torch.tensor([0.5, 0.1, 2.0]))
+    result = normalize(image, of((0.5, 0.2, 0.0), (0.5, 0.1, 2.0)))
     assert result.shape == (4, 3, 3, 2)
     assert result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result[0, :, 0], torch.tensor([[-1.0, 1.0], [0.0, 2.0], [0.5, 0.0]]), atol=1e-6, rtol=0)
@@ -291,18 +308,18 @@ def test_normalize_is_channels_last_and_per_channel():
 
 def test_a_weak_view_of_features_is_the_features_standardized():
     features = torch.tensor([[1.0, 2.0], [3.0, 8.0]]).half()[:, None, None]
-    view = weak_input(features, torch.rand(2, 3), AugmentConfig(), torch.tensor([2.0, 5.0]), torch.tensor([1.0, 3.0]))
+    view = weak_input(features, torch.rand(2, 3), AugmentConfig(), of((2.0, 5.0), (1.0, 3.0)))
     assert view.flatten(1).tolist() == [[-1, -1], [1, 1]] and view.shape == (2, 2, 1, 1)
 
 
 def test_strong_views_of_features_have_the_noise_and_the_dropout_asked_for():
     features = torch.zeros(400, 1, 1, 50)
-    mean, std = torch.zeros(50), torch.ones(50)
+    standard = of((0.0,) * 50, (1.0,) * 50)
 
     def view(**settings: Any) -> Tensor:
         config = AugmentConfig(**settings)
         numbers = torch.rand(400, num_numbers(config, features), generator=torch.Generator().manual_seed(0))
-        return strong_input(features, numbers, config, mean, std).flatten()
+        return strong_input(features, numbers, config, standard).flatten()
 
     noisy = view(feature_noise=2.0, feature_dropout=0.0)
     # 20,000 normal numbers of deviation 2.
@@ -319,13 +336,13 @@ def test_a_dropped_feature_is_its_mean():
     features = torch.full((1, 1, 1, 3), 7.0)
     config = AugmentConfig(feature_noise=0.0, feature_dropout=0.5)
     numbers = torch.tensor([[0.49, 0.5, 0.0, *[0.25] * 6]])
-    view = strong_input(features, numbers, config, torch.full((3,), 5.0), torch.full((3,), 2.0))
+    view = strong_input(features, numbers, config, of((5.0,) * 3, (2.0,) * 3))
     assert view.flatten().tolist() == [0, 1, 0]
 
 
 def test_noise_is_finite_at_the_ends_of_the_unit_interval():
     for number in (0.0, 1 - 2**-24):
         view = strong_input(
-            torch.ones(1, 1, 1, 2), torch.full((1, 6), number), AugmentConfig(), torch.zeros(2), torch.ones(2)
+            torch.ones(1, 1, 1, 2), torch.full((1, 6), number), AugmentConfig(), of((0.0, 0.0), (1.0, 1.0))
         )
         assert view.isfinite().all()

@@ -10,10 +10,12 @@ import scipy.io
 import torchvision.datasets.stl10
 import torchvision.datasets.svhn
 
-from debias_ssl.data.config import DataConfig, Name
+from debias_ssl.contract import Place
+from debias_ssl.data.config import DataConfig
 from debias_ssl.data.sources.folder import find_files
 from debias_ssl.data.sources.images import Images, fingerprint
 from debias_ssl.data.sources.load import load_data, load_test
+from debias_ssl.data.task import make_task
 from debias_ssl.system.errors import InputError
 
 Paint = Callable[..., Path]
@@ -65,7 +67,7 @@ def test_statistics_of_digits_are_those_of_their_training_images():
 
 
 def test_given_mean_and_std_beat_the_data_sets():
-    data = load_data(DataConfig(mean=(0.25,), std=(0.5,)))
+    data = make_task(DataConfig(mean=(0.25,), std=(0.5,)), seed=0, place=Place(), progress=False).data
     assert (data.mean, data.std) == ((0.25,), (0.5,))
 
 
@@ -167,6 +169,14 @@ def test_test_images_alone_are_numbered_by_the_classes_of_a_model(config: DataCo
     assert load_test(alone, ("bird", "dog", "cat")).labels.tolist() == [2, 2, 1, 1]
     with pytest.raises(InputError, match=r"set data\.test"):
         load_test(replace(alone, test=None), ("cat", "dog"))
+
+
+def test_test_images_of_other_classes_than_the_models_are_refused():
+    assert len(load_test(DataConfig(), tuple("0123456789"))) == 599
+    with pytest.raises(InputError, match=r"data\.name 'digits' has other classes than the model, such as '0'"):
+        load_test(DataConfig(), ("cat", "dog"))
+    with pytest.raises(InputError, match=r"has the classes of the model in another order"):
+        load_test(DataConfig(), tuple("9876543210"))
 
 
 # Label files and lists.
@@ -358,7 +368,7 @@ def test_fingerprint_of_arrays_changes_with_a_pixel_and_a_label():
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "STL10", "SVHN", "FashionMNIST"])
-def test_a_set_that_is_not_there_is_told_in_one_line_with_the_mend(tmp_path: Path, name: Name):
+def test_a_set_that_is_not_there_is_told_in_one_line_with_the_mend(tmp_path: Path, name: str):
     with pytest.raises(InputError) as caught:
         load_data(DataConfig(name=name, root=str(tmp_path)))
     expected = f"{name} cannot be read from '{tmp_path}': pass --data.download true, or another --data.root"

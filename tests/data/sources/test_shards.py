@@ -249,9 +249,9 @@ def test_lanes_that_do_not_fit_are_refused(packed: DataConfig):
         stream_of(task_of(replace(packed, lanes=16)), batch_size=16)
     with pytest.raises(InputError, match=r"data.lanes is 0"):
         replace(packed, lanes=0)
-    assert stream_of(task_of(packed), batch_size=64)._lanes == 8, "of 15 images"
-    assert stream_of(task_of(packed), batch_size=20)._lanes == 10
-    assert stream_of(task_of(replace(packed, lanes=2)))._lanes == 2
+    assert stream_of(task_of(packed), batch_size=64).lanes == 8, "of 15 images"
+    assert stream_of(task_of(packed), batch_size=20).lanes == 10
+    assert stream_of(task_of(replace(packed, lanes=2))).lanes == 2
 
 
 # The index, and what goes wrong.
