@@ -290,6 +290,11 @@ class EvaluationStream(Dataset):
             images = images.to(self.place.device, non_blocking=True)
             yield self._at(number), views.normalize(images, normalization)
 
+    @property
+    def most_images(self) -> int:
+        """Images of this process's largest batch."""
+        return min(self.batch_size, len(self._mine()))
+
     def _mine(self) -> Int[Tensor, " M"]:
         return torch.arange(len(self.index)).tensor_split(self.place.num_processes)[self.place.rank]
 

@@ -22,15 +22,19 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def make_accelerator(
-    precision: Precision = "auto", trackers: tuple[str, ...] = (), folder: Path | None = None
+    precision: Precision = "auto",
+    trackers: tuple[str, ...] = (),
+    folder: Path | None = None,
+    deterministic: bool = True,
 ) -> Accelerator:
-    """Makes the Accelerator; nothing may touch Accelerate before.
+    """Makes the Accelerator, and sets what of torch decides on the last bits; nothing may touch Accelerate before.
 
     Without `cpu=True` in the first state that Accelerate makes, two processes started by torchrun on a machine without
     a GPU both believe that they are the first of one.
     """
     has_gpu = torch.cuda.is_available()
     keep_freed_memory()
+    set_determinism(deterministic, has_gpu)
     if precision == "auto":
         precision = "bf16" if computes_in_bf16(torch.device("cuda" if has_gpu else "cpu")) else "fp32"
     if precision == "fp16" and not has_gpu:
@@ -53,6 +57,36 @@ def make_accelerator(
     if num_launched() != accelerator.num_processes:
         raise InputError(f"{num_launched()} processes were launched, but Accelerate sees {accelerator.num_processes}")
     return accelerator
+
+
+def set_determinism(deterministic: bool, has_gpu: bool) -> None:
+    """Has a GPU give the same bits each time, or whatever is fastest.
+
+    A CPU gives the same bits in any case. What has no deterministic algorithm on a GPU is named in a warning of torch,
+    and computed as it can be.
+
+    Args:
+        deterministic: the same bits. Otherwise cuDNN times its algorithms and takes the fastest for each shape, and
+            products of fp32 matrices are in TF32.
+        has_gpu: whether there is a GPU.
+    """
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    torch.use_deterministic_algorithms(deterministic and has_gpu, warn_only=True)
+    # Nothing here reads memory that nobody has written to.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if deterministic and has_gpu:
+        # Without a workspace of its own, cuBLAS shares one among streams; it reads this when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def device_name() -> str:
+    """The kind of the device: of a GPU its name, of a CPU the vector instructions that torch uses."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return str(accelerator) if accelerator else f"CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def keep_freed_memory() -> bool:

@@ -94,7 +94,7 @@ def _train_into(
 
 def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
     """Makes everything that a run consists of, in the order in which it depends on each other."""
-    accelerator = make_accelerator(config.precision, config.log_with, folder.path)
+    accelerator = make_accelerator(config.precision, config.log_with, folder.path, config.deterministic)
     if config.model.norm == "sync" and accelerator.device.type != "cuda":
         raise InputError("model.norm sync needs GPUs: take batch or group")
     if config.accumulation * accelerator.num_processes > config.batch_size:
@@ -105,7 +105,7 @@ def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
     method = config.method(
         replace(task.problem(model.num_features), labeled_loss=config.labeled_loss(task.labeled_counts))
     )
-    stream = _make_stream(config, task, method)
+    stream = _make_stream(config, task, method, accelerator)
     learner = Learner(
         model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         method,
@@ -153,7 +153,7 @@ def _make_model(config: Config, task: Task) -> Classifier:
     return model
 
 
-def _make_stream(config: Config, task: Task, method: Method) -> BatchStream:
+def _make_stream(config: Config, task: Task, method: Method, accelerator: Accelerator) -> BatchStream:
     stream = task.training_stream(
         method,
         seed=config.seed,
@@ -162,7 +162,9 @@ def _make_stream(config: Config, task: Task, method: Method) -> BatchStream:
         balanced=config.class_balanced,
         has_teacher=config.teacher is not None,
     )
-    return stream if config.teacher is None else taught(stream, Path(config.teacher), task, method)
+    if config.teacher is None:
+        return stream
+    return taught(stream, Path(config.teacher), task, method, accelerator.autocast, compiled=config.compile)
 
 
 def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Class probabilities that the model of another run gives to the views of a step."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class TaughtStream:
     predictor: Predictor
     needs: Needs
     """Of what images the method asks for it."""
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Makes the context of the run's precision."""
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps start..stop-1."""
@@ -41,11 +44,29 @@ class TaughtStream:
 
     @torch.no_grad()
     def _probs(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
-        return self.predictor(images).softmax(-1)
+        with self.autocast():
+            logits = self.predictor(images)
+        return logits.softmax(-1)
 
 
-def taught(stream: TrainingStream, run: Path, task: Task, method: Method) -> TaughtStream:
+def taught(
+    stream: TrainingStream,
+    run: Path,
+    task: Task,
+    method: Method,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    *,
+    compiled: bool = False,
+) -> TaughtStream:
     """The stream of a task with class probabilities of a finished run.
+
+    Args:
+        stream: the batches.
+        run: the folder of the finished run.
+        task: the images of the stream.
+        method: what asks for the probabilities.
+        autocast: makes the context of the precision that the teacher computes in.
+        compiled: whether its network is compiled.
 
     Raises:
         InputError: the folder holds no finished run, or one of other classes or images.
@@ -65,4 +86,7 @@ def taught(stream: TrainingStream, run: Path, task: Task, method: Method) -> Tau
     ]
     if differing:
         raise InputError(f"teacher: {str(run)!r} was trained on other images: it has {differing[0]}")
-    return TaughtStream(stream=stream, predictor=teacher.predictor.requires_grad_(False), needs=method.needs)
+    predictor = teacher.predictor.requires_grad_(False)
+    if compiled:
+        predictor.compile_network()
+    return TaughtStream(stream=stream, predictor=predictor, needs=method.needs, autocast=autocast)

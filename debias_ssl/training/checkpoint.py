@@ -11,13 +11,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from debias_ssl.distributed.accelerator import device_name
 from debias_ssl.distributed.collectives import num_processes
 from debias_ssl.system.errors import InputError, reason
 
 
 def machine() -> dict[str, Any]:
     """What the last bits of floating-point sums depend on."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": num_processes()}
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processes": num_processes(),
+        "device": device_name(),
+    }
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -27,11 +33,19 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    folder: Path, step: int, learner: nn.Module, optimizer: torch.optim.Optimizer, scaler: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: dict[str, Any],
+    keep: int,
+    *,
+    is_evaluation_due: bool = False,
 ) -> None:
     """Writes a checkpoint beside the others, renames it into place, and removes all but the newest `keep`.
 
-    Every process holds the same state, so one of them writes it.
+    Every process holds the same state, so one of them writes it. `is_evaluation_due` says that the step is evaluated
+    after, which may change the state once more: whoever goes on from the checkpoint evaluates first.
     """
     path = folder / f"step_{step:08d}"
     aside = folder / f".{path.name}.tmp"
@@ -43,6 +57,7 @@ def save_checkpoint(
         save_file(_plain(learner.state_dict()), aside / "learner.safetensors")
         save_file(_plain(tensors), aside / "optimizer.safetensors")
         state = {"step": step, "optimizer": numbers, "scaler": scaler, "machine": machine()}
+        state["is_evaluation_due"] = is_evaluation_due
         (aside / "state.json").write_text(json.dumps(state))
         for file in aside.iterdir():
             with file.open("rb") as handle:
@@ -66,7 +81,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def load_checkpoint(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restores learner and optimizer, and returns the rest: step, scaler and machine.
+    """Restores learner and optimizer, and returns the rest: step, scaler, machine and whether to evaluate first.
 
     Raises:
         InputError: the checkpoint is damaged or of another model.
@@ -76,7 +91,9 @@ def load_checkpoint(path: Path, learner: nn.Module, optimizer: torch.optim.Optim
         learner.load_state_dict(load_file(path / "learner.safetensors"))
         optimizer.load_state_dict(_with_tensors(state["optimizer"], load_file(path / "optimizer.safetensors")))
         _match_layout(optimizer)
-        return {key: state[key] for key in ("step", "scaler", "machine")}
+        # Older versions evaluated before they saved.
+        due = state.get("is_evaluation_due", False)
+        return {key: state[key] for key in ("step", "scaler", "machine")} | {"is_evaluation_due": due}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"checkpoint {str(path)!r} cannot be loaded ({reason(error)}): remove it to use the one before"

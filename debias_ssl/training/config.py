@@ -38,6 +38,8 @@ class Config:
         joint_pass: weak views in one pass with the others instead of apart and without gradient.
         precision: auto is bf16 on GPUs and CPUs that multiply in it (AVX512-BF16 or AMX), else fp32.
         compile: whether to compile the network.
+        deterministic: on a GPU, the same bits each time; false lets cuDNN choose its fastest algorithms, and multiplies
+            fp32 in TF32. A CPU gives the same bits in any case.
         log_every: steps between lines in metrics.jsonl.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints; each closes a logging interval.
@@ -64,6 +66,7 @@ class Config:
     joint_pass: bool = False
     precision: Precision = "auto"
     compile: bool = False
+    deterministic: bool = True
     log_every: int = 100
     eval_every: int = 1000
     checkpoint_every: int = 1000

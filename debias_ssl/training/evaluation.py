@@ -1,5 +1,7 @@
 """Predictions on a list of images, and the figures of them."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,23 +9,62 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from debias_ssl.data.streams import EvaluationStream
-from debias_ssl.distributed.collectives import all_sum_
+from debias_ssl.distributed.collectives import all_sum_, num_processes
 from debias_ssl.formulas import metrics
 from debias_ssl.formulas.calibration import expected_calibration_error, negative_log_likelihood
 from debias_ssl.formulas.logits import confusion_matrix
 
 
+# Numbers that processes send each other at a time.
+MOST_SENT = 2**24
+
+
 @torch.inference_mode()
+def predict_all(
+    predictors: Mapping[str, nn.Module], stream: EvaluationStream, num_classes: int
+) -> dict[str, Float[Tensor, "N C"]]:
+    """Logits that each predictor gives to all images of a stream, in its order, on the CPU of every process.
+
+    An image is decoded once for all of them. The caller decides on the precision, by autocast.
+    """
+    logits = {name: torch.zeros(len(stream.index), num_classes) for name in predictors}
+    with evaluated(*predictors.values()):
+        for place, images in stream:
+            for name, predictor in predictors.items():
+                logits[name][place] = predictor(images).float().cpu()
+    if num_processes() > 1:
+        # An image is in the part of one process only and zero elsewhere: the sum gathers without duplicates.
+        for part in (part for each in logits.values() for part in each.split(max(1, MOST_SENT // num_classes))):
+            part.copy_(all_sum_(part.to(stream.place.device)))
+    return logits
+
+
 def predict_logits(predictor: nn.Module, stream: EvaluationStream, num_classes: int) -> Float[Tensor, "N C"]:
-    """Logits of all images of a stream, in its order, on every process."""
-    was_training = predictor.training
-    predictor.eval()
-    logits = torch.zeros(len(stream.index), num_classes, device=stream.place.device)
-    for place, images in stream:
-        logits[place.to(stream.place.device)] = predictor(images).float()
-    predictor.train(was_training)
-    # An image is in the part of one process only and zero elsewhere, so that the sum gathers without duplicates.
-    return all_sum_(logits).cpu()
+    """Logits that one predictor gives to all images of a stream, in its order, on every process."""
+    return predict_all({"": predictor}, stream, num_classes)[""]
+
+
+@torch.inference_mode()
+def try_batch(predictors: Mapping[str, nn.Module], stream: EvaluationStream) -> None:
+    """Passes as many images of zeros as a batch of a stream has through each predictor, and reads none."""
+    height, width, channels = stream.reader.shape
+    images = torch.zeros(stream.most_images, channels, height, width, device=stream.place.device)
+    with evaluated(*predictors.values()):
+        for predictor in predictors.values():
+            predictor(images)
+
+
+@contextmanager
+def evaluated(*modules: nn.Module) -> Iterator[None]:
+    """Modules are in evaluation mode inside."""
+    were_training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in zip(modules, were_training, strict=True):
+            module.train(was_training)
 
 
 def evaluate_logits(

@@ -33,6 +33,12 @@ class Predictor(nn.Module):
         self.model = model
         self.method = method
         self.register_buffer("white", torch.tensor(white), persistent=False)
+        # Not registered as a module: compiled, it would add a second name to every parameter.
+        self._network: list[Callable] = [model]
+
+    def compile_network(self) -> None:
+        """Compiles the pass of images; that of a white one stays as it is."""
+        self._network = [torch.compile(self.model)]
 
     def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
         return self.predict(images)[0]
@@ -40,7 +46,10 @@ class Predictor(nn.Module):
     def predict(self, images: Float[Tensor, "N K H W"]) -> tuple[Float[Tensor, "N C"], View]:
         """The method's logits at test time, and what the network alone says of the images."""
         view = self.view(images)
-        return self.method.predict(view, self.blank(images) if self.method.needs.blank else None), view
+        blank = self.blank(images) if self.method.needs.blank else None
+        # In the precision of training, where the network's pass alone is in the run's.
+        with torch.autocast(images.device.type, enabled=False):
+            return self.method.predict(view, blank), view
 
     @torch.no_grad()
     def blank(self, images: Float[Tensor, "N K H W"]) -> View:
@@ -48,13 +57,13 @@ class Predictor(nn.Module):
         was_training = self.model.training
         self.model.eval()
         white = self.white[:, None, None].expand(images.shape[1:])
-        view = self.view(white[None])
+        view = _view(self.model, white[None])
         self.model.train(was_training)
         return view
 
     def view(self, images: Float[Tensor, "N K H W"]) -> View:
         """What the network alone says of images."""
-        return _view(self.model, images)
+        return _view(self._network[0], images)
 
 
 def white_pixel(mean: Sequence[float], std: Sequence[float]) -> tuple[float, ...]:
@@ -98,12 +107,11 @@ class Learner(nn.Module):
         self.joint_pass = joint_pass
         self.accumulation = accumulation
         self._batch_norms = batch_norms(model)
-        # Not registered as modules: compiled, they would add a second name to every parameter.
-        self._networks: dict[str, Callable] = {"raw": self.raw.model, "ema": self.ema.model}
 
     def compile_networks(self) -> None:
-        """Compiles the passes of training; evaluation stays as it is."""
-        self._networks = {name: torch.compile(network) for name, network in self._networks.items()}
+        """Compiles the passes of both models, in training and in evaluations."""
+        self.raw.compile_network()
+        self.ema.compile_network()
 
     def train(self, mode: bool = True) -> "Learner":
         super().train(mode)
@@ -153,9 +161,8 @@ class Learner(nn.Module):
     @torch.no_grad()
     def _without_gradient(self, images: Float[Tensor, "U K H W"]) -> View:
         """Weak views. The trained model uses the batch's statistics and leaves its running averages alone."""
-        network = self._networks["ema" if self.target_model == "ema" else "raw"]
         with frozen_averages(self._batch_norms):
-            return _joined([_view(network, part) for part in images.chunk(self.accumulation)])
+            return _joined([self._target_predictor.view(part) for part in images.chunk(self.accumulation)])
 
     def _with_gradient(self, **groups: tuple[Float[Tensor, "_ K H W"], ...]) -> dict[str, tuple[View, ...]]:
         """Views of groups of batches of images, in one pass."""
@@ -165,7 +172,7 @@ class Learner(nn.Module):
 
     def _in_one_pass(self, joined: Float[Tensor, "N K H W"]) -> View:
         if self.accumulation == 1:
-            return _view(self._networks["raw"], joined)
+            return self.raw.view(joined)
         # Every part gets its share of labeled and strong images, so that their batch statistics are alike.
         parts = torch.arange(len(joined), device=joined.device)
         parts = [parts[first :: self.accumulation] for first in range(self.accumulation)]
@@ -178,7 +185,7 @@ class Learner(nn.Module):
         """A pass whose activations are thrown away and computed again when the gradient needs them."""
 
         def passed(images: Tensor) -> tuple[Tensor, Tensor]:
-            view = _view(self._networks["raw"], images)
+            view = self.raw.view(images)
             return view.logits, view.features
 
         def contexts():

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from debias_ssl.formulas.schedules import learning_rate_factor
 from debias_ssl.system.errors import Interrupted, StoppedError
 from debias_ssl.training.checkpoint import checkpoints, load_checkpoint, machine, save_checkpoint
 from debias_ssl.training.config import Config
-from debias_ssl.training.evaluation import evaluate_logits, predict_logits
+from debias_ssl.training.evaluation import evaluate_logits, predict_all, try_batch
 from debias_ssl.training.journal import Journal, StepStatistics, data_warning, warnings_for
-from debias_ssl.training.learner import Learner
+from debias_ssl.training.learner import Learner, Predictor
+from debias_ssl.training.memory import memory_told
 from debias_ssl.training.optim import set_learning_rate
 
 # Steps after which the pseudo-labels of a run are checked, if the run has twice as many.
@@ -64,6 +65,8 @@ class Trainer:
         self.checkpoint_folder = checkpoints
         self.metrics = metrics
         self.start = 0
+        self.is_evaluation_due = False
+        """Whether the step of the checkpoint has not been evaluated yet, so that the run goes on with that."""
         self._scaler_state: dict[str, Any] = {}
 
     def resume(self, checkpoint: Path) -> None:
@@ -74,6 +77,7 @@ class Trainer:
         """
         state = load_checkpoint(checkpoint, self.learner, self.optimizer)
         self.start, self._scaler_state = state["step"], state["scaler"]
+        self.is_evaluation_due = state["is_evaluation_due"]
         here = machine()
         differing = [f"{key} was {was}, is {here[key]}" for key, was in state["machine"].items() if was != here[key]]
         if differing and self.accelerator.is_main_process:
@@ -87,7 +91,7 @@ class Trainer:
 
         Raises:
             Interrupted: a signal asked a process to stop; a checkpoint of the last step is there.
-            StoppedError: a loss or a weight became infinite.
+            StoppedError: a loss or a weight became infinite, or there is not enough memory.
         """
         config, accelerator, learner = self.config, self.accelerator, self.learner
         trained, optimizer = accelerator.prepare(learner, self.optimizer)
@@ -98,12 +102,16 @@ class Trainer:
         journal = Journal(self.metrics, start=self.start, steps=config.steps, is_main=self.accelerator.is_main_process)
         images = config.batch_size * (1 + config.unlabeled_ratio)
         vote = StopVote()
+        self._try_evaluation()
         with closing(journal), closing(self.stream.batches(self.start, config.steps)) as batches:
+            if self.is_evaluation_due:
+                self._evaluate(self.start, journal)
             for step in range(self.start, config.steps):
                 requested = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - requested
-                result, rate = take_step(step, batch, config, accelerator, trained, optimizer)
+                with memory_told(f"in step {step + 1}", _less_memory(config)):
+                    result, rate = take_step(step, batch, config, accelerator, trained, optimizer)
                 learner.after_step(step)
                 sums.add(result, batch.truth)
                 journal.step(images, waited)
@@ -113,11 +121,13 @@ class Trainer:
                 is_checkpoint = done % config.checkpoint_every == 0 or is_last or stop > 0
                 if done % config.log_every == 0 or is_checkpoint:
                     self._log(done, sums, journal, rate)
-                if done % config.eval_every == 0 and not is_last:
-                    self._evaluate(done, journal)
+                is_due = done % config.eval_every == 0 and not is_last
                 if is_checkpoint:
-                    self._save(done)
+                    # Before the evaluation: that may fail, for want of memory, and must not cost the steps since.
+                    self._save(done, is_evaluation_due=is_due)
                     journal.restart_clock()
+                if is_due and not stop:
+                    self._evaluate(done, journal)
                 if stop and not is_last:
                     vote.result()
                     accelerator.end_training()
@@ -149,22 +159,34 @@ class Trainer:
         last = found[-1] if found else "none"
         return StoppedError(f"{what} is not finite at step {step}: lower --optim.lr; last good checkpoint: {last}")
 
+    @property
+    def _predictors(self) -> dict[str, Predictor]:
+        return {"ema": self.learner.ema, "raw": self.learner.raw}
+
+    def _try_evaluation(self) -> None:
+        """Passes a batch of an evaluation through both models, so that what fails there fails at once."""
+        for part in self.task.parts:
+            with self._memory_told("a first batch of"), self.accelerator.autocast():
+                try_batch(self._predictors, self.task.evaluation_stream(part, self.config.eval_batch_size))
+
+    def _memory_told(self, what: str) -> AbstractContextManager[None]:
+        size = self.config.eval_batch_size
+        return memory_told(f"in {what} the evaluation", f"--resume --eval_batch_size {max(1, size // 2)} goes on")
+
     def _evaluate(self, step: int, journal: Journal) -> dict[Part, dict[str, Tensor]]:
         """Evaluates both models on every part; returns the logits."""
-        predictors = {"ema": self.learner.ema, "raw": self.learner.raw}
         counts = torch.tensor(self.task.labeled_counts)
         logits: dict[Part, dict[str, Tensor]] = {}
         figures: dict[Part, dict[str, Any]] = {}
         for part in self.task.parts:
             stream = self.task.evaluation_stream(part, self.config.eval_batch_size)
             labels = self.task.evaluation_labels(part)
-            logits[part] = {
-                name: predict_logits(predictor, stream, len(counts)) for name, predictor in predictors.items()
-            }
+            with self._memory_told(f"step {step}, in"), self.accelerator.autocast():
+                logits[part] = predict_all(self._predictors, stream, len(counts))
             figures[part] = {name: evaluate_logits(value, labels, counts) for name, value in logits[part].items()}
         others = {part: value for part, value in figures.items() if part != "test"}
         journal.write({"step": step, **figures["test"], **others})
-        self.track({f"{name}_accuracy": figures["test"][name]["accuracy"] for name in predictors}, step)
+        self.track({f"{name}_accuracy": figures["test"][name]["accuracy"] for name in figures["test"]}, step)
         ema = figures["test"]["ema"]
         journal.say(f"step {step}: accuracy {ema['accuracy']:.2%}, min recall {ema['min_recall']:.2%} (EMA, test)")
         if "validation" in figures:
@@ -177,15 +199,29 @@ class Trainer:
         if self.config.log_with:
             self.accelerator.log(values, step)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, *, is_evaluation_due: bool) -> None:
         # The gradient of a finite loss need not be finite.
         if not torch.stack([p.isfinite().all() for p in self.learner.raw.parameters()]).all():
             raise self._not_finite("a weight", step)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             keep = self.config.keep_checkpoints
-            save_checkpoint(self.checkpoint_folder, step, self.learner, self.optimizer, scaler, keep)
+            save_checkpoint(
+                self.checkpoint_folder,
+                step,
+                self.learner,
+                self.optimizer,
+                scaler,
+                keep,
+                is_evaluation_due=is_evaluation_due,
+            )
         self.accelerator.wait_for_everyone()
+
+
+def _less_memory(config: Config) -> str:
+    """How a run needs less memory in its steps; these settings change what is trained, so that it is another run."""
+    parts = min(2 * config.accumulation, config.batch_size)
+    return f"a new run with --accumulation {parts}, --precision bf16 or a smaller --batch_size needs less"
 
 
 def take_step(

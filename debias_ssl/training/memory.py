@@ -1,0 +1,24 @@
+"""Memory that was not enough, told in a line that names the setting to change."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from debias_ssl.system.errors import StoppedError
+
+
+@contextmanager
+def memory_told(when: str, fix: str) -> Iterator[None]:
+    """Tells people of memory that was not enough for what is done inside.
+
+    Raises:
+        StoppedError: it was not.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # Of a CPU's memory, torch says it in a plain RuntimeError.
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise StoppedError(f"out of memory {when}: {fix}") from error
