@@ -29,7 +29,7 @@ from debias_ssl.system.errors import InputError, shortened
 from debias_ssl.system.files import write_array, write_aside
 from debias_ssl.system.locking import locked
 from debias_ssl.training.evaluation import evaluate_logits, predict_logits
-from debias_ssl.training.journal import read_journal
+from debias_ssl.training.journal import CONFUSION_FILE, evaluation_record, line_of, read_journal, write_confusions
 
 # Images of a forward pass.
 BATCH_SIZE = 500
@@ -241,11 +241,10 @@ def _write(
             write_array(folder.path / "predictions" / f"{part}_{name}.npy", array)
     summary = source.read_summary()
     record = {part: {"ema": found, "raw": found} for part, found in metrics.items()}
-    others = {part: value for part, value in record.items() if part != "test"}
     # The fine-tuned model gets the step after the last one of the first stage.
-    line = {"step": summary["steps"] + 1, **record["test"], **others}
-    records = [*read_journal(source.metrics), line]
-    write_aside(folder.metrics, "".join(json.dumps(record) + "\n" for record in records))
+    records = [*read_journal(source.metrics), evaluation_record(summary["steps"] + 1, record)]
+    write_aside(folder.metrics, "".join(line_of(record) for record in records))
+    write_confusions(folder.path / CONFUSION_FILE, record)
     final = {name: value for name, value in metrics["test"].items() if isinstance(value, float)}
     same = {moment: final for moment in ("last", "median", "best")}
     folder.write_json("summary.json", {**summary, "ema": same, "raw": same, "finetune": facts})

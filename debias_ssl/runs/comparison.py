@@ -24,7 +24,7 @@ from debias_ssl.runs.run import train
 from debias_ssl.runs.variants import ComparisonPlan
 from debias_ssl.system.errors import InputError, Interrupted, StoppedError, reason
 from debias_ssl.system.files import write_aside
-from debias_ssl.training.journal import read_journal
+from debias_ssl.training.journal import last_records
 from debias_ssl.training.saved import config_from
 
 PLAN_FILE = "compare.yaml"
@@ -68,14 +68,14 @@ class PlannedRun:
         if error is not None:
             return Result(variant=self.variant, seed=self.seed, folder=self.folder, status="failed", error=error)
         folder = RunFolder(self.path)
-        evaluations = [record["validation"]["ema"] for record in read_journal(folder.metrics) if "validation" in record]
+        evaluations = (record["validation"]["ema"] for record in last_records(folder.metrics) if "validation" in record)
         return Result(
             variant=self.variant,
             seed=self.seed,
             folder=self.folder,
             status="finished",
             summary=folder.read_summary(),
-            validation=evaluations[-1] if evaluations else None,
+            validation=next(evaluations, None),
         )
 
 

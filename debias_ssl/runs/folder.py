@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,17 @@ from debias_ssl.training.learner import Predictor
 from debias_ssl.training.renamed import flat
 from debias_ssl.training.saved import completed
 
-# Settings that may differ when a run is resumed: they change where and how it is computed, not what.
-RESUMABLE = {"data.root", "data.workers", "data.cache", "data.download", "keep_checkpoints", "log_with"}
-WRITTEN = ("config.yaml", "split.json", "unreadable.json", "metrics.jsonl", "checkpoints", "model.safetensors")
+# Settings that may differ between runs that are compared: they change where and how a run is computed, not what.
+PLACES = {"data.root", "data.workers", "data.cache", "data.download", "keep_checkpoints", "log_with"}
+# A batch of an evaluation changes at most the last bits of its figures, and a checkpoint what is in a line of the log.
+PLACES |= {"eval_batch_size", "checkpoint_every"}
+# Settings that may differ when a run is resumed: the training is the same. Beyond those above, they change how often
+# it is logged, and of how many evaluations the median is taken at the end. `eval_every` is not among them: some methods
+# learn from evaluations, and the best of them is reported. Nor are `compile`, `precision` and `deterministic`, which
+# change bits.
+RESUMABLE = PLACES | {"log_every", "median_of"}
+WRITTEN = ("config.yaml", "split.json", "unreadable.json", "metrics.jsonl", "confusion.npz", "checkpoints")
+WRITTEN += ("model.safetensors",)
 WRITTEN += ("method.safetensors", "model.json", "predictions", "summary.json", "report.html", "finetune.yaml")
 
 
@@ -56,9 +65,15 @@ class RunFolder:
             raise InputError(
                 f"{str(self.path)!r} holds a run: pass --resume to go on with it, --overwrite to replace it"
             )
-        differs = difference(completed(read_yaml(self.path / "config.yaml")), resolved)
+        differs = difference(completed(read_yaml(self.path / "config.yaml")), resolved, RESUMABLE)
         if differs:
             raise InputError(f"{str(self.path)!r} cannot be resumed: {differs}; leave it so, or choose another --out")
+
+    def changed(self, resolved: dict[str, Any]) -> list[str]:
+        """The settings in which a resumed run will differ from what it was, in words."""
+        if not self.holds_run():
+            return []
+        return [*differences(completed(read_yaml(self.path / "config.yaml")), resolved).values()]
 
     def clear(self) -> None:
         """Removes what a run writes, and nothing else."""
@@ -102,10 +117,16 @@ class RunFolder:
         self.write_json("model.json", description)
 
 
-def difference(saved: dict[str, Any], asked: dict[str, Any]) -> str | None:
+def difference(saved: dict[str, Any], asked: dict[str, Any], may_differ: Set[str] = PLACES) -> str | None:
     """The first setting in which a run that is there and one that is asked for differ; None where they are the same."""
+    return next((text for key, text in differences(saved, asked).items() if key not in may_differ), None)
+
+
+def differences(saved: dict[str, Any], asked: dict[str, Any]) -> dict[str, str]:
+    """The settings in which two runs differ, in the order of their names, with both values in words."""
     was, now = flat(saved), flat(asked)
-    for key in sorted((was.keys() | now.keys()) - RESUMABLE):
-        if was.get(key) != now.get(key):
-            return f"{key} was {was.get(key)}, now it is {now.get(key)}"
-    return None
+    return {
+        key: f"{key} was {was.get(key)}, now it is {now.get(key)}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    }

@@ -1,6 +1,5 @@
 """A run, from its settings to its folder."""
 
-import json
 import signal
 import sys
 from contextlib import nullcontext
@@ -25,10 +24,10 @@ from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.summary import summarize, summary_table
 from debias_ssl.runs.teacher import taught
 from debias_ssl.system.errors import InputError, Interrupted, shortened
-from debias_ssl.system.files import write_array, write_aside, writing
+from debias_ssl.system.files import write_array, writing
 from debias_ssl.system.locking import locked
 from debias_ssl.training.config import Config
-from debias_ssl.training.journal import read_journal
+from debias_ssl.training.journal import cut_journal, read_records
 from debias_ssl.training.learner import Learner, white_pixel
 from debias_ssl.training.loop import Trainer
 from debias_ssl.training.optim import make_optimizer
@@ -169,15 +168,15 @@ def _make_stream(config: Config, task: Task, method: Method, accelerator: Accele
 
 def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> None:
     """Writes what is known before the first step, and prints it."""
-    task, config = trainer.task, trainer.config
+    task, config, changed = trainer.task, trainer.config, folder.changed(resolved)
     folder.write_config(resolved)
     save_split(folder.split, task.split, task.data.classes, task.fingerprint)
     if task.unreadable:
         folder.write_json("unreadable.json", task.unreadable)
-    # What was logged after the checkpoint will be logged again, and so will the last evaluation.
-    records = [r for r in read_journal(folder.metrics, trainer.start) if "loss" in r or r["step"] < config.steps]
-    write_aside(folder.metrics, "".join(json.dumps(record) + "\n" for record in records))
-    for note in _notes(config, task):
+    # What was logged after the checkpoint will be logged again, and so will an evaluation that comes after it.
+    is_due = trainer.is_evaluation_due or trainer.start == config.steps
+    cut_journal(folder.metrics, trainer.start, with_evaluation=not is_due)
+    for note in [*changed, *_notes(config, task)]:
         print(f"note: {note}", file=sys.stderr)
     parameters = sum(p.numel() for p in trainer.learner.raw.model.parameters())
     place = trainer.accelerator
@@ -233,6 +232,6 @@ def _finish(trainer: Trainer, folder: RunFolder, logits: dict[Part, dict[str, Te
             "transform": {"size": side, "channels": channels, "mean": task.data.mean, "std": task.data.std},
         },
     )
-    summary = summarize(read_journal(folder.metrics), config.median_of)
+    summary = summarize(read_records(folder.metrics), config.median_of)
     folder.write_json("summary.json", summary)
     trainer.track({f"final_{name}": value for name, value in summary["ema"]["last"].items()}, config.steps)

@@ -1,10 +1,11 @@
 """The summary of a finished run: the content of `summary.json`, and the table that is printed at the end."""
 
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 
-def summarize(records: list[dict[str, Any]], median_of: int) -> dict[str, Any]:
+def summarize(records: Iterable[dict[str, Any]], median_of: int) -> dict[str, Any]:
     """The content of `summary.json`: the last evaluation on the test set, the median of the last few, and the best.
 
     The best is chosen on the test set, so it is optimistic; it is there because others report it.
@@ -13,11 +14,16 @@ def summarize(records: list[dict[str, Any]], median_of: int) -> dict[str, Any]:
         records: lines of `metrics.jsonl`.
         median_of: number of last evaluations whose median is taken.
     """
-    evaluations = [record for record in records if "ema" in record]
-    logs = [record for record in records if "loss" in record]
+    evaluations, logs = [], []
+    for record in records:
+        # The numbers of classes, of which a long run has many millions, are not kept.
+        if "ema" in record:
+            evaluations.append({name: _scalars(record[name]) for name in ("ema", "raw")})
+        elif "loss" in record:
+            logs.append({name: record[name] for name in ("step", "seconds", "images_per_second")})
     summary: dict[str, Any] = {}
     for name in ("ema", "raw"):
-        figures = [{k: v for k, v in e[name].items() if isinstance(v, float)} for e in evaluations]
+        figures = [evaluation[name] for evaluation in evaluations]
         last_few = figures[-median_of:]
         summary[name] = {
             "last": figures[-1],
@@ -31,6 +37,10 @@ def summarize(records: list[dict[str, Any]], median_of: int) -> dict[str, Any]:
         "seconds": logs[-1]["seconds"],
         "images_per_second": statistics.median(log["images_per_second"] for log in logs),
     }
+
+
+def _scalars(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if isinstance(value, float)}
 
 
 def summary_table(summary: dict[str, Any]) -> str:

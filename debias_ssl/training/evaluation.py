@@ -14,7 +14,6 @@ from debias_ssl.formulas import metrics
 from debias_ssl.formulas.calibration import expected_calibration_error, negative_log_likelihood
 from debias_ssl.formulas.logits import confusion_matrix
 
-
 # Numbers that processes send each other at a time.
 MOST_SENT = 2**24
 

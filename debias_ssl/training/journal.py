@@ -5,9 +5,11 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -15,6 +17,13 @@ from tqdm import tqdm
 
 from debias_ssl.contract import Step
 from debias_ssl.distributed.collectives import all_sum_, num_processes
+from debias_ssl.system.files import replacing
+
+# Of the numbers of classes in a file: they are drawn, and a thousand classes with all digits make a line of 60 kB.
+DIGITS = 5
+# The confusion matrices of the last evaluation, beside metrics.jsonl: a million numbers each at a thousand classes.
+CONFUSION_FILE = "confusion.npz"
+READ_BYTES = 2**16
 
 
 class StepStatistics:
@@ -98,8 +107,8 @@ class Journal:
 
     def __init__(self, path: Path, *, start: int, steps: int, is_main: bool):
         self.path = path
-        spent = [record["seconds"] for record in read_journal(path) if "seconds" in record]
-        self._started = time.perf_counter() - (spent[-1] if spent else 0)
+        spent = (record["seconds"] for record in last_records(path) if "seconds" in record) if is_main else iter(())
+        self._started = time.perf_counter() - next(spent, 0.0)
         self.is_main = is_main
         is_terminal = sys.stderr.isatty()
         self.bar = tqdm(
@@ -139,7 +148,13 @@ class Journal:
     def write(self, record: dict[str, Any]) -> None:
         if self.is_main:
             with self.path.open("a") as file:
-                file.write(json.dumps(finite(record)) + "\n")
+                file.write(line_of(record))
+
+    def write_evaluation(self, step: int, figures: dict[Any, dict[str, dict[str, Any]]]) -> None:
+        """Writes the figures of each model on each part of the images, and their confusion matrices beside."""
+        if self.is_main:
+            write_confusions(self.path.with_name(CONFUSION_FILE), figures)
+        self.write(evaluation_record(step, figures))
 
     def show(self, **values: str) -> None:
         self.bar.set_postfix(values, refresh=False)
@@ -168,14 +183,90 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def line_of(record: dict[str, Any]) -> str:
+    """A record as a line of `metrics.jsonl`; numbers of classes are rounded."""
+    return json.dumps(finite(_rounded(record))) + "\n"
+
+
+def _rounded(value: Any, is_of_class: bool = False) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item, True) for item in value]
+    return float(f"{value:.{DIGITS}g}") if is_of_class and isinstance(value, float) else value
+
+
+def evaluation_record(step: int, figures: dict[Any, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The line of an evaluation: figures by model on test images, and those on others under the name of the part."""
+    parts = {
+        part: {name: {k: v for k, v in each.items() if k != "confusion"} for name, each in found.items()}
+        for part, found in figures.items()
+    }
+    return {"step": step, **parts.pop("test"), **parts}
+
+
+def write_confusions(path: Path, figures: dict[Any, dict[str, dict[str, Any]]]) -> None:
+    """Writes the confusion matrices of an evaluation, called PART_MODEL as the predictions are."""
+    matrices = {
+        f"{part}_{name}": np.array(each["confusion"], dtype=np.int32)
+        for part, found in figures.items()
+        for name, each in found.items()
+    }
+    with replacing(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, **matrices)
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of `metrics.jsonl` one by one; what is no record, as a line that was not finished, is left out."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (record for line in file if (record := _record(line)) is not None)
+
+
 def read_journal(path: Path, up_to: float = math.inf) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl` up to a step; a last line that was not finished is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
+    """The records of `metrics.jsonl` up to a step."""
+    return [record for record in read_records(path) if record.get("step", math.inf) <= up_to]
+
+
+def last_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of `metrics.jsonl` from its end; only as much of the file is read as is asked for."""
+    return (record for _, record in _lines_from_the_end(path) if record is not None)
+
+
+def cut_journal(path: Path, step: int, *, with_evaluation: bool) -> None:
+    """Removes what was written after a step, and where not asked for, the evaluation of the step itself."""
+    size = path.stat().st_size if path.exists() else 0
+    for start, record in _lines_from_the_end(path):
+        at = record.get("step", math.inf) if record is not None else math.inf
+        if record is not None and (at < step or (at == step and ("loss" in record or with_evaluation))):
             break
-    return [record for record in records if isinstance(record, dict) and record.get("step", math.inf) <= up_to]
+        size = start
+    with path.open("ab") as file:
+        file.truncate(size)
+
+
+def _lines_from_the_end(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Where each line begins, and its record; None where it is none."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        start, rest = file.seek(0, os.SEEK_END), b""
+        while start > 0 or rest:
+            # Where a line begins: after the break before it, which may be in a part that is not read yet.
+            at = rest.rfind(b"\n", 0, -1) + 1
+            if at == 0 and start > 0:
+                size = min(READ_BYTES, start)
+                start -= size
+                file.seek(start)
+                rest = file.read(size) + rest
+                continue
+            yield start + at, _record(rest[at:])
+            rest = rest[:at]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -184,9 +184,8 @@ class Trainer:
             with self._memory_told(f"step {step}, in"), self.accelerator.autocast():
                 logits[part] = predict_all(self._predictors, stream, len(counts))
             figures[part] = {name: evaluate_logits(value, labels, counts) for name, value in logits[part].items()}
-        others = {part: value for part, value in figures.items() if part != "test"}
-        journal.write({"step": step, **figures["test"], **others})
-        self.track({f"{name}_accuracy": figures["test"][name]["accuracy"] for name in figures["test"]}, step)
+        journal.write_evaluation(step, figures)
+        self.track({f"{name}_accuracy": each["accuracy"] for name, each in figures["test"].items()}, step)
         ema = figures["test"]["ema"]
         journal.say(f"step {step}: accuracy {ema['accuracy']:.2%}, min recall {ema['min_recall']:.2%} (EMA, test)")
         if "validation" in figures:
