@@ -107,10 +107,10 @@ class Trainer:
             if self.is_evaluation_due:
                 self._evaluate(self.start, journal)
             for step in range(self.start, config.steps):
-                requested = time.perf_counter()
-                batch = next(batches)
-                waited = time.perf_counter() - requested
                 with memory_told(f"in step {step + 1}", _less_memory(config)):
+                    requested = time.perf_counter()
+                    batch = next(batches)
+                    waited = time.perf_counter() - requested
                     result, rate = take_step(step, batch, config, accelerator, trained, optimizer)
                 learner.after_step(step)
                 sums.add(result, batch.truth)

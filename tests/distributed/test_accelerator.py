@@ -1,11 +1,19 @@
 """The Accelerator that every job makes."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import debias_ssl.runs.run as run_module
+from debias_ssl.data.config import DataConfig
 from debias_ssl.distributed import accelerator as runtime
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.training.checkpoint import machine
+from debias_ssl.training.config import Config
+
+DIGITS = DataConfig(name="digits", labels_per_class=4)
 
 
 @pytest.mark.parametrize(("cuda", "mps", "cpu"), [(False, False, True), (False, True, False), (True, False, False)])
@@ -24,6 +32,54 @@ def test_the_processor_is_taken_only_where_there_is_nothing_faster(cuda, mps, cp
     with pytest.raises(InterruptedError):
         runtime.make_accelerator("fp32")
     assert asked["cpu"] == cpu
+
+
+@pytest.fixture
+def torch_flags():
+    """What a test changes of torch's own settings is put back."""
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    before = cudnn.deterministic, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    cudnn.deterministic, cudnn.benchmark = before[:2]
+    torch.use_deterministic_algorithms(before[2])
+    torch.set_float32_matmul_precision(precision)
+    torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
+def flags() -> tuple[bool, bool, bool, str]:
+    cudnn = torch.backends.cudnn
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    return cudnn.deterministic, cudnn.benchmark, algorithms, torch.get_float32_matmul_precision()
+
+
+@pytest.mark.usefixtures("torch_flags")
+def test_a_gpu_is_told_to_give_the_same_bits_or_the_fastest(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    runtime.set_determinism(False, has_gpu=True)
+    assert flags() == (False, True, False, "high") and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    # One run after another in a process, as `compare` does.
+    runtime.set_determinism(True, has_gpu=True)
+    assert flags() == (True, False, True, "highest") and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    runtime.set_determinism(True, has_gpu=True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+@pytest.mark.usefixtures("torch_flags")
+def test_the_setting_of_a_run_reaches_torch(tmp_path):
+    for value in (False, True):
+        run_module.make_trainer(Config(deterministic=value, data=DIGITS), RunFolder(tmp_path), resume=False)
+        # On a CPU torch's own algorithms stay as they are: they give the same bits in any case.
+        assert flags() == (value, not value, False, "highest" if value else "high")
+
+
+def test_the_device_has_a_name(monkeypatch):
+    assert "CPU with " in runtime.device_name()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A Great GPU")
+    assert machine()["device"] == "A Great GPU"
 
 
 def test_reseeding_is_seeding_for_the_processor_and_one_device(monkeypatch):

@@ -173,6 +173,14 @@ def test_missing_images_are_a_note(folder_run: Path, tmp_path: Path):
     assert "Class correlation" not in text and "<img" not in text
 
 
+def test_a_run_of_an_older_version_has_confusion_matrices_in_its_journal(run: Path, tmp_path: Path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "report.html"))
+    edit_log('"recalls"', '"confusion": [[600, 0], [0, 0]], "recalls"')(copy)
+    (copy / "confusion.npz").unlink()
+    report.main([str(copy)])
+    assert "Confusion of predictions" in (copy / "report.html").read_text()
+
+
 def edit_json(name: str, key: str, value: object) -> Callable[[Path], None]:
     def edit(run: Path) -> None:
         whole = json.loads((run / name).read_text())

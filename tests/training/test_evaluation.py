@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from debias_ssl.contract import Place
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.streams import EvaluationStream
-from debias_ssl.training.evaluation import evaluate_logits, predict_logits
+from debias_ssl.training.evaluation import evaluate_logits, predict_all, predict_logits, try_batch
 
 
 class Brightness(nn.Module):
@@ -48,6 +49,45 @@ def test_processes_share_the_images_and_their_sum_is_the_whole():
     ]
     torch.testing.assert_close(sum(parts), whole)
     assert [int(part.any(1).sum()) for part in parts] == [3, 2, 2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountingReader(Reader):
+    """A reader that notes which images it decodes."""
+
+    decoded: list[int] = field(default_factory=list)
+
+    def center(self, index: Tensor) -> Tensor:
+        self.decoded.extend(index.tolist())
+        return super().center(index)
+
+
+def test_each_image_is_decoded_once_for_all_predictors():
+    class Darkness(Brightness):
+        def forward(self, images: Tensor) -> Tensor:
+            return -super().forward(images)
+
+    images = stream([7, 0, 3, 3], 3)
+    reader = CountingReader(pixels=images.reader.pixels, files=(), config=DataConfig())
+    found = predict_all({"a": Brightness(), "b": Darkness()}, replace(images, reader=reader), 2)
+    assert reader.decoded == [7, 0, 3, 3]
+    assert found["a"].equal(predict_logits(Brightness(), images, 2)) and found["b"].equal(-found["a"])
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(3, 3), (100, 4)])
+def test_a_trial_is_as_large_as_the_largest_batch_and_reads_no_more_than_a_shape(batch_size, expected):
+    seen = []
+
+    class Seeing(Brightness):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images.shape)
+            return super().forward(images)
+
+    images = stream([7, 0, 3, 3], batch_size)
+    reader = CountingReader(pixels=images.reader.pixels, files=(), config=DataConfig())
+    model = Seeing().train()
+    try_batch({"a": model, "b": model}, replace(images, reader=reader))
+    assert seen == [(expected, 1, 4, 4)] * 2 and model.training and len(reader.decoded) <= 1
 
 
 @pytest.mark.parametrize("training", [True, False])

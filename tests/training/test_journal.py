@@ -1,13 +1,26 @@
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from debias_ssl.methods import PseudoLabels, Step
-from debias_ssl.training.journal import Journal, StepStatistics, data_warning, finite, read_journal, warnings_for
+from debias_ssl.training.evaluation import evaluate_logits
+from debias_ssl.training.journal import (
+    READ_BYTES,
+    Journal,
+    StepStatistics,
+    cut_journal,
+    data_warning,
+    finite,
+    last_records,
+    read_journal,
+    warnings_for,
+)
 
 CPU = torch.device("cpu")
 
@@ -159,8 +172,96 @@ def test_reading_up_to_a_step_includes_it(path):
     assert [each["step"] for each in read_journal(path, up_to=2)] == [1, 2]
 
 
+def test_a_damaged_line_leaves_out_itself_alone(path):
+    path.write_text('{"step": 1}\n{"ste\0\0\n7\n{"step": 2}\n')
+    assert [each["step"] for each in read_journal(path)] == [1, 2]
+
+
 def test_a_journal_that_is_not_there_is_empty(path):
-    assert read_journal(path) == []
+    assert read_journal(path) == [] and [*last_records(path)] == []
+
+
+@pytest.mark.parametrize("length", [0, 10, READ_BYTES - 20, READ_BYTES, 3 * READ_BYTES])
+def test_reading_from_the_end_is_reading_backwards(length: int, path):
+    lines = [json.dumps({"step": step, "filler": "x" * length}) for step in range(1, 5)]
+    for text in ("\n".join(lines) + "\n", "\n".join(lines), "\n".join([*lines, '{"step": 5, "lo'])):
+        path.write_text(text)
+        assert [each["step"] for each in last_records(path)] == [4, 3, 2, 1]
+
+
+def test_the_last_record_is_found_without_reading_the_rest(path, monkeypatch):
+    path.write_text('{"step": 1, "filler": "' + "x" * 50 * READ_BYTES + '"}\n{"step": 2, "seconds": 7.5}\n')
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: loads(text) if len(text) < READ_BYTES else pytest.fail("too much"))
+    assert next(last_records(path)) == {"step": 2, "seconds": 7.5}
+
+
+LOG, EVALUATION = {"loss": {"labeled": 1.0}}, {"ema": {"accuracy": 0.5}}
+
+
+@pytest.mark.parametrize(("with_evaluation", "expected"), [(True, 4), (False, 3)])
+@pytest.mark.parametrize("rest", ["", '{"step": 7, "lo', "\n\n"])
+def test_cutting_keeps_a_step_and_where_asked_its_evaluation(with_evaluation, expected, rest, path):
+    kept = [{"step": 2, **LOG}, {"step": 2, **EVALUATION}, {"step": 4, **LOG}, {"step": 4, **EVALUATION}]
+    later = [{"step": 6, **LOG}, {"step": 6, **EVALUATION}]
+    path.write_text("".join(json.dumps(each) + "\n" for each in (*kept, *later)) + rest)
+    cut_journal(path, 4, with_evaluation=with_evaluation)
+    assert path.read_text() == "".join(json.dumps(each) + "\n" for each in kept[:expected])
+
+
+def test_cutting_at_the_start_leaves_an_empty_file(path):
+    cut_journal(path, 0, with_evaluation=True)
+    assert path.read_text() == ""
+    path.write_text('{"step": 1}\n')
+    cut_journal(path, 0, with_evaluation=True)
+    assert path.read_text() == ""
+
+
+def test_evaluations_of_a_thousand_classes_stay_small(path):
+    """With the confusion matrices in it, a line had six million bytes."""
+    generator, num = torch.Generator().manual_seed(0), 5000
+    logits, labels = torch.randn(num, 1000, generator=generator), torch.arange(num) % 1000
+    logits[torch.arange(num), labels] += 3
+    of_model = evaluate_logits(logits, labels, torch.arange(1000))
+    figures = {part: {"ema": of_model, "raw": of_model} for part in ("test", "validation")}
+    writer = journal(path)
+    sizes = []
+    for step in range(1, 201):
+        writer.write_evaluation(step, figures)
+        sizes.append(path.stat().st_size)
+    writer.close()
+    assert max(b - a for a, b in pairwise([0, *sizes])) < 4 * 10_000
+    # The matrices of the last evaluation alone.
+    assert (path.parent / "confusion.npz").stat().st_size < 200_000 and len([*path.parent.iterdir()]) == 2
+    with np.load(path.parent / "confusion.npz") as matrices:
+        assert matrices["validation_raw"].tolist() == of_model["confusion"]
+    line = read_journal(path)[-1]
+    assert line["step"] == 200 and "confusion" not in line["ema"] and line["ema"]["nll"] == of_model["nll"]
+
+
+def test_a_line_of_the_log_with_a_thousand_classes_is_short(path):
+    sums = StepStatistics(1000, CPU)
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(1000, (20_000,), generator=generator)
+    for weight in torch.rand(3, 20_000, generator=generator):
+        sums.add(
+            Step(losses={"labeled": torch.tensor(1 / 3)}, pseudo=PseudoLabels(target=target, weight=weight)), target
+        )
+    record = {"step": 1, **sums.collect(), "marginal": torch.rand(1000, generator=generator).softmax(0).tolist()}
+    writer = journal(path)
+    writer.write(record)
+    writer.close()
+    assert path.stat().st_size < 26_000
+    read = read_journal(path)[0]
+    for name in ("marginal", "pseudo_weights", "pseudo_counts"):
+        assert read[name] == pytest.approx(record[name], rel=1e-4)
+    assert read["loss"] == record["loss"]
+
+
+def test_only_the_first_process_reads_what_was_written(path, monkeypatch):
+    path.write_text('{"step": 1, "seconds": 50.0}\n')
+    monkeypatch.setattr("debias_ssl.training.journal.last_records", lambda path: pytest.fail("it reads"))
+    journal(path, is_main=False).close()
 
 
 def test_only_the_first_process_writes_and_speaks(path, capfd):

@@ -428,6 +428,37 @@ def test_compiling_names_nothing_anew(make_learner, tmp_path):
     assert learner.state_dict().keys() == before
 
 
+def test_evaluations_take_the_compiled_network(make_learner, make_batch, monkeypatch):
+    passes = []
+
+    def compiled(network):
+        return lambda images: passes.append(network) or network(images)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    learner, images = make_learner(DebiasPL), make_batch().labeled
+    learner.compile_networks()
+    for predictor in (learner.ema, learner.raw):
+        predictor.eval()(images)
+    assert passes == [learner.ema.model, learner.raw.model]
+
+
+@pytest.mark.parametrize("in_bf16", [True, False])
+def test_predictions_take_the_network_alone_into_the_runs_precision(in_bf16, make_learner, make_batch):
+    seen = {}
+
+    class Telling(FixMatch):
+        def predict(self, view: View, blank: View | None = None) -> Tensor:
+            seen["method"] = torch.is_autocast_enabled("cpu")
+            return super().predict(view, blank)
+
+    predictor = make_learner(Telling).ema
+    hook = predictor.model.register_forward_hook(lambda *_: seen.update(network=torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+        logits = predictor(make_batch().labeled)
+    hook.remove()
+    assert seen == {"network": in_bf16, "method": False} and logits.dtype == torch.float32
+
+
 # In a process of its own, because torch cannot trace the shape checks of the test run.
 COMPILED = """
 import torch
