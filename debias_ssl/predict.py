@@ -1,16 +1,30 @@
 """`debias-ssl predict`: a trained run's labels for images, as a CSV file."""
 
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from jsonargparse import Namespace
+
+from debias_ssl.contract import Place
 from debias_ssl.data.reading.cache import without_unreadable
+from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.sources.folder import find_files, folder_of
+from debias_ssl.data.sources.images import Images
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.distributed.processes import is_first
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.label_table import write_label_table
-from debias_ssl.runs.trained import load_trained
-from debias_ssl.system.files import check_new_file
+from debias_ssl.runs.label_table import LabelTable, key_of, parts_folder
+from debias_ssl.runs.trained import TrainedRun, load_trained
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import check_new_file, writing
+from debias_ssl.system.locking import locked
+from debias_ssl.training.checkpoint import machine
+from debias_ssl.training.evaluation import predict_batches
 from debias_ssl.training.parser import Parser
 
 
@@ -32,20 +46,50 @@ def main(arguments: list[str]) -> None:
     parsed = parser.parse_args(arguments)
     out = Path(parsed.out)
     check_new_file(out, "--out", parsed.overwrite)
+    if parsed.batch_size < 1:
+        raise InputError(f"--batch_size is {parsed.batch_size}, must be at least 1")
     accelerator = make_accelerator("fp32")
-    place = place_of(accelerator)
-    run = load_trained(RunFolder(Path(parsed.run)), place.device)
+    folder = RunFolder(Path(parsed.run))
+    run = load_trained(folder, accelerator.device)
     run.check_features(bool(parsed.features))
     images, is_main = find_files(parsed.images, "--images"), accelerator.is_main_process
     if parsed.on_error == "skip" and not parsed.features:
         images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
         if bad and is_main:
             print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)
-    reader = run.file_reader(images, place, features=parsed.features or None, workers=parsed.workers)
-    probs = run.probabilities(reader, len(images), place, batch_size=parsed.batch_size, progress=is_main)
+    reader = run.file_reader(images, place_of(accelerator), features=parsed.features or None, workers=parsed.workers)
+    with locked(parts_folder(out)) if is_first() else nullcontext():
+        accelerator.wait_for_everyone()
+        settings = [parsed.batch_size, parsed.features and Path(parsed.features).resolve(), machine()]
+        # One process looks at the files, which may be many, and the others have its word.
+        key = broadcast_object_list([key_of(folder.path, images.names, *settings) if is_main else ""])[0]
+        table = LabelTable(out=out, key=key, place=place_of(accelerator))
+        with writing(table.folder, "the same command goes on with what was labeled so far"):
+            _label(run, reader, images, table, parsed, accelerator)
     if is_main:
-        write_label_table(out, images.names, folder_of(parsed.images, images), run.classes, probs)
+        with suppress(OSError):
+            table.folder.rmdir()
         print(f"{len(images)} images labeled: {out}")
+
+
+def _label(
+    run: TrainedRun, reader: Reader, images: Images, table: LabelTable, parsed: Namespace, accelerator: Accelerator
+) -> None:
+    """Writes the rows of the images, of which each process takes one stretch, as far as they are not there yet."""
+    place, is_main, root = table.place, accelerator.is_main_process, folder_of(parsed.images, images)
+    if is_main and (before := table.all_rows_done()):
+        print(f"note: {before} of {len(images)} images were labeled before", file=sys.stderr)
+    accelerator.wait_for_everyone()
+    mine, done = np.array_split(np.arange(len(images)), place.num_processes)[place.rank], table.rows_done()
+    alone = Place(device=place.device)
+    stream = run.stream(reader, mine[done:], alone, batch_size=parsed.batch_size, progress=is_main)
+    for _, logits in predict_batches(run.predictor, stream):
+        rows = mine[done : done + len(logits)]
+        done += len(rows)
+        table.add([images.names[int(i)] for i in rows], root, run.classes, logits.softmax(-1), done)
+    accelerator.wait_for_everyone()
+    if is_main:
+        table.join(run.classes, len(images))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,134 @@
-"""The CSV file of labels that a trained run gives to images."""
+"""The CSV file of labels that a trained run gives to images, which is written as they come."""
 
 import csv
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.system.files import replacing
+from debias_ssl import __version__
+from debias_ssl.contract import Place
+from debias_ssl.data.sources.shards import on_disk
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import READ_BYTES, replacing, write_aside
 
 
-def write_label_table(
-    out: Path, names: Sequence[str], root: Path, classes: Sequence[str], probs: Float[Tensor, "N C"]
-) -> None:
-    """Writes path, label, confidence and p_CLASS of each image.
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """A CSV file of path, label, confidence and p_CLASS of images, made of one part of each process.
+
+    A part grows batch by batch in a folder beside the file. What a job that was killed had written is there when the
+    same job starts again, and goes on.
+    """
+
+    out: Path
+    """The file."""
+    key: str
+    """What `key_of` says of the job: parts of others are not taken for those of this one."""
+    place: Place
+
+    @property
+    def folder(self) -> Path:
+        """Of the parts."""
+        return parts_folder(self.out)
+
+    def rows_done(self) -> int:
+        """How many rows this process's part has; what was written after the last whole batch is cut off."""
+        rows, size = self._progress(self.place.rank)
+        part = self._part(self.place.rank)
+        if part.exists():
+            os.truncate(part, size)
+        return rows
+
+    def all_rows_done(self) -> int:
+        """How many rows the parts of all processes have."""
+        return sum(self._progress(rank)[0] for rank in range(self.place.num_processes))
+
+    def add(
+        self, names: Sequence[str], root: Path, classes: Sequence[str], probs: Float[Tensor, "n C"], done: int
+    ) -> None:
+        """Writes the rows of a batch.
+
+        Args:
+            names: paths of the images.
+            root: what they are written relative to.
+            classes: names of the columns of `probs`.
+            probs: class probabilities.
+            done: rows of the part with these.
+        """
+        confidence, label = probs.max(-1)
+        part = self._part(self.place.rank)
+        # Names of files need not be text.
+        with part.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.writer(file)
+            for path, k, top, row in zip(names, label.tolist(), confidence.tolist(), probs.tolist(), strict=True):
+                rows.writerow([os.path.relpath(path, root), classes[k], f"{top:.6f}", *(f"{p:.6g}" for p in row)])
+            file.flush()
+            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+        write_aside(part.with_suffix(".json"), json.dumps({"rows": done, "bytes": size}))
+
+    def join(self, classes: Sequence[str], number: int) -> None:
+        """Makes the file of the parts of all processes, and removes them.
+
+        Raises:
+            InputError: they do not have so many rows together.
+        """
+        if self.all_rows_done() != number:
+            raise InputError(f"--out {str(self.out)!r} must be on a disk that all processes share")
+        with replacing(self.out) as aside, aside.open("w+b") as file:
+            header = ["path", "label", "confidence", *(f"p_{name}" for name in classes)]
+            with os.fdopen(os.dup(file.fileno()), "w", newline="", encoding="utf-8", errors="surrogateescape") as text:
+                csv.writer(text).writerow(header)
+            for part in map(self._part, range(self.place.num_processes)):
+                # A process without images has none.
+                if part.exists():
+                    with part.open("rb") as rows:
+                        shutil.copyfileobj(rows, file)
+        for path in (*self.folder.glob("*.csv"), *self.folder.glob("*.json")):
+            path.unlink()
+
+    def _part(self, rank: int) -> Path:
+        return self.folder / f"{self.key}-{rank}.csv"
+
+    def _progress(self, rank: int) -> tuple[int, int]:
+        """Rows and bytes of the batches that are in a part."""
+        part = self._part(rank)
+        try:
+            known = json.loads(part.with_suffix(".json").read_text())
+            rows, size = int(known["rows"]), int(known["bytes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, 0
+        return (rows, size) if part.exists() and part.stat().st_size >= size else (0, 0)
+
+
+def parts_folder(out: Path) -> Path:
+    """The folder where the parts of a table grow."""
+    return out.with_name(f".{out.name}.parts")
+
+
+def key_of(run: Path, names: Sequence[str], *settings: Any) -> str:
+    """A hash of what the rows of a table depend on.
 
     Args:
-        out: the file.
+        run: the run folder.
         names: paths of the images.
-        root: what they are written relative to.
-        classes: names of the columns of `probs`.
-        probs: class probabilities.
+        settings: what else is the same when a job goes on.
     """
-    confidence, label = probs.max(-1)
-    # Names of files need not be text.
-    with replacing(out) as aside, aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "label", "confidence", *(f"p_{name}" for name in classes)])
-        for path, k, top, row in zip(names, label.tolist(), confidence.tolist(), probs.tolist(), strict=True):
-            rows.writerow([os.path.relpath(path, root), classes[k], f"{top:.6f}", *(f"{p:.6g}" for p in row)])
+    digest = hashlib.sha256(repr((__version__, *settings)).encode())
+    for name in ("config.yaml", "model.json", "model.safetensors", "method.safetensors"):
+        if (run / name).exists():
+            with (run / name).open("rb") as file:
+                while part := file.read(READ_BYTES):
+                    digest.update(part)
+    for file in on_disk(names):
+        fields = (os.path.abspath(file.path), file.size, file.mtime_ns, *file.part)
+        digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]

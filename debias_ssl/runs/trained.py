@@ -125,11 +125,9 @@ class TrainedRun:
         ]
         return Reader(pixels=torch.from_numpy(np.stack(cropped)), files=(), config=self.data)
 
-    def probabilities(
-        self, reader: Reader, number: int, place: Place, *, batch_size: int, progress: bool = False
-    ) -> Float[Tensor, "N C"]:
+    def probabilities(self, reader: Reader, number: int, place: Place, *, batch_size: int) -> Float[Tensor, "N C"]:
         """Class probabilities of a reader's first images, in their order, on every process."""
-        stream = self.stream(reader, np.arange(number), place, batch_size=batch_size, progress=progress)
+        stream = self.stream(reader, np.arange(number), place, batch_size=batch_size)
         return predict_logits(self.predictor, stream, len(self.classes)).softmax(-1)
 
     def stream(

@@ -38,6 +38,19 @@ def predict_all(
     return logits
 
 
+@torch.inference_mode()
+def predict_batches(
+    predictor: nn.Module, stream: EvaluationStream
+) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n C"]]]:
+    """Places and logits, on the CPU, of the images of this process, a batch of the stream at a time.
+
+    Nothing is kept of them, so that it does not matter how many images there are.
+    """
+    with evaluated(predictor):
+        for place, images in stream:
+            yield place, predictor(images).float().cpu()
+
+
 def predict_logits(predictor: nn.Module, stream: EvaluationStream, num_classes: int) -> Float[Tensor, "N C"]:
     """Logits that one predictor gives to all images of a stream, in its order, on every process."""
     return predict_all({"": predictor}, stream, num_classes)[""]
