@@ -17,7 +17,7 @@ from debias_ssl.labels.temperature import Rescaled
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file, write_aside
-from debias_ssl.training.evaluation import evaluate_logits
+from debias_ssl.training.evaluation import evaluate_rows
 from debias_ssl.training.parser import Parser
 from debias_ssl.training.saved import parse_data
 
@@ -125,12 +125,12 @@ def _check_rows(parsed: Namespace) -> None:
 
 def _finish(evaluated: Evaluated, parsed: Namespace) -> None:
     """Says the figures, and writes what was asked for."""
-    if not len(evaluated.labels):
+    if not len(evaluated.rows):
         raise InputError(f"there are no {evaluated.name} whose labels are known")
     rescaled = rescaled_rows(evaluated, parsed.folds, parsed.seed) if parsed.calibrate else None
     if rescaled is not None and (warning := rescaled.warning()):
         print(f"note: {warning}", file=sys.stderr)
-    figures = evaluate_logits(evaluated.logits, evaluated.labels, torch.tensor(evaluated.labeled_counts))
+    figures = evaluate_rows(evaluated.rows, torch.tensor(evaluated.labeled_counts))
     for name, value in figures.items():
         if isinstance(value, float):
             print(f"{name:<14}{value:>8.4f} nats" if name == "nll" else f"{name:<14}{100 * value:>8.2f} %")

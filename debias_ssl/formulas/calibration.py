@@ -1,6 +1,8 @@
 """Calibration: how far confidence is from accuracy, and the temperature that brings them together."""
 
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +12,13 @@ from torch import Tensor
 
 # Fitted temperatures lie between 1 / 1000 and this.
 LARGEST_TEMPERATURE = 1000.0
+NUM_BINS = 15
+# Logits and known labels, a part of the rows at a time, that can be read again.
+Chunks = Iterable[tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]]
 
 
 def expected_calibration_error(
-    confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = 15
+    confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = NUM_BINS
 ) -> Float[Tensor, ""]:
     """Sum over equal-width bins of (images in the bin / N) * |accuracy - mean confidence| (arXiv 1706.04599).
 
@@ -24,16 +29,20 @@ def expected_calibration_error(
 
 
 def reliability_bins(
-    confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = 15
+    confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = NUM_BINS
 ) -> Float[Tensor, "3 num_bins"]:
     """Share of the images, mean confidence and accuracy of the bins above; the latter two are nan in empty bins."""
     confidence = confidence.double()
-    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    return _means_of_bins(bins, confidence, correct, num_bins)
+    return _means_of_bins(bins_of(confidence, num_bins), confidence, correct, num_bins)
+
+
+def bins_of(confidence: Float[Tensor, "*shape"], num_bins: int) -> Int[Tensor, "*shape"]:
+    """The bin of equal width that each confidence is in."""
+    return (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
 
 
 def equal_mass_calibration_error(
-    confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = 15
+    confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = NUM_BINS
 ) -> Float[Tensor, ""]:
     """The calibration error over bins of equally many images, by rank of their confidence (arXiv 2012.08668).
 
@@ -58,7 +67,7 @@ def _means_of_bins(
 
 
 def class_wise_calibration_error(
-    probs: Float[Tensor, "N C"], labels: Int[Tensor, " N"], num_bins: int = 15
+    probs: Float[Tensor, "N C"], labels: Int[Tensor, " N"], num_bins: int = NUM_BINS
 ) -> Float[Tensor, ""]:
     """Mean over classes k of the calibration error of the statement "it is k", with confidence p_k for every image.
 
@@ -96,16 +105,28 @@ def fit_temperature(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> 
     Raises:
         ValueError: there are no images.
     """
-    if not len(labels):
-        raise ValueError("a temperature needs at least one labeled row")
-    # Softmax ignores a constant; without it the slope is exact even where one class has nearly all probability.
-    logits = logits.double() - logits.double().amax(1, keepdim=True)
-    mean_of_labels = logits.gather(1, labels.long().unsqueeze(1)).mean()
+    return fit_temperature_to([(logits, labels)])
+
+
+def fit_temperature_to(chunks: Chunks) -> float:
+    """The same of logits and labels that come a chunk at a time; they are read some thirty times."""
+
+    def mean(of_chunk: Callable[[Float[Tensor, "n C"], Int[Tensor, " n"]], Float[Tensor, " n"]]) -> float:
+        total, number = 0.0, 0
+        for logits, labels in chunks:
+            # Softmax ignores a constant; without it the slope is exact even where one class has nearly all probability.
+            logits = logits.double() - logits.double().amax(1, keepdim=True)
+            total, number = total + of_chunk(logits, labels).sum().item(), number + len(labels)
+        if not number:
+            raise ValueError("a temperature needs at least one labeled row")
+        return total / number
+
+    mean_of_labels = mean(lambda logits, labels: logits.gather(1, labels.long().unsqueeze(1)).squeeze(1))
 
     def slope(log_temperature: float) -> float:
         """The derivative of the loss by 1 / T: the mean of E_softmax(f / T)[f] - f_y."""
-        probs = (logits / math.exp(log_temperature)).softmax(1)
-        return ((probs * logits).sum(1).mean() - mean_of_labels).item()
+        expected = mean(lambda logits, _: ((logits / math.exp(log_temperature)).softmax(1) * logits).sum(1))
+        return expected - mean_of_labels
 
     largest = math.log(LARGEST_TEMPERATURE)
     if slope(-largest) <= 0:
@@ -115,37 +136,56 @@ def fit_temperature(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> 
     return math.exp(root_scalar(slope, bracket=(-largest, largest), xtol=1e-12).root)
 
 
-def cross_fit(
-    logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"], folds: Int[Tensor, " N"]
-) -> tuple[Float[Tensor, "N C"], list[float]]:
-    """f / T, where T is fitted on the rows of the other folds, and these temperatures in the order of the folds.
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the figures below and a reliability diagram need of rows: numbers of each row, and sums over them."""
 
-    Args:
-        logits: f.
-        labels: y, all known.
-        folds: the number of each row's fold; there are two or more.
+    confidence: Float[Tensor, " N"]
+    correct: Bool[Tensor, " N"]
+    nll: float
+    brier: float
+    """Means over the rows."""
+    class_sums: Float[Tensor, "3 C_bins"]
+    """Of the bins of each class, one class after another: rows, their confidence, and how many are of the class."""
 
-    Raises:
-        ValueError: there is one fold only.
-    """
-    scaled, temperatures = torch.empty_like(logits, dtype=torch.float64), []
-    for fold in folds.unique():
-        inside = folds == fold
-        temperatures.append(fit_temperature(logits[~inside], labels[~inside]))
-        scaled[inside] = logits[inside].double() / temperatures[-1]
-    return scaled, temperatures
+    def figures(self) -> dict[str, float]:
+        """Accuracy and all of the above; only nll (nats) may be above 2."""
+        rows, confidence, hits = self.class_sums.view(3, -1, NUM_BINS)
+        errors = (rows / len(self.correct) * (hits / rows - confidence / rows).abs()).nansum(1)
+        return {
+            "accuracy": self.correct.double().mean().item(),
+            "ece": expected_calibration_error(self.confidence, self.correct).item(),
+            "equal_mass_ece": equal_mass_calibration_error(self.confidence, self.correct).item(),
+            "class_wise_ece": errors.mean().item(),
+            "nll": self.nll,
+            "brier": self.brier,
+        }
+
+
+def calibration_of(chunks: Chunks) -> Calibration:
+    """Judges predictions softmax(f) of known labels that come a chunk at a time."""
+    parts, scores, class_sums = [], torch.zeros(2, dtype=torch.float64), torch.zeros(())
+    for logits, labels in chunks:
+        probs = logits.double().softmax(1)
+        confidence, predicted = probs.max(1)
+        parts.append((confidence, predicted == labels))
+        scores += len(labels) * torch.stack([negative_log_likelihood(logits, labels), brier_score(probs, labels)])
+        class_sums = class_sums + _class_sums(probs, labels)
+    confidence, correct = (torch.cat(each) for each in zip(*parts, strict=True))
+    nll, brier = (scores / len(correct)).tolist()
+    return Calibration(confidence=confidence, correct=correct, nll=nll, brier=brier, class_sums=class_sums)
+
+
+def _class_sums(probs: Float[Tensor, "n C"], labels: Int[Tensor, " n"]) -> Float[Tensor, "3 C_bins"]:
+    num_classes = probs.shape[1]
+    bins = bins_of(probs, NUM_BINS) + NUM_BINS * torch.arange(num_classes, device=probs.device)
+    sums = torch.zeros(3, num_classes * NUM_BINS, dtype=torch.float64, device=probs.device)
+    sums[1].index_add_(0, bins.flatten(), probs.flatten())
+    sums[0] = bins.flatten().bincount(minlength=sums.shape[1])
+    sums[2] = bins.gather(1, labels.long().unsqueeze(1)).squeeze(1).bincount(minlength=sums.shape[1])
+    return sums
 
 
 def calibration_figures(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> dict[str, float]:
     """Accuracy and all of the above for predictions softmax(f) of known labels; only nll (nats) may be above 2."""
-    probs = logits.double().softmax(1)
-    confidence, predicted = probs.max(1)
-    correct = predicted == labels
-    return {
-        "accuracy": correct.double().mean().item(),
-        "ece": expected_calibration_error(confidence, correct).item(),
-        "equal_mass_ece": equal_mass_calibration_error(confidence, correct).item(),
-        "class_wise_ece": class_wise_calibration_error(probs, labels).item(),
-        "nll": negative_log_likelihood(logits, labels).item(),
-        "brier": brier_score(probs, labels).item(),
-    }
+    return calibration_of([(logits, labels)]).figures()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from debias_ssl.data.config import DataConfig
@@ -16,26 +16,26 @@ from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.data.sources.load import load_test
 from debias_ssl.data.task import Part, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
+from debias_ssl.labels.known_rows import KnownRows, LogitFile
 from debias_ssl.labels.matrix import Predictions
 from debias_ssl.labels.temperature import Rescaled, rescale, rescale_in_folds
 from debias_ssl.labels.truth import read_labels
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError
-from debias_ssl.training.evaluation import predict_logits
+from debias_ssl.training.evaluation import gathered_batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
     """Rows whose labels are known, to be judged, and others that a temperature may be fitted on."""
 
-    logits: Float[Tensor, "N C"]
-    labels: Int[Tensor, " N"]
+    rows: KnownRows
     name: str
     """Of the rows, in words."""
     classes: tuple[str, ...]
     labeled_counts: tuple[int, ...]
-    held_out: tuple[Float[Tensor, "M C"], Int[Tensor, " M"]] | None = None
+    held_out: KnownRows | None = None
     held_out_name: str = ""
 
 
@@ -60,12 +60,11 @@ def rows_of_run(
     if needs_held_out:
         hint = ", or pass --folds 5 to fit and judge the temperature on test images in turns"
         held_out = _predict(run, folder, data, "validation", batch_size, accelerator, hint)
-    logits, labels = _predict(run, folder, data, part, batch_size, accelerator)
+    rows = _predict(run, folder, data, part, batch_size, accelerator)
     if not accelerator.is_main_process:
         return None
     return Evaluated(
-        logits=logits,
-        labels=labels,
+        rows=rows,
         name=f"{part} images",
         classes=run.classes,
         labeled_counts=run.labeled_counts,
@@ -82,8 +81,11 @@ def _predict(
     batch_size: int,
     accelerator: Accelerator,
     hint: str = "",
-) -> tuple[Float[Tensor, "N C"], Int[Tensor, " N"]]:
-    """Logits and labels of the images whose labels are known; the hint is for runs without validation images."""
+) -> KnownRows:
+    """Images whose labels are known, predicted into a file; in processes other than the main one it stays empty.
+
+    The hint is for runs without validation images.
+    """
     place = place_of(accelerator)
     with accelerator.local_main_process_first():
         if part == "test":
@@ -97,8 +99,11 @@ def _predict(
             reader, index = task.readers["train"], task.split.validation
             labels = task.data.train.labels[index]
     stream = run.stream(reader, index, place, batch_size=batch_size)
-    logits, truth = predict_logits(run.predictor, stream, len(run.classes)), torch.from_numpy(labels)
-    return logits[truth >= 0], truth[truth >= 0]
+    matrix = LogitFile(len(run.classes))
+    for first, logits in gathered_batches(run.predictor, stream, len(run.classes)):
+        if accelerator.is_main_process:
+            matrix.write(first, logits)
+    return KnownRows(matrix=matrix, labels=torch.from_numpy(labels))
 
 
 def rows_of_matrix(
@@ -120,17 +125,15 @@ def rows_of_matrix(
     truth = torch.from_numpy(read_labels(truth_file, names, classes))
     if not (truth >= 0).any():
         raise InputError(f"{truth_file} labels none of the rows")
-    logits = torch.cat([*predictions])
     held_out, held_out_name = None, ""
     if tune_on is not None:
         tuning, held_out_name = _tuning_labels(tune_on, seed, truth, names, classes)
         truth = torch.where(tuning >= 0, -1, truth)
         if not (truth >= 0).any():
             raise InputError(f"--tune_on {tune_on} leaves no row with a label in {truth_file} to judge it on")
-        held_out = logits[tuning >= 0], tuning[tuning >= 0]
+        held_out = KnownRows(matrix=predictions, labels=tuning)
     return Evaluated(
-        logits=logits[truth >= 0],
-        labels=truth[truth >= 0],
+        rows=KnownRows(matrix=predictions, labels=truth),
         name=f"rows of {source}",
         classes=classes,
         labeled_counts=(1,) * len(classes),
@@ -172,10 +175,10 @@ def rescaled_rows(evaluated: Evaluated, folds: int | None, seed: int) -> Rescale
         InputError: there are fewer rows than folds.
     """
     if evaluated.held_out is not None:
-        return rescale(evaluated.logits, evaluated.labels, evaluated.held_out, evaluated.held_out_name)
-    number = len(evaluated.labels)
+        return rescale(evaluated.rows, evaluated.held_out, evaluated.held_out_name)
+    number = len(evaluated.rows)
     assert folds is not None
     if folds > number:
         raise InputError(f"--folds is {folds}, but there are {number} {evaluated.name}")
     fold_of = permutation(seed, Purpose.TUNING, 0, number) % folds
-    return rescale_in_folds(evaluated.logits, evaluated.labels, fold_of, evaluated.name)
+    return rescale_in_folds(evaluated.rows, fold_of, evaluated.name)

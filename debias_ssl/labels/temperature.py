@@ -1,20 +1,23 @@
 """Predictions before and after a temperature: fitted on some rows, judged on others."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from debias_ssl.formulas.calibration import (
     LARGEST_TEMPERATURE,
-    calibration_figures,
-    cross_fit,
-    fit_temperature,
+    Calibration,
+    calibration_of,
+    fit_temperature_to,
     reliability_bins,
 )
+from debias_ssl.labels.known_rows import KnownRows
 
 PERCENTS = {"accuracy": "accuracy", "ece": "ECE", "equal_mass_ece": "equal mass", "class_wise_ece": "class-wise"}
 SCORES = {"nll": "NLL", "brier": "Brier"}
@@ -24,10 +27,9 @@ SCORES = {"nll": "NLL", "brier": "Brier"}
 class Rescaled:
     """What a temperature makes of the rows that it is judged on, whose labels are known."""
 
-    labels: Int[Tensor, " N"]
-    before: Float[Tensor, "N C"]
-    after: Float[Tensor, "N C"]
-    """Logits; each row's temperature was fitted without its label."""
+    rows: KnownRows
+    temperatures: Float[Tensor, " N"]
+    """Of each row, fitted without its label."""
     temperature: float
     """Fitted on all rows that were there to fit on: the one for new images."""
     fold_temperatures: tuple[float, ...] = ()
@@ -63,18 +65,26 @@ class Rescaled:
         )
 
     @cached_property
+    def judged(self) -> dict[str, Calibration]:
+        """The rows as they are, and divided by their temperatures."""
+        return {"before": calibration_of(self.rows), "after": calibration_of(self._divided())}
+
+    def _divided(self) -> Iterator[tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]]:
+        first = 0
+        for logits, labels in self.rows:
+            temperatures = self.temperatures[first : first + len(labels)]
+            first += len(labels)
+            yield logits.double() / temperatures.unsqueeze(1), labels
+
+    @cached_property
     def figures(self) -> dict[str, dict[str, float]]:
-        return {
-            "before": calibration_figures(self.before, self.labels),
-            "after": calibration_figures(self.after, self.labels),
-        }
+        return {name: judged.figures() for name, judged in self.judged.items()}
 
     def summary(self) -> dict[str, Any]:
         """For a file: fractions in [0, 1], the scores, and the bins of reliability (null where they are empty)."""
         bins = {}
-        for name, logits in (("before", self.before), ("after", self.after)):
-            confidence, predicted = logits.double().softmax(1).max(1)
-            parts = reliability_bins(confidence, predicted == self.labels).tolist()
+        for name, judged in self.judged.items():
+            parts = reliability_bins(judged.confidence, judged.correct).tolist()
             parts = [[None if math.isnan(value) else value for value in part] for part in parts]
             bins[name] = {"bins": dict(zip(("share", "confidence", "accuracy"), parts, strict=True))}
         return {
@@ -82,7 +92,7 @@ class Rescaled:
             "fold_temperatures": list(self.fold_temperatures),
             "tuned_on": self.tuned_on,
             "num_tuned_on": self.num_tuned_on,
-            "num": len(self.labels),
+            "num": len(self.rows),
             **{name: figures | bins[name] for name, figures in self.figures.items()},
         }
 
@@ -95,35 +105,29 @@ class Rescaled:
         return "\n".join(lines)
 
 
-def rescale(
-    logits: Float[Tensor, "N C"],
-    labels: Int[Tensor, " N"],
-    held_out: tuple[Float[Tensor, "M C"], Int[Tensor, " M"]],
-    tuned_on: str,
-) -> Rescaled:
+def rescale(rows: KnownRows, held_out: KnownRows, tuned_on: str) -> Rescaled:
     """Rescales rows by a temperature fitted on other rows, `held_out`, which `tuned_on` names in words."""
-    temperature = fit_temperature(*held_out)
+    temperature = fit_temperature_to(held_out)
     return Rescaled(
-        labels=labels,
-        before=logits,
-        after=logits.double() / temperature,
+        rows=rows,
+        temperatures=torch.full((len(rows),), temperature, dtype=torch.float64),
         temperature=temperature,
         tuned_on=tuned_on,
-        num_tuned_on=len(held_out[1]),
+        num_tuned_on=len(held_out),
     )
 
 
-def rescale_in_folds(
-    logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"], folds: Int[Tensor, " N"], tuned_on: str
-) -> Rescaled:
+def rescale_in_folds(rows: KnownRows, folds: Int[Tensor, " N"], tuned_on: str) -> Rescaled:
     """Rescales each fold's rows by a temperature fitted on all other folds: no fit has seen what it is judged by."""
-    after, temperatures = cross_fit(logits, labels, folds)
+    temperatures, fitted = torch.empty(len(rows), dtype=torch.float64), []
+    for fold in folds.unique():
+        fitted.append(fit_temperature_to(rows.part(folds != fold)))
+        temperatures[folds == fold] = fitted[-1]
     return Rescaled(
-        labels=labels,
-        before=logits,
-        after=after,
-        temperature=fit_temperature(logits, labels),
-        fold_temperatures=tuple(temperatures),
+        rows=rows,
+        temperatures=temperatures,
+        temperature=fit_temperature_to(rows),
+        fold_temperatures=tuple(fitted),
         tuned_on=tuned_on,
-        num_tuned_on=len(labels),
+        num_tuned_on=len(rows),
     )

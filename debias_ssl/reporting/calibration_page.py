@@ -1,5 +1,7 @@
 """The page of predictions before and after a temperature."""
 
+import numpy as np
+
 from debias_ssl.labels.temperature import PERCENTS, SCORES, Rescaled
 from debias_ssl.reporting.page import Page, Section, Table, percent
 from debias_ssl.reporting.sections.against_truth import reliability_figure
@@ -25,13 +27,13 @@ def calibration_page(rescaled: Rescaled, source: str, rows: str) -> Page:
         "over classes. NLL is in nats.",
     )
     drawn = []
-    for name, logits in (("before", rescaled.before), ("after", rescaled.after)):
-        confidence, predicted = logits.double().softmax(1).max(1)
-        drawn.append(
-            reliability_figure(confidence.numpy(), predicted.numpy(), rescaled.labels.numpy(), f"Reliability, {name}")
-        )
+    for name, judged in rescaled.judged.items():
+        correct = judged.correct.long().numpy()
+        # As of two classes, of which a row is the second where its prediction is right.
+        figure = reliability_figure(judged.confidence.numpy(), np.ones_like(correct), correct, f"Reliability, {name}")
+        drawn.append(figure)
     return Page(
         title=f"Calibration of {source}",
-        facts=[f"{len(rescaled.labels):,} {rows}", rescaled.said()],
+        facts=[f"{len(rescaled.rows):,} {rows}", rescaled.said()],
         sections=[Section(title="Before and after", tables=[table], figures=drawn)],
     )

@@ -1,6 +1,6 @@
 """Predictions on a list of images, and the figures of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from debias_ssl.data.streams import EvaluationStream
-from debias_ssl.distributed.collectives import all_sum_, num_processes
+from debias_ssl.distributed.collectives import all_sum_, gathered, num_processes
 from debias_ssl.formulas import metrics
 from debias_ssl.formulas.calibration import expected_calibration_error, negative_log_likelihood
 from debias_ssl.formulas.logits import confusion_matrix
@@ -51,6 +51,27 @@ def predict_batches(
             yield place, predictor(images).float().cpu()
 
 
+@torch.inference_mode()
+def gathered_batches(
+    predictor: nn.Module, stream: EvaluationStream, num_classes: int
+) -> Iterator[tuple[int, Float[Tensor, "n C"]]]:
+    """The batches of all processes on each of them: the place of the first row, and logits on the CPU.
+
+    Nothing is kept of them. A stream gives a process one stretch of its list, in order.
+    """
+    device, size = stream.place.device, stream.batch_size
+    batches = predict_batches(predictor, stream)
+    # Of each process: the place of the first row of a batch, the number of rows, and these.
+    for _ in range(-(-len(stream.index) // (size * num_processes()))):
+        place, logits = next(batches, (torch.zeros(0, dtype=torch.int64), torch.zeros(0, num_classes)))
+        about = torch.tensor([[int(place[0]) if len(place) else 0, len(place)]], device=device)
+        rows = logits.new_zeros(size, num_classes, device=device)
+        rows[: len(logits)] = logits.to(device)
+        for (first, number), part in zip(gathered(about).tolist(), gathered(rows).cpu().split(size), strict=True):
+            if number:
+                yield first, part[:number]
+
+
 def predict_logits(predictor: nn.Module, stream: EvaluationStream, num_classes: int) -> Float[Tensor, "N C"]:
     """Logits that one predictor gives to all images of a stream, in its order, on every process."""
     return predict_all({"": predictor}, stream, num_classes)[""]
@@ -83,15 +104,27 @@ def evaluate_logits(
     logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"], labeled_counts: Int[Tensor, " C"]
 ) -> dict[str, Any]:
     """The figures of predictions: fractions in [0, 1], nats (nll), class recalls, confusion matrix (rows: truth)."""
-    logits, labels = logits[labels >= 0], labels[labels >= 0]
-    confidence, predicted = logits.softmax(-1).max(-1)
-    confusion = confusion_matrix(labels, predicted, logits.shape[1])
+    return evaluate_rows([(logits[labels >= 0], labels[labels >= 0])], labeled_counts)
+
+
+def evaluate_rows(
+    chunks: Iterable[tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]], labeled_counts: Int[Tensor, " C"]
+) -> dict[str, Any]:
+    """The same figures of logits and their labels, all known, that come a chunk at a time."""
+    parts, nlls, confusion = [], [], torch.zeros(len(labeled_counts), len(labeled_counts), dtype=torch.int64)
+    for logits, labels in chunks:
+        confidence, predicted = logits.softmax(-1).max(-1)
+        confusion += confusion_matrix(labels, predicted, logits.shape[1])
+        parts.append((confidence, predicted == labels))
+        nlls.append(negative_log_likelihood(logits, labels))
+    confidence, correct = (torch.cat(each) for each in zip(*parts, strict=True))
+    shares = torch.tensor([len(part) for part, _ in parts], dtype=torch.float64) / max(1, len(correct))
     hits, images = confusion.diagonal(), confusion.sum(1)
     return {
         **metrics.summarize(confusion),
         **metrics.group_recalls(confusion, labeled_counts),
-        "ece": expected_calibration_error(confidence, predicted == labels).item(),
-        "nll": negative_log_likelihood(logits, labels).item(),
+        "ece": expected_calibration_error(confidence, correct).item(),
+        "nll": (torch.stack(nlls) * shares).sum().item(),
         "recalls": [hit / total if total else None for hit, total in zip(hits.tolist(), images.tolist(), strict=True)],
         "confusion": confusion.tolist(),
     }

@@ -15,7 +15,6 @@ from debias_ssl.formulas.calibration import (
     brier_score,
     calibration_figures,
     class_wise_calibration_error,
-    cross_fit,
     equal_mass_calibration_error,
     expected_calibration_error,
     fit_temperature,
@@ -193,19 +192,6 @@ def test_temperatures_without_a_minimum_end_at_a_bound():
 def test_a_temperature_of_no_images_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         fit_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
-
-
-def test_cross_fit_is_blind_to_the_labels_of_a_fold():
-    logits, labels = made(90)
-    folds = torch.arange(90) % 3
-    scaled, temperatures = cross_fit(logits, labels, folds)
-    for fold in range(3):
-        inside = folds == fold
-        assert temperatures[fold] == fit_temperature(logits[~inside], labels[~inside])
-        torch.testing.assert_close(scaled[inside], logits[inside] / temperatures[fold])
-    others = torch.where(folds == 0, (labels + 1) % 5, labels)
-    again, _ = cross_fit(logits, others, folds)
-    assert torch.equal(again[folds == 0], scaled[folds == 0]) and not torch.equal(again, scaled)
 
 
 def test_figures_hold_all_measures_and_a_temperature_leaves_accuracy():

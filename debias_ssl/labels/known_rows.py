@@ -1,0 +1,73 @@
+"""Rows of logits that are read a chunk at a time: all of them need not fit into memory."""
+
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from debias_ssl.labels.debiasing import rows_of_chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownRows:
+    """Rows whose labels are known, of a matrix that may have others; they can be read again and again."""
+
+    matrix: Iterable[Float[Tensor, "n C"]]
+    """Logits of all rows, in order, in chunks."""
+    labels: Int[Tensor, " N"]
+    """Of all rows, negative for those that are not among these."""
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]]:
+        """Logits and labels, in chunks."""
+        first = 0
+        for logits in self.matrix:
+            labels = self.labels[first : first + len(logits)]
+            first += len(logits)
+            if (labels >= 0).any():
+                yield logits[labels >= 0], labels[labels >= 0]
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    @cached_property
+    def known(self) -> Int[Tensor, " M"]:
+        """Labels of these rows."""
+        return self.labels[self.labels >= 0]
+
+    def part(self, inside: Int[Tensor, " M"]) -> "KnownRows":
+        """Those of these rows for which `inside` is not 0."""
+        labels = self.labels.clone()
+        labels[self.labels >= 0] = torch.where(inside != 0, self.known, -1)
+        return replace(self, labels=labels)
+
+
+class LogitFile:
+    """A matrix of fp32 in a file without a name, which is gone with this object."""
+
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        self._row_bytes = 4 * num_classes
+
+    def write(self, first: int, logits: Float[Tensor, "n C"]) -> None:
+        """Writes rows, of which the first has the number `first`."""
+        self._file.seek(first * self._row_bytes)
+        self._file.write(np.ascontiguousarray(logits.numpy(), dtype=np.float32).data)
+
+    def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
+        first, size = 0, rows_of_chunk(self.num_classes) * self._row_bytes
+        while True:
+            # Several readers may take turns.
+            self._file.seek(first)
+            part = bytearray(self._file.read(size))
+            if not part:
+                return
+            first += len(part)
+            yield torch.from_numpy(np.frombuffer(part, dtype=np.float32).reshape(-1, self.num_classes))
