@@ -14,7 +14,7 @@ from torch import Tensor
 LARGEST_TEMPERATURE = 1000.0
 NUM_BINS = 15
 # Logits and known labels, a part of the rows at a time, that can be read again.
-Chunks = Iterable[tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]]
+Chunks = Iterable[tuple[Float[Tensor, "_ C"], Int[Tensor, " _"]]]
 
 
 def expected_calibration_error(

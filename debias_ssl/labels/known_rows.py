@@ -8,17 +8,20 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from debias_ssl.labels.debiasing import rows_of_chunk
+
+# Of a chunk: what is computed of it takes some ten arrays of fp64.
+MOST_NUMBERS = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownRows:
     """Rows whose labels are known, of a matrix that may have others; they can be read again and again."""
 
-    matrix: Iterable[Float[Tensor, "n C"]]
+    matrix: Iterable[Float[Tensor, "_ C"]]
     """Logits of all rows, in order, in chunks."""
     labels: Int[Tensor, " N"]
     """Of all rows, negative for those that are not among these."""
@@ -26,7 +29,7 @@ class KnownRows:
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]]:
         """Logits and labels, in chunks."""
         first = 0
-        for logits in self.matrix:
+        for logits in _small(self.matrix):
             labels = self.labels[first : first + len(logits)]
             first += len(logits)
             if (labels >= 0).any():
@@ -40,11 +43,16 @@ class KnownRows:
         """Labels of these rows."""
         return self.labels[self.labels >= 0]
 
-    def part(self, inside: Int[Tensor, " M"]) -> "KnownRows":
-        """Those of these rows for which `inside` is not 0."""
+    def part(self, inside: Bool[Tensor, " M"]) -> "KnownRows":
+        """Some of these rows."""
         labels = self.labels.clone()
-        labels[self.labels >= 0] = torch.where(inside != 0, self.known, -1)
+        labels[self.labels >= 0] = torch.where(inside, self.known, -1)
         return replace(self, labels=labels)
+
+
+def _small(matrix: Iterable[Float[Tensor, "_ C"]]) -> Iterator[Float[Tensor, "_ C"]]:
+    for logits in matrix:
+        yield from logits.split(max(1, MOST_NUMBERS // logits.shape[1]))
 
 
 class LogitFile:

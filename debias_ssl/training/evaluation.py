@@ -38,7 +38,6 @@ def predict_all(
     return logits
 
 
-@torch.inference_mode()
 def predict_batches(
     predictor: nn.Module, stream: EvaluationStream
 ) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n C"]]]:
@@ -48,10 +47,15 @@ def predict_batches(
     """
     with evaluated(predictor):
         for place, images in stream:
-            yield place, predictor(images).float().cpu()
+            yield place, _passed(predictor, images)
 
 
 @torch.inference_mode()
+def _passed(predictor: nn.Module, images: Float[Tensor, "n K H W"]) -> Float[Tensor, "n C"]:
+    """Logits on the CPU. The mode must not reach whoever takes the batches of a generator."""
+    return predictor(images).float().cpu()
+
+
 def gathered_batches(
     predictor: nn.Module, stream: EvaluationStream, num_classes: int
 ) -> Iterator[tuple[int, Float[Tensor, "n C"]]]:
@@ -108,7 +112,7 @@ def evaluate_logits(
 
 
 def evaluate_rows(
-    chunks: Iterable[tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]], labeled_counts: Int[Tensor, " C"]
+    chunks: Iterable[tuple[Float[Tensor, "_ C"], Int[Tensor, " _"]]], labeled_counts: Int[Tensor, " C"]
 ) -> dict[str, Any]:
     """The same figures of logits and their labels, all known, that come a chunk at a time."""
     parts, nlls, confusion = [], [], torch.zeros(len(labeled_counts), len(labeled_counts), dtype=torch.int64)
