@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from jobs import refused
-from launched import DIGITS
+from launched import DIGITS, Launched
 from pages import check_self_contained
 
 from debias_ssl import evaluate, train
@@ -222,6 +222,19 @@ def test_a_run_is_calibrated_on_its_validation_images(trained: Path, tmp_path: P
     assert figures["nll"] == pytest.approx(figures["calibration"]["before"]["nll"])
     assert "fitted on 50 validation images" in capsys.readouterr().out
     assert "Reliability, after" in page.read_text()
+
+
+def test_processes_share_the_images_of_a_run(trained: Path, tmp_path: Path):
+    figures = []
+    for num in (1, 2):
+        out = tmp_path / f"{num}.json"
+        # Batches that do not divide the images, so that one process has fewer of them.
+        Launched(num, out, base=["--run", str(trained), "--calibrate", "--batch_size", "7"], job="evaluate").finish()
+        figures.append(json.loads(out.read_text()))
+    one, two = figures
+    assert two["confusion"] == one["confusion"] and two["calibration"]["num"] == one["calibration"]["num"]
+    assert two["nll"] == pytest.approx(one["nll"], rel=1e-6)
+    assert two["calibration"]["temperature"] == pytest.approx(one["calibration"]["temperature"], rel=1e-4)
 
 
 def test_a_run_in_folds(trained: Path, tmp_path: Path):

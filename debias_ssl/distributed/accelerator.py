@@ -75,7 +75,7 @@ def set_determinism(deterministic: bool, has_gpu: bool) -> None:
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
     torch.use_deterministic_algorithms(deterministic and has_gpu, warn_only=True)
     # Nothing here reads memory that nobody has written to.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     if deterministic and has_gpu:
         # Without a workspace of its own, cuBLAS shares one among streams; it reads this when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -163,7 +163,7 @@ def _make_stream(config: Config, task: Task, method: Method, accelerator: Accele
     )
     if config.teacher is None:
         return stream
-    return taught(stream, Path(config.teacher), task, method, accelerator.autocast, compiled=config.compile)
+    return taught(stream, Path(config.teacher), task, method, lambda: accelerator.autocast(), compiled=config.compile)
 
 
 def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> None:

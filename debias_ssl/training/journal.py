@@ -213,7 +213,7 @@ def write_confusions(path: Path, figures: dict[Any, dict[str, dict[str, Any]]]) 
         for name, each in found.items()
     }
     with replacing(path) as aside, aside.open("wb") as file:
-        np.savez_compressed(file, **matrices)
+        np.savez_compressed(file, **matrices)  # pyright: ignore[reportArgumentType]
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:

@@ -35,16 +35,18 @@ def test_the_processor_is_taken_only_where_there_is_nothing_faster(cuda, mps, cp
 
 
 @pytest.fixture
-def torch_flags():
+def torch_flags(monkeypatch: pytest.MonkeyPatch):
     """What a test changes of torch's own settings is put back."""
-    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    before = cudnn.deterministic, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    for module, name in (
+        (torch.backends.cudnn, "deterministic"),
+        (torch.backends.cudnn, "benchmark"),
+        (torch.utils.deterministic, "fill_uninitialized_memory"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    algorithms, precision = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
     yield
-    cudnn.deterministic, cudnn.benchmark = before[:2]
-    torch.use_deterministic_algorithms(before[2])
+    torch.use_deterministic_algorithms(algorithms)
     torch.set_float32_matmul_precision(precision)
-    torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 def flags() -> tuple[bool, bool, bool, str]:

