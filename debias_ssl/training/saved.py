@@ -1,5 +1,6 @@
 """Settings that were saved with a run, read again."""
 
+import copy
 import json
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -36,9 +37,22 @@ def completed(saved: dict[str, Any]) -> dict[str, Any]:
 def _resolve_saved(saved: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
     parser = make_parser("train", Config)
     try:
-        return resolve(parser, parser.parse_object(saved))
+        return resolve(parser, parser.parse_object(with_earlier_defaults(saved)))
     except (TypeError, ValueError, ArgumentError) as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+def with_earlier_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of a `config.yaml` in which settings that it is older than have the value that its run had."""
+    saved = copy.deepcopy(saved)
+    method = saved.get("method")
+    while isinstance(method, dict):
+        own = method.get("init_args") or {}
+        if method.get("class_path") == "CDMAD":
+            # Its blank image was white before there was a choice.
+            method["init_args"] = {"blank": "white"} | own
+        method = own.get("base")
+    return saved
 
 
 def switched_method(resolved: dict[str, Any], files: Sequence[Path]) -> str | None:

@@ -204,7 +204,7 @@ def test_a_base_asks_for_its_views(problem):
 class Curious(Constant):
     """Asks for all there is, and predicts in its own way."""
 
-    needs = Needs(blank=True, teacher_probs=True, labeled_teacher_probs=True, mixup_alpha=0.5, validation=True)
+    needs = Needs(blank="ones", teacher_probs=True, labeled_teacher_probs=True, mixup_alpha=0.5, validation=True)
 
     def __init__(self, problem):
         super().__init__(problem)
