@@ -20,8 +20,8 @@ def expected_calibration_error(
 ) -> Float[Tensor, ""]:
     """Sum over equal-width bins of (images in the bin / N) * |accuracy - mean confidence| (arXiv 1706.04599).
 
-    A bin holds the confidences in (lower edge, upper edge]. A confidence of k / num_bins is in the lower bin, also where
-    its rounding puts it above the edge by up to 1e-6. Confidences are best computed in fp64.
+    A bin holds the confidences in (lower edge, upper edge]. A confidence of k / num_bins is in the lower bin, also
+    where its rounding puts it above the edge by up to 1e-6. Confidences are best computed in fp64.
     """
     share, mean_confidence, accuracy = reliability_bins(confidence, correct, num_bins)
     return (share * (accuracy - mean_confidence).abs()).nansum()
