@@ -79,7 +79,8 @@ class Learner(nn.Module):
         blank: a pixel of the blank image, normalized like the images, for methods that need one.
         target_model: whose weak views make the pseudo-labels: the trained model's, with the statistics of the batch, or
             the averaged model's, with averaged statistics (EMAN, arXiv 2101.08482).
-        decay: of the average; it is shorter in the first steps, min(decay, (1 + k) / (10 + k)).
+        decay: of the average; it is shorter in the first steps, min(decay, (1 + k) / (10 + k)). The running statistics
+            of batch norms are averaged too, where Google's and kekmodel's code of FixMatch takes the trained model's.
         joint_pass: weak views go through the network together with the others, as in FixMatch's code, instead of apart
             and without gradient: the same statistics for all, at about 1.45 times the cost.
         accumulation: parts in which the images pass through the network, to save memory; the method sees all of them
