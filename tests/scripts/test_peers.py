@@ -35,8 +35,8 @@ def test_departures_worked():
     (first, variance) = departures("SoftMatch")
     assert first[0] == pytest.approx(0.9 / 5 + 0.1 * first[1]) and variance[0] < variance[1]
     (at_first, *_) = departures("SimPro")
-    # (100 + 200 / 5) of 405 images, and 100 of 205 labels.
-    assert at_first == pytest.approx((140 / 405, 100 / 205))
+    # (100 + 1000 / 5) of 1205 images, and 100 of 205 labels.
+    assert at_first == pytest.approx((300 / 1205, 100 / 205))
     (consistency,) = departures("ABC")
     assert 1.5 < consistency[1] / consistency[0] < 2.5
     (aligned,) = departures("alignment")
