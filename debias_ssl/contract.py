@@ -5,7 +5,7 @@ Axes: L labeled images, U unlabeled images of this process's part of the global 
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,9 @@ class Problem:
     cross-entropy."""
 
 
+BlankKind = Literal["ones", "white"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """What a method asks for, in the images of a step and beside them."""
@@ -34,10 +37,12 @@ class Needs:
     num_strong: int = 1
     """Weak and strong views of each unlabeled image."""
     strong_labeled: bool = False
-    blank: bool = False
     teacher_probs: bool = False
     labeled_teacher_probs: bool = False
     """Whether it reads the field of `Views` that has this name."""
+    blank: BlankKind | None = None
+    """Which image without content `Views.blank` is of: 1 in every channel as the network takes it, which is the data's
+    mean plus one deviation, or white before it is normalized. None where the method does not read it."""
     weak_gradient: bool = False
     """Whether, having no strong view, it trains the weak ones: `strong` is then what `weak` is, with gradient."""
     mixup_alpha: float = 0.0
@@ -76,7 +81,7 @@ class Views:
     strong_labeled: View | None = None
     """The labeled images, strongly augmented. This and what follows is there where `Method.needs` says so."""
     blank: View | None = None
-    """A white image, without gradient and with averaged statistics."""
+    """An image without content, without gradient and with averaged statistics."""
     teacher_probs: Float[Tensor, "U C"] | None = None
     """Class probabilities that somebody else, such as CLIP, gives to the unlabeled images; a row of zeros where it says
     nothing."""

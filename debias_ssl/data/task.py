@@ -108,7 +108,7 @@ class Task:
             )
         if needs.blank and self.config.features:
             raise InputError(
-                f"{type(method).__name__} needs a white image, which no features are of: unset data.features"
+                f"{type(method).__name__} needs a blank image, which no features are of: unset data.features"
             )
         if needs.validation and not len(self.split.validation):
             raise InputError(f"{type(method).__name__} needs validation images: set data.validation_per_class")

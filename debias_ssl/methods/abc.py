@@ -23,6 +23,9 @@ class ABC(PseudoLabeling):
     B(p) is 1 with probability p, else 0, drawn for each image. At test time g predicts. The targets q are soft, as in
     the authors' code. auxiliary_weight = 0 trains the network of FixMatch.
 
+    The last loss is of one strong view here, the sum of two in the authors' code, which is twice the weight; FixMatch's
+    is of one view here, the mean of two there. t grows with every step here, with every epoch of 500 steps there.
+
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts, of either head.

@@ -27,6 +27,10 @@ class AdaMatch(PseudoLabeling):
     another pass of the labeled images to mix domains that are one here. threshold = 0 and prior = null is FixMatch with
     threshold 0 and the second labeled loss, once mu is 1.
 
+    The labeled loss is the sum of both views' here, half of it in the authors' code. q is a running mean of
+    momentum .999 here, the mean of the last 128 batches there; p~ divides by at least 1e-8 here, 1e-6 is added to pi
+    and to q there.
+
     Args:
         problem: what is fixed before training.
         threshold: tau, relative to the mean confidence of the labeled images of the step.

@@ -40,7 +40,7 @@ class Method(nn.Module):
         return views.mixup_lambda * loss + (1 - views.mixup_lambda) * of_partners
 
     def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
-        """Logits at test time; `blank` is the view of a white image where the method needs one."""
+        """Logits at test time; `blank` is the view of an image without content where the method needs one."""
         return view.logits
 
     def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:

@@ -27,6 +27,9 @@ class DASO(PseudoLabeling):
     During the warm-up p' = p and there is no alignment: warm_up = 1 is FixMatch. Prototypes are running means of the
     features of labeled images; the authors take means of queues of 256 features a class from an averaged encoder.
 
+    m is a running mean of the soft p' here, shares of argmax p' in the last 100 steps in the authors' code, renewed
+    every 100 steps. The labeled images of a step move the prototypes after they were used here, before there.
+
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts.

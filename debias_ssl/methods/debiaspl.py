@@ -27,8 +27,11 @@ class DebiasPL(PseudoLabeling):
     strong view, and q follows the mean logits (the authors' recipe for ImageNet has two). strength = 0 is FixMatch.
     The authors' CLD loss is left out.
 
-    Over another base, targets and weights are what that method makes of the debiased logits, its state follows those of
-    the mean, and the rest of its loss stays as it is; strength = 0 is then that method.
+    Over another base, targets and weights are what that method makes of the debiased logits, and its state follows
+    those of the mean. Its further losses see strong logits that are debiased with the same q, f(strong(u)) - tau log q:
+    they compare strong views with that state (FreeMatch's fairness), and with the margin of 3 instead they would ask
+    for f + tau log q to be where f - tau log q is, a shift of 2 tau log q between views of the same image. Its labeled
+    loss stays as it is; strength = 0 is then that method.
 
     Assisted by a teacher's labels (the paper's are CLIP's): as far as no pseudo-label of an image counts and the
     teacher's confidence is at least assist_threshold, its label is the target of a second loss of the same form,
@@ -95,8 +98,9 @@ class DebiasPL(PseudoLabeling):
         debiased = [debias(f, self.marginal.value, self.strength) for f in sources]
         policy.update(debiased[0], views)
         pseudo = [policy.pseudo_labels(f, views) for f in debiased]
-        self.marginal.update(mean.softmax(-1))
         strong = [view.logits for view in (views.strong, *views.further_strong)]
+        comparable = [debias(f, self.marginal.value, self.strength) for f in strong]
+        self.marginal.update(mean.softmax(-1))
         margins = [adjust(f, self.marginal.value, self.strength) for f in strong]
         unlabeled, said = mean_cross_entropy(margins, pseudo), pseudo[0]
         if self.assist_threshold is not None:
@@ -104,7 +108,7 @@ class DebiasPL(PseudoLabeling):
             outside = assistance(views.teacher_probs, self.assist_threshold, pseudo)
             unlabeled = (unlabeled + mean_cross_entropy(margins, [outside])) / 2
             said = joined(said, outside)
-        further = [policy.further_losses(f, labels) for f in margins for labels in pseudo]
+        further = [policy.further_losses(f, labels) for f in comparable for labels in pseudo]
         means = {name: torch.stack([losses[name] for losses in further]).mean() for name in further[0]}
         losses = {"labeled": policy.labeled_loss(views), "unlabeled": policy.unlabeled_weight * unlabeled}
         return Step(losses=losses | means, pseudo=said)

@@ -26,6 +26,8 @@ class FreeMatch(PseudoLabeling):
     p- and h- are those means of the strong views whose label counts, over the global batch; L_f is 0 where none does.
     momentum = 1 and fairness_weight = 0 is FixMatch with threshold 1 / C.
 
+    The logarithm of a class that no counting strong view is predicted as is that of 1e-8 here, of 1e-12 in USB's code.
+
     Args:
         problem: what is fixed before training.
         momentum: of the running means.

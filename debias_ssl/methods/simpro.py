@@ -22,6 +22,10 @@ class SimPro(PseudoLabeling):
     3. L = CE(f(weak(x)) + tau log pi, y) + lambda_u * mean_u weight * CE(f(strong(u)) + tau log pi, p).
 
     The authors move pi_u by a tenth after each epoch of 500 steps; here it follows every step, as short runs need it.
+    pi starts as the mean of the labels' shares and of a uniform pi_u over all images here, which is near uniform where
+    unlabeled images are many, at the labels' shares in the authors' code. It gives pi_u the weight of all unlabeled
+    images here; there it moves by a tenth to the shares of an epoch's labels and confident pseudo-labels together, so
+    that unlabeled images which are not confident have no say.
     Their second strong view, strong labeled views and weight of the labeled loss are left out. strength = 0 is FixMatch
     with soft targets.
 

@@ -58,8 +58,11 @@ class SoftMatch(PseudoLabeling):
     lambda(p~) = exp(-min(max p~ - mu_t, 0)^2 n_sigma^2 / (2 sigma_t^2))
     L = CE(f(weak(x)), y) + lambda_u * mean_u lambda(p~) CE(f(strong(u)), argmax p)
 
-    Alignment is for the weight only, the target is that of p. n_sigma = 0 is FixMatch with threshold 0. The variance
-    divides by the number of images, not by one less, so that one image has one.
+    Alignment is for the weight only, the target is that of p. n_sigma = 0 is FixMatch with threshold 0.
+
+    q is uniform at first here, the mean of the first batch in USB's code. The variance of a batch divides by the number
+    of its images here, so that one image has one, by one less there. p / q divides by at least 1e-8 here, 1e-6 is added
+    to q and to the uniform distribution there.
 
     Args:
         problem: what is fixed before training.

@@ -29,7 +29,7 @@ from debias_ssl.system.files import write_array, write_aside, writing
 from debias_ssl.system.locking import locked
 from debias_ssl.training.config import Config
 from debias_ssl.training.journal import read_journal
-from debias_ssl.training.learner import Learner, white_pixel
+from debias_ssl.training.learner import Learner, blank_pixel
 from debias_ssl.training.loop import Trainer
 from debias_ssl.training.optim import make_optimizer
 
@@ -109,7 +109,7 @@ def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
     learner = Learner(
         model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         method,
-        white=white_pixel(task.data.mean, task.data.std),
+        blank=blank_pixel(method.needs.blank, task.data.mean, task.data.std),
         target_model=config.target_model,
         decay=config.ema_decay,
         joint_pass=config.joint_pass,

@@ -97,7 +97,7 @@ def test_features_are_images_of_one_pixel_standardized_over_the_training_images(
     assert (weak < 1e-4).all() and (strong > 0.1).all()
 
 
-def test_a_method_that_asks_for_a_white_image_is_refused(task: Task):
+def test_a_method_that_asks_for_a_blank_image_is_refused(task: Task):
     for method in (CDMAD(task.problem(5)), DebiasPL(task.problem(5), base=CDMAD)):
-        with pytest.raises(InputError, match=r"needs a white image, .* unset data\.features"):
+        with pytest.raises(InputError, match=r"needs a blank image, .* unset data\.features"):
             task.training_stream(method, seed=0, batch_size=9, unlabeled_ratio=2, balanced=False)
