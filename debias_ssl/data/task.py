@@ -10,6 +10,7 @@ from jaxtyping import Float16, Int, Int64
 from torch import Tensor
 
 from debias_ssl.contract import Place, Problem
+from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import readable
@@ -78,6 +79,12 @@ class Task:
         """Channels of an image, or features of it."""
         return self.readers["train"].shape[2]
 
+    @property
+    def augment(self) -> AugmentConfig:
+        """The settings of views, where the data set decides what is left to it."""
+        augment = self.config.augment
+        return replace(augment, flip=self.data.flips if augment.flip is None else augment.flip)
+
     def problem(self, num_features: int) -> Problem:
         return Problem(
             num_classes=len(self.data.classes),
@@ -131,7 +138,7 @@ class Task:
                 unlabeled_batch_size=batch_size * unlabeled_ratio,
                 balanced=balanced,
             ),
-            config=self.config,
+            config=replace(self.config, augment=self.augment),
             normalization=Normalization.of(self.data.mean, self.data.std, self.place.device),
             needs=needs,
             place=self.place,

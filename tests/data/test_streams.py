@@ -23,7 +23,7 @@ from debias_ssl.system.errors import InputError
 
 CPU = torch.device("cpu")
 # Without an operation and cutout, a strong view is drawn like a weak one.
-PLAIN = AugmentConfig(op_probability=0.0, cutout=0.0)
+PLAIN = AugmentConfig(flip=True, op_probability=0.0, cutout=0.0)
 
 
 def memory(num: int) -> Reader:

@@ -69,7 +69,7 @@ def training_stream(method: Method) -> TrainingStream:
         ),
         sampling=Sampling(seed=0, batch_size=8, unlabeled_batch_size=32),
         # So that each operation is drawn.
-        config=StreamConfig(augment=AugmentConfig(num_ops=8)),
+        config=StreamConfig(augment=AugmentConfig(num_ops=8, flip=True)),
         normalization=Normalization(mean=torch.zeros(3, device=META), std=torch.ones(3, device=META)),
         needs=method.needs,
         place=Place(device=META),

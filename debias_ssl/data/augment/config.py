@@ -21,7 +21,8 @@ class AugmentConfig:
     """Weak and strong views as in FixMatch (arXiv 2001.07685).
 
     Args:
-        flip: Mirror left and right with probability one half.
+        flip: Mirror left and right with probability one half; null leaves it to the data set: digits and SVHN are not
+            mirrored, all others are.
         shift: Largest shift as a fraction of the side; the border is filled by reflection.
         num_ops: RandAugment operations per strong view (arXiv 1909.13719).
         ops: The operations that they are drawn from, each as probable as the others: names of the default's, or
@@ -34,7 +35,7 @@ class AugmentConfig:
         feature_dropout: Probability with which a strong view replaces a feature by its mean.
     """
 
-    flip: bool = True
+    flip: bool | None = None
     shift: float = 0.125
     num_ops: int = 2
     ops: tuple[str, ...] = FIXMATCH_OPS

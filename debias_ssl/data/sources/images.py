@@ -64,6 +64,8 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Of each channel of the training images, with pixels in [0, 1]; or of each feature."""
+    flips: bool = True
+    """Whether a mirrored image is of the same class; digits are not."""
 
 
 def fingerprint(images: Images) -> str:

@@ -218,7 +218,7 @@ def test_images_of_one_batch_get_their_own_operation_and_magnitude():
 def test_flip_mirrors_left_and_right_for_numbers_below_one_half():
     image = torch.arange(6, dtype=torch.uint8).view(1, 2, 3, 1)
     numbers = torch.tensor([[0.49, 0.5, 0.5], [0.5, 0.5, 0.5]])
-    mirrored, same = weak(image.repeat(2, 1, 1, 1), numbers, AugmentConfig(shift=0.0)).squeeze(-1).tolist()
+    mirrored, same = weak(image.repeat(2, 1, 1, 1), numbers, AugmentConfig(flip=True, shift=0.0)).squeeze(-1).tolist()
     assert mirrored == [[2, 1, 0], [5, 4, 3]]
     assert same == [[0, 1, 2], [3, 4, 5]]
 
@@ -226,14 +226,14 @@ def test_flip_mirrors_left_and_right_for_numbers_below_one_half():
 def test_shift_of_one_pixel_reflects_without_repeating_the_border():
     image = torch.arange(8, dtype=torch.uint8).view(1, 1, 8, 1).repeat(1, 8, 1, 1)
     numbers = torch.tensor([[0.9, 0.5, 0.0], [0.9, 0.5, 0.99]])
-    left, right = weak(image.repeat(2, 1, 1, 1), numbers, AugmentConfig(shift=0.125))[:, 0, :, 0].tolist()
+    left, right = weak(image.repeat(2, 1, 1, 1), numbers, AugmentConfig(flip=True, shift=0.125))[:, 0, :, 0].tolist()
     assert left == [1, 0, 1, 2, 3, 4, 5, 6]
     assert right == [1, 2, 3, 4, 5, 6, 7, 6]
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_every_shift_equals_a_crop_of_the_reflected_image(flip: bool):
-    height, width, config = 16, 24, AugmentConfig(shift=0.125)
+    height, width, config = 16, 24, AugmentConfig(flip=True, shift=0.125)
     image = noise(1, height, width, 3)
     planes = image.permute(0, 3, 1, 2)
     padded = vision.pad(vision.horizontal_flip(planes) if flip else planes, [3, 2], padding_mode="reflect")
@@ -245,7 +245,7 @@ def test_every_shift_equals_a_crop_of_the_reflected_image(flip: bool):
 
 
 def test_strong_view_starts_with_the_weak_view():
-    images, config = pictures(32), AugmentConfig(op_probability=0.0, cutout=0.0)
+    images, config = pictures(32), AugmentConfig(flip=True, op_probability=0.0, cutout=0.0)
     numbers = draw(32, config)
     assert torch.equal(strong(images, numbers, config), weak(images, numbers[:, :3], config))
 
@@ -277,7 +277,7 @@ def test_cutout_is_a_fraction_of_the_shorter_side():
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (8, 8, 1)], ids=str)
 def test_a_view_depends_on_its_own_image_and_numbers_alone(shape: tuple[int, int, int]):
-    config = AugmentConfig(op_probability=0.9)
+    config = AugmentConfig(flip=True, op_probability=0.9)
     images = pictures(96, *shape)
     numbers = draw(96, config)
     views = strong(images, numbers, config)

@@ -406,6 +406,7 @@ def test_svhn_has_its_channels_last_and_its_zero_first(tmp_path: Path, monkeypat
         content = {"X": pixels[chosen].transpose(1, 2, 3, 0), "y": np.array([[10], [1], [2], [10]])[chosen]}
         scipy.io.savemat(tmp_path / f"{part}_32x32.mat", content)
     data = load_data(DataConfig(name="SVHN", root=str(tmp_path)))
+    assert not data.flips
     assert equal(data.train.pixels, pixels[:2]) and equal(data.test.pixels, pixels[2:])
     assert data.train.labels.tolist() == [0, 1] and data.test.labels.tolist() == [2, 0]
     assert data.classes == tuple("0123456789")
