@@ -25,11 +25,11 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "runs", "*.egg-info")
 # Importing these takes longer than most tests, so that processes are forked from one that has done it. The package
 # itself is not among them: each process imports its own copy.
-IMPORTED = ("accelerate", "beartype", "hypothesis", "jaxtyping", "jsonargparse", "open_clip", "pytest", "scipy.special")
-IMPORTED += ("safetensors.torch", "sklearn.datasets", "timm", "timm.optim", "torch", "torchvision.datasets", "tqdm")
+IMPORTED = ("accelerate", "beartype", "jsonargparse", "open_clip", "pytest", "safetensors.torch", "scipy.special")
+IMPORTED += ("sklearn.datasets", "timm", "timm.optim", "torch", "torchvision.datasets")
+PYTEST = ("-x", "-q", "-rfE", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 CONTEXT = multiprocessing.get_context("forkserver" if os.name != "nt" else "spawn")
 PASSED, FAILED = 0, 1
 
@@ -100,6 +100,16 @@ def check(mutations: Sequence[Mutation], root: Path) -> None:
         raise MutationError("\n".join(wrong))
 
 
+def copied(root: Path, to: Path) -> Path:
+    """A copy of a checkout, without what is hidden, compiled, or the results of runs."""
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        results = ("runs", "data") if Path(folder) == root else ()
+        return [name for name in names if name.startswith(".") or name == "__pycache__" or name in results]
+
+    return Path(shutil.copytree(root, to, ignore=left_out))
+
+
 def _run_pytest(copy: Path, tests: Sequence[str], log: Path) -> None:
     import pytest
 
@@ -112,7 +122,7 @@ def _run_pytest(copy: Path, tests: Sequence[str], log: Path) -> None:
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=str(copy))
     os.chdir(copy)
     sys.path.insert(0, str(copy))
-    sys.exit(int(pytest.main(["-x", "-q", "-rfE", "-p", "no:cacheprovider", *tests])))
+    sys.exit(int(pytest.main([*PYTEST, *tests])))
 
 
 def failing_test(copy: Path, tests: Sequence[str], timeout: float) -> str | None:
@@ -161,11 +171,10 @@ def run_all(mutations: Sequence[Mutation], root: Path, *, jobs: int = 1, timeout
         MutationError: a mutation does not apply, a test cannot be run, or one fails without any mutation.
     """
     check(mutations, root)
-    CONTEXT.set_forkserver_preload([*IMPORTED])
     with tempfile.TemporaryDirectory(prefix="mutations-") as aside, ThreadPoolExecutor(jobs) as pool:
         copies: queue.Queue[Path] = queue.Queue()
         for number in range(jobs):
-            copies.put(Path(shutil.copytree(root, Path(aside) / str(number), ignore=LEFT_OUT)))
+            copies.put(copied(root, Path(aside) / str(number)))
 
         def run_one(mutation: Mutation) -> Outcome:
             copy = copies.get()
@@ -205,4 +214,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    CONTEXT.set_forkserver_preload([*IMPORTED])
     sys.exit(main())

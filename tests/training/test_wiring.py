@@ -269,9 +269,7 @@ def test_layers_far_from_the_classifier_learn_more_slowly(made):
         made(*net, "--optim.lr", lr, *decay).trained(1)
         for lr, decay in (("1e-30", []), ("0.01", []), ("0.01", ["--optim.layer_decay", "0.5"]))
     )
-    ratios = {
-        key: ((layered[key] - value).norm() / (equal[key] - value).norm()).item() for key, value in still.items()
-    }
+    ratios = {key: ((layered[key] - value).norm() / (equal[key] - value).norm()).item() for key, value in still.items()}
     assert ratios["fc.weight"] == pytest.approx(1, rel=1e-2)
     # The first layer is the farthest.
     assert min(ratios.values()) == pytest.approx(ratios["conv1.0.weight"], rel=1e-2)
