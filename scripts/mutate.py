@@ -29,7 +29,18 @@ ROOT = Path(__file__).resolve().parent.parent
 # itself is not among them: each process imports its own copy.
 IMPORTED = ("accelerate", "beartype", "jsonargparse", "open_clip", "pytest", "safetensors.torch", "scipy.special")
 IMPORTED += ("sklearn.datasets", "timm", "timm.optim", "torch", "torchvision.datasets")
-PYTEST = ("-x", "-q", "-rfE", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+# Without the checks of shapes that the suite adds: they take seconds, and a test should notice without them.
+PYTEST = (
+    "-x",
+    "-q",
+    "-rfE",
+    "-o",
+    "addopts=",
+    "-p",
+    "no:cacheprovider",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+)
 CONTEXT = multiprocessing.get_context("forkserver" if os.name != "nt" else "spawn")
 PASSED, FAILED = 0, 1
 
@@ -117,9 +128,7 @@ def _run_pytest(copy: Path, tests: Sequence[str], log: Path) -> None:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    # Compiled files are told apart by the second in which they were made, and mutations follow each other faster.
-    sys.dont_write_bytecode = True
-    os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=str(copy))
+    os.environ["PYTHONPATH"] = str(copy)
     os.chdir(copy)
     sys.path.insert(0, str(copy))
     sys.exit(int(pytest.main([*PYTEST, *tests])))
@@ -149,18 +158,25 @@ def failing_test(copy: Path, tests: Sequence[str], timeout: float) -> str | None
     return failed[0]
 
 
+def replace_source(path: Path, text: str) -> None:
+    """Writes a module, and removes what is compiled of it: Python tells that apart by the second, which is too long."""
+    path.write_text(text, encoding="utf-8")
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+        compiled.unlink()
+
+
 def run_mutation(mutation: Mutation, copy: Path, timeout: float) -> Outcome:
     """Breaks a copy of the checkout, tests it, and mends it again."""
     started = time.perf_counter()
     path = copy / mutation.file
     source = path.read_text(encoding="utf-8")
-    path.write_text(mutation.applied(source), encoding="utf-8")
+    replace_source(path, mutation.applied(source))
     try:
         killer = failing_test(copy, mutation.tests, timeout)
     except MutationError as error:
         raise MutationError(f"{mutation.name}: {error}") from error
     finally:
-        path.write_text(source, encoding="utf-8")
+        replace_source(path, source)
     return Outcome(mutation=mutation, killer=killer, seconds=time.perf_counter() - started)
 
 

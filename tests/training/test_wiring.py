@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from jobs import run, same, weights
@@ -212,6 +211,16 @@ def test_weights_move_by_the_learning_rate(made):
         close(each.trained(1), still.trained(1), rtol=0, atol=1e-20)
     assert norm(one.update(2)) > 1e-2
     close(one.update(2), {key: 2 * value for key, value in half.update(2).items()}, rtol=1e-3)
+
+
+def test_a_step_follows_the_gradient_of_the_sum_of_its_losses(made):
+    watch = made(*WATCH, *PLAIN, "--optim.lr", "0.01")
+    for step in range(1, STEPS):
+        batch, model = watch.batches[step], watch.model(step).train()
+        labeled, strong = model(torch.cat([batch.labeled, *batch.strong]))[0].split([8, 16])
+        (torch.nn.functional.cross_entropy(labeled, batch.labels) + strong.logsumexp(-1).mean()).backward()
+        expected = {key.removeprefix("net."): -0.01 * value.grad for key, value in model.named_parameters()}
+        close(watch.update(step + 1), expected, rtol=1e-3)
 
 
 def test_the_default_schedule_is_fixmatchs(made):
@@ -644,10 +653,13 @@ def test_methods_are_told_how_the_averaged_model_does_on_validation_images(made)
     data, held_out = load_data(DataConfig()), watch.split()["validation"]
     assert data.train.pixels is not None
     images = (torch.from_numpy(data.train.pixels[held_out]).permute(0, 3, 1, 2) / 255 - data.mean[0]) / data.std[0]
-    with torch.no_grad():
-        predicted = watch.model(2, "ema")(images)[0].argmax(1).numpy()
-    hits = np.mean(predicted == data.train.labels[held_out])
-    assert validations[0]["ema"]["accuracy"] == pytest.approx(hits)
+    labels = torch.from_numpy(data.train.labels[held_out])
+    for name in ("ema", "raw"):
+        with torch.no_grad():
+            logits = watch.model(2, name)(images)[0]
+        assert validations[0][name]["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+        loss = torch.nn.functional.cross_entropy(logits, labels).item()
+        assert validations[0][name]["nll"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_the_speed_is_of_labeled_and_unlabeled_images(tmp_path, monkeypatch):
