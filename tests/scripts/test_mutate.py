@@ -8,7 +8,14 @@ import yaml
 
 LIST = Path(mutate.__file__).with_name("mutations.yaml")
 CODE = "def double(x):\n    return 2 * x\n\n\ndef unused():\n    return 1\n"
-TESTS = "from own import double\n\ndef test_zero():\n    assert double(0) == 0\n\ndef test_two():\n    assert double(2) == 4\n"
+TESTS = """from own import double
+
+def test_zero():
+    assert double(0) == 0
+
+def test_two():
+    assert double(2) == 4
+"""
 
 
 def listed(name: str, text: str, instead: str, tests: str = "test_own.py") -> dict:
