@@ -6,6 +6,7 @@ A line of the wiring that is left out or mixed up fails a test here. `scripts/mu
 import itertools
 import json
 import math
+import re
 import shutil
 import statistics
 import sys
@@ -18,6 +19,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from jobs import run, same, weights
+from launched import Launched
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,7 +28,7 @@ from debias_ssl import train
 from debias_ssl.contract import Batch
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.sources.load import load_data
-from debias_ssl.methods import Method, Needs, Problem, PseudoLabels, Step, View, Views
+from debias_ssl.methods import Method, Needs, Problem, PseudoLabels, Step, Supervised, View, Views
 from debias_ssl.methods.labeled_loss import CrossEntropy
 from debias_ssl.models import build
 from debias_ssl.training import journal as journal_module
@@ -70,6 +72,14 @@ class Watcher(Method):
 
     def on_evaluation(self, confusion: Tensor) -> None:
         self.judged.append(confusion.tolist())
+
+
+class Printing(Supervised):
+    """Says what it draws."""
+
+    def forward(self, views: Views) -> Step:
+        print("drawn", torch.rand(1).item(), flush=True)
+        return super().forward(views)
 
 
 class Taught(Watcher):
@@ -552,6 +562,14 @@ def test_what_a_step_draws_depends_on_seed_and_step_alone(made, tmp_path):
     assert resumed.drawn == watch.drawn[2:]
     other = made(*WATCH, "--seed", "1")
     assert not {value.item() for value in watch.drawn} & {value.item() for value in other.drawn}
+
+
+def test_processes_draw_different_numbers(tmp_path):
+    launched = Launched(2, tmp_path / "a", *TINY, "--steps", "1", "--method", f"{__name__}.Printing")
+    launched.finish()
+    # The line of one of them follows its progress bar.
+    drawn = re.findall(r"drawn ([\d.]+)", launched.log.read_text())
+    assert len(set(drawn)) == len(drawn) == 2
 
 
 def test_a_run_with_dropout_resumes_exactly(made, tmp_path):
