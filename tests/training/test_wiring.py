@@ -6,7 +6,6 @@ A line of the wiring that is left out or mixed up fails a test here. `scripts/mu
 import itertools
 import json
 import math
-import re
 import shutil
 import statistics
 import sys
@@ -19,7 +18,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from jobs import run, same, weights
-from launched import Launched
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,11 +26,15 @@ from debias_ssl import train
 from debias_ssl.contract import Batch
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.sources.load import load_data
-from debias_ssl.methods import Method, Needs, Problem, PseudoLabels, Step, Supervised, View, Views
+from debias_ssl.distributed.accelerator import make_accelerator
+from debias_ssl.methods import Method, Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.methods.labeled_loss import CrossEntropy
 from debias_ssl.models import build
 from debias_ssl.training import journal as journal_module
+from debias_ssl.training.config import Config
 from debias_ssl.training.journal import read_journal
+from debias_ssl.training.loop import take_step
+from debias_ssl.training.optim import OptimConfig, make_optimizer
 
 # Four steps of 8 + 16 images. After each of them the journal has a line and the weights are kept.
 STEPS = 4
@@ -72,14 +74,6 @@ class Watcher(Method):
 
     def on_evaluation(self, confusion: Tensor) -> None:
         self.judged.append(confusion.tolist())
-
-
-class Printing(Supervised):
-    """Says what it draws."""
-
-    def forward(self, views: Views) -> Step:
-        print("drawn", torch.rand(1).item(), flush=True)
-        return super().forward(views)
 
 
 class Taught(Watcher):
@@ -564,12 +558,20 @@ def test_what_a_step_draws_depends_on_seed_and_step_alone(made, tmp_path):
     assert not {value.item() for value in watch.drawn} & {value.item() for value in other.drawn}
 
 
-def test_processes_draw_different_numbers(tmp_path):
-    launched = Launched(2, tmp_path / "a", *TINY, "--steps", "1", "--method", f"{__name__}.Printing")
-    launched.finish()
-    # The line of one of them follows its progress bar.
-    drawn = re.findall(r"drawn ([\d.]+)", launched.log.read_text())
-    assert len(set(drawn)) == len(drawn) == 2
+def test_processes_draw_different_numbers(make_learner, make_batch, monkeypatch):
+    def drawn(rank: int) -> float:
+        accelerator = make_accelerator("fp32")
+        monkeypatch.setattr(type(accelerator), "process_index", rank)
+        learner = make_learner(Watcher, white=(1.0,))
+        take_step(0, make_batch(), Config(), accelerator, learner, make_optimizer(learner, OptimConfig()))
+        return Watcher.drawn[-1].item()
+
+    Watcher.given.clear()
+    first = drawn(0)
+    Watcher.given.clear()
+    assert drawn(1) != first
+    Watcher.given.clear()
+    assert drawn(0) == first
 
 
 def test_a_run_with_dropout_resumes_exactly(made, tmp_path):
