@@ -39,7 +39,7 @@ def save_checkpoint(
     try:
         aside.mkdir(parents=True)
         tensors: dict[str, Tensor] = {}
-        numbers = _without_tensors(optimizer.state_dict(), "", tensors)
+        numbers = _without_tensors(optimizer.state_dict(), "optimizer", tensors)
         save_file(_plain(learner.state_dict()), aside / "learner.safetensors")
         save_file(_plain(tensors), aside / "optimizer.safetensors")
         state = {"step": step, "optimizer": numbers, "scaler": scaler, "machine": machine()}

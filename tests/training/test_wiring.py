@@ -41,7 +41,7 @@ STEPS = 4
 TINY = ["--batch_size", "8", "--unlabeled_ratio", "2", "--steps", str(STEPS), "--data.validation_per_class", "5"]
 TINY += ["--log_every", "1", "--eval_every", "10", "--checkpoint_every", "1", "--keep_checkpoints", "9"]
 # The plain rule: the new weights are the old ones minus the rate times the gradient.
-PLAIN = ["--optim.momentum", "0", "--optim.weight_decay", "0", "--optim.schedule", "constant"]
+PLAIN = ["--optim.args.momentum", "0", "--optim.weight_decay", "0", "--optim.schedule", "constant"]
 # So small a rate leaves every weight where it is.
 STILL = [*PLAIN, "--optim.lr", "1e-30"]
 
@@ -49,7 +49,7 @@ STILL = [*PLAIN, "--optim.lr", "1e-30"]
 class Watcher(Method):
     """A method of a user's own; it keeps what it is given."""
 
-    needs = Needs(blank=True)
+    needs = Needs(blank="white")
     given: ClassVar[list[Views]] = []
     drawn: ClassVar[list[Tensor]] = []
     judged: ClassVar[list[Any]] = []
@@ -205,7 +205,16 @@ def without_end(out: Path, step: int) -> None:
 # -- the optimizer
 
 
-RISING = ["--optim.warmup", "0.5", "--optim.schedule", "cosine", "--optim.momentum", "0", "--optim.weight_decay", "0"]
+RISING = [
+    "--optim.warmup",
+    "0.5",
+    "--optim.schedule",
+    "cosine",
+    "--optim.args.momentum",
+    "0",
+    "--optim.weight_decay",
+    "0",
+]
 
 
 def test_the_learning_rate_follows_its_schedule(made):
@@ -262,7 +271,7 @@ def test_kernels_decay_by_the_weight_decay(made):
 def test_momentum_adds_a_part_of_the_step_before(made):
     constant = ["--optim.weight_decay", "0", "--optim.schedule", "constant", "--optim.lr", "0.01"]
     still, free = made(*STILL), made(*PLAIN, "--optim.lr", "0.01")
-    heavy = made(*constant, "--optim.momentum", "0.5", "--optim.nesterov", "false")
+    heavy = made(*constant, "--optim.args.momentum", "0.5", "--optim.args.nesterov", "false")
     first = {key: value - still.trained(1)[key] for key, value in free.trained(1).items()}
     assert same(heavy.trained(1), free.trained(1))
     # From the same weights, so that both have the same gradient.
@@ -272,7 +281,7 @@ def test_momentum_adds_a_part_of_the_step_before(made):
 def test_nesterovs_first_step_is_longer(made):
     constant = ["--optim.weight_decay", "0", "--optim.schedule", "constant", "--optim.lr", "0.01"]
     start, free = made(*STILL).trained(1), made(*PLAIN, "--optim.lr", "0.01").trained(1)
-    ahead = made(*constant, "--optim.momentum", "0.5").trained(1)
+    ahead = made(*constant, "--optim.args.momentum", "0.5").trained(1)
     for key, value in start.items():
         torch.testing.assert_close(ahead[key] - value, 1.5 * (free[key] - value), rtol=1e-3, atol=1e-6)
 
@@ -280,7 +289,7 @@ def test_nesterovs_first_step_is_longer(made):
 def test_adamw_is_another_optimizer(made):
     out = made("--optim.name", "adamw", "--optim.lr", "0.001").out
     saved = load_file(out / "checkpoints" / f"step_{STEPS:08d}" / "optimizer.safetensors")
-    assert {key.split(".", 1)[1] for key in saved} == {"step", "exp_avg", "exp_avg_sq"}
+    assert {key.rpartition(".")[2] for key in saved} == {"step", "exp_avg", "exp_avg_sq"}
 
 
 def test_layers_far_from_the_classifier_learn_more_slowly(made):
@@ -562,7 +571,7 @@ def test_processes_draw_different_numbers(make_learner, make_batch, monkeypatch)
     def drawn(rank: int) -> float:
         accelerator = make_accelerator("fp32")
         monkeypatch.setattr(type(accelerator), "process_index", rank)
-        learner = make_learner(Watcher, white=(1.0,))
+        learner = make_learner(Watcher, blank=(1.0,))
         take_step(0, make_batch(), Config(), accelerator, learner, make_optimizer(learner, OptimConfig()))
         return Watcher.drawn[-1].item()
 
