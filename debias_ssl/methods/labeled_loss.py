@@ -1,4 +1,4 @@
-"""What labeled images are trained by, whatever the method: cross-entropy, and losses for long-tailed labels."""
+"""Losses of labeled images, for every method: cross-entropy, and losses for long-tailed labels."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and what is said where they cannot be written."""
+"""Whole files: written aside and renamed, so that nobody sees half of one; and errors of writing as messages."""
 
 import os
 import secrets

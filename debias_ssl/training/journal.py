@@ -1,4 +1,4 @@
-"""What a run says while it goes: statistics of its steps, a progress bar, lines in metrics.jsonl, and warnings."""
+"""The journal of a run: statistics of its steps, the progress bar, lines in metrics.jsonl, and warnings."""
 
 import json
 import math
