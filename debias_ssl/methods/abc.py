@@ -15,13 +15,15 @@ from debias_ssl.system.errors import check_settings, fraction, not_negative
 class ABC(PseudoLabeling):
     """Auxiliary balanced classifier (arXiv 2110.10368) on the features of FixMatch, through which its gradient flows.
 
-    With g the auxiliary head, q = softmax(g(weak(u))), k = argmax q, r_y = n_min / n_y and t the progress:
+    With g the auxiliary head, q = softmax(g(weak(u))), k = argmax q, r_y = n_min / n_y, s_y the same of the shares in
+    which labeled images are drawn and t the progress:
 
-    L = L_FixMatch + mean_x B(r_y) CE(g(weak(x)), y)
+    L = L_FixMatch + mean_x B(s_y) CE(g(weak(x)), y)
         + mean_u 1[max q >= threshold] B(1 - t (1 - r_k)) CE(g(strong(u)), q)
 
-    B(p) is 1 with probability p, else 0, drawn for each image. At test time g predicts. The targets q are soft, as in
-    the authors' code. auxiliary_weight = 0 trains the network of FixMatch.
+    B(p) is 1 with probability p, else 0, drawn for each image. s is r, and 1 where classes are drawn equally often:
+    unlabeled images then still come as they are, in the shares of the labels, as the paper assumes. At test time g
+    predicts. The targets q are soft, as in the authors' code. auxiliary_weight = 0 trains the network of FixMatch.
 
     Args:
         problem: what is fixed before training.
@@ -31,6 +33,7 @@ class ABC(PseudoLabeling):
     """
 
     keep: Float[Tensor, " C"]
+    keep_labeled: Float[Tensor, " C"]
 
     def __init__(
         self,
@@ -48,11 +51,13 @@ class ABC(PseudoLabeling):
         # A class without labels counts as having one.
         counts = torch.tensor(problem.labeled_counts).clamp(min=1)
         self.register_buffer("keep", counts.min() / counts, persistent=False)
+        keep = torch.ones_like(self.keep) if problem.class_balanced else self.keep.clone()
+        self.register_buffer("keep_labeled", keep, persistent=False)
 
     def forward(self, views: Views) -> Step:
         target, weight = confident_labels(views.weak.logits, self.threshold)
         step = self.step(views, PseudoLabels(target=target, weight=weight))
-        kept = torch.bernoulli(self.keep[views.labels])
+        kept = torch.bernoulli(self.keep_labeled[views.labels])
         auxiliary = weighted_cross_entropy(self.head(views.labeled.features), views.labels, kept)
         with torch.no_grad():
             weak = self.head(views.weak.features)

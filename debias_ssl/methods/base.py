@@ -25,7 +25,7 @@ class Method(nn.Module):
     def __init__(self, problem: Problem):
         super().__init__()
         self.problem = problem
-        self.criterion = problem.labeled_loss or CrossEntropy(problem.labeled_counts)
+        self.criterion = problem.labeled_loss or CrossEntropy(problem)
 
     def forward(self, views: Views) -> Step:
         raise NotImplementedError

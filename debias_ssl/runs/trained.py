@@ -184,8 +184,9 @@ def load_trained(folder: RunFolder, device: torch.device) -> TrainedRun:
             num_features=net.num_features,
             labeled_counts=counts,
             num_unlabeled=model["num_unlabeled"],
-            labeled_loss=config.labeled_loss(counts),
+            class_balanced=config.class_balanced,
         )
+        problem = replace(problem, labeled_loss=config.labeled_loss(problem))
         white = white_pixel(transform["mean"], transform["std"])
         predictor = Predictor(net, config.method(problem), white)
         net.net.load_state_dict(load_file(folder.path / "model.safetensors"))

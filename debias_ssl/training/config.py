@@ -48,7 +48,7 @@ class Config:
     """
 
     method: Callable[[Problem], Method] = DebiasPL
-    labeled_loss: Callable[[tuple[int, ...]], LabeledLoss] = CrossEntropy
+    labeled_loss: Callable[[Problem], LabeledLoss] = CrossEntropy
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
