@@ -22,7 +22,8 @@ from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.reading.workers import read_ahead
 from debias_ssl.data.sampling.keyed import Purpose, beta, permutation, uniform_ahead
 from debias_ssl.data.sampling.orders import BalancedOrder, BatchOrder, PassOrder, ShardOrder
-from debias_ssl.system.errors import InputError, check_settings
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.ranges import AtLeastOne, check_ranges
 
 MOST_LANES = 64
 
@@ -37,11 +38,11 @@ class StreamConfig:
         augment: weak and strong views.
     """
 
-    lanes: int | None = None
+    lanes: AtLeastOne | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self):
-        check_settings(self, "data.", lanes=(self.lanes is None or self.lanes > 0, "above 0"))
+        check_ranges(self, "data.", StreamConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

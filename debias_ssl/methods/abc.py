@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
 from debias_ssl.formulas.logits import confident_labels, weighted_cross_entropy
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class ABC(PseudoLabeling):
@@ -39,14 +39,14 @@ class ABC(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        threshold: float = 0.95,
-        unlabeled_weight: float = 1.0,
-        auxiliary_weight: float = 1.0,
+        threshold: Fraction = 0.95,
+        unlabeled_weight: NotNegative = 1.0,
+        auxiliary_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.auxiliary_weight = auxiliary_weight
-        check_settings(self, "method.", threshold=fraction, auxiliary_weight=not_negative)
+        check_ranges(self, "method.")
         self.head = nn.Linear(problem.num_features, problem.num_classes)
         # A class without labels counts as having one.
         counts = torch.tensor(problem.labeled_counts).clamp(min=1)

@@ -1,7 +1,7 @@
 """CSST: self-training for the worst class, or for the mean recall while every class is predicted often enough."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, Range, check_ranges
 
 
 class CSST(PseudoLabeling):
@@ -52,17 +52,17 @@ class CSST(PseudoLabeling):
         problem: Problem,
         *,
         objective: Literal["min_recall", "mean_recall"] = "min_recall",
-        coverage: float = 0.95,
-        threshold: float = 0.05,
-        rate: float = 0.1,
-        unlabeled_weight: float = 1.0,
+        coverage: Fraction = 0.95,
+        threshold: Annotated[float, Range(0, below=False)] = 0.05,
+        rate: NotNegative = 0.1,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.objective = objective
         self.coverage = coverage
         self.threshold = threshold
         self.rate = rate
-        check_settings(self, "method.", coverage=fraction, threshold=not_negative, rate=not_negative)
+        check_ranges(self, "method.")
         # A class without labels counts as having one.
         for name, counts in (("prior", problem.labeled_counts), ("sampled_prior", problem.sampled_counts)):
             floored = torch.tensor(counts, dtype=torch.float32).clamp(min=1)

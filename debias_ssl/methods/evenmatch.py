@@ -9,7 +9,7 @@ from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, debias
 from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.methods.softmatch import GaussianWeights
-from debias_ssl.system.errors import check_settings, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class EvenMatch(PseudoLabeling):
@@ -43,15 +43,15 @@ class EvenMatch(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        strength: float = 0.5,
-        labeled_strength: float = 1.5,
-        momentum: float = 0.99,
-        unlabeled_weight: float = 1.0,
+        strength: NotNegative = 0.5,
+        labeled_strength: NotNegative = 1.5,
+        momentum: Fraction = 0.99,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.strength = strength
         self.labeled_strength = labeled_strength
-        check_settings(self, "method.", strength=not_negative, labeled_strength=not_negative)
+        check_ranges(self, "method.")
         counts = torch.tensor(problem.sampled_counts, dtype=torch.float32)
         self.register_buffer("labeled_prior", counts / counts.sum(), persistent=False)
         self.marginal = uniform_marginal(problem.num_classes, momentum)

@@ -15,6 +15,7 @@ from debias_ssl.formulas.logits import (
     prior_margins,
     smoothed_cross_entropy,
 )
+from debias_ssl.system.ranges import BelowOne, Fraction, NotNegative, Positive, check_ranges
 
 
 class LabeledLoss(nn.Module):
@@ -75,9 +76,10 @@ class LogitAdjusted(LabeledLoss):
         strength: tau; 1 is consistent for the balanced error, 0 is CrossEntropy.
     """
 
-    def __init__(self, problem: Problem, *, strength: float = 1.0):
+    def __init__(self, problem: Problem, *, strength: NotNegative = 1.0):
         super().__init__(problem)
         self.strength = strength
+        check_ranges(self, "labeled_loss.")
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         delta = prior_margins(self.prior, self.strength)
@@ -107,16 +109,17 @@ class AdaptiveMargin(LabeledLoss):
         self,
         problem: Problem,
         *,
-        max_margin: float = 0.5,
-        scale: float = 1.0,
-        reweight_from: float = 0.8,
-        beta: float = 0.9999,
+        max_margin: NotNegative = 0.5,
+        scale: Positive = 1.0,
+        reweight_from: Fraction = 0.8,
+        beta: BelowOne = 0.9999,
     ):
         super().__init__(problem)
         self.max_margin = max_margin
         self.scale = scale
         self.reweight_from = reweight_from
         self.beta = beta
+        check_ranges(self, "labeled_loss.")
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         alpha = torch.ones_like(self.counts)
@@ -141,10 +144,11 @@ class Equalized(LabeledLoss):
             another share of all images for each data set.
     """
 
-    def __init__(self, problem: Problem, *, drop: float = 0.95, rare: float = 0.3):
+    def __init__(self, problem: Problem, *, drop: Fraction = 0.95, rare: NotNegative = 0.3):
         super().__init__(problem)
         self.drop = drop
         self.rare = rare
+        check_ranges(self, "labeled_loss.")
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         dropped = (self.sampled < self.rare * self.sampled.mean()) & (torch.rand_like(logits) < self.drop)
@@ -160,9 +164,10 @@ class LabelSmoothing(LabeledLoss):
         smoothing: eps; .1 for ImageNet, .05 for CIFAR-100 (arXiv 1906.02629); 0 is CrossEntropy.
     """
 
-    def __init__(self, problem: Problem, *, smoothing: float = 0.1):
+    def __init__(self, problem: Problem, *, smoothing: BelowOne = 0.1):
         super().__init__(problem)
         self.smoothing = smoothing
+        check_ranges(self, "labeled_loss.")
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
@@ -181,10 +186,11 @@ class LabelAwareSmoothing(LabeledLoss):
         tail: eps of the rarest class, 0 and .1; both 0 is CrossEntropy.
     """
 
-    def __init__(self, problem: Problem, *, head: float = 0.3, tail: float = 0.0):
+    def __init__(self, problem: Problem, *, head: BelowOne = 0.3, tail: BelowOne = 0.0):
         super().__init__(problem)
         self.head = head
         self.tail = tail
+        check_ranges(self, "labeled_loss.")
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         return smoothed_cross_entropy(logits, labels, label_aware_smoothing(self.counts, self.head, self.tail))

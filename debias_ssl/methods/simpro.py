@@ -8,7 +8,7 @@ from debias_ssl.contract import Problem, PseudoLabels, Step, Views
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, confident_labels
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class SimPro(PseudoLabeling):
@@ -39,15 +39,15 @@ class SimPro(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        threshold: float = 0.95,
-        strength: float = 2.0,
-        momentum: float = 0.999,
-        unlabeled_weight: float = 1.0,
+        threshold: Fraction = 0.95,
+        strength: NotNegative = 2.0,
+        momentum: Fraction = 0.999,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.strength = strength
-        check_settings(self, "method.", threshold=fraction, strength=not_negative)
+        check_ranges(self, "method.")
         # Its sum is the share of pseudo-labels that count: steps with few of them move the prior little.
         self.confident = uniform_marginal(problem.num_classes, momentum)
         counts = torch.tensor(problem.sampled_counts, dtype=torch.float32)
