@@ -66,6 +66,7 @@ class DebiasPL(PseudoLabeling):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.strength = strength
+        self.num_views = num_views
         self.assist_threshold = assist_threshold
         check_ranges(self, "method.")
         self.marginal = uniform_marginal(problem.num_classes, momentum)

@@ -42,6 +42,7 @@ class FixMatch(PseudoLabeling):
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
+        self.prior_momentum = prior_momentum
         check_ranges(self, "method.")
         shares = None if prior is None else class_shares(prior, problem.num_classes)
         self.register_buffer("prior", shares, persistent=False)

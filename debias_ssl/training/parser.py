@@ -48,10 +48,10 @@ class Parser(ArgumentParser):
         # An error in the settings of a setting's class comes here twice.
         raise InputError(text.removesuffix(hint) + hint) from ex
 
-    def format_help(self, *arguments: Any) -> str:
+    def format_help(self, **settings: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         # A range belongs to the type of a setting: "int at least 1" instead of "Annotated[int, at least 1]".
         return re.sub(
-            r"Annotated\[(\w+),(\s+(?:in\s+[\[(][^\])]*[\])]|[^\]]*))\]", r"\1\2", super().format_help(*arguments)
+            r"Annotated\[(\w+),(\s+(?:in\s+[\[(][^\])]*[\])]|[^\]]*))\]", r"\1\2", super().format_help(**settings)
         )
 
     def parse_args(self, *arguments: Any, **settings: Any) -> Namespace:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -63,7 +63,8 @@ def refusal(kind: type, name: str, value: Any) -> str:
     try:
         made(kind, **{name: value})
     except InputError as error:
-        return str(error) if f"{name} is {value}, must be " in str(error) else ""
+        told = (f"{name} is {value}, must be ", f"momentum of a running mean is {value}, must be ", f"{name} must be ")
+        return str(error) if any(each in str(error) for each in told) else ""
     return ""
 
 
@@ -116,27 +117,28 @@ def test_what_is_just_outside_is_refused_and_the_edges_are_taken(name: str):
         inside, outside = numbers(allowed, is_whole(hint))
         assert outside or math.isinf(allowed.smallest)
         for number in inside:
-            assert not refusal(kind, setting, as_set(hint, number)), (setting, number)
+            value = as_set(hint, number)
+            # Shares must not all be 0.
+            assert not refusal(kind, setting, [*value[1:], 1] if isinstance(value, list) else value), (setting, number)
         for number in outside:
-            # A momentum is refused by what keeps it, of which a method may have several.
-            is_refused = refusal(kind, setting, as_set(hint, number)) or "momentum" in setting
-            assert is_refused, (setting, number)
+            assert refusal(kind, setting, as_set(hint, number)), (setting, number)
 
 
 def cases(classes: dict[str, type]) -> Iterator[tuple[str, str, float]]:
     for name, kind in classes.items():
         for setting, allowed in declared(kind).items():
-            _, outside = numbers(allowed, is_whole(hints_of(kind)[setting]))
-            yield name, setting, as_set(hints_of(kind)[setting], outside[-1])
+            for number in (allowed.smallest - (not allowed.above), allowed.largest + (not allowed.below)):
+                if math.isfinite(number):
+                    yield name, setting, as_set(hints_of(kind)[setting], number)
 
 
-@pytest.mark.parametrize(("name", "setting", "value"), cases(METHODS))
+@pytest.mark.parametrize(("name", "setting", "value"), [*cases(METHODS)])
 def test_settings_of_methods_are_refused_where_they_are_read(name: str, setting: str, value: Any):
     with pytest.raises(InputError, match=rf"method\.{setting} is .*, must be "):
         settings_of("--method", name, f"--method.{setting}={value}")
 
 
-@pytest.mark.parametrize(("name", "setting", "value"), cases(LABELED_LOSSES))
+@pytest.mark.parametrize(("name", "setting", "value"), [*cases(LABELED_LOSSES)])
 def test_settings_of_losses_are_refused_where_they_are_read(name: str, setting: str, value: Any):
     with pytest.raises(InputError, match=rf"labeled_loss\.{setting} is .*, must be "):
         settings_of("--labeled_loss", name, f"--labeled_loss.{setting}={value}")
@@ -154,7 +156,7 @@ def test_settings_of_losses_are_refused_where_they_are_read(name: str, setting: 
         (["--model.drop_rate", "1"], "model.drop_rate is 1.0, must be in [0, 1)"),
         (
             ["--method.base", "UDA", "--method.base.init_args.temperature", "0"],
-            "base.init_args.temperature is 0.0, must be",
+            "temperature is 0.0, must be",
         ),
     ],
 )
@@ -179,8 +181,8 @@ def test_help_says_the_ranges(capsys):
 @pytest.mark.parametrize(("name", "value"), [("threshold", 0.8), ("unlabeled_weight", 2.0)])
 def test_debiaspl_does_not_ignore_a_setting_beside_a_base(name: str, value: float):
     with pytest.raises(InputError, match=rf"method\.{name} is {value}.*set --method\.base\.init_args\.{name}"):
-        DebiasPL(PROBLEM, base=FixMatch, **{name: value})
-    assert DebiasPL(PROBLEM, **{name: value}).base is None
+        made(DebiasPL, base=FixMatch, **{name: value})
+    assert made(DebiasPL, **{name: value}).base is None
 
 
 def test_a_warning_names_the_threshold_that_there_is():
