@@ -19,11 +19,27 @@ class Problem:
     num_classes: int
     num_features: int
     labeled_counts: tuple[int, ...]
-    """Labeled images of each class."""
+    """Labeled images of each class: how much there is to learn it from. What corrects for the shares in which a step
+    holds the classes takes `sampled_counts` or `labeled_prior`."""
     num_unlabeled: int
+    class_balanced: bool = False
+    """Whether labeled images are drawn equally often from each class that has some, instead of as they are."""
     labeled_loss: Callable[[Tensor, Tensor, float], Tensor] | None = None
     """The loss of labeled images that every method uses: logits (L C), labels (L) and progress to a scalar. None is
     cross-entropy."""
+
+    @property
+    def sampled_counts(self) -> tuple[float, ...]:
+        """Labeled images of each class, if there were as many of it as its share in the labeled images of steps."""
+        if not self.class_balanced:
+            return tuple(float(count) for count in self.labeled_counts)
+        each = sum(self.labeled_counts) / sum(count > 0 for count in self.labeled_counts)
+        return tuple(each if count else 0.0 for count in self.labeled_counts)
+
+    @property
+    def labeled_prior(self) -> tuple[float, ...]:
+        """The share of each class among the labeled images of steps."""
+        return tuple(count / sum(self.labeled_counts) for count in self.sampled_counts)
 
 
 BlankKind = Literal["ones", "white"]

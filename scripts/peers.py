@@ -306,7 +306,7 @@ def cdmad(num: int) -> Comparison:
 
 def logit_adjustment(num: int) -> Comparison:
     found = Comparison(source="google-research/google-research logit_adjustment/utils.py, main.py 1d4d2f1")
-    method, base_probs = LogitAdjusted(COUNTS), normalized(np.array(COUNTS))
+    method, base_probs = LogitAdjusted(PROBLEM), normalized(np.array(COUNTS))
     for views, x in steps(num):
         loss = entropy(x.labeled + np.log(base_probs**1.0 + 1e-12), x.labels).mean()
         found.see("losses", method(views.labeled.logits, views.labels, views.progress), loss)

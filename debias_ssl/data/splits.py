@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import write_aside
+from debias_ssl.system.ranges import AtLeastOne, Natural, Ratio, Share, check_ranges
 
 UnlabeledOrder = Literal["same", "uniform", "reversed", "middle", "head_tail"]
 PARTS = ("labeled", "unlabeled", "validation")
@@ -38,27 +39,20 @@ class SplitConfig:
         split: a split.json to use instead of drawing one; with `labels` in it, these are the labeled images' classes.
     """
 
-    labels_per_class: int | None = None
-    labeled_fraction: float | None = None
-    labeled_imbalance: float = 1.0
-    unlabeled_per_class: int | None = None
-    unlabeled_imbalance: float = 1.0
+    labels_per_class: AtLeastOne | None = None
+    labeled_fraction: Share | None = None
+    labeled_imbalance: Ratio = 1.0
+    unlabeled_per_class: AtLeastOne | None = None
+    unlabeled_imbalance: Ratio = 1.0
     unlabeled_order: UnlabeledOrder = "same"
     unlabeled_includes_labeled: bool = True
-    train_imbalance: float = 1.0
-    validation_per_class: int = 0
-    split_seed: int | None = None
+    train_imbalance: Ratio = 1.0
+    validation_per_class: Natural = 0
+    split_seed: Natural | None = None
     split: str | None = None
 
     def __post_init__(self):
-        at_least = {"labels_per_class": 1, "unlabeled_per_class": 1, "validation_per_class": 0, "labeled_imbalance": 1}
-        at_least |= {"unlabeled_imbalance": 1, "train_imbalance": 1, "split_seed": 0}
-        for name, smallest in at_least.items():
-            value = getattr(self, name)
-            if value is not None and not smallest <= value < math.inf:
-                raise InputError(f"data.{name} is {value}, must be at least {smallest}")
-        if self.labeled_fraction is not None and not 0 < self.labeled_fraction <= 1:
-            raise InputError(f"data.labeled_fraction is {self.labeled_fraction}, must be above 0 and at most 1")
+        check_ranges(self, "data.", SplitConfig)
         if self.labeled_fraction is not None and self.labels_per_class is not None:
             raise InputError("data.labeled_fraction and data.labels_per_class exclude each other: set one to null")
         if self.labels_per_class is None and self.labeled_imbalance != 1:

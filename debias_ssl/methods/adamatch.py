@@ -11,7 +11,7 @@ from debias_ssl.contract import Needs, Problem, PseudoLabels, Views
 from debias_ssl.distributed.running import RunningMean, uniform_marginal
 from debias_ssl.formulas.logits import align
 from debias_ssl.methods.base import PseudoLabeling, class_shares
-from debias_ssl.system.errors import check_settings, fraction
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class AdaMatch(PseudoLabeling):
@@ -46,14 +46,14 @@ class AdaMatch(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        threshold: float = 0.9,
-        momentum: float = 0.999,
-        prior: Literal["labeled", "uniform"] | list[float] | None = "labeled",
-        unlabeled_weight: float = 1.0,
+        threshold: Fraction = 0.9,
+        momentum: Fraction = 0.999,
+        prior: Literal["labeled", "uniform"] | list[NotNegative] | None = "labeled",
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
-        check_settings(self, "method.", threshold=fraction)
+        check_ranges(self, "method.")
         self.is_aligned, self.follows_labeled = prior is not None, prior == "labeled"
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.prior = uniform_marginal(problem.num_classes, momentum)

@@ -6,7 +6,7 @@ from torch import Tensor
 from debias_ssl.contract import BlankKind, Needs, Problem, PseudoLabels, View, Views
 from debias_ssl.formulas.logits import confident_labels
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class CDMAD(PseudoLabeling):
@@ -38,18 +38,18 @@ class CDMAD(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        threshold: float = 0.0,
+        threshold: Fraction = 0.0,
         hard: bool = False,
         blank: BlankKind = "ones",
-        warm_up: float = 0.2,
-        unlabeled_weight: float = 1.0,
+        warm_up: Fraction = 0.2,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.hard = hard
         self.needs = Needs(blank=blank)
         self.warm_up = warm_up
-        check_settings(self, "method.", threshold=fraction, warm_up=fraction)
+        check_ranges(self, "method.")
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
         if views.progress >= self.warm_up:

@@ -8,7 +8,7 @@ from debias_ssl.contract import Problem, PseudoLabels, Views
 from debias_ssl.distributed.running import RunningMean, uniform_marginal
 from debias_ssl.formulas.logits import debias, gaussian_weights
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class GaussianWeights(nn.Module):
@@ -76,14 +76,14 @@ class SoftMatch(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        num_sigma: float = 2.0,
-        momentum: float = 0.999,
+        num_sigma: NotNegative = 2.0,
+        momentum: Fraction = 0.999,
         uniform_alignment: bool = True,
-        unlabeled_weight: float = 1.0,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.num_sigma = num_sigma
-        check_settings(self, "method.", num_sigma=not_negative)
+        check_ranges(self, "method.")
         self.weights = GaussianWeights(
             problem.num_classes, momentum=momentum, num_sigma=num_sigma, strength=float(uniform_alignment)
         )

@@ -102,9 +102,8 @@ def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
     task = _make_task(config, accelerator, folder.split if resume and folder.split.exists() else None)
     torch.manual_seed(config.seed)
     model = _make_model(config, task)
-    method = config.method(
-        replace(task.problem(model.num_features), labeled_loss=config.labeled_loss(task.labeled_counts))
-    )
+    problem = replace(task.problem(model.num_features), class_balanced=config.class_balanced)
+    method = config.method(replace(problem, labeled_loss=config.labeled_loss(problem)))
     stream = _make_stream(config, task, method)
     learner = Learner(
         model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]

@@ -184,9 +184,9 @@ def load_trained(folder: RunFolder, device: torch.device) -> TrainedRun:
             num_features=net.num_features,
             labeled_counts=counts,
             num_unlabeled=model["num_unlabeled"],
-            labeled_loss=config.labeled_loss(counts),
+            class_balanced=config.class_balanced,
         )
-        method = config.method(problem)
+        method = config.method(replace(problem, labeled_loss=config.labeled_loss(problem)))
         predictor = Predictor(net, method, blank_pixel(method.needs.blank, transform["mean"], transform["std"]))
         net.net.load_state_dict(load_file(folder.path / "model.safetensors"))
         if predictor.method.state_dict():

@@ -41,21 +41,6 @@ def check_settings(settings: Any, prefix: str, /, **rules: Callable[[Any], Verdi
             raise InputError(f"{prefix}{name} is {value}, must be {right}")
 
 
-def fraction(value: float) -> Verdict:
-    """The rule of a setting that is a probability or a part of a whole."""
-    return 0 <= value <= 1, "in [0, 1]"
-
-
-def positive(value: float) -> Verdict:
-    """The rule of a setting that something is divided by."""
-    return value > 0, "above 0"
-
-
-def not_negative(value: float) -> Verdict:
-    """The rule of a setting that may be 0 and not less."""
-    return value >= 0, "at least 0"
-
-
 def shortened(names: Sequence[str]) -> str:
     """The first ten of many names."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from debias_ssl.system.errors import check_settings
+from debias_ssl.system.ranges import AtLeastOne, Finite, Natural, Positive, Share, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,22 +27,17 @@ class ReadingConfig:
     """
 
     features: tuple[str, ...] = ()
-    image_size: int | None = None
+    image_size: AtLeastOne | None = None
     crop: Literal["shift", "resized"] = "shift"
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    mean: tuple[Finite, ...] | None = None
+    std: tuple[Positive, ...] | None = None
     on_error: Literal["stop", "skip"] = "stop"
     input: Literal["auto", "resident", "streaming"] = "auto"
-    workers: int = 4
+    workers: Natural = 4
     cache: str | None = None
 
     def __post_init__(self):
-        check_settings(
-            self,
-            "data.",
-            image_size=(self.image_size is None or self.image_size > 0, "above 0"),
-            crop_scale=(0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "two shares of the area, the smaller first"),
-            std=(all(value > 0 for value in self.std or ()), "above 0"),
-            workers=(self.workers >= 0, "at least 0"),
-        )
+        check_ranges(self, "data.", ReadingConfig)
+        is_ascending = self.crop_scale[0] <= self.crop_scale[1]
+        check_settings(self, "data.", crop_scale=(is_ascending, "two shares of the area, the smaller first"))
