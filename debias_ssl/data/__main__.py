@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from debias_ssl.data.checking import describe, examine, parts_of
+from debias_ssl.data.checking import describe, examine, parts_of, scale_told
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.sources.images import fingerprint
 from debias_ssl.data.sources.load import load_data
@@ -24,10 +24,13 @@ def check(config: DataConfig, seed: int) -> bool:
     print(f"{len(data.classes)} classes: {', '.join(data.classes[:20])}{' ...' if len(data.classes) > 20 else ''}")
     found = {}
     for name, images in parts_of(data).items():
-        found[name] = examine(images, name)
+        found[name] = examine(images, name, decoding=config.decoding)
         sizes = ", ".join(f"{number} of {size}" for size, number in found[name].sizes.most_common(3))
         more = len(found[name].sizes) - 3
         print(f"{name:<10} {describe(images, data.classes)}; {sizes}{f' and {more} other sizes' if more > 0 else ''}")
+        told = scale_told(found[name])
+        if told is not None:
+            print(f"{'':<10} {told}")
     bad = {path: reason for findings in found.values() for path, reason in findings.unreadable.items()}
     print(f"unreadable {len(bad)} files")
     for path, reason in list(bad.items())[:SHOWN]:

@@ -12,6 +12,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from debias_ssl.contract import Place
+from debias_ssl.data.reading.config import Decoding
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
 from debias_ssl.labels.arguments import LabelsOfRows, Settings, TargetPrior, array, flags_are_arguments, named, text
 from debias_ssl.labels.class_names import distinct
@@ -103,6 +104,8 @@ def label_images(
     truth: LabelsOfRows | None = None,
     tune_on: LabelsOfRows | None = None,
     on_error: Literal["stop", "skip"] = "stop",
+    bits: int | None = None,
+    max_pixels: int | None = None,
     batch_size: int = 256,
     workers: int = 0,
     precision: Precision = "auto",
@@ -121,6 +124,8 @@ def label_images(
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
         features: folder that keeps features of images for the next time; None keeps them in memory.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
+        bits: of gray images with 16 bits, how many hold the picture; None is what the file says of itself, else 16.
+        max_pixels: most pixels of an image that is decoded; None is Pillow's limit.
         batch_size: images that pass through the network at a time.
         workers: processes that decode; 0 decodes in this one.
         precision: of the network; `auto` is bf16 where the device multiplies in it.
@@ -143,8 +148,10 @@ def label_images(
     )
     with flags_are_arguments():
         request = _request(text(images), text(classes), text(templates), settings)
+        decoding = Decoding(bits=bits, max_pixels=max_pixels)
+        decoding.check("")
         config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
-        return _label(request, config, clip, features, on_error, batch_size, workers, precision)
+        return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
 
 
 def _matrix_rows(
@@ -200,6 +207,7 @@ def _label(
     clip: Clip,
     features: str | Path | None,
     on_error: Literal["stop", "skip"],
+    decoding: Decoding,
     batch_size: int,
     workers: int,
     precision: Precision,
@@ -216,6 +224,7 @@ def _label(
         batch_size=batch_size,
         workers=workers,
         on_error=on_error,
+        decoding=decoding,
         autocast=_autocast(precision, clip.device),
     )
     names = [request.files[i] for i in cache.places.tolist()]

@@ -7,6 +7,31 @@ from debias_ssl.system.errors import check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How the numbers in an image file become bytes, and how many of them may be decoded.
+
+    Args:
+        bits: of gray images with 16 bits, how many hold the picture; null is what the file says of itself, else 16.
+        max_pixels: of one image; null is Pillow's limit, and a note of images above half of it.
+    """
+
+    bits: int | None = None
+    max_pixels: int | None = None
+
+    def check(self, prefix: str) -> None:
+        """Raises InputError where a setting, called `prefix` and its name, is out of its range."""
+        check_settings(
+            self,
+            prefix,
+            bits=(self.bits is None or 8 <= self.bits <= 16, "from 8 to 16"),
+            max_pixels=(self.max_pixels is None or self.max_pixels > 0, "above 0"),
+        )
+
+
+STANDARD = Decoding()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadingConfig:
     """How images become the numbers that a network takes.
 
@@ -18,6 +43,9 @@ class ReadingConfig:
         crop_scale: smallest and largest area of a random crop, as a fraction of the image.
         mean: of each channel, in [0, 1]; null takes the data set's, or ImageNet's.
         std: of each channel, likewise.
+        bits: of gray images with 16 bits, how many hold the picture, such as 12; null is what the file says of itself,
+            else 16. `debias-ssl data check` says the largest value.
+        max_pixels: most pixels of an image that is decoded; null is Pillow's limit, about 179 million.
         on_error: `stop` at an image that cannot be read, or `skip` it and list it in the run folder.
         input: `resident` decodes all images once into a cached array, `streaming` decodes as it goes in `workers`;
             `auto` streams what needs more than 4 GiB.
@@ -31,6 +59,8 @@ class ReadingConfig:
     crop_scale: tuple[float, float] = (0.2, 1.0)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    bits: int | None = None
+    max_pixels: int | None = None
     on_error: Literal["stop", "skip"] = "stop"
     input: Literal["auto", "resident", "streaming"] = "auto"
     workers: int = 4
@@ -45,3 +75,9 @@ class ReadingConfig:
             std=(all(value > 0 for value in self.std or ()), "above 0"),
             workers=(self.workers >= 0, "at least 0"),
         )
+        self.decoding.check("data.")
+
+    @property
+    def decoding(self) -> Decoding:
+        """How files become pixels, before they are cropped."""
+        return Decoding(bits=self.bits, max_pixels=self.max_pixels)
