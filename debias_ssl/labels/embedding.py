@@ -118,23 +118,39 @@ def embed(
     shards = _shards(len(files))
     first, stop = (rank * len(shards) // place.num_processes for rank in (place.rank, place.rank + 1))
     missing = [n for n in range(first, stop) if not store.is_whole(n, (len(shards[n]), clip.embed_dim))]
-    failed = len(files)
     batches = _Batches(
-        files=files, preprocess=clip.preprocess, decoding=decoding, batches=_cut(missing, len(files), batch_size)
+        files=files,
+        preprocess=clip.preprocess,
+        decoding=decoding,
+        batches=_cut(missing, len(files), batch_size),
     )
-    for number, values in _made(clip, batches, place.device, workers, autocast, progress):
+    made = _made(clip, batches, place.device, workers, autocast, progress)
+    failed = _first_of_all(_kept(store, made, len(files), on_error, stops=place.num_processes == 1), place)
+    if failed < len(files):
+        raise _without_features(files[failed], decoding)
+    return _opened(store, root, files, on_error, decoding)
+
+
+def _kept(
+    store: FeatureStore,
+    made: Iterable[tuple[int, Float[Tensor, "n D"]]],
+    num_files: int,
+    on_error: Literal["stop", "skip"],
+    *,
+    stops: bool,
+) -> int:
+    """Keeps shards that are made; the number of the first image that has no features, where it must."""
+    failed = num_files
+    for number, values in made:
         lacking = values[:, 0].isnan().nonzero()
         if on_error == "skip" or not len(lacking):
             store.write(number, values.half().cpu().numpy())
             continue
-        failed = min(failed, shards[number].start + int(lacking[0]))
+        failed = min(failed, number * SHARD_SIZE + int(lacking[0]))
         # Several processes go on to their end: those that are done wait for the others, but not for ever.
-        if place.num_processes == 1:
+        if stops:
             break
-    failed = _first_of_all(failed, place)
-    if failed < len(files):
-        raise _without_features(files[failed], decoding)
-    return _opened(store, root, files, on_error, decoding)
+    return failed
 
 
 def _made(

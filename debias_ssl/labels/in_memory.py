@@ -113,8 +113,7 @@ def label_images(
 ) -> DebiasedLabels:
     """Labels images with CLIP without its preference for classes, as `debias-ssl label` does.
 
-    The settings from `prior` to `tune_on` are those of `debias_matrix`. Without `truth`, folders that have the names of
-    classes are it.
+    Settings from `prior` to `tune_on` are those of `debias_matrix`; without `truth`, folders named like classes are it.
 
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
@@ -124,10 +123,8 @@ def label_images(
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
         features: folder that keeps features of images for the next time; None keeps them in memory.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
-        bits: of gray images with 16 bits, how many hold the picture; None is what the file says of itself, else 16.
-        max_pixels: most pixels of an image that is decoded; None is Pillow's limit.
-        batch_size: images that pass through the network at a time.
-        workers: processes that decode; 0 decodes in this one.
+        bits, max_pixels: how files become pixels, as `data.bits` and `data.max_pixels` of a run.
+        batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
         precision: of the network; `auto` is bf16 where the device multiplies in it.
         device: where the network goes; None is the accelerator if there is one, else the CPU.
 
@@ -148,9 +145,8 @@ def label_images(
     )
     with flags_are_arguments():
         request = _request(text(images), text(classes), text(templates), settings)
-        decoding = Decoding(bits=bits, max_pixels=max_pixels)
-        decoding.check("")
         config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
+        decoding = Decoding(bits=bits, max_pixels=max_pixels)
         return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
 
 
@@ -212,6 +208,7 @@ def _label(
     workers: int,
     precision: Precision,
 ) -> DebiasedLabels:
+    decoding.check("")
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise InputError(f"{name} is {value}, must be at least {least}")
