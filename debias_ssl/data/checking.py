@@ -75,6 +75,20 @@ def scale_told(findings: Findings) -> str | None:
     return told if problem is None else f"{told}: {problem}; if they hold {likely} bits, set data.bits {likely}"
 
 
+def doubles(images: Images, hashes: dict[str, str]) -> tuple[list[tuple[str, str]], int]:
+    """Images whose pixels another one before has, each with that one, and how many of them have another label."""
+    first: dict[str, tuple[str, int]] = {}
+    pairs, contradicting = [], 0
+    for name, label in zip(images.names, images.labels.tolist(), strict=True):
+        if name not in hashes:
+            continue  # it cannot be read
+        twin, known = first.setdefault(hashes[name], (name, label))
+        if twin != name:
+            pairs.append((name, twin))
+            contradicting += label != known
+    return pairs, contradicting
+
+
 def parts_of(data: Data) -> dict[str, Images]:
     """The lists of images of a data set by name."""
     border = len(data.train) - data.num_separate

@@ -106,7 +106,13 @@ def unlabeled_counts(largest: int, imbalance: float, order: UnlabeledOrder, num_
 
 
 def draw_split(
-    labels: Indices, classes: tuple[str, ...], config: SplitConfig, *, seed: int, num_separate: int = 0
+    labels: Indices,
+    classes: tuple[str, ...],
+    config: SplitConfig,
+    *,
+    seed: int,
+    num_separate: int = 0,
+    num_shared: int = 0,
 ) -> Split:
     """Draws a split.
 
@@ -117,6 +123,7 @@ def draw_split(
         seed: taken where the config has no `split_seed`.
         num_separate: how many images at the end are an unlabeled set of its own. If there are any, they give no labels,
             and all unlabeled images come from them.
+        num_shared: how many images before these are in both sets; what is not held out of them is unlabeled too.
 
     Raises:
         InputError: a class has fewer images than are asked for.
@@ -140,14 +147,17 @@ def draw_split(
         pools, _ = _take(pools, counts, classes, "train_imbalance")
     labeled, rest = _take(pools, _labeled_counts(pools, config), classes, "labels_per_class")
 
-    if num_separate:
-        rest = members(first_separate, len(labels), draw=1)
+    first_unlabeled, has_own_set = first_separate - num_shared, bool(num_separate or num_shared)
+    if has_own_set:
+        used = np.concatenate([*labeled, *validation]) if num_shared else labels[:0]
+        rest = [pool[~np.isin(pool, used)] for pool in members(first_unlabeled, len(labels), draw=1)]
+        everything = np.setdiff1d(np.arange(first_unlabeled, len(labels)), used)
     if config.unlabeled_per_class is not None:
         largest, imbalance, order = config.unlabeled_per_class, config.unlabeled_imbalance, config.unlabeled_order
         counts = unlabeled_counts(largest, imbalance, order, len(classes))
         unlabeled, _ = _take(rest, counts, classes, "unlabeled_per_class")
     else:
-        unlabeled = [np.arange(first_separate, len(labels))] if num_separate else rest
+        unlabeled = [everything] if has_own_set else rest
     if config.unlabeled_includes_labeled:
         unlabeled = [*unlabeled, *labeled]
     return Split(labeled=_sorted(labeled), unlabeled=_sorted(unlabeled), validation=_sorted(validation))

@@ -74,6 +74,15 @@ class Task:
         return truth if (truth[others] >= 0).any() or not others.any() else np.full_like(truth, UNKNOWN)
 
     @property
+    def notes(self) -> list[str]:
+        """What people should know of the images and of their split."""
+        border = len(self.data.train) - self.data.num_separate
+        shared = int((self.split.validation >= border - self.data.num_shared).sum())
+        if not shared:
+            return [*self.data.notes]
+        return [*self.data.notes, f"{shared} validation images are in data.unlabeled too: not trained on"]
+
+    @property
     def channels(self) -> int:
         """Channels of an image, or features of it."""
         return self.readers["train"].shape[2]
@@ -207,7 +216,14 @@ def make_split(
     if split_file is not None:
         split = load_split(split_file, data.classes, fingerprint, len(data.train))
     else:
-        split = draw_split(data.train.labels, data.classes, config, seed=seed, num_separate=data.num_separate)
+        split = draw_split(
+            data.train.labels,
+            data.classes,
+            config,
+            seed=seed,
+            num_separate=data.num_separate,
+            num_shared=data.num_shared,
+        )
     if not len(split.labeled) or not len(split.unlabeled):
         labeled, unlabeled, held_out = (len(getattr(split, part)) for part in PARTS)
         raise InputError(

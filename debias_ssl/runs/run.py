@@ -194,7 +194,7 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
 
 def _notes(config: Config, task: Task) -> list[str]:
     """What users should know of their data before the first step."""
-    notes, classes = [], task.data.classes
+    notes, classes = task.notes, task.data.classes
     if task.unreadable:
         notes.append(f"left out {len(task.unreadable)} files that cannot be read: unreadable.json")
     raised = raised_classes(config.data, len(classes))

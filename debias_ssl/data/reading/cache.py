@@ -100,8 +100,11 @@ def readable(data: Data, config: ReadingConfig, progress: bool = True) -> tuple[
     if config.on_error == "stop":
         return data, {}
     border = len(data.train) - data.num_separate
-    labeled, bad_labeled = without_unreadable(data.train.part(slice(border)), config, progress)
+    shared = border - data.num_shared
+    labeled, bad_labeled = without_unreadable(data.train.part(slice(shared)), config, progress)
+    both, bad_both = without_unreadable(data.train.part(slice(shared, border)), config, progress)
     separate, bad_separate = without_unreadable(data.train.part(slice(border, None)), config, progress)
     test, bad_test = without_unreadable(data.test, config, progress)
-    data = replace(data, train=labeled + separate, num_separate=len(separate), test=test)
-    return data, bad_labeled | bad_separate | bad_test
+    train = labeled + both + separate
+    data = replace(data, train=train, num_separate=len(separate), num_shared=len(both), test=test)
+    return data, bad_labeled | bad_both | bad_separate | bad_test

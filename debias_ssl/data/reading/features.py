@@ -59,7 +59,8 @@ def _root_of(manifest: dict[str, Any], files: Sequence[str]) -> str:
         parts = Path(file).parts
         for cut in range(1, len(parts)):
             # A name alone, such as 0.png, may be that of any image: size and time say that it is the same.
-            if described.get("/".join(parts[cut:])) == _now(file):
+            was = described.get("/".join(parts[cut:]))
+            if was is not None and was == _now(file):
                 return os.path.join(*parts[:cut])
     return root
 

@@ -1,15 +1,18 @@
 """The data set `folder`: image files in folders, label files, lists of paths and tar files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from debias_ssl.data.sources.config import SourceConfig
+from debias_ssl.data.sources.identity import first_of_each, separated
 from debias_ssl.data.sources.images import UNKNOWN, Data, Images, common_parent
 from debias_ssl.data.sources.label_files import (
     confident,
+    has_confidence,
     inside,
     read_classes,
     read_confidence,
@@ -56,46 +59,68 @@ def read_folder(config: SourceConfig) -> Data:
         raise InputError(
             "data.name 'folder' needs data.labeled and data.test: a class tree or a CSV of path,label each"
         )
-    root = None if config.root is None else Path(config.root)
+    labeled_in, root = Path(config.labeled), None if config.root is None else Path(config.root)
     paths, names = labeled_files(config.labeled, root, "data.labeled")
-    known = read_classes(Path(config.labeled)) if config.chooses_rows else ()
+    known = read_classes(labeled_in) if config.chooses_rows else ()
     classes = _class_names([*names, *known])
-    train = images_of_files(paths, names, classes, config.labeled)
-    num_separate = 0
+    check_classes(classes, labeled_in)
+    labeled, once, notes = _once(images_of_files(paths, names, classes, config.labeled), classes, config.labeled)
+    unlabeled = None
     if config.chooses_rows:
-        train, others = _chosen(train, config, len(classes))
-        if config.unlabeled is None:
-            train, num_separate = train + others, len(others)
+        labeled, unlabeled = _chosen(labeled, once, config, len(classes))
     if config.unlabeled is not None:
         if is_shards(config.unlabeled):
-            separate = images_in_shards(config.unlabeled, classes, "data.unlabeled", config.cache)
+            unlabeled = images_in_shards(config.unlabeled, classes, "data.unlabeled", config.cache)
         else:
             paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled")
-            separate = images_of_files(paths, names, classes, config.unlabeled)
-        num_separate = len(separate)
-        train = train + separate
+            unlabeled = images_of_files(paths, names, classes, config.unlabeled)
+        unlabeled, _, more = _once(unlabeled, classes, config.unlabeled)
+        notes += more
+    test, more = _read_test(config, classes)
+    sets = separated(labeled, unlabeled, test, classes, are_certain=not has_confidence(labeled_in))
     return Data(
         classes=classes,
-        train=train,
-        num_separate=num_separate,
-        test=read_test(config, classes),
+        train=sets.train,
+        num_separate=sets.num_separate,
+        num_shared=sets.num_shared,
+        test=test,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
+        notes=(*notes, *more, *sets.notes),
     )
+
+
+def _once(
+    images: Images, classes: tuple[str, ...], where: str
+) -> tuple[Images, Int64[np.ndarray, " M"], tuple[str, ...]]:
+    """Each file once, the positions that it has in the list, and what is to be said of the others."""
+    once = first_of_each(images, classes, where, are_rows=Path(where).is_file())
+    doubles = len(images) - len(once)
+    if not doubles:
+        return images, once, ()
+    return images.part(once), once, (f"{where} has {doubles} files more than once: each is one image",)
 
 
 def read_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:
     """The test images alone, for a model that knows these classes."""
+    return _read_test(config, classes)[0]
+
+
+def _read_test(config: SourceConfig, classes: tuple[str, ...]) -> tuple[Images, tuple[str, ...]]:
     if config.test is None:
         raise InputError("there are no test images: set data.test to a class tree or a CSV of path,label")
     root = None if config.root is None else Path(config.root)
-    return images_of_files(*labeled_files(config.test, root, "data.test"), classes, config.test)
+    test = images_of_files(*labeled_files(config.test, root, "data.test"), classes, config.test)
+    test, _, notes = _once(test, classes, config.test)
+    return test, notes
 
 
-def _chosen(images: Images, config: SourceConfig, num_classes: int) -> tuple[Images, Images]:
-    """The rows of a label file that are confident enough to be labeled images, and the others, without labels."""
+def _chosen(
+    images: Images, rows: Int64[np.ndarray, " N"], config: SourceConfig, num_classes: int
+) -> tuple[Images, Images]:
+    """The images of a label file that are confident enough to be labeled ones, and the others, without labels."""
     assert config.labeled is not None
-    confidence = read_confidence(Path(config.labeled))
+    confidence = read_confidence(Path(config.labeled))[rows]
     chosen = confident(images.labels, confidence, num_classes, config.min_confidence, config.seeds_per_class)
     if not chosen.any():
         raise InputError(
@@ -145,6 +170,31 @@ def _class_names(names: list[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: (int(name) if numbers else 0, name)))
 
 
+def check_classes(classes: tuple[str, ...], labeled: Path) -> None:
+    """Raises InputError where there is one class, which is the mistake of a folder that is one level off."""
+    if len(classes) > 1:
+        return
+    if labeled.is_file():
+        raise InputError(f"data.labeled is {str(labeled)!r}: all of its rows have the label {classes[0]!r}")
+    deeper = next((folder for folder in _folders_below(labeled) if len(_shown_folders(folder)) > 1), None)
+    hint = (
+        "there must be one for each of two classes" if deeper is None else f"set it to {str(deeper)!r}, which has more"
+    )
+    raise InputError(f"data.labeled is {str(labeled)!r}: its only class folder is {classes[0]!r}; {hint}")
+
+
+def _folders_below(folder: Path) -> Iterator[Path]:
+    """Folders at any depth, the shallow ones first."""
+    level = _shown_folders(folder)
+    while level:
+        yield from level
+        level = [inner for each in level for inner in _shown_folders(each)]
+
+
+def _shown_folders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
 def labeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Path], list[str]]:
     """Paths and class names from a class tree or a CSV file."""
     path = Path(where)
@@ -155,7 +205,7 @@ def labeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Pat
         return paths, names
     if not path.is_dir():
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")
-    folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    folders = _shown_folders(path)
     if not folders:
         raise InputError(f"{setting} is {where!r}: it has no folders, one for each class is expected")
     paths, names = [], []

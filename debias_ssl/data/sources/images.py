@@ -38,6 +38,10 @@ class Images:
             names = [self.names[i] for i in order]
         return Images(pixels=pixels, labels=self.labels[order], names=names)
 
+    def listed(self) -> "Images":
+        """The same, with names that are there and not made as they are asked for."""
+        return replace(self, names=[*self.names])
+
     def __add__(self, other: "Images") -> "Images":
         pixels = None if self.pixels is None or other.pixels is None else np.concatenate([self.pixels, other.pixels])
         if isinstance(other.names, ShardedNames):
@@ -52,18 +56,22 @@ class Data:
     """What a source gives: training and test images, and what their labels mean.
 
     The last `num_separate` training images are an unlabeled set of its own: they give no labels, and all unlabeled
-    images come from them. Where it is 0, unlabeled images are training images whose labels are not used. The order of
-    the images must be the same in every run: splits are positions in it.
+    images come from them, and from the `num_shared` images before them, which are in both sets: what is not held out of
+    these is unlabeled too. Where both are 0, unlabeled images are training images whose labels are not used. The order
+    of the images must be the same in every run: splits are positions in it.
     """
 
     classes: tuple[str, ...]
     """Names, in the order of the numbers that labels are."""
     train: Images
     num_separate: int = 0
+    num_shared: int = 0
     test: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Of each channel of the training images, with pixels in [0, 1]; or of each feature."""
+    notes: tuple[str, ...] = ()
+    """What people should know of the images, such as that some are listed twice."""
 
 
 def fingerprint(images: Images) -> str:
