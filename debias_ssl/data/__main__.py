@@ -6,7 +6,7 @@ from pathlib import Path
 from debias_ssl.data.checking import Findings, describe, doubles, examine, parts_of, scale_told
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.sources.images import Data, fingerprint
-from debias_ssl.data.sources.load import load_data
+from debias_ssl.data.sources.load import check_classes, load_data
 from debias_ssl.data.splits import class_counts, draw_split, save_split
 from debias_ssl.data.task import readable_data
 from debias_ssl.distributed.entry_point import entry_point
@@ -21,6 +21,7 @@ SHOWN = 5
 def check(config: DataConfig, seed: int) -> bool:
     """Prints what is there; returns whether every image can be read."""
     data = load_data(config)
+    check_classes(config, data.classes)
     print(f"{len(data.classes)} classes: {', '.join(data.classes[:20])}{' ...' if len(data.classes) > 20 else ''}")
     for note in data.notes:
         print(f"note: {note}")

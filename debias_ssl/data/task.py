@@ -18,7 +18,7 @@ from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint
 from debias_ssl.data.sources.label_files import read_probs
-from debias_ssl.data.sources.load import load_data
+from debias_ssl.data.sources.load import check_classes, load_data
 from debias_ssl.data.sources.shards import ShardedNames
 from debias_ssl.data.splits import PARTS, Split, SplitConfig, class_counts, draw_split, load_split
 from debias_ssl.data.streams import EvaluationStream, Sampling, TrainingImages, TrainingStream
@@ -201,7 +201,9 @@ def make_task(
 
 def readable_data(config: DataConfig, progress: bool = True) -> tuple[Data, dict[str, str]]:
     """The data set that a setting names, and the files left out of it because they cannot be read."""
-    return readable(load_data(config), config, progress)
+    data = load_data(config)
+    check_classes(config, data.classes)
+    return readable(data, config, progress)
 
 
 def make_split(

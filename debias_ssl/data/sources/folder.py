@@ -63,7 +63,6 @@ def read_folder(config: SourceConfig) -> Data:
     paths, names = labeled_files(config.labeled, root, "data.labeled")
     known = read_classes(labeled_in) if config.chooses_rows else ()
     classes = _class_names([*names, *known])
-    check_classes(classes, labeled_in)
     labeled, once, notes = _once(images_of_files(paths, names, classes, config.labeled), classes, config.labeled)
     unlabeled = None
     if config.chooses_rows:
@@ -170,17 +169,9 @@ def _class_names(names: list[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: (int(name) if numbers else 0, name)))
 
 
-def check_classes(classes: tuple[str, ...], labeled: Path) -> None:
-    """Raises InputError where there is one class, which is the mistake of a folder that is one level off."""
-    if len(classes) > 1:
-        return
-    if labeled.is_file():
-        raise InputError(f"data.labeled is {str(labeled)!r}: all of its rows have the label {classes[0]!r}")
-    deeper = next((folder for folder in _folders_below(labeled) if len(_shown_folders(folder)) > 1), None)
-    hint = (
-        "there must be one for each of two classes" if deeper is None else f"set it to {str(deeper)!r}, which has more"
-    )
-    raise InputError(f"data.labeled is {str(labeled)!r}: its only class folder is {classes[0]!r}; {hint}")
+def deeper_classes(folder: Path) -> Path | None:
+    """The shallowest folder below one that has several folders in it."""
+    return next((inner for inner in _folders_below(folder) if len(_shown_folders(inner)) > 1), None)
 
 
 def _folders_below(folder: Path) -> Iterator[Path]:
