@@ -69,7 +69,7 @@ def split(config: DataConfig, seed: int, out: Path, overwrite: bool) -> None:
     """Writes a split and prints its counts."""
     check_new_file(out, "--out", overwrite)
     data, drawn = _print_split(config, seed)
-    save_split(out, drawn, data.classes, fingerprint(data.train))
+    save_split(out, drawn, data.classes, fingerprint(data.train, data.num_separate))
     print(out)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -202,17 +203,46 @@ def raised_classes(config: SplitConfig, num_classes: int) -> int:
     return sum(share < 1 - 1e-9 for share in shares)
 
 
-def save_split(path: Path, split: Split, classes: tuple[str, ...], fingerprint: str) -> None:
-    """Writes `split.json`: class names, the data's fingerprint, the indices of each part, and labels that are given."""
+def save_split(
+    path: Path, split: Split, classes: tuple[str, ...], fingerprint: str, inputs: Mapping[str, str] | None = None
+) -> None:
+    """Writes `split.json`: class names, the data's fingerprint, the indices of each part, and labels that are given.
+
+    Of a run it also says the hashes of what else the run reads, by the settings that say where that is.
+    """
     parts = {name: getattr(split, name).tolist() for name in PARTS}
     if split.labels is not None:
         parts["labels"] = split.labels.tolist()
-    text = json.dumps({"classes": classes, "fingerprint": fingerprint, **parts})
+    further = {} if inputs is None else {"inputs": dict(inputs)}
+    text = json.dumps({"classes": classes, "fingerprint": fingerprint, **further, **parts})
     write_aside(path, text + "\n")
 
 
-def load_split(path: Path, classes: tuple[str, ...], fingerprint: str, num_images: int) -> Split:
-    """Reads `split.json` for the same data.
+def saved_inputs(path: Path) -> dict[str, str] | None:
+    """The hashes in a run's `split.json` of what else it reads; None where an earlier version wrote it."""
+    try:
+        inputs = json.loads(path.read_text()).get("inputs")
+    except (OSError, ValueError, AttributeError):
+        return None  # what is wrong with the file is told by who needs it
+    return inputs if isinstance(inputs, dict) else None
+
+
+def check_inputs(path: Path, inputs: Mapping[str, str]) -> None:
+    """Raises InputError where a run finds something else than before at a place that its settings name."""
+    saved = saved_inputs(path) or {}
+    differing = [name for name in sorted(saved) if saved[name] != inputs.get(name)]
+    if differing:
+        raise InputError(f"{differing[0]} is not what the run was begun with, by {path}: name a copy of what that was")
+
+
+def load_split(
+    path: Path,
+    classes: tuple[str, ...],
+    fingerprint: str,
+    num_images: int,
+    earlier: Callable[[], str] | None = None,
+) -> Split:
+    """Reads `split.json` for the same data; `earlier` gives the fingerprint as earlier versions made it.
 
     Raises:
         InputError: the file is not a split, or is one of other data.
@@ -227,7 +257,7 @@ def load_split(path: Path, classes: tuple[str, ...], fingerprint: str, num_image
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{path} is not a split.json: {error}") from error
     for key, (there, here) in same_data.items():
-        if there != here:
+        if there != here and not (key == "fingerprint" and earlier is not None and there == earlier()):
             raise InputError(f"{path} is of other data: its {key} differs")
     for name in PARTS:
         part = getattr(split, name)

@@ -1,6 +1,8 @@
 """The stages of data one after another: a source, the readable images of it, their split, readers, and streams."""
 
+import json
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,7 @@ from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import readable
 from debias_ssl.data.reading.config import ReadingConfig
+from debias_ssl.data.reading.features import read_manifest
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint
@@ -37,6 +40,8 @@ class Task:
     split: Split
     fingerprint: str
     """Hash of the training images, which a run must find again when it is resumed."""
+    inputs: dict[str, str]
+    """Hashes of what else it must find again, by the settings that say where."""
     unreadable: dict[str, str]
     """Files that were left out because they cannot be read, with the reason."""
     readers: dict[str, Reader]
@@ -183,18 +188,20 @@ def make_task(
         InputError: something is missing, cannot be read or does not fit together.
     """
     data, unreadable = readable_data(config, progress)
-    mark = fingerprint(data.train)
+    mark = fingerprint(data.train, data.num_separate)
     split = make_split(data, mark, config, seed=seed, split_file=split_file)
     readers = make_readers(data, config, place.device, progress)
     mean, std = channel_statistics(data, readers["train"], config)
+    probs = given_probs(data, config)
     return Task(
         config=config,
         data=replace(data, mean=mean, std=std),
         split=split,
         fingerprint=mark,
+        inputs=input_hashes(data, config, probs),
         unreadable=unreadable,
         readers=readers,
-        teacher_probs=given_probs(data, config),
+        teacher_probs=probs,
         place=place,
     )
 
@@ -206,17 +213,15 @@ def readable_data(config: DataConfig, progress: bool = True) -> tuple[Data, dict
     return readable(data, config, progress)
 
 
-def make_split(
-    data: Data, fingerprint: str, config: SplitConfig, *, seed: int, split_file: Path | None = None
-) -> Split:
-    """The split in a file, or else one that is drawn.
+def make_split(data: Data, mark: str, config: SplitConfig, *, seed: int, split_file: Path | None = None) -> Split:
+    """The split in a file, which must be of data with this fingerprint, or else one that is drawn.
 
     Raises:
         InputError: the file is of other data, there are too few images, or no labeled or unlabeled ones.
     """
     split_file = split_file or (Path(config.split) if config.split else None)
     if split_file is not None:
-        split = load_split(split_file, data.classes, fingerprint, len(data.train))
+        split = load_split(split_file, data.classes, mark, len(data.train), lambda: fingerprint(data.train))
     else:
         split = draw_split(
             data.train.labels,
@@ -239,6 +244,17 @@ def make_split(
             )
         )
     return split
+
+
+def input_hashes(data: Data, config: DataConfig, probs: Float16[np.ndarray, "N C"] | None) -> dict[str, str]:
+    """Hashes of the test images, of the model that features are of, and of probabilities from outside."""
+    hashes = {"data.test": fingerprint(data.test)}
+    if config.features:
+        model = read_manifest(Path(config.features[0]))["model"]
+        hashes["data.features"] = sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:32]
+    if probs is not None:
+        hashes["data.probs"] = sha256(np.ascontiguousarray(probs).data).hexdigest()[:32]
+    return hashes
 
 
 def make_readers(data: Data, config: ReadingConfig, device: torch.device, progress: bool = True) -> dict[str, Reader]:

@@ -74,17 +74,21 @@ class Data:
     """What people should know of the images, such as that some are listed twice."""
 
 
-def fingerprint(images: Images) -> str:
-    """Hash of the pixels, or of the files' names and sizes, and of the labels: what a run must find again on resume."""
+def fingerprint(images: Images, num_separate: int = 0) -> str:
+    """Hash of the pixels, or of the files' names and sizes, and of the labels: what a run must find again on resume.
+
+    Names are those below the folder of all files; the last `num_separate` images may have another folder.
+    """
     digest = hashlib.sha256(images.labels.tobytes())
     if images.pixels is not None:
         digest.update(np.ascontiguousarray(images.pixels).data)
     else:
-        files = on_disk(images.names)
-        parent = common_parent([file.path for file in files])
-        for file in files:
-            fields = (os.path.relpath(file.path, parent), file.size, *file.part)
-            digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
+        files, border = on_disk(images.names), len(images) - num_separate
+        for group in (files[:border], files[border:]):
+            parent = common_parent([file.path for file in group]) if group else None
+            for file in group:
+                fields = (os.path.relpath(file.path, parent), file.size, *file.part)
+                digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
