@@ -20,8 +20,8 @@ from debias_ssl.training.saved import completed
 
 # Settings that may differ when a run is resumed: they change where and how it is computed, not what.
 RESUMABLE = {"data.root", "data.workers", "data.cache", "data.download", "keep_checkpoints", "log_with"}
-# Where something is, which may have been moved: that it is still the same is seen when it is read, by the fingerprint in
-# split.json or by the weights of a checkpoint; of the others, by the hashes in split.json, if a run has them.
+# Where something is, which may have been moved. That it is the same is seen when it is read, by the fingerprint in
+# split.json, or does not matter to a run that has begun; of the others, it is seen by hashes, if split.json has them.
 MOVABLE = {"data.labeled", "data.unlabeled", "data.split", "model.weights"}
 MOVABLE_BY_HASH = {"data.test", "data.features", "data.probs", "teacher"}
 WRITTEN = ("config.yaml", "split.json", "unreadable.json", "metrics.jsonl", "checkpoints", "model.safetensors")
