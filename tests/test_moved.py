@@ -162,7 +162,8 @@ def test_another_teacher_is_refused(moved, tmp_path: Path, capsys):
 def test_predict_takes_settings_of_data(moved, tmp_path: Path, capsys):
     run, _ = moved
     flags = ["--run", str(run), "--images", str(tmp_path / "new" / "t"), "--out", str(tmp_path / "p.csv")]
-    message = refused(predict.main, [*flags, "--workers", "0", "--max_pixels", "63"], capsys)
-    assert "it has 64 pixels, more than max_pixels, 63" in message
+    with pytest.raises(SystemExit):
+        predict.main([*flags, "--workers", "0", "--max_pixels", "63"])
+    assert "it has 64 pixels, more than max_pixels, 63" in capsys.readouterr().err
     predict.main([*flags, "--workers", "0", "--data.max_pixels", "64"])
     assert (tmp_path / "p.csv").read_text().count(".png") == 8

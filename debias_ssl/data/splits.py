@@ -149,6 +149,7 @@ def draw_split(
     labeled, rest = _take(pools, _labeled_counts(pools, config), classes, "labels_per_class")
 
     first_unlabeled, has_own_set = first_separate - num_shared, bool(num_separate or num_shared)
+    everything = labels[:0]
     if has_own_set:
         used = np.concatenate([*labeled, *validation]) if num_shared else labels[:0]
         rest = [pool[~np.isin(pool, used)] for pool in members(first_unlabeled, len(labels), draw=1)]

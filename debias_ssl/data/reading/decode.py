@@ -115,11 +115,11 @@ def _own_bits(image: Image.Image) -> int:
     too, and counts where it is that of a number of bits.
     """
     tags: Any = getattr(image, "tag_v2", {})
-    bits, largest = tags.get(BITS_PER_SAMPLE, 16), tags.get(MAX_SAMPLE_VALUE, 0)
-    bits, largest = (value[0] if isinstance(value, tuple) and value else value for value in (bits, largest))
-    if isinstance(largest, int) and largest in (2**b - 1 for b in range(8, 16)):
-        return largest.bit_length()
-    return bits if bits in range(8, 16) else 16
+    found = (tags.get(BITS_PER_SAMPLE, 16), tags.get(MAX_SAMPLE_VALUE, 0))
+    bits, largest = (value[0] if isinstance(value, tuple) and value else value for value in found)
+    if largest in [2**number - 1 for number in range(8, 16)]:
+        return int(largest).bit_length()
+    return int(bits) if bits in range(8, 16) else 16
 
 
 def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:

@@ -53,16 +53,17 @@ def load_data(config: SourceConfig) -> Data:
 
 def check_classes(config: SourceConfig, classes: tuple[str, ...]) -> None:
     """Raises InputError where there is one class: a folder is one level off, or nothing can be learned."""
-    if len(classes) > 1:
+    first, *others = classes
+    if others:
         return
     if config.labeled is None or config.name != "folder":
-        raise InputError(f"data.name {config.name!r} has the one class {classes[0]!r}: there must be two at least")
+        raise InputError(f"data.name {config.name!r} has the one class {first!r}: there must be two at least")
     labeled = Path(config.labeled)
     if labeled.is_file():
-        raise InputError(f"{config.labeled} has the one class {classes[0]!r}: there must be rows of two at least")
+        raise InputError(f"{config.labeled} has the one class {first!r}: there must be rows of two at least")
     deeper = deeper_classes(labeled)
     hint = "there must be one for each class" if deeper is None else f"set it to {str(deeper)!r}, which has several"
-    raise InputError(f"data.labeled is {config.labeled!r}: it has the one class folder {classes[0]!r}; {hint}")
+    raise InputError(f"data.labeled is {config.labeled!r}: it has the one class folder {first!r}; {hint}")
 
 
 def load_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:

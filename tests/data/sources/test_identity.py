@@ -31,7 +31,7 @@ def task_of(config: DataConfig) -> Task:
 
 
 def files_of(task: Task, part: str) -> set[str]:
-    return {os.path.realpath(task.data.train.names[i]) for i in getattr(task.split, part)}
+    return {os.path.realpath(str(task.data.train.names[i])) for i in getattr(task.split, part)}
 
 
 # One list.
