@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
 
 from debias_ssl.data.sources.config import SourceConfig
-from debias_ssl.data.sources.identity import first_of_each, separated
+from debias_ssl.data.sources.identity import Listed, each_once, separated
 from debias_ssl.data.sources.images import UNKNOWN, Data, Images, common_parent
 from debias_ssl.data.sources.label_files import (
     confident,
@@ -63,71 +62,58 @@ def read_folder(config: SourceConfig) -> Data:
     paths, names = labeled_files(config.labeled, root, "data.labeled")
     known = read_classes(labeled_in) if config.chooses_rows else ()
     classes = _class_names([*names, *known])
-    labeled, once, notes = _once(images_of_files(paths, names, classes, config.labeled), classes, config.labeled)
-    unlabeled = None
+    labeled = each_once(images_of_files(paths, names, classes, config.labeled), classes, config.labeled)
+    notes, unlabeled = labeled.notes, None
     if config.chooses_rows:
-        labeled, unlabeled = _chosen(labeled, once, config, len(classes))
+        labeled, unlabeled = _chosen(labeled, config, len(classes))
     if config.unlabeled is not None:
         if is_shards(config.unlabeled):
-            unlabeled = images_in_shards(config.unlabeled, classes, "data.unlabeled", config.cache)
+            images = images_in_shards(config.unlabeled, classes, "data.unlabeled", config.cache)
         else:
             paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled")
-            unlabeled = images_of_files(paths, names, classes, config.unlabeled)
-        unlabeled, _, more = _once(unlabeled, classes, config.unlabeled)
-        notes += more
-    test, more = _read_test(config, classes)
+            images = images_of_files(paths, names, classes, config.unlabeled)
+        unlabeled = each_once(images, classes, config.unlabeled)
+        notes += unlabeled.notes
+    test = _read_test(config, classes)
     sets = separated(labeled, unlabeled, test, classes, are_certain=not has_confidence(labeled_in))
     return Data(
         classes=classes,
         train=sets.train,
         num_separate=sets.num_separate,
         num_shared=sets.num_shared,
-        test=test,
+        test=test.images,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        notes=(*notes, *more, *sets.notes),
+        notes=(*notes, *test.notes, *sets.notes),
     )
-
-
-def _once(
-    images: Images, classes: tuple[str, ...], where: str
-) -> tuple[Images, Int64[np.ndarray, " M"], tuple[str, ...]]:
-    """Each file once, the positions that it has in the list, and what is to be said of the others."""
-    once = first_of_each(images, classes, where, are_rows=Path(where).is_file())
-    doubles = len(images) - len(once)
-    if not doubles:
-        return images, once, ()
-    return images.part(once), once, (f"{where} has {doubles} files more than once: each is one image",)
 
 
 def read_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:
     """The test images alone, for a model that knows these classes."""
-    return _read_test(config, classes)[0]
+    return _read_test(config, classes).images
 
 
-def _read_test(config: SourceConfig, classes: tuple[str, ...]) -> tuple[Images, tuple[str, ...]]:
+def _read_test(config: SourceConfig, classes: tuple[str, ...]) -> Listed:
     if config.test is None:
         raise InputError("there are no test images: set data.test to a class tree or a CSV of path,label")
     root = None if config.root is None else Path(config.root)
     test = images_of_files(*labeled_files(config.test, root, "data.test"), classes, config.test)
-    test, _, notes = _once(test, classes, config.test)
-    return test, notes
+    return each_once(test, classes, config.test)
 
 
-def _chosen(
-    images: Images, rows: Int64[np.ndarray, " N"], config: SourceConfig, num_classes: int
-) -> tuple[Images, Images]:
+def _chosen(listed: Listed, config: SourceConfig, num_classes: int) -> tuple[Listed, Listed]:
     """The images of a label file that are confident enough to be labeled ones, and the others, without labels."""
     assert config.labeled is not None
-    confidence = read_confidence(Path(config.labeled))[rows]
-    chosen = confident(images.labels, confidence, num_classes, config.min_confidence, config.seeds_per_class)
+    confidence = read_confidence(Path(config.labeled))[listed.rows]
+    chosen = confident(listed.images.labels, confidence, num_classes, config.min_confidence, config.seeds_per_class)
     if not chosen.any():
         raise InputError(
             f"no row of {config.labeled!r} has a confidence of {config.min_confidence}, the highest is "
             f"{confidence.max():.3f}: lower data.min_confidence, or set data.seeds_per_class instead"
         )
-    others = images.part(np.flatnonzero(~chosen))
-    return images.part(np.flatnonzero(chosen)), replace(others, labels=np.full_like(others.labels, UNKNOWN))
+    others = listed.part(np.flatnonzero(~chosen))
+    unknown = replace(others.images, labels=np.full_like(others.images.labels, UNKNOWN))
+    return listed.part(np.flatnonzero(chosen)), replace(others, images=unknown)
 
 
 def images_of_files(paths: list[Path], names: list[str], classes: tuple[str, ...], where: str) -> Images:

@@ -38,10 +38,6 @@ class Images:
             names = [self.names[i] for i in order]
         return Images(pixels=pixels, labels=self.labels[order], names=names)
 
-    def listed(self) -> "Images":
-        """The same, with names that are there and not made as they are asked for."""
-        return replace(self, names=[*self.names])
-
     def __add__(self, other: "Images") -> "Images":
         pixels = None if self.pixels is None or other.pixels is None else np.concatenate([self.pixels, other.pixels])
         if isinstance(other.names, ShardedNames):
