@@ -4,6 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from jsonargparse import Namespace
+
 from debias_ssl.data.reading.cache import without_unreadable
 from debias_ssl.data.sources.folder import find_files, folder_of
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
@@ -32,11 +34,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is the run's limit")
-    parsed, data = parse_data(parser, arguments)
+    parsed, data = parse_data(parser, arguments, _writable)
     if parsed.max_pixels is not None:
         data = replace(data, max_pixels=parsed.max_pixels)
     out = Path(parsed.out)
-    check_new_file(out, "--out", parsed.overwrite)
     accelerator = make_accelerator("fp32")
     place = place_of(accelerator)
     run = replace(load_trained(RunFolder(Path(parsed.run)), place.device), data=data)
@@ -51,6 +52,12 @@ def main(arguments: list[str]) -> None:
     if is_main:
         write_label_table(out, images.names, folder_of(parsed.images, images), run.classes, probs)
         print(f"{len(images)} images labeled: {out}")
+
+
+def _writable(parsed: Namespace) -> str:
+    """The run, once it is known that what is asked for may be written."""
+    check_new_file(Path(parsed.out), "--out", parsed.overwrite)
+    return parsed.run
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def file_keys(names: Sequence[str]) -> Int64[np.ndarray, " N"]:
 
 
 def _links_in(folder: str) -> set[str] | None:
-    """Names of the links in a folder, as a look at each file costs ten times as much; None where it cannot be listed."""
+    """Names of the links in a folder, as a look at each file costs ten times as much; None if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_symlink()}
