@@ -107,6 +107,12 @@ def _has_sixteen_bits(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
+def _first_number(tag: Any) -> int:
+    """A tag's only number, or the first of several; 0 where it is something else, as in a damaged file."""
+    value = tag[0] if isinstance(tag, tuple) and tag else tag
+    return value if isinstance(value, int) else 0
+
+
 def _own_bits(image: Image.Image) -> int:
     """How many of 16 bits hold the picture, as its file says.
 
@@ -115,11 +121,10 @@ def _own_bits(image: Image.Image) -> int:
     too, and counts where it is that of a number of bits.
     """
     tags: Any = getattr(image, "tag_v2", {})
-    found = (tags.get(BITS_PER_SAMPLE, 16), tags.get(MAX_SAMPLE_VALUE, 0))
-    bits, largest = (value[0] if isinstance(value, tuple) and value else value for value in found)
+    bits, largest = (_first_number(tags.get(tag)) for tag in (BITS_PER_SAMPLE, MAX_SAMPLE_VALUE))
     if largest in [2**number - 1 for number in range(8, 16)]:
-        return int(largest).bit_length()
-    return int(bits) if bits in range(8, 16) else 16
+        return largest.bit_length()
+    return bits if bits in range(8, 16) else 16
 
 
 def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:

@@ -125,7 +125,8 @@ def _shards_of(names: ShardedNames, members: Sequence[str]) -> Iterator[tuple[in
 def _keys_of(listed: Listed, positions: Int64[np.ndarray, " P"]) -> Int64[np.ndarray, " P"]:
     if listed.keys is not None:
         return listed.keys[positions]
-    return file_keys([listed.images.names[i] for i in positions.tolist()])
+    chosen: list[int] = positions.tolist()
+    return file_keys([listed.images.names[i] for i in chosen])
 
 
 def _check_labels(
@@ -190,6 +191,7 @@ def separated(
     train = labeled.images
     if (both & ~tested).any():
         # Last of the labeled ones, so that both sets are one stretch of the list.
+        assert labeled.keys is not None
         shared = np.isin(labeled.keys, _keys_of(unlabeled, np.flatnonzero(both & ~tested)))
         train = train.part(np.argsort(shared, kind="stable"))
     left = np.flatnonzero(~(tested | both))
