@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from jsonargparse import Namespace
 
 from debias_ssl import __version__
+from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.decode import center_crop, decode
 from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
@@ -47,6 +48,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_class_arguments(DebiasConfig, as_group=False)
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
+    parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
+    parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is Pillow's limit")
     parser.add_argument("--batch_size", type=int, default=256, help="images of a batch in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
     parser.add_argument(
@@ -59,6 +62,7 @@ def main(arguments: list[str]) -> None:
     for name, least in (("batch_size", 1), ("workers", 0)):
         if parsed[name] < least:
             raise InputError(f"{name} is {parsed[name]}, must be at least {least}")
+    _decoding(parsed).check("")
     out = Path(parsed.out)
     check_folder(out, parsed.overwrite)
     # One process writes most of it; the others end when it may not.
@@ -68,6 +72,10 @@ def main(arguments: list[str]) -> None:
         dead_workers_told(),
     ):
         _label(parsed, config, out)
+
+
+def _decoding(parsed: Namespace) -> Decoding:
+    return Decoding(bits=parsed.bits, max_pixels=parsed.max_pixels)
 
 
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
@@ -83,6 +91,7 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         batch_size=parsed.batch_size,
         workers=parsed.workers,
         on_error=parsed.on_error,
+        decoding=_decoding(parsed),
         autocast=lambda: accelerator.autocast(),
         progress=accelerator.is_main_process,
     )
@@ -96,7 +105,7 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         f"templates {parsed.templates}",
     ]
     rows, further = zero_shot_rows(clip, cache, request), made_with | {"num_unreadable": len(cache.unreadable)}
-    print(write_folder(rows, config, out, lambda labeling: _page(labeling, cache, facts), further))
+    print(write_folder(rows, config, out, lambda labeling: _page(labeling, cache, facts, _decoding(parsed)), further))
 
 
 def _tell_unreadable(unreadable: dict[str, str], out: Path) -> None:
@@ -107,20 +116,20 @@ def _tell_unreadable(unreadable: dict[str, str], out: Path) -> None:
         print(f"note: left out {len(unreadable)} files that cannot be read: {listed}", file=sys.stderr)
 
 
-def _page(labeling: Labeling, cache: FeatureCache, facts: Sequence[str]) -> str:
+def _page(labeling: Labeling, cache: FeatureCache, facts: Sequence[str], decoding: Decoding) -> str:
     # What draws is slow to import, and not needed to find what is wrong with the input.
     from debias_ssl.reporting.labels_page import labels_page
     from debias_ssl.reporting.page import render
 
     def pictures(rows: Sequence[int]) -> list[UInt8[np.ndarray, "H W K"] | None]:
-        return [_picture(cache.files[int(cache.places[row])]) for row in rows]
+        return [_picture(cache.files[int(cache.places[row])], decoding) for row in rows]
 
     return render(labels_page(labeling, facts=facts, features=cache.chunks, pictures=pictures), __version__)
 
 
-def _picture(path: str) -> UInt8[np.ndarray, "H W K"] | None:
+def _picture(path: str, decoding: Decoding) -> UInt8[np.ndarray, "H W K"] | None:
     try:
-        image = decode(path)
+        image = decode(path, decoding=decoding)
     except InputError:
         return None
     return center_crop(image, min(PICTURE, *image.size))

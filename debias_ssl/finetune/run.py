@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from debias_ssl.contract import View
+from debias_ssl.data.config import DataConfig
 from debias_ssl.data.splits import class_counts
 from debias_ssl.data.task import Part, Task, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
@@ -26,7 +27,7 @@ from debias_ssl.formulas.objectives import Goal, coverage, find_objective, share
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError, shortened
-from debias_ssl.system.files import write_array, write_aside
+from debias_ssl.system.files import read_yaml, write_array, write_aside
 from debias_ssl.system.locking import locked
 from debias_ssl.training.evaluation import evaluate_logits, predict_logits
 from debias_ssl.training.journal import read_journal
@@ -114,8 +115,8 @@ def _held_out_labels(task: Task, folder: RunFolder) -> Int[Tensor, " V"]:
     return labels
 
 
-def prepare(folder: RunFolder, config: FinetuneConfig) -> PreparedRun:
-    """Loads a run and computes the features of its images.
+def prepare(folder: RunFolder, config: FinetuneConfig, data: DataConfig | None = None) -> PreparedRun:
+    """Loads a run and computes the features of its images; `data` says where these are, if not where they were.
 
     Raises:
         InputError: the run has no validation images of a class, or no linear classifier that alone predicts.
@@ -127,7 +128,7 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> PreparedRun:
     run = load_trained(folder, place.device)
     model: Any = run.predictor.model
     classifier = _linear_classifier(run)
-    task = make_task(run.data, seed=run.config.seed, place=place, split_file=folder.split)
+    task = make_task(data or run.data, seed=run.config.seed, place=place, split_file=folder.split)
     truth = _held_out_labels(task, folder)
     objective = find_objective(config.objective, torch.tensor(run.labeled_counts))
     network = FeatureExtractor(model)
@@ -150,7 +151,14 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> PreparedRun:
     return PreparedRun(run=run, task=task, stage=stage, test=features("test", np.arange(len(task.data.test))))
 
 
-def finetune_run(config: FinetuneConfig, resolved: dict[str, Any], source: Path, out: Path, overwrite: bool) -> None:
+def finetune_run(
+    config: FinetuneConfig,
+    resolved: dict[str, Any],
+    source: Path,
+    out: Path,
+    overwrite: bool,
+    data: DataConfig | None = None,
+) -> None:
     """Fine-tunes the run in the folder `source`, and writes the run folder `out`.
 
     Args:
@@ -159,6 +167,7 @@ def finetune_run(config: FinetuneConfig, resolved: dict[str, Any], source: Path,
         source: the folder of the first stage.
         out: the folder to write.
         overwrite: whether to replace a run in it.
+        data: the images of the first stage; None is where they were then.
 
     Raises:
         InputError: the settings are wrong, or the run or the folder cannot be used.
@@ -168,11 +177,13 @@ def finetune_run(config: FinetuneConfig, resolved: dict[str, Any], source: Path,
     with locked(out):
         target = RunFolder(out)
         target.check(resolved, resume=False, overwrite=overwrite)
-        _finetune_into(target, config, resolved, source)
+        _finetune_into(target, config, resolved, source, data)
 
 
-def _finetune_into(target: RunFolder, config: FinetuneConfig, resolved: dict[str, Any], source: Path) -> None:
-    prepared = prepare(RunFolder(source), config)
+def _finetune_into(
+    target: RunFolder, config: FinetuneConfig, resolved: dict[str, Any], source: Path, data: DataConfig | None
+) -> None:
+    prepared = prepare(RunFolder(source), config, data)
     started = time.perf_counter()
     head = config.method(prepared.stage)
     seconds = time.perf_counter() - started
@@ -226,6 +237,10 @@ def _write(
     for name in ("config.yaml", "split.json", "unreadable.json"):
         if (source.path / name).exists():
             shutil.copyfile(source.path / name, folder.path / name)
+    if prepared.task.config != prepared.run.data:
+        # The new run finds its images where they are now.
+        moved = json.loads(json.dumps(asdict(prepared.task.config)))
+        folder.write_config({**read_yaml(source.path / "config.yaml"), "data": moved})
     predictor = prepared.run.predictor
     model: Any = predictor.model
     model.net.get_classifier().load_state_dict({"weight": head.weight, "bias": head.bias})

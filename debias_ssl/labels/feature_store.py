@@ -97,9 +97,13 @@ class FolderStore:
 def _difference(found: dict[str, Any], own: dict[str, Any]) -> str | None:
     """What differs between two manifests, in words; None where nothing does."""
     if found["model"] != own["model"]:
-        differing = [key for key in own["model"] if found["model"].get(key) != own["model"][key]]
+        differing = [
+            key
+            for key in sorted(own["model"].keys() | found["model"].keys())
+            if found["model"].get(key) != own["model"].get(key)
+        ]
         return f"another model ({' and '.join(differing)} differ)"
-    if found["root"] != own["root"]:
+    if found["root"] != own["root"] and found["files"] != own["files"]:
         return f"images in {found['root']!r}, not in {own['root']!r}"
     before, now = ({name: rest for name, *rest in manifest["files"]} for manifest in (found, own))
     changes = [f"{name!r} was removed" for name in before if name not in now]

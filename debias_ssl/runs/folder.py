@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 from safetensors.torch import save_file
 
+from debias_ssl.data.splits import saved_inputs
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_yaml, replacing, write_aside
 from debias_ssl.training.checkpoint import checkpoints
@@ -18,6 +20,10 @@ from debias_ssl.training.saved import completed
 
 # Settings that may differ when a run is resumed: they change where and how it is computed, not what.
 RESUMABLE = {"data.root", "data.workers", "data.cache", "data.download", "keep_checkpoints", "log_with"}
+# Where something is, which may have been moved. That it is the same is seen when it is read, by the fingerprint in
+# split.json, or does not matter to a run that has begun; of the others, it is seen by hashes, if split.json has them.
+MOVABLE = {"data.labeled", "data.unlabeled", "data.split", "model.weights"}
+MOVABLE_BY_HASH = {"data.test", "data.features", "data.probs", "teacher"}
 WRITTEN = ("config.yaml", "split.json", "unreadable.json", "metrics.jsonl", "checkpoints", "model.safetensors")
 WRITTEN += ("method.safetensors", "model.json", "predictions", "summary.json", "report.html", "finetune.yaml")
 
@@ -56,7 +62,8 @@ class RunFolder:
             raise InputError(
                 f"{str(self.path)!r} holds a run: pass --resume to go on with it, --overwrite to replace it"
             )
-        differs = difference(completed(read_yaml(self.path / "config.yaml")), resolved)
+        movable = MOVABLE if saved_inputs(self.split) is None else MOVABLE | MOVABLE_BY_HASH
+        differs = difference(completed(read_yaml(self.path / "config.yaml")), resolved, movable)
         if differs:
             raise InputError(f"{str(self.path)!r} cannot be resumed: {differs}; leave it so, or choose another --out")
 
@@ -102,10 +109,14 @@ class RunFolder:
         self.write_json("model.json", description)
 
 
-def difference(saved: dict[str, Any], asked: dict[str, Any]) -> str | None:
-    """The first setting in which a run that is there and one that is asked for differ; None where they are the same."""
+def difference(saved: dict[str, Any], asked: dict[str, Any], movable: Collection[str] = ()) -> str | None:
+    """The first setting in which a run that is there and one that is asked for differ; None where they are the same.
+
+    Settings that are `movable` may be one place or another, but not none.
+    """
     was, now = flat(saved), flat(asked)
     for key in sorted((was.keys() | now.keys()) - RESUMABLE):
-        if was.get(key) != now.get(key):
+        is_moved = key in movable and bool(was.get(key)) and bool(now.get(key))
+        if was.get(key) != now.get(key) and not is_moved:
             return f"{key} was {was.get(key)}, now it is {now.get(key)}"
     return None

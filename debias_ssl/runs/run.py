@@ -14,7 +14,7 @@ from torch import Tensor
 
 from debias_ssl.contract import BatchStream
 from debias_ssl.data.reading.workers import dead_workers_told
-from debias_ssl.data.splits import class_counts, raised_classes, save_split
+from debias_ssl.data.splits import check_inputs, class_counts, raised_classes, save_split
 from debias_ssl.data.task import Part, Task, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.distributed.processes import is_first
@@ -23,7 +23,7 @@ from debias_ssl.methods.base import Method
 from debias_ssl.models import Classifier, build, check_images
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.summary import summarize, summary_table
-from debias_ssl.runs.teacher import taught
+from debias_ssl.runs.teacher import taught, teacher_hash
 from debias_ssl.system.errors import InputError, Interrupted, shortened
 from debias_ssl.system.files import write_array, write_aside, writing
 from debias_ssl.system.locking import locked
@@ -100,6 +100,8 @@ def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
     if config.accumulation * accelerator.num_processes > config.batch_size:
         raise InputError(f"accumulation is {config.accumulation}, more than each process has labeled images")
     task = _make_task(config, accelerator, folder.split if resume and folder.split.exists() else None)
+    if resume:
+        check_inputs(folder.split, task.inputs | (teacher_hash(Path(config.teacher)) if config.teacher else {}))
     torch.manual_seed(config.seed)
     model = _make_model(config, task)
     problem = replace(task.problem(model.num_features), class_balanced=config.class_balanced)
@@ -168,7 +170,8 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
     """Writes what is known before the first step, and prints it."""
     task, config = trainer.task, trainer.config
     folder.write_config(resolved)
-    save_split(folder.split, task.split, task.data.classes, task.fingerprint)
+    inputs = task.inputs | (teacher_hash(Path(config.teacher)) if config.teacher else {})
+    save_split(folder.split, task.split, task.data.classes, task.fingerprint, inputs)
     if task.unreadable:
         folder.write_json("unreadable.json", task.unreadable)
     # What was logged after the checkpoint will be logged again, and so will the last evaluation.
@@ -193,7 +196,7 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
 
 def _notes(config: Config, task: Task) -> list[str]:
     """What users should know of their data before the first step."""
-    notes, classes = [], task.data.classes
+    notes, classes = task.notes, task.data.classes
     if task.unreadable:
         notes.append(f"left out {len(task.unreadable)} files that cannot be read: unreadable.json")
     raised = raised_classes(config.data, len(classes))
