@@ -11,6 +11,7 @@ from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.label_table import write_label_table
 from debias_ssl.runs.trained import load_trained
 from debias_ssl.system.files import check_new_file
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
 
 
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     parsed = parser.parse_args(arguments)
     out = Path(parsed.out)
+    check_apart(out, "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
     check_new_file(out, "--out", parsed.overwrite)
     accelerator = make_accelerator("fp32")
     place = place_of(accelerator)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from debias_ssl.contract import Step
 from debias_ssl.distributed.collectives import all_sum_, num_processes
+from debias_ssl.system.files import writes
 
 
 class StepStatistics:
@@ -138,8 +139,9 @@ class Journal:
 
     def write(self, record: dict[str, Any]) -> None:
         if self.is_main:
-            with self.path.open("a") as file:
-                file.write(json.dumps(finite(record)) + "\n")
+            line = json.dumps(finite(record)) + "\n"
+            with writes(self.path), self.path.open("a") as file:
+                file.write(line)
 
     def show(self, **values: str) -> None:
         self.bar.set_postfix(values, refresh=False)
