@@ -102,10 +102,12 @@ def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
     if parsed.seed < 0:
         raise InputError(f"--seed is {parsed.seed}, must be at least 0")
     inputs = {f"--{name}": parsed[name] for name in ("run", "predictions", "classes", "truth", "tune_on")}
-    for flag, other in (("out", {}), ("report", {"--out": parsed.out})):
+    for flag in ("out", "report"):
         if parsed[flag]:
-            check_apart(parsed[flag], f"--{flag}", inputs | other)
+            check_apart(parsed[flag], f"--{flag}", inputs)
             check_new_file(Path(parsed[flag]), f"--{flag}", parsed.overwrite)
+    if parsed.out and parsed.report and Path(parsed.out).resolve() == Path(parsed.report).resolve():
+        raise InputError(f"--out and --report are both {parsed.out!r}: choose two files")
     if source == "--predictions":
         _check_rows(parsed)
     elif parsed.calibrate and parsed.folds is None and parsed.part == "validation":

@@ -13,7 +13,7 @@ from debias_ssl.debias import main
 CLASSES = ["ant", "bee", "cat", "dog"]
 NUM = 400
 TRUTH = np.arange(NUM) % 4
-FILES = {"labels.csv", "probs.npy", "classes.json", "summary.json", "report.html"}
+FILES = {"labels.csv", "probs.npy", "classes.json", "summary.json", "report.html", "written.json"}
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ class RunFolder:
 def inputs_of(resolved: dict[str, Any]) -> dict[str, Any]:
     """The files and folders that a run of these settings reads, by the names of the settings."""
     data = {f"data.{name}": resolved["data"].get(name) for name in DATA_FILES}
-    return {**data, "model.weights": resolved["model"].get("weights"), "teacher": resolved.get("teacher")}
+    return {"--teacher": resolved.get("teacher"), **data, "model.weights": resolved["model"].get("weights")}
 
 
 def difference(saved: dict[str, Any], asked: dict[str, Any]) -> str | None:
