@@ -96,6 +96,8 @@ def outputs_in(out: Path) -> Outputs:
 
 def check_folder(out: Path, overwrite: bool) -> None:
     """Raises InputError where the folder cannot be written to, or holds what may not be replaced."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"cannot write to --out {str(out)!r}: it is not a folder")
     check_writable(out, "--out")
     outputs = outputs_in(out)
     outputs.check_foreign()
