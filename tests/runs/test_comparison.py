@@ -38,6 +38,7 @@ def is_whole(folder: RunFolder) -> bool:
 
 def test_a_comparison_that_replaces_another_may_be_killed_at_each_step(tmp_path: Path):
     old, new, refusals = plan_of("a", "b"), plan_of("b", "c"), 0
+    number = 0
 
     def recorded(out: Path) -> ComparisonPlan | None:
         return old if (out / PLAN_FILE).exists() else None

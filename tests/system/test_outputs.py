@@ -86,7 +86,7 @@ def test_a_manifest_of_somebody_else_is_refused(tmp_path: Path, text: str):
 
 
 def test_a_removal_that_is_killed_anywhere_says_so_and_is_completed(tmp_path: Path):
-    states = []
+    number, states = 0, []
     for number in range(100):
         folder = tmp_path / str(number)
         folder.mkdir()
