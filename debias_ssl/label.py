@@ -1,10 +1,10 @@
 """`debias-ssl label`: CLIP's labels of images, without its preference for classes."""
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,16 @@ from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling
+from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.labels.zero_shot import read_request, zero_shot_rows
 from debias_ssl.models.clip import load_clip
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import write_aside, writing
+from debias_ssl.system.files import write_errors_told
 from debias_ssl.system.locking import locked
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
 
 # Side in pixels of the pictures on the report's page.
@@ -64,14 +65,17 @@ def main(arguments: list[str]) -> None:
             raise InputError(f"{name} is {parsed[name]}, must be at least {least}")
     _decoding(parsed).check("")
     out = Path(parsed.out)
-    check_folder(out, parsed.overwrite)
+    check_apart(out, "--out", _inputs(parsed))
     # One process writes most of it; the others end when it may not.
-    with (
-        locked(out) if is_first() else nullcontext(),
-        writing(out, "run the same command again to continue"),
-        dead_workers_told(),
-    ):
-        _label(parsed, config, out)
+    with locked(out) if is_first() else nullcontext(), dead_workers_told():
+        check_folder(out, parsed.overwrite)
+        with write_errors_told("run the same command again, with --overwrite if it says so, to continue"):
+            _label(parsed, config, out)
+
+
+def _inputs(parsed: Namespace) -> dict[str, str | None]:
+    inputs = {f"--{name}": parsed[name] for name in ("images", "classes", "templates", "pretrained", *LABEL_FILES)}
+    return inputs | {"--model": parsed.model.removeprefix("local-dir:")}
 
 
 def _decoding(parsed: Namespace) -> Decoding:
@@ -97,7 +101,6 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     )
     if not accelerator.is_main_process:
         return
-    _tell_unreadable(cache.named_unreadable, out)
     made_with = {"model": parsed.model, "pretrained": parsed.pretrained, "templates": parsed.templates}
     facts = [
         f"{len(cache.names):,} images of {parsed.images}",
@@ -105,15 +108,12 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         f"templates {parsed.templates}",
     ]
     rows, further = zero_shot_rows(clip, cache, request), made_with | {"num_unreadable": len(cache.unreadable)}
-    print(write_folder(rows, config, out, lambda labeling: _page(labeling, cache, facts, _decoding(parsed)), further))
-
-
-def _tell_unreadable(unreadable: dict[str, str], out: Path) -> None:
-    listed = out / "unreadable.json"
-    listed.unlink(missing_ok=True)
+    unreadable, page = cache.named_unreadable, partial(_page, cache=cache, facts=facts, decoding=_decoding(parsed))
+    said = write_folder(rows, config, out, page, further, unreadable)
     if unreadable:
-        write_aside(listed, json.dumps(unreadable, indent=1))
+        listed = out / "unreadable.json"
         print(f"note: left out {len(unreadable)} files that cannot be read: {listed}", file=sys.stderr)
+    print(said)
 
 
 def _page(labeling: Labeling, cache: FeatureCache, facts: Sequence[str], decoding: Decoding) -> str:

@@ -14,6 +14,7 @@ from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.label_table import write_label_table
 from debias_ssl.runs.trained import load_trained
 from debias_ssl.system.files import check_new_file
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
 from debias_ssl.training.saved import parse_data
 
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> None:
 
 def _writable(parsed: Namespace) -> str:
     """The run, once it is known that what is asked for may be written."""
+    check_apart(Path(parsed.out), "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
     check_new_file(Path(parsed.out), "--out", parsed.overwrite)
     return parsed.run
 

@@ -6,13 +6,12 @@ from jsonargparse import Namespace
 
 from debias_ssl.data.config import DataConfig
 from debias_ssl.distributed.entry_point import entry_point
-from debias_ssl.reporting.report import write_report
+from debias_ssl.reporting.report import NAME, is_own_page, outputs_of, write_report
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
 from debias_ssl.training.saved import parse_data
-
-NAME = "report.html"
 
 
 @entry_point
@@ -29,9 +28,14 @@ def main(arguments: list[str]) -> None:
     runs = [Path(run) for run in parsed.runs]
     if parsed.out is None and len(runs) > 1:
         raise InputError("several runs make one page: say where with --out FILE")
-    out = Path(parsed.out) if parsed.out else runs[0] / NAME
-    # The default file was made from the same run and is replaced; any other file may hold something else.
-    check_new_file(out, "--out", parsed.overwrite or not parsed.out)
+    out = Path(parsed.out or runs[0] / NAME)
+    if is_own_page(runs, out):
+        # What was made of the same run is replaced; what somebody else put there is not.
+        outputs_of(runs[0]).check_foreign([NAME])
+        check_new_file(out, "--out", overwrite=True)
+    else:
+        check_apart(out, "--out", {"the run": runs})
+        check_new_file(out, "--out", parsed.overwrite)
     write_report(runs, out, data)
     print(out)
 

@@ -35,6 +35,8 @@ PriorName = Literal[
 ]
 # Numbers that are held of a matrix at a time.
 CHUNK_NUMBERS = 2**22
+# The settings that may name files.
+LABEL_FILES = ("truth", "tune_on", "target_prior")
 # What `tune_on` chooses the strength among.
 STRENGTHS = tuple(step / 10 for step in range(21))
 

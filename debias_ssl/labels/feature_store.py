@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float16
 
 from debias_ssl.data.reading.features import MANIFEST, read_manifest, shard_path
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.errors import InputError, WriteError
 from debias_ssl.system.files import read_array, write_array, write_aside
 
 
@@ -65,7 +65,7 @@ class FolderStore:
         Raises:
             InputError: it holds those of other images or of another model, or cannot be written to.
         """
-        if (self.folder / MANIFEST).exists() or shard_path(self.folder, 0).exists():
+        if (self.folder / MANIFEST).exists() or any(self.folder.glob("shard_*.npy")):
             found = read_manifest(self.folder)
             if differing := _difference(found, own):
                 raise InputError(
@@ -75,10 +75,8 @@ class FolderStore:
         elif is_first:
             try:
                 write_aside(self.folder / MANIFEST, json.dumps(own))
-            except OSError as error:
-                raise InputError(
-                    f"cannot write to {str(self.folder)!r}: {error.strerror}; name another by --features"
-                ) from error
+            except WriteError as error:
+                raise InputError(f"{error}; name another folder by --features") from error
 
     def is_whole(self, number: int, shape: tuple[int, int]) -> bool:
         try:

@@ -21,17 +21,21 @@ from debias_ssl.distributed.processes import is_first
 from debias_ssl.distributed.signals import asked_to_stop
 from debias_ssl.methods.base import Method
 from debias_ssl.models import Classifier, build, check_images
-from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.folder import RunFolder, inputs_of
 from debias_ssl.runs.summary import summarize, summary_table
 from debias_ssl.runs.teacher import taught, teacher_hash
 from debias_ssl.system.errors import InputError, Interrupted, shortened
-from debias_ssl.system.files import write_array, write_aside, writing
+from debias_ssl.system.files import write_array, write_aside, write_errors_told
 from debias_ssl.system.locking import locked
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.config import Config
 from debias_ssl.training.journal import read_journal
 from debias_ssl.training.learner import Learner, blank_pixel
 from debias_ssl.training.loop import Trainer
 from debias_ssl.training.optim import make_optimizer
+
+# What trackers call the project, and the folder in which they write.
+TRACKED = "debias_ssl"
 
 
 def train(
@@ -58,17 +62,16 @@ def train(
         StoppedError: the loss became non-finite.
     """
     folder = RunFolder(out)
+    check_apart(out, "--out", inputs_of(resolved))
     # One process writes; the others end when it may not.
     with locked(out) if is_first() else nullcontext():
         folder.check(resolved, resume=resume, overwrite=overwrite)
-        with writing(out), dead_workers_told():
-            _train_into(folder, config, resolved, resume=resume, overwrite=overwrite, quiet=quiet)
+        with write_errors_told(), dead_workers_told():
+            _train_into(folder, config, resolved, resume=resume and not overwrite, quiet=quiet)
 
 
-def _train_into(
-    folder: RunFolder, config: Config, resolved: dict[str, Any], *, resume: bool, overwrite: bool, quiet: bool
-) -> None:
-    resume = resume and folder.holds_run() and not overwrite
+def _train_into(folder: RunFolder, config: Config, resolved: dict[str, Any], *, resume: bool, quiet: bool) -> None:
+    resume = resume and folder.holds_run()
     if resume and folder.is_finished():
         if not quiet:
             print(f"{folder.path} is finished:\n{summary_table(folder.read_summary())}")
@@ -76,10 +79,12 @@ def _train_into(
     trainer = make_trainer(config, folder, resume)
     is_main = trainer.accelerator.is_main_process
     if is_main:
-        if overwrite:
+        if not resume:
             folder.clear()
         _begin(trainer, folder, resolved)
     trainer.accelerator.wait_for_everyone()
+    if config.log_with:
+        trainer.accelerator.init_trackers(TRACKED)
     with asked_to_stop() as asked:
         logits = trainer.train(asked)
         if is_main:
@@ -131,8 +136,6 @@ def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
         trainer.resume(checkpoint)
     if config.compile:
         learner.compile_networks()
-    if config.log_with:
-        accelerator.init_trackers("debias_ssl")
     return trainer
 
 
@@ -169,7 +172,7 @@ def _make_stream(config: Config, task: Task, method: Method) -> BatchStream:
 def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> None:
     """Writes what is known before the first step, and prints it."""
     task, config = trainer.task, trainer.config
-    folder.write_config(resolved)
+    folder.outputs.claim("split.json", "metrics.jsonl", "checkpoints", *([TRACKED] if config.log_with else []))
     inputs = task.inputs | (teacher_hash(Path(config.teacher)) if config.teacher else {})
     save_split(folder.split, task.split, task.data.classes, task.fingerprint, inputs)
     if task.unreadable:
@@ -177,6 +180,8 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
     # What was logged after the checkpoint will be logged again, and so will the last evaluation.
     records = [r for r in read_journal(folder.metrics, trainer.start) if "loss" in r or r["step"] < config.steps]
     write_aside(folder.metrics, "".join(json.dumps(record) + "\n" for record in records))
+    # Last, as it says that there is a run.
+    folder.write_config(resolved)
     for note in _notes(config, task):
         print(f"note: {note}", file=sys.stderr)
     parameters = sum(p.numel() for p in trainer.learner.raw.model.parameters())
@@ -215,6 +220,7 @@ def _notes(config: Config, task: Task) -> list[str]:
 def _finish(trainer: Trainer, folder: RunFolder, logits: dict[Part, dict[str, Tensor]]) -> None:
     """Writes predictions, the model and the summary."""
     task, config = trainer.task, trainer.config
+    folder.outputs.claim("predictions")
     for part, predictions in logits.items():
         arrays = {name: value.numpy() for name, value in predictions.items()}
         arrays["labels"] = task.evaluation_labels(part).numpy()

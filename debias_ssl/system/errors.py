@@ -16,6 +16,10 @@ class StoppedError(RuntimeError):
     """A run cannot go on; entry points print the message, which says from where it can, and exit with 1."""
 
 
+class WriteError(StoppedError):
+    """A file or a folder cannot be written: a disk is full, a folder is gone, a file is larger than allowed."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A job stopped where it can go on, as a signal asked it to; entry points exit with 128 and the signal's number."""
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from debias_ssl.contract import Step
 from debias_ssl.distributed.collectives import all_sum_, num_processes
 from debias_ssl.methods import Method
+from debias_ssl.system.files import writes
 
 
 class StepStatistics:
@@ -149,8 +150,9 @@ class Journal:
 
     def write(self, record: dict[str, Any]) -> None:
         if self.is_main:
-            with self.path.open("a") as file:
-                file.write(json.dumps(finite(record)) + "\n")
+            line = json.dumps(finite(record)) + "\n"
+            with writes(self.path), self.path.open("a") as file:
+                file.write(line)
 
     def show(self, **values: str) -> None:
         self.bar.set_postfix(values, refresh=False)
