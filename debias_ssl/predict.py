@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,13 @@ from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.label_table import LabelTable, key_of, parts_folder
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import check_new_file, writing
+from debias_ssl.system.files import check_new_file, write_errors_told
 from debias_ssl.system.locking import locked
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.checkpoint import machine
 from debias_ssl.training.evaluation import predict_batches
 from debias_ssl.training.parser import Parser
+from debias_ssl.training.saved import parse_data
 
 
 @entry_point
@@ -43,14 +46,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=500, help="images of a batch in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
-    parsed = parser.parse_args(arguments)
+    parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is the run's limit")
+    parsed, data = parse_data(parser, arguments, _writable)
+    if parsed.max_pixels is not None:
+        data = replace(data, max_pixels=parsed.max_pixels)
     out = Path(parsed.out)
-    check_new_file(out, "--out", parsed.overwrite)
     if parsed.batch_size < 1:
         raise InputError(f"--batch_size is {parsed.batch_size}, must be at least 1")
     accelerator = make_accelerator("fp32")
     folder = RunFolder(Path(parsed.run))
-    run = load_trained(folder, accelerator.device)
+    run = replace(load_trained(folder, accelerator.device), data=data)
     run.check_features(bool(parsed.features))
     images, is_main = find_files(parsed.images, "--images"), accelerator.is_main_process
     if parsed.on_error == "skip" and not parsed.features:
@@ -60,16 +65,24 @@ def main(arguments: list[str]) -> None:
     reader = run.file_reader(images, place_of(accelerator), features=parsed.features or None, workers=parsed.workers)
     with locked(parts_folder(out)) if is_first() else nullcontext():
         accelerator.wait_for_everyone()
-        settings = [parsed.batch_size, parsed.features and Path(parsed.features).resolve(), machine()]
+        features = parsed.features and Path(parsed.features).resolve()
+        settings = [parsed.batch_size, features, data.bits, data.crop, machine()]
         # One process looks at the files, which may be many, and the others have its word.
         key = broadcast_object_list([key_of(folder.path, images.names, *settings) if is_main else ""])[0]
         table = LabelTable(out=out, key=key, place=place_of(accelerator))
-        with writing(table.folder, "the same command goes on with what was labeled so far"):
+        with write_errors_told("the same command goes on with what was labeled so far"):
             _label(run, reader, images, table, parsed, accelerator)
     if is_main:
         with suppress(OSError):
             table.folder.rmdir()
         print(f"{len(images)} images labeled: {out}")
+
+
+def _writable(parsed: Namespace) -> str:
+    """The run, once it is known that what is asked for may be written."""
+    check_apart(Path(parsed.out), "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
+    check_new_file(Path(parsed.out), "--out", parsed.overwrite)
+    return parsed.run
 
 
 def _label(

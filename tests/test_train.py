@@ -99,9 +99,8 @@ def test_recipes_resume_exactly(flags: list[str], tmp_path: Path, monkeypatch):
 
 def test_run_folder_holds_what_the_design_promises(finished: Path):
     names = {"config.yaml", "split.json", "metrics.jsonl", "confusion.npz", "checkpoints", "model.safetensors"}
-    assert names | {"method.safetensors", "model.json", "predictions", "summary.json"} == {
-        path.name for path in finished.iterdir()
-    }
+    names |= {"written.json", "model.json", "method.safetensors", "predictions", "summary.json"}
+    assert names == {path.name for path in finished.iterdir()}
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step_00000008", "step_00000012"]
     logs = [record for record in records(finished) if "loss" in record]
     assert [record["step"] for record in logs] == [2, 4, 6, 8, 10, 12]

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from debias_ssl.labels.debiasing import rows_of_chunk
+from debias_ssl.system.files import writes
 
 # Of a chunk: what is computed of it takes some ten arrays of fp64.
 MOST_NUMBERS = 2**20
@@ -60,14 +62,20 @@ class LogitFile:
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        with writes(self._folder()):
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self._row_bytes = 4 * num_classes
 
     def write(self, first: int, logits: Float[Tensor, "n C"]) -> None:
         """Writes rows, of which the first has the number `first`."""
-        self._file.seek(first * self._row_bytes)
-        self._file.write(np.ascontiguousarray(logits.numpy(), dtype=np.float32).data)
+        with writes(self._folder()):
+            self._file.seek(first * self._row_bytes)
+            self._file.write(np.ascontiguousarray(logits.numpy(), dtype=np.float32).data)
+
+    def _folder(self) -> Path:
+        """Of files that are not kept."""
+        return Path(tempfile.gettempdir())
 
     def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
         first, size = 0, rows_of_chunk(self.num_classes) * self._row_bytes

@@ -17,7 +17,7 @@ from debias_ssl import __version__
 from debias_ssl.contract import Place
 from debias_ssl.data.sources.shards import on_disk
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import READ_BYTES, replacing, write_aside
+from debias_ssl.system.files import READ_BYTES, replacing, write_aside, writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,8 @@ class LabelTable:
         rows, size = self._progress(self.place.rank)
         part = self._part(self.place.rank)
         if part.exists():
-            os.truncate(part, size)
+            with writes(part):
+                os.truncate(part, size)
         return rows
 
     def all_rows_done(self) -> int:
@@ -66,7 +67,7 @@ class LabelTable:
         confidence, label = probs.max(-1)
         part = self._part(self.place.rank)
         # Names of files need not be text.
-        with part.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with writes(part), part.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.writer(file)
             for path, k, top, row in zip(names, label.tolist(), confidence.tolist(), probs.tolist(), strict=True):
                 rows.writerow([os.path.relpath(path, root), classes[k], f"{top:.6f}", *(f"{p:.6g}" for p in row)])
@@ -92,8 +93,9 @@ class LabelTable:
                 if part.exists():
                     with part.open("rb") as rows:
                         shutil.copyfileobj(rows, file)
-        for path in (*self.folder.glob("*.csv"), *self.folder.glob("*.json")):
-            path.unlink()
+        with writes(self.folder):
+            for path in (*self.folder.glob("*.csv"), *self.folder.glob("*.json")):
+                path.unlink()
 
     def _part(self, rank: int) -> Path:
         return self.folder / f"{self.key}-{rank}.csv"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from hashlib import file_digest
 from pathlib import Path
 
 import torch
@@ -47,6 +48,15 @@ class TaughtStream:
         with self.autocast():
             logits = self.predictor(images)
         return logits.softmax(-1)
+
+
+def teacher_hash(run: Path) -> dict[str, str]:
+    """The hash of a finished run's network, by the setting that names the run; none where it has no network."""
+    network = run / "model.safetensors"
+    if not network.is_file():
+        return {}
+    with network.open("rb") as file:
+        return {"teacher": file_digest(file, "sha256").hexdigest()[:32]}
 
 
 def taught(

@@ -117,7 +117,7 @@ def evaluate_rows(
     """The same figures of logits and their labels, all known, that come a chunk at a time."""
     parts, nlls, confusion = [], [], torch.zeros(len(labeled_counts), len(labeled_counts), dtype=torch.int64)
     for logits, labels in chunks:
-        confidence, predicted = logits.softmax(-1).max(-1)
+        confidence, predicted = logits.double().softmax(-1).max(-1)
         confusion += confusion_matrix(labels, predicted, logits.shape[1])
         parts.append((confidence, predicted == labels))
         nlls.append(negative_log_likelihood(logits, labels))

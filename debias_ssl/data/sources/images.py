@@ -52,31 +52,41 @@ class Data:
     """What a source gives: training and test images, and what their labels mean.
 
     The last `num_separate` training images are an unlabeled set of its own: they give no labels, and all unlabeled
-    images come from them. Where it is 0, unlabeled images are training images whose labels are not used. The order of
-    the images must be the same in every run: splits are positions in it.
+    images come from them, and from the `num_shared` images before them, which are in both sets: what is not held out of
+    these is unlabeled too. Where both are 0, unlabeled images are training images whose labels are not used. The order
+    of the images must be the same in every run: splits are positions in it.
     """
 
     classes: tuple[str, ...]
     """Names, in the order of the numbers that labels are."""
     train: Images
     num_separate: int = 0
+    num_shared: int = 0
     test: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Of each channel of the training images, with pixels in [0, 1]; or of each feature."""
+    flips: bool = True
+    """Whether a mirrored image is of the same class; digits are not."""
+    notes: tuple[str, ...] = ()
+    """What people should know of the images, such as that some are listed twice."""
 
 
-def fingerprint(images: Images) -> str:
-    """Hash of the pixels, or of the files' names and sizes, and of the labels: what a run must find again on resume."""
+def fingerprint(images: Images, num_separate: int = 0) -> str:
+    """Hash of the pixels, or of the files' names and sizes, and of the labels: what a run must find again on resume.
+
+    Names are those below the folder of all files; the last `num_separate` images may have another folder.
+    """
     digest = hashlib.sha256(images.labels.tobytes())
     if images.pixels is not None:
         digest.update(np.ascontiguousarray(images.pixels).data)
     else:
-        files = on_disk(images.names)
-        parent = common_parent([file.path for file in files])
-        for file in files:
-            fields = (os.path.relpath(file.path, parent), file.size, *file.part)
-            digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
+        files, border = on_disk(images.names), len(images) - num_separate
+        for group in (files[:border], files[border:]):
+            parent = common_parent([file.path for file in group]) if group else None
+            for file in group:
+                fields = (os.path.relpath(file.path, parent), file.size, *file.part)
+                digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
