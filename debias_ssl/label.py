@@ -1,6 +1,7 @@
 """`debias-ssl label`: CLIP's labels of images, without its preference for classes."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,15 +15,17 @@ from jsonargparse import Namespace
 from debias_ssl import __version__
 from debias_ssl.data.reading.decode import center_crop, decode
 from debias_ssl.data.reading.workers import dead_workers_told
+from debias_ssl.data.sources.images import Images, fingerprint
 from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
+from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.labels.debiasing import DebiasConfig, Labeling
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.output import check_folder, write_folder
-from debias_ssl.labels.zero_shot import read_request, zero_shot_rows
-from debias_ssl.models.clip import load_clip
+from debias_ssl.labels.zero_shot import Request, read_request, zero_shot_rows
+from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import write_aside, writing
 from debias_ssl.system.locking import locked
@@ -74,11 +77,13 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     request = read_request(parsed.images, parsed.classes, parsed.templates, config)
     accelerator = make_accelerator(parsed.precision)
     clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
+    store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
+    check_agreement(lambda: _facts(parsed, clip, request, store))
     cache = embed(
         clip,
         request.files,
         request.root,
-        FolderStore(folder=Path(parsed.features) if parsed.features else out / "features"),
+        store,
         place_of(accelerator),
         batch_size=parsed.batch_size,
         workers=parsed.workers,
@@ -97,6 +102,19 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     ]
     rows, further = zero_shot_rows(clip, cache, request), made_with | {"num_unreadable": len(cache.unreadable)}
     print(write_folder(rows, config, out, lambda labeling: _page(labeling, cache, facts), further))
+
+
+def _facts(parsed: Namespace, clip: Clip, request: Request, store: FolderStore) -> dict[str, str]:
+    """What all processes must have in common, of which each makes features of some images."""
+    images = Images(pixels=None, labels=request.truth, names=request.files)
+    return {
+        "the hash of --images": fingerprint(images),
+        "the list of classes": ", ".join(request.classes),
+        "the model": json.dumps(clip.description),
+        "--precision": parsed.precision,
+        "--on_error": parsed.on_error,
+        "the folder of features": os.path.abspath(store.folder),
+    }
 
 
 def _tell_unreadable(unreadable: dict[str, str], out: Path) -> None:

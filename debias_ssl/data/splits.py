@@ -1,5 +1,6 @@
 """The split of the training images into labeled, unlabeled and validation images: drawn from a seed, saved as JSON."""
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -199,6 +200,12 @@ def save_split(path: Path, split: Split, classes: tuple[str, ...], fingerprint: 
         parts["labels"] = split.labels.tolist()
     text = json.dumps({"classes": classes, "fingerprint": fingerprint, **parts})
     write_aside(path, text + "\n")
+
+
+def hash_of_split(split: Split) -> str:
+    """Hash of the indices of each part, and of labels that are given."""
+    arrays = [getattr(split, name) for name in (*PARTS, "labels")]
+    return hashlib.sha256(b"".join(b"-" if each is None else each.tobytes() + b"|" for each in arrays)).hexdigest()[:32]
 
 
 def load_split(path: Path, classes: tuple[str, ...], fingerprint: str, num_images: int) -> Split:

@@ -1,5 +1,6 @@
 """Processes that were launched together end together: when one cannot go on, none waits for it for ever."""
 
+import itertools
 import os
 import select
 import socket
@@ -12,7 +13,8 @@ from typing import NoReturn
 
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-FAILED, LEFT = "debias_ssl/failed", "debias_ssl/left"
+# A process may do one job after another.
+JOBS = itertools.count()
 GONE = "another process is gone: start all of them again (a run: with --resume)"
 # How long hosts may take to start one after the other.
 START_TIMEOUT = timedelta(minutes=10)
@@ -54,6 +56,8 @@ class Companions:
     """
 
     def __init__(self):
+        prefix = f"debias_ssl/{next(JOBS)}"
+        self._failed, self._left = f"{prefix}/failed", f"{prefix}/left"
         self._is_over = threading.Event()
         self._ending = threading.Lock()
         self._store: TCPStore | None = None
@@ -71,13 +75,16 @@ class Companions:
         with suppress(OSError, RuntimeError):
             if not _keeps_store():
                 self._line = socket.create_connection(_address())
-            while not (self._is_over.is_set() or self._is_cut(POLL_SECONDS) or failed):
-                failed = self._store.check([FAILED])
+            while not (failed or self._is_over.is_set() or self._is_cut(POLL_SECONDS)):
+                failed = self._store.check([self._failed])
         # Of the two threads that may end this process, one does.
         with self._ending:
             # This process may have left in the meantime, and the others after it.
+            if failed and not self._is_over.is_set():
+                with suppress(RuntimeError):
+                    self._end(self._store)
             if not self._is_over.is_set():
-                _end(self._store) if failed else _end_alone()
+                _end_alone()
 
     def _is_cut(self, seconds: float) -> bool:
         """Whether the store is lost, or is within so many seconds.
@@ -100,12 +107,12 @@ class Companions:
                 if self._line is not None and self._is_cut(POLL_SECONDS):
                     _end_alone()
                 store = self._store or _open_store()
-                if store.add(f"{FAILED}/number", 1) > 1:
-                    _end(store)
+                if store.add(f"{self._failed}/number", 1) > 1:
+                    self._end(store)
                 self._is_over.set()
                 _tell(message)
-                store.set(FAILED, str(status))
-                _leave_store(store, LEAVE_SECONDS)
+                store.set(self._failed, str(status))
+                self._leave_store(store, LEAVE_SECONDS)
             except RuntimeError:
                 _end_alone()
 
@@ -117,14 +124,21 @@ class Companions:
             self._is_over.set()
             if self._line is None or not self._is_cut(0):
                 with suppress(RuntimeError):
-                    _leave_store(self._store or _open_store(), DONE_SECONDS)
+                    self._leave_store(self._store or _open_store(), DONE_SECONDS)
 
+    def _end(self, store: TCPStore) -> NoReturn:
+        """Ends this process because another has said that it cannot go on."""
+        status = int(store.get(self._failed))
+        self._leave_store(store, LEAVE_SECONDS)
+        _exit(status)
 
-def _end(store: TCPStore) -> NoReturn:
-    """Ends this process because another has said that it cannot go on."""
-    status = int(store.get(FAILED))
-    _leave_store(store, LEAVE_SECONDS)
-    _exit(status)
+    def _leave_store(self, store: TCPStore, seconds: float) -> None:
+        """Takes leave; the first process, which may keep the store, waits for the others, so many seconds at most."""
+        store.set(f"{self._left}/{os.environ.get('RANK', '0')}", "")
+        everyone = [f"{self._left}/{rank}" for rank in range(num_launched())]
+        until = time.monotonic() + seconds
+        while is_first() and not store.check(everyone) and time.monotonic() < until:
+            time.sleep(0.02)
 
 
 def _end_alone() -> NoReturn:
@@ -138,15 +152,6 @@ def _exit(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _leave_store(store: TCPStore, seconds: float) -> None:
-    """Takes leave of the store; the first process, which may host it, waits for the others, so many seconds at most."""
-    store.set(f"{LEFT}/{os.environ['RANK']}", "")
-    everyone = [f"{LEFT}/{rank}" for rank in range(num_launched())]
-    until = time.monotonic() + seconds
-    while is_first() and not store.check(everyone) and time.monotonic() < until:
-        time.sleep(0.02)
 
 
 def _keeps_store() -> bool:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from debias_ssl.contract import BatchStream
 from debias_ssl.data.reading.workers import dead_workers_told
-from debias_ssl.data.splits import class_counts, raised_classes, save_split
+from debias_ssl.data.sources.images import fingerprint
+from debias_ssl.data.splits import class_counts, hash_of_split, raised_classes, save_split
 from debias_ssl.data.task import Part, Task, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
-from debias_ssl.distributed.processes import is_first
+from debias_ssl.distributed.agreement import check_agreement
+from debias_ssl.distributed.processes import is_first, num_launched
 from debias_ssl.distributed.signals import asked_to_stop
 from debias_ssl.methods.base import Method
 from debias_ssl.models import Classifier, build, check_images
@@ -32,6 +34,10 @@ from debias_ssl.training.journal import read_journal
 from debias_ssl.training.learner import Learner, white_pixel
 from debias_ssl.training.loop import Trainer
 from debias_ssl.training.optim import make_optimizer
+from debias_ssl.training.renamed import flat
+
+# Settings that may differ between the processes of a run: where each host has its files, and how it reads them.
+OF_A_HOST = {"data.root", "data.cache", "data.download", "data.workers"}
 
 
 def train(
@@ -69,17 +75,22 @@ def _train_into(
     folder: RunFolder, config: Config, resolved: dict[str, Any], *, resume: bool, overwrite: bool, quiet: bool
 ) -> None:
     resume = resume and folder.holds_run() and not overwrite
-    if resume and folder.is_finished():
-        if not quiet:
+    is_finished = resume and folder.is_finished()
+    needs_others = not is_finished or num_launched() > 1
+    accelerator = make_accelerator(config.precision, config.log_with, folder.path) if needs_others else None
+    check_agreement(lambda: {"the run in --out": "finished" if is_finished else "not finished"})
+    if accelerator is None or is_finished:
+        if is_first() and not quiet:
             print(f"{folder.path} is finished:\n{summary_table(folder.read_summary())}")
         return
-    trainer = make_trainer(config, folder, resume)
-    is_main = trainer.accelerator.is_main_process
+    trainer = make_trainer(config, accelerator, folder, resume)
+    check_agreement(lambda: _facts(trainer, resolved))
+    is_main = accelerator.is_main_process
     if is_main:
         if overwrite:
             folder.clear()
         _begin(trainer, folder, resolved)
-    trainer.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     with asked_to_stop() as asked:
         logits = trainer.train(asked)
         if is_main:
@@ -87,14 +98,13 @@ def _train_into(
         if asked.number:
             name = signal.Signals(asked.number).name
             raise Interrupted(f"{name}: this came during the last step; the run is finished", asked.number)
-    trainer.accelerator.end_training()
+    accelerator.end_training()
     if is_main and not quiet:
         print(f"{summary_table(folder.read_summary())}\n{folder.path}; a page of it: debias-ssl report {folder.path}")
 
 
-def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
+def make_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, resume: bool) -> Trainer:
     """Makes everything that a run consists of, in the order in which it depends on each other."""
-    accelerator = make_accelerator(config.precision, config.log_with, folder.path)
     if config.model.norm == "sync" and accelerator.device.type != "cuda":
         raise InputError("model.norm sync needs GPUs: take batch or group")
     if config.accumulation * accelerator.num_processes > config.batch_size:
@@ -133,6 +143,22 @@ def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
     if config.log_with:
         accelerator.init_trackers("debias_ssl")
     return trainer
+
+
+def _facts(trainer: Trainer, resolved: dict[str, Any]) -> dict[str, str]:
+    """What all processes must begin with; otherwise they would average gradients of different steps or images."""
+    task, config = trainer.task, trainer.config
+    facts = {
+        "the step to begin with": str(trainer.start),
+        "precision": trainer.accelerator.mixed_precision,
+        **{f"--{name}": str(value) for name, value in flat(resolved).items() if name not in OF_A_HOST},
+        "the hash of the training images": task.fingerprint,
+        "the hash of the test images": fingerprint(task.data.test),
+        "the hash of the split": hash_of_split(task.split),
+    }
+    if config.teacher is not None:
+        facts["the hash of the teacher"] = RunFolder(Path(config.teacher)).hash_of_model()
+    return facts
 
 
 def _make_task(config: Config, accelerator: Accelerator, split_file: Path | None) -> Task:
