@@ -16,7 +16,7 @@ from debias_ssl import __version__
 from debias_ssl.data.reading.decode import center_crop, decode
 from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.images import Images, fingerprint
-from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
+from debias_ssl.distributed.accelerator import Precision, first_of_each_host_first, make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
@@ -74,8 +74,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
-    request = read_request(parsed.images, parsed.classes, parsed.templates, config)
     accelerator = make_accelerator(parsed.precision)
+    with first_of_each_host_first(accelerator):
+        request = read_request(parsed.images, parsed.classes, parsed.templates, config)
     clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
     store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
     check_agreement(lambda: _facts(parsed, clip, request, store))

@@ -6,7 +6,7 @@ from pathlib import Path
 from debias_ssl.data.reading.cache import without_unreadable
 from debias_ssl.data.sources.folder import find_files, folder_of
 from debias_ssl.data.sources.images import fingerprint
-from debias_ssl.distributed.accelerator import make_accelerator, place_of
+from debias_ssl.distributed.accelerator import first_of_each_host_first, make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.runs.folder import RunFolder
@@ -39,11 +39,13 @@ def main(arguments: list[str]) -> None:
     folder = RunFolder(Path(parsed.run))
     run = load_trained(folder, place.device)
     run.check_features(bool(parsed.features))
-    images, is_main = find_files(parsed.images, "--images"), accelerator.is_main_process
-    if parsed.on_error == "skip" and not parsed.features:
-        images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
-        if bad and is_main:
-            print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)
+    is_main = accelerator.is_main_process
+    with first_of_each_host_first(accelerator):
+        images, bad = find_files(parsed.images, "--images"), {}
+        if parsed.on_error == "skip" and not parsed.features:
+            images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
+    if bad and is_main:
+        print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)
     check_agreement(lambda: {"the hash of --run": folder.hash_of_model(), "the hash of --images": fingerprint(images)})
     reader = run.file_reader(images, place, features=parsed.features or None, workers=parsed.workers)
     probs = run.probabilities(reader, len(images), place, batch_size=parsed.batch_size, progress=is_main)

@@ -16,7 +16,7 @@ from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.data.sources.images import fingerprint
 from debias_ssl.data.sources.load import load_test
 from debias_ssl.data.task import Part, make_task
-from debias_ssl.distributed.accelerator import make_accelerator, place_of
+from debias_ssl.distributed.accelerator import first_of_each_host_first, make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.labels.matrix import Predictions
 from debias_ssl.labels.temperature import Rescaled, rescale, rescale_in_folds
@@ -87,7 +87,7 @@ def _predict(
 ) -> tuple[Float[Tensor, "N C"], Int[Tensor, " N"]]:
     """Logits and labels of the images whose labels are known; the hint is for runs without validation images."""
     place = place_of(accelerator)
-    with accelerator.local_main_process_first():
+    with first_of_each_host_first(accelerator):
         if part == "test":
             images = load_test(data, run.classes)
             reader = make_reader(images, data, place.device, accelerator.is_local_main_process)

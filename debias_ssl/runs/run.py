@@ -17,7 +17,7 @@ from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.images import fingerprint
 from debias_ssl.data.splits import class_counts, hash_of_split, raised_classes, save_split
 from debias_ssl.data.task import Part, Task, make_task
-from debias_ssl.distributed.accelerator import make_accelerator, place_of
+from debias_ssl.distributed.accelerator import first_of_each_host_first, make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.processes import is_first, num_launched
 from debias_ssl.distributed.signals import asked_to_stop
@@ -163,7 +163,7 @@ def _facts(trainer: Trainer, resolved: dict[str, Any]) -> dict[str, str]:
 
 def _make_task(config: Config, accelerator: Accelerator, split_file: Path | None) -> Task:
     # The first process of a host decodes the images, the others find them decoded.
-    with accelerator.local_main_process_first():
+    with first_of_each_host_first(accelerator):
         return make_task(
             config.data,
             seed=config.seed,
