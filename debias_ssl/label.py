@@ -16,10 +16,11 @@ from debias_ssl import __version__
 from debias_ssl.data.reading.decode import center_crop, decode
 from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.images import Images, fingerprint
-from debias_ssl.distributed.accelerator import Precision, first_of_each_host_first, make_accelerator, place_of
+from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
+from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.labels.debiasing import DebiasConfig, Labeling
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore

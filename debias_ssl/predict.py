@@ -6,9 +6,10 @@ from pathlib import Path
 from debias_ssl.data.reading.cache import without_unreadable
 from debias_ssl.data.sources.folder import find_files, folder_of
 from debias_ssl.data.sources.images import fingerprint
-from debias_ssl.distributed.accelerator import first_of_each_host_first, make_accelerator, place_of
+from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.label_table import write_label_table
 from debias_ssl.runs.trained import load_trained

@@ -5,14 +5,10 @@ import importlib.util
 import os
 import platform
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
@@ -21,8 +17,6 @@ from debias_ssl.distributed.processes import num_launched
 from debias_ssl.system.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-# How long processes wait for one that lists and decodes.
-PATIENCE = timedelta(days=7)
 # glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -59,27 +53,6 @@ def make_accelerator(
     if num_launched() != accelerator.num_processes:
         raise InputError(f"{num_launched()} processes were launched, but Accelerate sees {accelerator.num_processes}")
     return accelerator
-
-
-@contextmanager
-def first_of_each_host_first(accelerator: Accelerator) -> Iterator[None]:
-    """What is inside is done by one process of each host, and then by the others, which find what it has kept.
-
-    It may take longer than the ten minutes for which torch lets processes wait for each other. They meet in a group of
-    their own, which has more patience, so that steps keep torch's time. Its processes are connected on the CPU: one
-    that is killed is missed at once.
-    """
-    if accelerator.num_processes == 1:
-        yield
-        return
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    if not accelerator.is_local_main_process:
-        dist.barrier(group)
-    yield
-    if accelerator.is_local_main_process:
-        dist.barrier(group)
-    dist.barrier(group)
-    dist.destroy_process_group(group)
 
 
 def keep_freed_memory() -> bool:

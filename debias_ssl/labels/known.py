@@ -16,8 +16,9 @@ from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.data.sources.images import fingerprint
 from debias_ssl.data.sources.load import load_test
 from debias_ssl.data.task import Part, make_task
-from debias_ssl.distributed.accelerator import first_of_each_host_first, make_accelerator, place_of
+from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
+from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.labels.matrix import Predictions
 from debias_ssl.labels.temperature import Rescaled, rescale, rescale_in_folds
 from debias_ssl.labels.truth import read_labels

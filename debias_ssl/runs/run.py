@@ -17,10 +17,11 @@ from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.images import fingerprint
 from debias_ssl.data.splits import class_counts, hash_of_split, raised_classes, save_split
 from debias_ssl.data.task import Part, Task, make_task
-from debias_ssl.distributed.accelerator import first_of_each_host_first, make_accelerator, place_of
+from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.processes import is_first, num_launched
 from debias_ssl.distributed.signals import asked_to_stop
+from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.methods.base import Method
 from debias_ssl.models import Classifier, build, check_images
 from debias_ssl.runs.folder import RunFolder

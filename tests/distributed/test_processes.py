@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from typing import Any
 
@@ -18,13 +17,6 @@ from debias_ssl.system.locking import locked
 SECONDS = 120
 # Batches that two and three processes can share.
 THIRDS = ("--batch_size", "6", "--unlabeled_ratio", "1")
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 def told(log: str) -> list[str]:

@@ -2,13 +2,14 @@
 
 import hashlib
 import os.path
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from debias_ssl.data.sources.listing import joined, picked
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
 
 UNKNOWN = -1
@@ -35,15 +36,15 @@ class Images:
         if isinstance(self.names, ShardedNames) and (np.diff(index) > 0).all():
             names: Sequence[str] = self.names.part(index)
         else:
-            names = [self.names[i] for i in order]
+            names = picked(self.names, index)
         return Images(pixels=pixels, labels=self.labels[order], names=names)
 
     def __add__(self, other: "Images") -> "Images":
         pixels = None if self.pixels is None or other.pixels is None else np.concatenate([self.pixels, other.pixels])
         if isinstance(other.names, ShardedNames):
-            names: Sequence[str] = replace(other.names, before=[*self.names, *other.names.before])
+            names: Sequence[str] = replace(other.names, before=joined(self.names, other.names.before))
         else:
-            names = [*self.names, *other.names]
+            names = joined(self.names, other.names)
         return Images(pixels=pixels, labels=np.concatenate([self.labels, other.labels]), names=names)
 
 
@@ -72,14 +73,17 @@ def fingerprint(images: Images) -> str:
     if images.pixels is not None:
         digest.update(np.ascontiguousarray(images.pixels).data)
     else:
-        files = on_disk(images.names)
-        parent = common_parent([file.path for file in files])
-        for file in files:
-            fields = (os.path.relpath(file.path, parent), file.size, *file.part)
+        parent = common_parent(file.path for file in on_disk(images.names))
+        below: dict[str, str] = {}
+        for file in on_disk(images.names):
+            folder, name = os.path.split(file.path)
+            if folder not in below:
+                below[folder] = os.path.relpath(folder or ".", parent)
+            fields = (name if below[folder] == "." else os.path.join(below[folder], name), file.size, *file.part)
             digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
-def common_parent(names: Sequence[str]) -> Path:
+def common_parent(names: Iterable[str]) -> Path:
     """The folder below which all files lie."""
-    return Path(os.path.commonpath([os.path.abspath(Path(name).parent) for name in names]))
+    return Path(os.path.commonpath([os.path.abspath(folder) for folder in {os.path.dirname(name) for name in names}]))
