@@ -105,7 +105,10 @@ def _numbers(values: Int64[np.ndarray, " N"]) -> Iterator[int]:
 
 def picked(names: Sequence[str], positions: Int64[np.ndarray, " P"]) -> Sequence[str]:
     """The names at some positions."""
-    return names.part(positions) if isinstance(names, FileNames) else [names[i] for i in positions.tolist()]
+    if isinstance(names, FileNames):
+        return names.part(positions)
+    order: list[int] = positions.tolist()
+    return [names[i] for i in order]
 
 
 def joined(*lists: Sequence[str]) -> Sequence[str]:

@@ -270,7 +270,7 @@ def test_decoded_images_are_made_anew_when_a_file_changes(config: DataConfig, pa
     stat = os.stat(images.names[4])
     paint(Path(images.names[4]), 77)
     os.utime(images.names[4], ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
-    again = pixels_of(reader_of(images, config))
+    again = pixels_of(reader_of(training(config), config))
     changed = (again != first).flatten(1).any(1)
     assert changed.nonzero().flatten().tolist() == [4]
 
@@ -410,7 +410,7 @@ def test_what_is_unreadable_is_found_once_and_again_after_a_change(config: DataC
     spoil(images.names[3], keep_time=True)
     assert without_unreadable(images, config, progress=False)[1] == {}, "nothing shows that the file has changed"
     spoil(images.names[3], keep_time=False)
-    assert list(without_unreadable(images, config, progress=False)[1]) == [images.names[3]]
+    assert list(without_unreadable(training(config), config, progress=False)[1]) == [images.names[3]]
 
 
 def test_a_list_without_any_readable_image_is_refused(config: DataConfig):
