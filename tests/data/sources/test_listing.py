@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from debias_ssl.contract import Place
 from debias_ssl.data.config import DataConfig
@@ -133,7 +134,7 @@ def many_files(root: Path, classes: int, each: int) -> Path:
         for k in range(classes):
             folder = root / part / f"class {k}"
             folder.mkdir(parents=True)
-            (folder / "0.png").write_bytes(b"not looked into")
+            Image.new("RGB", (8, 8)).save(folder / "0.png")
             for i in range(1, number):
                 os.link(folder / "0.png", folder / f"{i}.png")
     return root
