@@ -22,6 +22,8 @@ TIMEOUT, SLOW = timedelta(seconds=1), 2.5
 def meet(rank: int, port: int) -> Accelerator:
     os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    # What torch gives to groups for which nothing else is asked.
+    dist.distributed_c10d._get_default_timeout = lambda _: TIMEOUT
     return Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
 
 
