@@ -9,9 +9,10 @@ from debias_ssl.distributed.processes import num_launched
 from debias_ssl.reporting.report import write_report
 from debias_ssl.runs.comparison import PLAN_FILE, prepare_folder, print_status, raise_if_any_failed, run_comparison
 from debias_ssl.runs.variants import adding_method_names, read_plan, requested_plan
-from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import writing
+from debias_ssl.system.errors import InputError, WriteError
+from debias_ssl.system.files import write_errors_told
 from debias_ssl.system.locking import locked
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.config import Config
 from debias_ssl.training.parser import make_parser
 
@@ -45,7 +46,7 @@ def _write_page(out: Path) -> None:
     try:
         write_report([out], out / "report.html")
         print(out / "report.html", flush=True)
-    except InputError as error:
+    except (InputError, WriteError) as error:
         print_status(f"note: no report.html: {error}")
 
 
@@ -58,6 +59,9 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"--jobs is {parsed.jobs}, which must be at least 1")
     files = [Path(str(file)) for file in parsed.config or []]
     out = Path(parsed.out or f"runs/compare_{files[-1].stem if files else 'train'}")
+    if parsed.overwrite:
+        # Settings of a run that is removed; others are not touched.
+        check_apart(out, "--out", {"--config": [file for file in files if file.name == "config.yaml"]})
     with locked(out):
         recorded = read_plan(out / PLAN_FILE)
         plan, notes = requested_plan(
@@ -66,7 +70,7 @@ def main(arguments: list[str]) -> None:
         prepare_folder(out, plan, recorded, resume=parsed.resume, overwrite=parsed.overwrite)
         for note in notes:
             print_status(f"note: {note}")
-        with writing(out):
+        with write_errors_told():
             results = run_comparison(plan, out, parsed.jobs)
             if parsed.report:
                 _write_page(out)

@@ -5,7 +5,7 @@ Axes: L labeled images, U unlabeled images of this process's part of the global 
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -19,11 +19,30 @@ class Problem:
     num_classes: int
     num_features: int
     labeled_counts: tuple[int, ...]
-    """Labeled images of each class."""
+    """Labeled images of each class: how much there is to learn it from. What corrects for the shares in which a step
+    holds the classes takes `sampled_counts` or `labeled_prior`."""
     num_unlabeled: int
+    class_balanced: bool = False
+    """Whether labeled images are drawn equally often from each class that has some, instead of as they are."""
     labeled_loss: Callable[[Tensor, Tensor, float], Tensor] | None = None
     """The loss of labeled images that every method uses: logits (L C), labels (L) and progress to a scalar. None is
     cross-entropy."""
+
+    @property
+    def sampled_counts(self) -> tuple[float, ...]:
+        """Labeled images of each class, if there were as many of it as its share in the labeled images of steps."""
+        if not self.class_balanced:
+            return tuple(float(count) for count in self.labeled_counts)
+        each = sum(self.labeled_counts) / sum(count > 0 for count in self.labeled_counts)
+        return tuple(each if count else 0.0 for count in self.labeled_counts)
+
+    @property
+    def labeled_prior(self) -> tuple[float, ...]:
+        """The share of each class among the labeled images of steps."""
+        return tuple(count / sum(self.labeled_counts) for count in self.sampled_counts)
+
+
+BlankKind = Literal["ones", "white"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +53,12 @@ class Needs:
     num_strong: int = 1
     """Weak and strong views of each unlabeled image."""
     strong_labeled: bool = False
-    blank: bool = False
     teacher_probs: bool = False
     labeled_teacher_probs: bool = False
     """Whether it reads the field of `Views` that has this name."""
+    blank: BlankKind | None = None
+    """Which image without content `Views.blank` is of: 1 in every channel as the network takes it, which is the data's
+    mean plus one deviation, or white before it is normalized. None where the method does not read it."""
     weak_gradient: bool = False
     """Whether, having no strong view, it trains the weak ones: `strong` is then what `weak` is, with gradient."""
     mixup_alpha: float = 0.0
@@ -76,7 +97,7 @@ class Views:
     strong_labeled: View | None = None
     """The labeled images, strongly augmented. This and what follows is there where `Method.needs` says so."""
     blank: View | None = None
-    """A white image, without gradient and with averaged statistics."""
+    """An image without content, without gradient and with averaged statistics."""
     teacher_probs: Float[Tensor, "U C"] | None = None
     """Class probabilities that somebody else, such as CLIP, gives to the unlabeled images; a row of zeros where it says
     nothing."""

@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from jsonargparse import Namespace
+
 from debias_ssl import __version__
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling
+from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.matrix import read_predictions, rows_of
 from debias_ssl.labels.output import check_folder, write_folder
+from debias_ssl.system.files import write_errors_told
+from debias_ssl.system.locking import locked
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
 
 
@@ -30,7 +35,14 @@ def main(arguments: list[str]) -> None:
         return
     config = DebiasConfig(**{setting.name: parsed[setting.name] for setting in fields(DebiasConfig)})
     out = Path(parsed.out)
-    check_folder(out, parsed.overwrite)
+    inputs = {f"--{name}": parsed[name] for name in ("predictions", "classes", "blank", *LABEL_FILES)}
+    check_apart(out, "--out", inputs)
+    with locked(out), write_errors_told("run the same command again, with --overwrite if it says so"):
+        check_folder(out, parsed.overwrite)
+        _debias(parsed, config, out)
+
+
+def _debias(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     path = Path(parsed.predictions)
     predictions = read_predictions(path, parsed.kind, Path(parsed.classes) if parsed.classes else None)
     num_rows, found = len(predictions.values), f"{predictions.kind} ({predictions.found})"

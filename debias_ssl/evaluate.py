@@ -17,6 +17,7 @@ from debias_ssl.labels.temperature import Rescaled
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file, write_aside
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.evaluation import evaluate_logits
 from debias_ssl.training.parser import Parser
 from debias_ssl.training.saved import parse_data
@@ -100,9 +101,13 @@ def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
         raise InputError(f"--folds is {parsed.folds}, must be at least 2")
     if parsed.seed < 0:
         raise InputError(f"--seed is {parsed.seed}, must be at least 0")
+    inputs = {f"--{name}": parsed[name] for name in ("run", "predictions", "classes", "truth", "tune_on")}
     for flag in ("out", "report"):
         if parsed[flag]:
+            check_apart(parsed[flag], f"--{flag}", inputs)
             check_new_file(Path(parsed[flag]), f"--{flag}", parsed.overwrite)
+    if parsed.out and parsed.report and Path(parsed.out).resolve() == Path(parsed.report).resolve():
+        raise InputError(f"--out and --report are both {parsed.out!r}: choose two files")
     if source == "--predictions":
         _check_rows(parsed)
     elif parsed.calibrate and parsed.folds is None and parsed.part == "validation":
@@ -124,13 +129,26 @@ def _check_rows(parsed: Namespace) -> None:
 
 
 def _finish(evaluated: Evaluated, parsed: Namespace) -> None:
-    """Says the figures, and writes what was asked for."""
+    """Writes what was asked for, and says the figures."""
     if not len(evaluated.labels):
         raise InputError(f"there are no {evaluated.name} whose labels are known")
     rescaled = rescaled_rows(evaluated, parsed.folds, parsed.seed) if parsed.calibrate else None
     if rescaled is not None and (warning := rescaled.warning()):
         print(f"note: {warning}", file=sys.stderr)
     figures = evaluate_logits(evaluated.logits, evaluated.labels, torch.tensor(evaluated.labeled_counts))
+    result: dict[str, Any] = {"classes": evaluated.classes, **figures}
+    if rescaled is not None:
+        result["calibration"] = rescaled.summary()
+        if parsed.report:
+            write_aside(Path(parsed.report), _page(rescaled, evaluated, parsed.run or parsed.predictions))
+    if parsed.out:
+        write_aside(Path(parsed.out), json.dumps(result) + "\n")
+    _say(figures, evaluated, rescaled)
+    for path in filter(None, (parsed.report, parsed.out)):
+        print(path)
+
+
+def _say(figures: dict[str, Any], evaluated: Evaluated, rescaled: Rescaled | None) -> None:
     for name, value in figures.items():
         if isinstance(value, float):
             print(f"{name:<14}{value:>8.4f} nats" if name == "nll" else f"{name:<14}{100 * value:>8.2f} %")
@@ -138,23 +156,9 @@ def _finish(evaluated: Evaluated, parsed: Namespace) -> None:
         (recall, name) for recall, name in zip(figures["recalls"], evaluated.classes, strict=True) if recall is not None
     )
     print("lowest recall " + ", ".join(f"{name} {100 * recall:.1f} %" for recall, name in recalls[:3]))
-    result: dict[str, Any] = {"classes": evaluated.classes, **figures}
     if rescaled is not None:
         print(rescaled.said())
         print(rescaled.table())
-        result["calibration"] = rescaled.summary()
-        if parsed.report:
-            _write(parsed.report, _page(rescaled, evaluated, parsed.run or parsed.predictions))
-    if parsed.out:
-        _write(parsed.out, json.dumps(result) + "\n")
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        write_aside(Path(path), text)
-    except OSError as error:
-        raise InputError(f"cannot write {path!r}: {error.strerror}") from error
-    print(path)
 
 
 def _page(rescaled: Rescaled, evaluated: Evaluated, source: str) -> str:

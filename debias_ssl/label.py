@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import UInt8
 from jsonargparse import Namespace
 
 from debias_ssl import __version__
+from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.decode import center_crop, decode
 from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.images import Images, fingerprint
@@ -21,15 +23,16 @@ from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.distributed.start_up import first_of_each_host_first
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling
+from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.labels.zero_shot import Request, read_request, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import write_aside, writing
+from debias_ssl.system.files import write_errors_told
 from debias_ssl.system.locking import locked
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
 
 # Side in pixels of the pictures on the report's page.
@@ -51,6 +54,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_class_arguments(DebiasConfig, as_group=False)
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
+    parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
+    parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is Pillow's limit")
     parser.add_argument("--batch_size", type=int, default=256, help="images of a batch in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
     parser.add_argument(
@@ -63,15 +68,23 @@ def main(arguments: list[str]) -> None:
     for name, least in (("batch_size", 1), ("workers", 0)):
         if parsed[name] < least:
             raise InputError(f"{name} is {parsed[name]}, must be at least {least}")
+    _decoding(parsed).check("")
     out = Path(parsed.out)
-    check_folder(out, parsed.overwrite)
+    check_apart(out, "--out", _inputs(parsed))
     # One process writes most of it; the others end when it may not.
-    with (
-        locked(out) if is_first() else nullcontext(),
-        writing(out, "run the same command again to continue"),
-        dead_workers_told(),
-    ):
-        _label(parsed, config, out)
+    with locked(out) if is_first() else nullcontext(), dead_workers_told():
+        check_folder(out, parsed.overwrite)
+        with write_errors_told("run the same command again, with --overwrite if it says so, to continue"):
+            _label(parsed, config, out)
+
+
+def _inputs(parsed: Namespace) -> dict[str, str | None]:
+    inputs = {f"--{name}": parsed[name] for name in ("images", "classes", "templates", "pretrained", *LABEL_FILES)}
+    return inputs | {"--model": parsed.model.removeprefix("local-dir:")}
+
+
+def _decoding(parsed: Namespace) -> Decoding:
+    return Decoding(bits=parsed.bits, max_pixels=parsed.max_pixels)
 
 
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
@@ -90,12 +103,12 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         batch_size=parsed.batch_size,
         workers=parsed.workers,
         on_error=parsed.on_error,
+        decoding=_decoding(parsed),
         autocast=lambda: accelerator.autocast(),
         progress=accelerator.is_main_process,
     )
     if not accelerator.is_main_process:
         return
-    _tell_unreadable(cache.named_unreadable, out)
     made_with = {"model": parsed.model, "pretrained": parsed.pretrained, "templates": parsed.templates}
     facts = [
         f"{len(cache.names):,} images of {parsed.images}",
@@ -103,7 +116,12 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         f"templates {parsed.templates}",
     ]
     rows, further = zero_shot_rows(clip, cache, request), made_with | {"num_unreadable": len(cache.unreadable)}
-    print(write_folder(rows, config, out, lambda labeling: _page(labeling, cache, facts), further))
+    unreadable, page = cache.named_unreadable, partial(_page, cache=cache, facts=facts, decoding=_decoding(parsed))
+    said = write_folder(rows, config, out, page, further, unreadable)
+    if unreadable:
+        listed = out / "unreadable.json"
+        print(f"note: left out {len(unreadable)} files that cannot be read: {listed}", file=sys.stderr)
+    print(said)
 
 
 def _facts(parsed: Namespace, clip: Clip, request: Request, store: FolderStore) -> dict[str, str]:
@@ -113,34 +131,25 @@ def _facts(parsed: Namespace, clip: Clip, request: Request, store: FolderStore) 
         "the hash of --images": fingerprint(images),
         "the list of classes": ", ".join(request.classes),
         "the model": json.dumps(clip.description),
-        "--precision": parsed.precision,
-        "--on_error": parsed.on_error,
+        **{f"--{name}": str(parsed[name]) for name in ("precision", "on_error", "bits", "max_pixels")},
         "the folder of features": os.path.abspath(store.folder),
     }
 
 
-def _tell_unreadable(unreadable: dict[str, str], out: Path) -> None:
-    listed = out / "unreadable.json"
-    listed.unlink(missing_ok=True)
-    if unreadable:
-        write_aside(listed, json.dumps(unreadable, indent=1))
-        print(f"note: left out {len(unreadable)} files that cannot be read: {listed}", file=sys.stderr)
-
-
-def _page(labeling: Labeling, cache: FeatureCache, facts: Sequence[str]) -> str:
+def _page(labeling: Labeling, cache: FeatureCache, facts: Sequence[str], decoding: Decoding) -> str:
     # What draws is slow to import, and not needed to find what is wrong with the input.
     from debias_ssl.reporting.labels_page import labels_page
     from debias_ssl.reporting.page import render
 
     def pictures(rows: Sequence[int]) -> list[UInt8[np.ndarray, "H W K"] | None]:
-        return [_picture(cache.files[int(cache.places[row])]) for row in rows]
+        return [_picture(cache.files[int(cache.places[row])], decoding) for row in rows]
 
     return render(labels_page(labeling, facts=facts, features=cache.chunks, pictures=pictures), __version__)
 
 
-def _picture(path: str) -> UInt8[np.ndarray, "H W K"] | None:
+def _picture(path: str, decoding: Decoding) -> UInt8[np.ndarray, "H W K"] | None:
     try:
-        image = decode(path)
+        image = decode(path, decoding=decoding)
     except InputError:
         return None
     return center_crop(image, min(PICTURE, *image.size))

@@ -1,7 +1,10 @@
 """`debias-ssl predict`: a trained run's labels for images, as a CSV file."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+from jsonargparse import Namespace
 
 from debias_ssl.data.reading.cache import without_unreadable
 from debias_ssl.data.sources.folder import find_files, folder_of
@@ -14,7 +17,9 @@ from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.label_table import write_label_table
 from debias_ssl.runs.trained import load_trained
 from debias_ssl.system.files import check_new_file
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
+from debias_ssl.training.saved import parse_data
 
 
 @entry_point
@@ -32,13 +37,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=500, help="images of a batch in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
-    parsed = parser.parse_args(arguments)
+    parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is the run's limit")
+    parsed, data = parse_data(parser, arguments, _writable)
+    if parsed.max_pixels is not None:
+        data = replace(data, max_pixels=parsed.max_pixels)
     out = Path(parsed.out)
-    check_new_file(out, "--out", parsed.overwrite)
     accelerator = make_accelerator("fp32")
     place = place_of(accelerator)
     folder = RunFolder(Path(parsed.run))
-    run = load_trained(folder, place.device)
+    run = replace(load_trained(folder, place.device), data=data)
     run.check_features(bool(parsed.features))
     is_main = accelerator.is_main_process
     with first_of_each_host_first(accelerator):
@@ -53,6 +60,13 @@ def main(arguments: list[str]) -> None:
     if is_main:
         write_label_table(out, images.names, folder_of(parsed.images, images), run.classes, probs)
         print(f"{len(images)} images labeled: {out}")
+
+
+def _writable(parsed: Namespace) -> str:
+    """The run, once it is known that what is asked for may be written."""
+    check_apart(Path(parsed.out), "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
+    check_new_file(Path(parsed.out), "--out", parsed.overwrite)
+    return parsed.run
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+from jsonargparse import Namespace
+
+from debias_ssl.data.config import DataConfig
 from debias_ssl.distributed.entry_point import entry_point
-from debias_ssl.reporting.report import write_report
+from debias_ssl.reporting.report import NAME, is_own_page, outputs_of, write_report
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
-
-NAME = "report.html"
+from debias_ssl.training.saved import parse_data
 
 
 @entry_point
@@ -17,15 +20,30 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or the folder of a comparison")
     parser.add_argument("--out", type=str, default=None, help="the page; null is report.html in the one folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
-    parsed = parser.parse_args(arguments)
+    if any(argument.startswith("--data.") for argument in arguments):
+        parsed, data = parse_data(parser, arguments, _only_run)
+    else:
+        parser.add_class_arguments(DataConfig, "data")
+        parsed, data = parser.parse_args(arguments), None
     runs = [Path(run) for run in parsed.runs]
     if parsed.out is None and len(runs) > 1:
         raise InputError("several runs make one page: say where with --out FILE")
-    out = Path(parsed.out) if parsed.out else runs[0] / NAME
-    # The default file was made from the same run and is replaced; any other file may hold something else.
-    check_new_file(out, "--out", parsed.overwrite or not parsed.out)
-    write_report(runs, out)
+    out = Path(parsed.out or runs[0] / NAME)
+    if is_own_page(runs, out):
+        # What was made of the same run is replaced; what somebody else put there is not.
+        outputs_of(runs[0]).check_foreign([NAME])
+        check_new_file(out, "--out", overwrite=True)
+    else:
+        check_apart(out, "--out", {"the run": runs})
+        check_new_file(out, "--out", parsed.overwrite)
+    write_report(runs, out, data)
     print(out)
+
+
+def _only_run(parsed: Namespace) -> str:
+    if len(parsed.runs) > 1:
+        raise InputError("--data flags say where the images of one run are: name that run alone")
+    return parsed.runs[0]
 
 
 if __name__ == "__main__":

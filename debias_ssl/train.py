@@ -11,6 +11,7 @@ from debias_ssl.distributed.processes import is_first
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.run import train
 from debias_ssl.system.errors import InputError
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.config import Config
 from debias_ssl.training.parser import Parser, make_parser, resolve
 from debias_ssl.training.saved import switched_method
@@ -25,6 +26,9 @@ def add_folder_flags(parser: Parser, default: str) -> None:
 def train_parsed(parser: Parser, parsed: Namespace, files: Sequence[Path], out: Path) -> None:
     """Trains by a command line, and says what became of the method that files name."""
     config, resolved = resolve(parser, parsed)
+    if parsed.overwrite:
+        # Settings of a run that is removed; others are not touched.
+        check_apart(out, "--out", {"--config": [file for file in files if file.name == "config.yaml"]})
     note = switched_method(resolved, files)
     if note and is_first():
         print(f"note: {note}", file=sys.stderr)

@@ -30,7 +30,7 @@ from debias_ssl.distributed.accelerator import keep_freed_memory
 
 
 def batched(images: Tensor) -> dict[str, Callable[[], None]]:
-    config, normalization = AugmentConfig(), views.Normalization.of(MEAN, STD, images.device)
+    config, normalization = AugmentConfig(flip=True), views.Normalization.of(MEAN, STD, images.device)
     positions = torch.arange(len(images))
 
     def weak() -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from debias_ssl.contract import Problem
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.formulas.logits import debias, divide_scores
 from debias_ssl.methods.labeled_loss import (
@@ -37,7 +38,7 @@ MEAN = torch.tensor([1.0, 1.0])
 PRIOR = torch.tensor([0.95, 0.05])
 ORACLE = torch.special.ndtr(-MEAN.norm()).item()
 STRENGTHS = [k / 10 for k in range(31)]
-LOSSES: dict[str, Callable[[tuple[int, ...]], LabeledLoss]] = {
+LOSSES: dict[str, Callable[[Problem], LabeledLoss]] = {
     "plain": CrossEntropy,
     "balanced": Balanced,
     "logit-adjusted": LogitAdjusted,
@@ -95,7 +96,8 @@ def measure(seeds: int, num: int, steps: int) -> tuple[dict[str, Tensor], dict[s
     for seed in range(seeds):
         torch.manual_seed(seed)
         points, labels, counts = draw(num, seed)
-        scorers = {name: fitted(loss(counts), points, labels, steps) for name, loss in LOSSES.items()}
+        problem = Problem(num_classes=2, num_features=2, labeled_counts=counts, num_unlabeled=0)
+        scorers = {name: fitted(loss(problem), points, labels, steps) for name, loss in LOSSES.items()}
         by_loss.append({name: balanced_error(scorer.weight, scorer.bias) for name, scorer in scorers.items()})
         adjusted.append(errors_after_training(scorers["plain"]))
     return (

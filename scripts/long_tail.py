@@ -263,7 +263,7 @@ def page(tables: Sequence[Table], runs: Runs, out: Path) -> Page:
         sections=[
             Section(title="Losses", tables=[tables[0]], figures=[by_loss, scatter]),
             Section(title="Corrections", tables=[tables[1]], figures=curves),
-            Section(title="PassOrder flips", tables=[tables[2]]),
+            Section(title="Order flips", tables=[tables[2]]),
         ],
     )
 

@@ -25,7 +25,7 @@ TEMPERATURES = np.geomspace(0.25, 4, 33)
 
 
 def calibration_error(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:
-    confidence, predicted = logits.softmax(-1).max(-1)
+    confidence, predicted = logits.double().softmax(-1).max(-1)
     return expected_calibration_error(confidence, predicted == labels).item()
 
 
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
                 ]
             )
             logits, labels = (torch.cat(each) for each in zip(*scaled, strict=True))
-            confidence, predicted = logits.softmax(-1).max(-1)
+            confidence, predicted = logits.double().softmax(-1).max(-1)
             reliable.append(reliability_figure(confidence.numpy(), predicted.numpy(), labels.numpy(), title))
         for figure, value in FIGURES.items():
             curves[figure].append(

@@ -140,7 +140,8 @@ def test_a_users_own_method_is_named_by_its_path(tmp_path: Path, monkeypatch):
 
 def test_predict_refuses_an_unfinished_run_and_an_existing_file(tmp_path: Path, capsys):
     (tmp_path / "o.csv").write_text("mine")
-    arguments = ["--run", str(tmp_path), "--images", str(tmp_path), "--out", str(tmp_path / "o.csv")]
+    (tmp_path / "run").mkdir()
+    arguments = ["--run", str(tmp_path / "run"), "--images", str(tmp_path / "run"), "--out", str(tmp_path / "o.csv")]
     assert "--overwrite" in refused(predict.main, arguments, capsys)
     assert "holds no run" in refused(predict.main, [*arguments, "--overwrite"], capsys)
     assert (tmp_path / "o.csv").read_text() == "mine"

@@ -15,6 +15,7 @@ from launched import DIGITS
 
 import debias_ssl.runs.comparison as compare_module
 from debias_ssl import compare
+from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.results import aggregate, differences_between, paired_difference, table
 from debias_ssl.runs.variants import flags_of, grid_of
 from debias_ssl.system.errors import InputError
@@ -341,8 +342,7 @@ def test_a_comparison_is_not_overwritten_unless_asked(finished: Path, tmp_path: 
     assert (tmp_path / "a" / "compare.csv").read_text() == before
     old, mine = tmp_path / "a" / "old" / "seed-0", tmp_path / "a" / "mine.txt"
     mine.write_text("kept")
-    old.mkdir(parents=True)
-    (old / "config.yaml").write_text("steps: 1")
+    RunFolder(old).write_config({"steps": 1})
     saved = yaml.safe_load((tmp_path / "a" / "compare.yaml").read_text())
     saved["variants"]["old"] = saved["variants"]["FixMatch"]
     (tmp_path / "a" / "compare.yaml").write_text(yaml.safe_dump(saved))
@@ -358,7 +358,9 @@ def test_a_folder_with_another_run_is_not_taken_for_a_variants(tmp_path: Path, m
     there.mkdir(parents=True)
     (there / "config.yaml").write_text("steps: 1")
     (there / "summary.json").write_text("{}")
-    assert "FixMatch/seed-0' holds a run" in refused(compare.main, [*BASE, *TWO, "--out", str(tmp_path / "a")], capsys)
+    assert "FixMatch/seed-0' holds summary.json, config.yaml, which" in refused(
+        compare.main, [*BASE, *TWO, "--out", str(tmp_path / "a")], capsys
+    )
     trained = Trained(monkeypatch, {"Supervised 0": InputError("not now")})
     with pytest.raises(SystemExit):
         run(tmp_path / "a", *TWO, "--resume")

@@ -1,6 +1,7 @@
 """`debias-ssl debias`: from a file of predictions to a folder of labels, and what is refused before it is written."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from debias_ssl.debias import main
 CLASSES = ["ant", "bee", "cat", "dog"]
 NUM = 400
 TRUTH = np.arange(NUM) % 4
-FILES = {"labels.csv", "probs.npy", "classes.json", "summary.json", "report.html"}
+FILES = {"labels.csv", "probs.npy", "classes.json", "summary.json", "report.html", "written.json"}
 
 
 @pytest.fixture
@@ -35,6 +36,9 @@ def run(predictions: Path, *flags: str) -> Path:
 def test_a_file_becomes_a_folder(predictions: Path, capsys):
     out = run(predictions, "--truth", str(predictions.parent / "truth.npy"))
     assert {path.name for path in out.iterdir()} == FILES
+    as_numpy = io.BytesIO()
+    np.save(as_numpy, np.load(out / "probs.npy"))
+    assert (out / "probs.npy").read_bytes() == as_numpy.getvalue()
     summary = json.loads((out / "summary.json").read_text())
     assert summary["kind"] == "logits" and summary["num"] == NUM and summary["prior"] == "stationary"
     assert summary["debiased"]["accuracy"] > summary["plain"]["accuracy"] + 0.1

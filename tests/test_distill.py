@@ -186,8 +186,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(flags, words, teach
 def test_the_teachers_folder_is_not_overwritten(teacher, config, capsys):
     before = (teacher / "model.safetensors").read_bytes()
     with pytest.raises(SystemExit) as exit_:
-        learn(teacher, config, teacher)
-    assert exit_.value.code == 2 and "--overwrite" in capsys.readouterr().err
+        learn(teacher, config, teacher, "--overwrite")
+    assert exit_.value.code == 2 and "is --teacher itself: choose another --out" in capsys.readouterr().err
     assert (teacher / "model.safetensors").read_bytes() == before
 
 

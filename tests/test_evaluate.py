@@ -193,7 +193,8 @@ def test_files_are_replaced_only_when_told_to(predictions: Path, capsys):
         assert "--overwrite" in refused(evaluate.main, arguments, capsys) and path.read_text() == "mine"
         evaluate.main([*arguments, "--overwrite"])
         assert path.read_text() != "mine"
-        assert "is a folder" in refused(evaluate.main, [*arguments[:-1], str(predictions.parent)], capsys)
+        (predictions.parent / "folder").mkdir(exist_ok=True)
+        assert "is a folder" in refused(evaluate.main, [*arguments[:-1], str(predictions.parent / "folder")], capsys)
 
 
 @pytest.fixture(scope="module")

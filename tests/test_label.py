@@ -13,10 +13,10 @@ import open_clip
 import pytest
 import torch
 from jobs import refused, rows_of
-from launched import start_ranks
+from launched import DIGITS, start_ranks
 from small_clip import paint_images, save_clip
 
-from debias_ssl import label
+from debias_ssl import label, predict, train
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.data.sources import shards
 from debias_ssl.label import main
@@ -94,6 +94,36 @@ def test_labels_are_clips_without_its_preference(tmp_path, model, images, argume
     assert summary["debiased"]["accuracy"] == pytest.approx(sum(right) / 10)
     assert (out / "report.html").read_text().startswith("<!")
     assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_page")
+def test_an_image_that_was_replaced_after_its_features_were_made_is_refused(tmp_path, images, arguments, capsys):
+    main(arguments())
+    data = {"name": "folder", "labeled": tmp_path / "out" / "labels.csv", "root": tmp_path / "images"}
+    data |= {
+        "test": tmp_path / "images",
+        "features": json.dumps([str(tmp_path / "out" / "features")]),
+        "labels_per_class": "null",
+    }
+    settings = [f"--data.{name}={value}" for name, value in data.items()]
+    run = ["--config", str(DIGITS), "--model.name", "linear", "--steps", "2", "--batch_size", "2", *settings]
+    train.main([*run, "--out", str(tmp_path / "run")])
+    paint_images(tmp_path / "other", num=2)[1].replace(images[3])
+    message = refused(train.main, [*run, "--out", str(tmp_path / "second")], capsys)
+    assert repr(str(images[3])) in message and "debias-ssl label again" in message
+    flags = ["--run", str(tmp_path / "run"), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "p.csv")]
+    message = refused(predict.main, [*flags, "--features", str(tmp_path / "out" / "features")], capsys)
+    assert repr(str(images[3])) in message and not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.usefixtures("no_page")
+def test_features_of_other_bits_are_others(tmp_path, arguments, capsys):
+    main(arguments())
+    again = arguments(out=tmp_path / "again", features=tmp_path / "out" / "features")
+    assert "another model (bits differ)" in refused(main, [*again, "--bits", "12"], capsys)
+    (tmp_path / "images").rename(tmp_path / "moved")
+    main(arguments(out=tmp_path / "again", features=tmp_path / "out" / "features", images=tmp_path / "moved"))
+    assert rows_of(tmp_path / "again") == rows_of(tmp_path / "out")
 
 
 @pytest.mark.usefixtures("no_page")

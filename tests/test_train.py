@@ -99,6 +99,7 @@ def test_recipes_resume_exactly(flags: list[str], tmp_path: Path, monkeypatch):
 
 def test_run_folder_holds_what_the_design_promises(finished: Path):
     names = {"config.yaml", "split.json", "metrics.jsonl", "checkpoints", "model.safetensors", "model.json"}
+    names |= {"written.json"}
     assert names | {"method.safetensors", "predictions", "summary.json"} == {path.name for path in finished.iterdir()}
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step_00000008", "step_00000012"]
     logs = [record for record in records(finished) if "loss" in record]

@@ -3,15 +3,16 @@
 import sys
 from pathlib import Path
 
-from debias_ssl.data.checking import describe, examine, parts_of
+from debias_ssl.data.checking import Findings, describe, doubles, examine, parts_of, scale_told
 from debias_ssl.data.config import DataConfig
-from debias_ssl.data.sources.images import fingerprint
-from debias_ssl.data.sources.load import load_data
+from debias_ssl.data.sources.images import Data, fingerprint
+from debias_ssl.data.sources.load import check_classes, load_data
 from debias_ssl.data.splits import class_counts, draw_split, save_split
 from debias_ssl.data.task import readable_data
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.config import Config
 from debias_ssl.training.parser import make_parser, resolve
 
@@ -21,38 +22,64 @@ SHOWN = 5
 def check(config: DataConfig, seed: int) -> bool:
     """Prints what is there; returns whether every image can be read."""
     data = load_data(config)
+    check_classes(config, data.classes)
     print(f"{len(data.classes)} classes: {', '.join(data.classes[:20])}{' ...' if len(data.classes) > 20 else ''}")
+    for note in data.notes:
+        print(f"note: {note}")
     found = {}
     for name, images in parts_of(data).items():
-        found[name] = examine(images, name)
+        found[name] = examine(images, name, decoding=config.decoding)
         sizes = ", ".join(f"{number} of {size}" for size, number in found[name].sizes.most_common(3))
         more = len(found[name].sizes) - 3
         print(f"{name:<10} {describe(images, data.classes)}; {sizes}{f' and {more} other sizes' if more > 0 else ''}")
+        told = scale_told(found[name])
+        if told is not None:
+            print(f"{'':<10} {told}")
     bad = {path: reason for findings in found.values() for path, reason in findings.unreadable.items()}
     print(f"unreadable {len(bad)} files")
     for path, reason in list(bad.items())[:SHOWN]:
         print(f"           {path}: {reason}")
-    for name in [part for part in found if part != "test"]:
-        known = {digest: image for image, digest in found[name].hashes.items()}
-        shared = [(image, known[digest]) for image, digest in found["test"].hashes.items() if digest in known]
-        print(f"duplicates {len(shared)} test images are {name} images too")
-        for image, twin in shared[:SHOWN]:
-            print(f"           {image} = {twin}")
+    _print_doubles(data, found)
     _print_split(config, seed)
     return not bad
+
+
+def _print_doubles(data: Data, found: dict[str, Findings]) -> None:
+    """Prints which images have the pixels of others, in one list and in two."""
+    training = parts_of(data)["training"]
+    pairs, contradicting = doubles(training, found["training"].hashes)
+    if pairs:
+        print(f"duplicates {len(pairs)} training images are there before, {contradicting} of them with another label")
+        _print_pairs(pairs)
+    for part, name in (("unlabeled", "training"), ("test", "training"), ("test", "unlabeled")):
+        if part not in found or name not in found:
+            continue
+        known = {digest: image for image, digest in found[name].hashes.items()}
+        shared = [(image, known[digest]) for image, digest in found[part].hashes.items() if digest in known]
+        if shared or part == "test":
+            print(f"duplicates {len(shared)} {part} images are {name} images too")
+            _print_pairs(shared)
+
+
+def _print_pairs(pairs: list[tuple[str, str]]) -> None:
+    for image, twin in pairs[:SHOWN]:
+        print(f"           {image} = {twin}")
 
 
 def split(config: DataConfig, seed: int, out: Path, overwrite: bool) -> None:
     """Writes a split and prints its counts."""
     check_new_file(out, "--out", overwrite)
+    inputs = {f"data.{name}": getattr(config, name) for name in ("labeled", "unlabeled", "test", "probs", "split")}
+    check_apart(out, "--out", inputs | {"data.features": config.features})
     data, drawn = _print_split(config, seed)
-    save_split(out, drawn, data.classes, fingerprint(data.train))
+    save_split(out, drawn, data.classes, fingerprint(data.train, data.num_separate))
     print(out)
 
 
 def _print_split(config: DataConfig, seed: int):
     data, _ = readable_data(config)
-    drawn = draw_split(data.train.labels, data.classes, config, seed=seed, num_separate=data.num_separate)
+    numbers = {"num_separate": data.num_separate, "num_shared": data.num_shared}
+    drawn = draw_split(data.train.labels, data.classes, config, seed=seed, **numbers)
     for part in ("labeled", "unlabeled", "validation"):
         index = getattr(drawn, part)
         counts = class_counts(data.train.labels[index], len(data.classes))

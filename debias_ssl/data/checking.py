@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from debias_ssl.data.reading.decode import decode, in_threads
+from debias_ssl.data.reading.config import STANDARD, Decoding
+from debias_ssl.data.reading.decode import decode, in_threads, largest_of_sixteen
 from debias_ssl.data.sources.images import Data, Images
 from debias_ssl.data.splits import class_counts
 from debias_ssl.system.errors import InputError
@@ -23,23 +24,28 @@ class Findings:
     """The names of the files that cannot be read, each with the reason."""
     hashes: dict[str, str]
     """The names of the other images, each with a hash of its pixels."""
+    sixteen_bits: tuple[int, int, int]
+    """How many gray images have 16 bits, the largest number in them, and the most bits that they are taken to have."""
 
 
-def examine(images: Images, title: str, progress: bool = True) -> Findings:
+def examine(images: Images, title: str, progress: bool = True, decoding: Decoding = STANDARD) -> Findings:
     """Decodes every image, and says how large it is, or why it cannot be decoded."""
     sizes: Counter[str] = Counter()
     unreadable, hashes = {}, {}
+    sixteen: list[tuple[int, int]] = []
 
-    def read(i: int) -> tuple[str, str] | InputError:
+    def read(i: int) -> tuple[str, str, tuple[int, int] | None] | InputError:
+        of_sixteen = None
         if images.pixels is not None:
             pixels = images.pixels[i]
         else:
             try:
-                pixels = np.asarray(decode(images.names[i]))
+                pixels = np.asarray(decode(images.names[i], decoding=decoding))
+                of_sixteen = largest_of_sixteen(images.names[i], decoding)
             except InputError as error:
                 return error
         size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        return size, hashlib.sha256(size.encode() + pixels.tobytes()).hexdigest()
+        return size, hashlib.sha256(size.encode() + pixels.tobytes()).hexdigest(), of_sixteen
 
     results = tqdm(
         in_threads(read, range(len(images))), title, len(images), disable=not progress, unit="img", leave=False
@@ -48,10 +54,39 @@ def examine(images: Images, title: str, progress: bool = True) -> Findings:
         if isinstance(result, InputError):
             unreadable[name] = str(result.__cause__)
         else:
-            size, digest = result
+            size, hashes[name], of_sixteen = result
             sizes[size] += 1
-            hashes[name] = digest
-    return Findings(sizes=sizes, unreadable=unreadable, hashes=hashes)
+            sixteen += [] if of_sixteen is None else [of_sixteen]
+    largest, bits = (max((pair[i] for pair in sixteen), default=0) for i in range(2))
+    return Findings(sizes=sizes, unreadable=unreadable, hashes=hashes, sixteen_bits=(len(sixteen), largest, bits))
+
+
+def scale_told(findings: Findings) -> str | None:
+    """What is to be said of the scale of images with 16 bits; None where there are none."""
+    number, largest, bits = findings.sixteen_bits
+    if not number:
+        return None
+    told = f"{number} gray images with 16 bits; the largest value is {largest:,}, of {2**bits - 1:,} for {bits} bits"
+    needed = max(8, largest.bit_length())
+    if needed == bits:
+        return told
+    likely = next(each for each in (8, 10, 12, 14, 16) if each >= needed)
+    problem = "everything above is white" if needed > bits else "dark" if likely < bits else None
+    return told if problem is None else f"{told}: {problem}; if they hold {likely} bits, set data.bits {likely}"
+
+
+def doubles(images: Images, hashes: dict[str, str]) -> tuple[list[tuple[str, str]], int]:
+    """Images whose pixels another one before has, each with that one, and how many of them have another label."""
+    first: dict[str, tuple[str, int]] = {}
+    pairs, contradicting = [], 0
+    for name, label in zip(images.names, images.labels.tolist(), strict=True):
+        if name not in hashes:
+            continue  # it cannot be read
+        twin, known = first.setdefault(hashes[name], (name, label))
+        if twin != name:
+            pairs.append((name, twin))
+            contradicting += label != known
+    return pairs, contradicting
 
 
 def parts_of(data: Data) -> dict[str, Images]:

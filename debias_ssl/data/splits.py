@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from jaxtyping import Int64
 from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import write_aside
+from debias_ssl.system.ranges import AtLeastOne, Natural, Ratio, Share, check_ranges
 
 UnlabeledOrder = Literal["same", "uniform", "reversed", "middle", "head_tail"]
 PARTS = ("labeled", "unlabeled", "validation")
@@ -39,27 +41,20 @@ class SplitConfig:
         split: a split.json to use instead of drawing one; with `labels` in it, these are the labeled images' classes.
     """
 
-    labels_per_class: int | None = None
-    labeled_fraction: float | None = None
-    labeled_imbalance: float = 1.0
-    unlabeled_per_class: int | None = None
-    unlabeled_imbalance: float = 1.0
+    labels_per_class: AtLeastOne | None = None
+    labeled_fraction: Share | None = None
+    labeled_imbalance: Ratio = 1.0
+    unlabeled_per_class: AtLeastOne | None = None
+    unlabeled_imbalance: Ratio = 1.0
     unlabeled_order: UnlabeledOrder = "same"
     unlabeled_includes_labeled: bool = True
-    train_imbalance: float = 1.0
-    validation_per_class: int = 0
-    split_seed: int | None = None
+    train_imbalance: Ratio = 1.0
+    validation_per_class: Natural = 0
+    split_seed: Natural | None = None
     split: str | None = None
 
     def __post_init__(self):
-        at_least = {"labels_per_class": 1, "unlabeled_per_class": 1, "validation_per_class": 0, "labeled_imbalance": 1}
-        at_least |= {"unlabeled_imbalance": 1, "train_imbalance": 1, "split_seed": 0}
-        for name, smallest in at_least.items():
-            value = getattr(self, name)
-            if value is not None and not smallest <= value < math.inf:
-                raise InputError(f"data.{name} is {value}, must be at least {smallest}")
-        if self.labeled_fraction is not None and not 0 < self.labeled_fraction <= 1:
-            raise InputError(f"data.labeled_fraction is {self.labeled_fraction}, must be above 0 and at most 1")
+        check_ranges(self, "data.", SplitConfig)
         if self.labeled_fraction is not None and self.labels_per_class is not None:
             raise InputError("data.labeled_fraction and data.labels_per_class exclude each other: set one to null")
         if self.labels_per_class is None and self.labeled_imbalance != 1:
@@ -107,7 +102,13 @@ def unlabeled_counts(largest: int, imbalance: float, order: UnlabeledOrder, num_
 
 
 def draw_split(
-    labels: Indices, classes: tuple[str, ...], config: SplitConfig, *, seed: int, num_separate: int = 0
+    labels: Indices,
+    classes: tuple[str, ...],
+    config: SplitConfig,
+    *,
+    seed: int,
+    num_separate: int = 0,
+    num_shared: int = 0,
 ) -> Split:
     """Draws a split.
 
@@ -118,6 +119,7 @@ def draw_split(
         seed: taken where the config has no `split_seed`.
         num_separate: how many images at the end are an unlabeled set of its own. If there are any, they give no labels,
             and all unlabeled images come from them.
+        num_shared: how many images before these are in both sets; what is not held out of them is unlabeled too.
 
     Raises:
         InputError: a class has fewer images than are asked for.
@@ -141,14 +143,18 @@ def draw_split(
         pools, _ = _take(pools, counts, classes, "train_imbalance")
     labeled, rest = _take(pools, _labeled_counts(pools, config), classes, "labels_per_class")
 
-    if num_separate:
-        rest = members(first_separate, len(labels), draw=1)
+    first_unlabeled, has_own_set = first_separate - num_shared, bool(num_separate or num_shared)
+    everything = labels[:0]
+    if has_own_set:
+        used = np.concatenate([*labeled, *validation]) if num_shared else labels[:0]
+        rest = [pool[~np.isin(pool, used)] for pool in members(first_unlabeled, len(labels), draw=1)]
+        everything = np.setdiff1d(np.arange(first_unlabeled, len(labels)), used)
     if config.unlabeled_per_class is not None:
         largest, imbalance, order = config.unlabeled_per_class, config.unlabeled_imbalance, config.unlabeled_order
         counts = unlabeled_counts(largest, imbalance, order, len(classes))
         unlabeled, _ = _take(rest, counts, classes, "unlabeled_per_class")
     else:
-        unlabeled = [np.arange(first_separate, len(labels))] if num_separate else rest
+        unlabeled = [everything] if has_own_set else rest
     if config.unlabeled_includes_labeled:
         unlabeled = [*unlabeled, *labeled]
     return Split(labeled=_sorted(labeled), unlabeled=_sorted(unlabeled), validation=_sorted(validation))
@@ -193,12 +199,18 @@ def raised_classes(config: SplitConfig, num_classes: int) -> int:
     return sum(share < 1 - 1e-9 for share in shares)
 
 
-def save_split(path: Path, split: Split, classes: tuple[str, ...], fingerprint: str) -> None:
-    """Writes `split.json`: class names, the data's fingerprint, the indices of each part, and labels that are given."""
+def save_split(
+    path: Path, split: Split, classes: tuple[str, ...], fingerprint: str, inputs: Mapping[str, str] | None = None
+) -> None:
+    """Writes `split.json`: class names, the data's fingerprint, the indices of each part, and labels that are given.
+
+    Of a run it also says the hashes of what else the run reads, by the settings that say where that is.
+    """
     parts = {name: getattr(split, name).tolist() for name in PARTS}
     if split.labels is not None:
         parts["labels"] = split.labels.tolist()
-    text = json.dumps({"classes": classes, "fingerprint": fingerprint, **parts})
+    further = {} if inputs is None else {"inputs": dict(inputs)}
+    text = json.dumps({"classes": classes, "fingerprint": fingerprint, **further, **parts})
     write_aside(path, text + "\n")
 
 
@@ -208,8 +220,31 @@ def hash_of_split(split: Split) -> str:
     return hashlib.sha256(b"".join(b"-" if each is None else each.tobytes() + b"|" for each in arrays)).hexdigest()[:32]
 
 
-def load_split(path: Path, classes: tuple[str, ...], fingerprint: str, num_images: int) -> Split:
-    """Reads `split.json` for the same data.
+def saved_inputs(path: Path) -> dict[str, str] | None:
+    """The hashes in a run's `split.json` of what else it reads; None where an earlier version wrote it."""
+    try:
+        inputs = json.loads(path.read_text()).get("inputs")
+    except (OSError, ValueError, AttributeError):
+        return None  # what is wrong with the file is told by who needs it
+    return inputs if isinstance(inputs, dict) else None
+
+
+def check_inputs(path: Path, inputs: Mapping[str, str]) -> None:
+    """Raises InputError where a run finds something else than before at a place that its settings name."""
+    saved = saved_inputs(path) or {}
+    differing = [name for name in sorted(saved) if saved[name] != inputs.get(name)]
+    if differing:
+        raise InputError(f"{differing[0]} is not what the run was begun with, by {path}: name a copy of what that was")
+
+
+def load_split(
+    path: Path,
+    classes: tuple[str, ...],
+    fingerprint: str,
+    num_images: int,
+    earlier: Callable[[], str] | None = None,
+) -> Split:
+    """Reads `split.json` for the same data; `earlier` gives the fingerprint as earlier versions made it.
 
     Raises:
         InputError: the file is not a split, or is one of other data.
@@ -224,7 +259,7 @@ def load_split(path: Path, classes: tuple[str, ...], fingerprint: str, num_image
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{path} is not a split.json: {error}") from error
     for key, (there, here) in same_data.items():
-        if there != here:
+        if there != here and not (key == "fingerprint" and earlier is not None and there == earlier()):
             raise InputError(f"{path} is of other data: its {key} differs")
     for name in PARTS:
         part = getattr(split, name)

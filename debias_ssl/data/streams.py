@@ -22,7 +22,8 @@ from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.reading.workers import read_ahead
 from debias_ssl.data.sampling.keyed import Purpose, beta, permutation, uniform_ahead
 from debias_ssl.data.sampling.orders import BalancedOrder, BatchOrder, PassOrder, ShardOrder
-from debias_ssl.system.errors import InputError, check_settings
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.ranges import AtLeastOne, check_ranges
 
 MOST_LANES = 64
 
@@ -37,11 +38,11 @@ class StreamConfig:
         augment: weak and strong views.
     """
 
-    lanes: int | None = None
+    lanes: AtLeastOne | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self):
-        check_settings(self, "data.", lanes=(self.lanes is None or self.lanes > 0, "above 0"))
+        check_ranges(self, "data.", StreamConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +98,15 @@ def mixed(batch: Batch, mixup_lambda: float) -> Batch:
     )
 
 
-class _Pixels(TypedDict):
-    """The images of one step before augmentation, once for each view; this is what workers send."""
+class _Drawn(TypedDict):
+    """The images of one step before augmentation, once for each view, and which they are; this is what workers send."""
 
+    labeled_positions: Int[Tensor, " P"]
+    """Positions in the global batch."""
+    labeled_at: Int[Tensor, " P"]
+    """Positions among the training images."""
+    unlabeled_at: Int[Tensor, " U"]
+    """Positions in the unlabeled set."""
     labeled: list[Pixels]
     weak: list[Pixels]
     strong: list[Pixels]
@@ -152,10 +159,10 @@ class TrainingStream(Dataset):
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps start..stop-1."""
-        for step, pixels in read_ahead(self, range(start, stop), self.reader, self.place.device):
-            yield self._views(step, pixels)
+        for step, drawn in read_ahead(self, range(start, stop), self.reader, self.place.device):
+            yield self._views(step, drawn)
 
-    def __getitem__(self, step: int) -> _Pixels:
+    def __getitem__(self, step: int) -> _Drawn:
         def crops(index: Tensor, positions: Tensor, purposes: Sequence[int]) -> list[Tensor]:
             if not self.reader.crops_at_random:
                 return [self.reader.center(index)] * len(purposes)
@@ -166,14 +173,19 @@ class TrainingStream(Dataset):
         strong = [Purpose.STRONG_VIEW + i for i in range(self.needs.num_strong)]
         labeled = [Purpose.LABELED_VIEW] + [Purpose.STRONG_LABELED_VIEW] * self.needs.strong_labeled
         positions = self._positions(self.sampling.unlabeled_batch_size)
-        unlabeled = crops(self.images.unlabeled[self._unlabeled_at(step)], positions, weak + strong)
+        labeled_positions, unlabeled_at = self._labeled_positions(step), self._unlabeled_at(step)
+        labeled_at = self._labeled_at(step, labeled_positions)
+        unlabeled = crops(self.images.unlabeled[unlabeled_at], positions, weak + strong)
         return {
-            "labeled": crops(self._labeled_at(step), self._labeled_positions(step), labeled),
+            "labeled_positions": labeled_positions,
+            "labeled_at": labeled_at,
+            "unlabeled_at": unlabeled_at,
+            "labeled": crops(labeled_at, labeled_positions, labeled),
             "weak": unlabeled[: len(weak)],
             "strong": unlabeled[len(weak) :],
         }
 
-    def _views(self, step: int, pixels: _Pixels) -> Batch:
+    def _views(self, step: int, drawn: _Drawn) -> Batch:
         config = self.config.augment
         if self.reader.crops_at_random:
             config = replace(config, shift=0.0)
@@ -190,15 +202,15 @@ class TrainingStream(Dataset):
             probs = self.images.teacher_probs
             return self._on_device(probs[index].float()) if is_needed and probs is not None else None
 
-        index, positions = self._unlabeled_at(step), self._positions(self.sampling.unlabeled_batch_size)
-        labeled, *strong_labeled = pixels["labeled"]
-        labeled_index, labeled_positions = self._labeled_at(step), self._labeled_positions(step)
+        index, positions = drawn["unlabeled_at"], self._positions(self.sampling.unlabeled_batch_size)
+        labeled, *strong_labeled = drawn["labeled"]
+        labeled_index, labeled_positions = drawn["labeled_at"], drawn["labeled_positions"]
         batch = Batch(
             labeled=weak(labeled, Purpose.LABELED_VIEW, labeled_positions),
             labels=self._on_device(self.images.labels[labeled_index]),
-            weak=tuple(weak(images, Purpose.WEAK_VIEW + i, positions) for i, images in enumerate(pixels["weak"])),
+            weak=tuple(weak(images, Purpose.WEAK_VIEW + i, positions) for i, images in enumerate(drawn["weak"])),
             strong=tuple(
-                strong(images, Purpose.STRONG_VIEW + i, positions) for i, images in enumerate(pixels["strong"])
+                strong(images, Purpose.STRONG_VIEW + i, positions) for i, images in enumerate(drawn["strong"])
             ),
             index=self._on_device(index),
             truth=self._on_device(self.images.truth[index]),
@@ -238,9 +250,9 @@ class TrainingStream(Dataset):
             return ShardOrder(borders=images.shard_borders, batch_size=size, lanes=self.lanes, seed=seed)
         return PassOrder(length=len(images.unlabeled), batch_size=size, seed=seed, purpose=Purpose.UNLABELED_ORDER)
 
-    def _labeled_at(self, step: int) -> Int[Tensor, " P"]:
-        """Positions, among the training images, of this process's labeled images of a step, and of their partners."""
-        return self.images.labeled[self._labeled_order(step, self._labeled_positions(step))]
+    def _labeled_at(self, step: int, positions: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
+        """Positions, among the training images, of the labeled images at positions of a global batch."""
+        return self.images.labeled[self._labeled_order(step, positions)]
 
     def _unlabeled_at(self, step: int) -> Int[Tensor, " U"]:
         """Positions, in the unlabeled set, of this process's unlabeled images of a step."""

@@ -1,6 +1,8 @@
 """The stages of data one after another: a source, the readable images of it, their split, readers, and streams."""
 
+import json
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -10,15 +12,17 @@ from jaxtyping import Float16, Int, Int64
 from torch import Tensor
 
 from debias_ssl.contract import Place, Problem
+from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import readable
 from debias_ssl.data.reading.config import ReadingConfig
+from debias_ssl.data.reading.features import read_manifest
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint
 from debias_ssl.data.sources.label_files import read_probs
-from debias_ssl.data.sources.load import load_data
+from debias_ssl.data.sources.load import check_classes, load_data
 from debias_ssl.data.sources.shards import ShardedNames
 from debias_ssl.data.splits import PARTS, Split, SplitConfig, class_counts, draw_split, load_split
 from debias_ssl.data.streams import EvaluationStream, Sampling, TrainingImages, TrainingStream
@@ -37,6 +41,8 @@ class Task:
     split: Split
     fingerprint: str
     """Hash of the training images, which a run must find again when it is resumed."""
+    inputs: dict[str, str]
+    """Hashes of what else it must find again, by the settings that say where."""
     unreadable: dict[str, str]
     """Files that were left out because they cannot be read, with the reason."""
     readers: dict[str, Reader]
@@ -74,9 +80,24 @@ class Task:
         return truth if (truth[others] >= 0).any() or not others.any() else np.full_like(truth, UNKNOWN)
 
     @property
+    def notes(self) -> list[str]:
+        """What people should know of the images and of their split."""
+        border = len(self.data.train) - self.data.num_separate
+        shared = int((self.split.validation >= border - self.data.num_shared).sum())
+        if not shared:
+            return [*self.data.notes]
+        return [*self.data.notes, f"{shared} validation images are in data.unlabeled too: not trained on"]
+
+    @property
     def channels(self) -> int:
         """Channels of an image, or features of it."""
         return self.readers["train"].shape[2]
+
+    @property
+    def augment(self) -> AugmentConfig:
+        """The settings of views, where the data set decides what is left to it."""
+        augment = self.config.augment
+        return replace(augment, flip=self.data.flips if augment.flip is None else augment.flip)
 
     def problem(self, num_features: int) -> Problem:
         return Problem(
@@ -108,7 +129,7 @@ class Task:
             )
         if needs.blank and self.config.features:
             raise InputError(
-                f"{type(method).__name__} needs a white image, which no features are of: unset data.features"
+                f"{type(method).__name__} needs a blank image, which no features are of: unset data.features"
             )
         if needs.validation and not len(self.split.validation):
             raise InputError(f"{type(method).__name__} needs validation images: set data.validation_per_class")
@@ -131,7 +152,7 @@ class Task:
                 unlabeled_batch_size=batch_size * unlabeled_ratio,
                 balanced=balanced,
             ),
-            config=self.config,
+            config=replace(self.config, augment=self.augment),
             normalization=Normalization.of(self.data.mean, self.data.std, self.place.device),
             needs=needs,
             place=self.place,
@@ -174,40 +195,49 @@ def make_task(
         InputError: something is missing, cannot be read or does not fit together.
     """
     data, unreadable = readable_data(config, progress)
-    mark = fingerprint(data.train)
+    mark = fingerprint(data.train, data.num_separate)
     split = make_split(data, mark, config, seed=seed, split_file=split_file)
     readers = make_readers(data, config, place.device, progress)
     mean, std = channel_statistics(data, readers["train"], config)
+    probs = given_probs(data, config)
     return Task(
         config=config,
         data=replace(data, mean=mean, std=std),
         split=split,
         fingerprint=mark,
+        inputs=input_hashes(data, config, probs),
         unreadable=unreadable,
         readers=readers,
-        teacher_probs=given_probs(data, config),
+        teacher_probs=probs,
         place=place,
     )
 
 
 def readable_data(config: DataConfig, progress: bool = True) -> tuple[Data, dict[str, str]]:
     """The data set that a setting names, and the files left out of it because they cannot be read."""
-    return readable(load_data(config), config, progress)
+    data = load_data(config)
+    check_classes(config, data.classes)
+    return readable(data, config, progress)
 
 
-def make_split(
-    data: Data, fingerprint: str, config: SplitConfig, *, seed: int, split_file: Path | None = None
-) -> Split:
-    """The split in a file, or else one that is drawn.
+def make_split(data: Data, mark: str, config: SplitConfig, *, seed: int, split_file: Path | None = None) -> Split:
+    """The split in a file, which must be of data with this fingerprint, or else one that is drawn.
 
     Raises:
         InputError: the file is of other data, there are too few images, or no labeled or unlabeled ones.
     """
     split_file = split_file or (Path(config.split) if config.split else None)
     if split_file is not None:
-        split = load_split(split_file, data.classes, fingerprint, len(data.train))
+        split = load_split(split_file, data.classes, mark, len(data.train), lambda: fingerprint(data.train))
     else:
-        split = draw_split(data.train.labels, data.classes, config, seed=seed, num_separate=data.num_separate)
+        split = draw_split(
+            data.train.labels,
+            data.classes,
+            config,
+            seed=seed,
+            num_separate=data.num_separate,
+            num_shared=data.num_shared,
+        )
     if not len(split.labeled) or not len(split.unlabeled):
         labeled, unlabeled, held_out = (len(getattr(split, part)) for part in PARTS)
         raise InputError(
@@ -221,6 +251,17 @@ def make_split(
             )
         )
     return split
+
+
+def input_hashes(data: Data, config: DataConfig, probs: Float16[np.ndarray, "N C"] | None) -> dict[str, str]:
+    """Hashes of the test images, of the model that features are of, and of probabilities from outside."""
+    hashes = {"data.test": fingerprint(data.test)}
+    if config.features:
+        model = read_manifest(Path(config.features[0]))["model"]
+        hashes["data.features"] = sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:32]
+    if probs is not None:
+        hashes["data.probs"] = sha256(np.ascontiguousarray(probs).data).hexdigest()[:32]
+    return hashes
 
 
 def make_readers(data: Data, config: ReadingConfig, device: torch.device, progress: bool = True) -> dict[str, Reader]:

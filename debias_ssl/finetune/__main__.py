@@ -9,6 +9,7 @@ from debias_ssl.finetune.config import METHODS, FinetuneConfig
 from debias_ssl.finetune.run import finetune_run
 from debias_ssl.finetune.stage import StageTwo
 from debias_ssl.training.parser import Parser, make_parser, named_class
+from debias_ssl.training.saved import parse_data
 
 
 def _parser() -> Parser:
@@ -23,7 +24,7 @@ def _parser() -> Parser:
 @entry_point
 def main(arguments: list[str]) -> None:
     parser = _parser()
-    parsed = parser.read_arguments(arguments)
+    parsed, data = parse_data(parser, arguments)
     plain = yaml.safe_load(parser.dump(parsed, skip_unset=False))
     chosen = named_class(parsed.method)
     assert chosen is not None
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> None:
     resolved = {name: plain[name] for name in ("method", "objective", "coverage", "seed")}
     settings = parser.instantiate(parsed)
     config = FinetuneConfig(**{name: settings[name] for name in resolved})
-    finetune_run(config, {"run": parsed.run, **resolved}, Path(parsed.run), Path(parsed.out), parsed.overwrite)
+    finetune_run(config, {"run": parsed.run, **resolved}, Path(parsed.run), Path(parsed.out), parsed.overwrite, data)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from debias_ssl.finetune.post_hoc import BiasSearch, LogitAdjustment, TauNormali
 from debias_ssl.finetune.retraining import MiSLAS, Retraining
 from debias_ssl.finetune.selmix import BalancedMixup, Mixup, SelMix
 from debias_ssl.finetune.stage import StageTwo
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.ranges import Natural, Share, check_ranges
 
 METHODS: dict[str, type[StageTwo]] = {
     method.__name__: method
@@ -29,11 +29,8 @@ class FinetuneConfig:
 
     method: StageTwo = field(default_factory=SelMix)
     objective: str = "mean_recall"
-    coverage: float | None = None
-    seed: int = 0
+    coverage: Share | None = None
+    seed: Natural = 0
 
     def __post_init__(self):
-        if self.coverage is not None and not 0 < self.coverage <= 1:
-            raise InputError(f"coverage is {self.coverage}, must be above 0 and at most 1")
-        if self.seed < 0:
-            raise InputError("seed must be at least 0")
+        check_ranges(self, "")

@@ -10,7 +10,7 @@ from torch import Tensor
 from debias_ssl.finetune.stage import Head, Stage, StageTwo
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, confusion_matrix, finite_log
 from debias_ssl.formulas.priors import balancing
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.ranges import AtLeastOne, NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class StrengthSearch(StageTwo):
         num: number of strengths that are tried.
     """
 
-    largest: float = 3.0
-    num: int = 61
+    largest: NotNegative = 3.0
+    num: AtLeastOne = 61
 
     def at(self, stage: Stage, strength: float) -> Head:
         """The head of a strength; the strength 0 gives the run's own."""
@@ -58,7 +58,7 @@ def _evenly(first: int, last: int, num: int) -> list[int]:
     return torch.linspace(first, last, min(num, last - first + 1)).round().long().unique().tolist()
 
 
-def balancing_shift(logits: Float[Tensor, "V C"], rounds: int = 100) -> Float[Tensor, " C"]:
+def balancing_shift(logits: Float[Tensor, "V C"], rounds: AtLeastOne = 100) -> Float[Tensor, " C"]:
     """The shift of logits that makes the mean softmax equal for all classes, after `rounds` of Sinkhorn's iteration."""
     uniform = torch.full_like(logits[0], 1 / logits.shape[1])
     log_prior = finite_log(balancing([logits], uniform, iterations=rounds, tolerance=0.0, annealed=()))
@@ -78,12 +78,8 @@ class BiasSearch(StageTwo):
         rounds: the most passes through all classes.
     """
 
-    candidates: int = 100
-    rounds: int = 10
-
-    def __post_init__(self):
-        if self.candidates < 1 or self.rounds < 1:
-            raise InputError("method.candidates and method.rounds must be at least 1")
+    candidates: AtLeastOne = 100
+    rounds: AtLeastOne = 10
 
     def __call__(self, stage: Stage) -> Head:
         logits, num = stage.head(stage.held_out).double(), stage.num_classes

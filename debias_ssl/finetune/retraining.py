@@ -10,6 +10,7 @@ from torch import Tensor
 
 from debias_ssl.finetune.stage import Head, Stage, Training, draw_members, members
 from debias_ssl.formulas.logits import label_aware_smoothing, smoothed_cross_entropy
+from debias_ssl.system.ranges import BelowOne, NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,9 @@ class MiSLAS(Retraining):
         classifier_rate: learning rate of the classifier, as a factor of the rate of s.
     """
 
-    head_smoothing: float = 0.3
-    tail_smoothing: float = 0.0
-    classifier_rate: float = 0.2
+    head_smoothing: BelowOne = 0.3
+    tail_smoothing: BelowOne = 0.0
+    classifier_rate: NotNegative = 0.2
 
     def start(self, stage: Stage) -> Head:
         return stage.head

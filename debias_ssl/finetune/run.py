@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,35 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from debias_ssl.contract import View
+from debias_ssl.data.config import DataConfig
 from debias_ssl.data.splits import class_counts
 from debias_ssl.data.task import Part, Task, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.finetune.config import FinetuneConfig
 from debias_ssl.finetune.stage import Head, Stage
 from debias_ssl.formulas.objectives import Goal, coverage, find_objective, shares_of
-from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.folder import WRITTEN, RunFolder, inputs_of
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError, shortened
-from debias_ssl.system.files import write_array, write_aside
+from debias_ssl.system.files import (
+    read_yaml,
+    replacing,
+    unfinished,
+    write_array,
+    write_aside,
+    write_errors_told,
+    writes,
+)
 from debias_ssl.system.locking import locked
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.evaluation import evaluate_logits, predict_logits
 from debias_ssl.training.journal import read_journal
+from debias_ssl.training.saved import completed
 
 # Images of a forward pass.
 BATCH_SIZE = 500
+# What says that a folder holds a run, and that it is finished.
+LAST = ("model.json", "config.yaml", "summary.json")
 
 
 class FeatureExtractor(nn.Module):
@@ -114,8 +127,8 @@ def _held_out_labels(task: Task, folder: RunFolder) -> Int[Tensor, " V"]:
     return labels
 
 
-def prepare(folder: RunFolder, config: FinetuneConfig) -> PreparedRun:
-    """Loads a run and computes the features of its images.
+def prepare(folder: RunFolder, config: FinetuneConfig, data: DataConfig | None = None) -> PreparedRun:
+    """Loads a run and computes the features of its images; `data` says where these are, if not where they were.
 
     Raises:
         InputError: the run has no validation images of a class, or no linear classifier that alone predicts.
@@ -127,7 +140,7 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> PreparedRun:
     run = load_trained(folder, place.device)
     model: Any = run.predictor.model
     classifier = _linear_classifier(run)
-    task = make_task(run.data, seed=run.config.seed, place=place, split_file=folder.split)
+    task = make_task(data or run.data, seed=run.config.seed, place=place, split_file=folder.split)
     truth = _held_out_labels(task, folder)
     objective = find_objective(config.objective, torch.tensor(run.labeled_counts))
     network = FeatureExtractor(model)
@@ -150,7 +163,14 @@ def prepare(folder: RunFolder, config: FinetuneConfig) -> PreparedRun:
     return PreparedRun(run=run, task=task, stage=stage, test=features("test", np.arange(len(task.data.test))))
 
 
-def finetune_run(config: FinetuneConfig, resolved: dict[str, Any], source: Path, out: Path, overwrite: bool) -> None:
+def finetune_run(
+    config: FinetuneConfig,
+    resolved: dict[str, Any],
+    source: Path,
+    out: Path,
+    overwrite: bool,
+    data: DataConfig | None = None,
+) -> None:
     """Fine-tunes the run in the folder `source`, and writes the run folder `out`.
 
     Args:
@@ -159,20 +179,23 @@ def finetune_run(config: FinetuneConfig, resolved: dict[str, Any], source: Path,
         source: the folder of the first stage.
         out: the folder to write.
         overwrite: whether to replace a run in it.
+        data: the images of the first stage; None is where they were then.
 
     Raises:
         InputError: the settings are wrong, or the run or the folder cannot be used.
     """
-    if out.resolve() == source.resolve():
-        raise InputError("--out must be another folder than --run")
-    with locked(out):
+    saved = completed(read_yaml(source / "config.yaml")) if RunFolder(source).holds_run() else None
+    check_apart(out, "--out", {"--run": source, **(inputs_of(saved) if saved else {})})
+    with locked(out), write_errors_told("run the same command again, with --overwrite if something was written"):
         target = RunFolder(out)
         target.check(resolved, resume=False, overwrite=overwrite)
-        _finetune_into(target, config, resolved, source)
+        _finetune_into(target, config, resolved, source, data)
 
 
-def _finetune_into(target: RunFolder, config: FinetuneConfig, resolved: dict[str, Any], source: Path) -> None:
-    prepared = prepare(RunFolder(source), config)
+def _finetune_into(
+    target: RunFolder, config: FinetuneConfig, resolved: dict[str, Any], source: Path, data: DataConfig | None
+) -> None:
+    prepared = prepare(RunFolder(source), config, data)
     started = time.perf_counter()
     head = config.method(prepared.stage)
     seconds = time.perf_counter() - started
@@ -199,17 +222,21 @@ def _scalars(metrics: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _written_at_once(target: RunFolder) -> Iterator[RunFolder]:
     """A temporary folder to write a run to; its files move to the target at the end, or never after an error."""
-    aside = RunFolder(target.path / f".whole.{os.getpid()}.tmp")
+    aside = RunFolder(unfinished(target.path / "whole"))
     try:
-        aside.path.mkdir(parents=True)
+        with writes(aside.path):
+            aside.path.mkdir(parents=True)
         yield aside
-        target.clear()
-        target.path.mkdir(exist_ok=True)
-        # The summary moves last, because it marks a finished run.
-        for path in sorted(aside.path.iterdir(), key=lambda path: path.name == "summary.json"):
-            os.replace(path, target.path / path.name)
-    except OSError as error:
-        raise InputError(f"cannot write {str(target.path)!r}: {error.strerror}") from error
+        written = {path.name: path for path in aside.path.iterdir()}
+        # What says that there is a run, and that it is finished, moves last.
+        order = [name for name in reversed([name.split("/")[0] for name in WRITTEN]) if name in written]
+        order = [*(name for name in dict.fromkeys(order) if name not in LAST), *LAST]
+        target.outputs.begin_replacing()
+        target.outputs.claim(*order)
+        with writes(target.path):
+            for name in order:
+                os.replace(written[name], target.path / name)
+        target.outputs.complete()
     finally:
         shutil.rmtree(aside.path, ignore_errors=True)
 
@@ -225,7 +252,12 @@ def _write(
     """Writes the files of a run: those of the first stage, the new classifier, and its predictions and metrics."""
     for name in ("config.yaml", "split.json", "unreadable.json"):
         if (source.path / name).exists():
-            shutil.copyfile(source.path / name, folder.path / name)
+            with replacing(folder.path / name) as copy:
+                shutil.copyfile(source.path / name, copy)
+    if prepared.task.config != prepared.run.data:
+        # The new run finds its images where they are now.
+        moved = json.loads(json.dumps(asdict(prepared.task.config)))
+        folder.write_config({**read_yaml(source.path / "config.yaml"), "data": moved})
     predictor = prepared.run.predictor
     model: Any = predictor.model
     model.net.get_classifier().load_state_dict({"weight": head.weight, "bias": head.bias})

@@ -11,7 +11,7 @@ from torch import Tensor
 from debias_ssl.finetune.post_hoc import BiasSearch, LogitAdjustment
 from debias_ssl.finetune.stage import Head, Stage, Training, draw_members, members
 from debias_ssl.formulas.objectives import shares_of
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.ranges import AtLeastOne, Fraction, Positive
 
 # exp(-300)^2 is still a normal number in fp64.
 SMALLEST_EXPONENT = -300.0
@@ -111,16 +111,11 @@ class Mixup(Training):
         partner: the second image is an unlabeled one of pseudo-label j, or a labeled one of class j.
     """
 
-    steps: int = 500
-    lr: float = 0.001
+    steps: AtLeastOne = 500
+    lr: Positive = 0.001
     adjusted: bool = True
-    smallest_share: float = 0.6
+    smallest_share: Fraction = 0.6
     partner: Literal["unlabeled", "labeled"] = "unlabeled"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.smallest_share <= 1:
-            raise InputError(f"method.smallest_share is {self.smallest_share}, must be in [0, 1]")
 
     def start(self, stage: Stage) -> Head:
         return LogitAdjustment()(stage) if self.adjusted else stage.head
@@ -188,16 +183,11 @@ class SelMix(Mixup):
         settle: whether biases are moved where a coverage is missed.
     """
 
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     slope: Literal["images", "prototypes"] = "images"
-    softness: float = 0.3
-    added: float = 1.0
+    softness: Positive = 0.3
+    added: Positive = 1.0
     settle: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        if min(self.temperature, self.softness, self.added) <= 0:
-            raise InputError("method.temperature, method.softness and method.added must be above 0")
 
     def __call__(self, stage: Stage) -> Head:
         head = super().__call__(stage)

@@ -11,7 +11,7 @@ from torch import Tensor
 from debias_ssl.formulas.logits import confusion_matrix
 from debias_ssl.formulas.objectives import Goal
 from debias_ssl.formulas.schedules import learning_rate_factor
-from debias_ssl.system.errors import check_settings, not_negative, positive
+from debias_ssl.system.ranges import AtLeastOne, BelowOne, NotNegative, Positive, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,9 @@ class Stage:
 class StageTwo:
     """A method of stage two: a frozen dataclass of settings whose call gives a new head."""
 
+    def __post_init__(self):
+        check_ranges(self, "method.")
+
     def __call__(self, stage: Stage) -> Head:
         raise NotImplementedError
 
@@ -93,23 +96,13 @@ class Training(StageTwo):
         keep: the best head on held-out images, or the last one.
     """
 
-    steps: int = 2000
-    batch_size: int = 64
-    lr: float = 0.003
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    refresh_every: int = 10
+    steps: AtLeastOne = 2000
+    batch_size: AtLeastOne = 64
+    lr: Positive = 0.003
+    momentum: BelowOne = 0.9
+    weight_decay: NotNegative = 5e-4
+    refresh_every: AtLeastOne = 10
     keep: Literal["best", "last"] = "best"
-
-    def __post_init__(self):
-        check_settings(
-            self,
-            "method.",
-            **{name: (getattr(self, name) > 0, "at least 1") for name in ("steps", "batch_size", "refresh_every")},
-            lr=positive,
-            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
-            weight_decay=not_negative,
-        )
 
     def start(self, stage: Stage) -> Head:
         """The head to begin with."""

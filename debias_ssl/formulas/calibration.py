@@ -8,6 +8,9 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import root_scalar
 from torch import Tensor
 
+# By how much a confidence may be above the edge of a bin and still be at it: about ten times what softmax in fp32
+# rounds by.
+ROUNDING = 1e-6
 # Fitted temperatures lie between 1 / 1000 and this.
 LARGEST_TEMPERATURE = 1000.0
 
@@ -17,7 +20,8 @@ def expected_calibration_error(
 ) -> Float[Tensor, ""]:
     """Sum over equal-width bins of (images in the bin / N) * |accuracy - mean confidence| (arXiv 1706.04599).
 
-    A bin holds the confidences in (lower edge, upper edge].
+    A bin holds the confidences in (lower edge, upper edge]. A confidence of k / num_bins is in the lower bin, also
+    where its rounding puts it above the edge by up to 1e-6. Confidences are best computed in fp64.
     """
     share, mean_confidence, accuracy = reliability_bins(confidence, correct, num_bins)
     return (share * (accuracy - mean_confidence).abs()).nansum()
@@ -28,7 +32,7 @@ def reliability_bins(
 ) -> Float[Tensor, "3 num_bins"]:
     """Share of the images, mean confidence and accuracy of the bins above; the latter two are nan in empty bins."""
     confidence = confidence.double()
-    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    bins = ((confidence - ROUNDING) * num_bins).ceil().long().clamp(1, num_bins) - 1
     return _means_of_bins(bins, confidence, correct, num_bins)
 
 

@@ -4,7 +4,6 @@
 their labels chunk by chunk.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
@@ -21,6 +20,7 @@ from debias_ssl.formulas.calibration import fit_temperature, negative_log_likeli
 from debias_ssl.formulas.logits import finite_log, floored_log
 from debias_ssl.formulas.priors import Chunks
 from debias_ssl.system.errors import InputError, check_settings
+from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, check_ranges
 
 PriorName = Literal[
     "none",
@@ -35,6 +35,8 @@ PriorName = Literal[
 ]
 # Numbers that are held of a matrix at a time.
 CHUNK_NUMBERS = 2**22
+# The settings that may name files.
+LABEL_FILES = ("truth", "tune_on", "target_prior")
 # What `tune_on` chooses the strength among.
 STRENGTHS = tuple(step / 10 for step in range(21))
 
@@ -60,10 +62,10 @@ class DebiasConfig:
     """
 
     prior: PriorName = "stationary"
-    strength: float | None = None
-    temperature: float | None = None
+    strength: NotNegative | None = None
+    temperature: Positive | None = None
     target_prior: str = "uniform"
-    momentum: float = 0.99
+    momentum: BelowOne = 0.99
     truth: str | None = None
     tune_on: str | None = None
 
@@ -72,10 +74,8 @@ class DebiasConfig:
             self,
             "",
             prior=(self.prior in get_args(PriorName), f"one of {', '.join(get_args(PriorName))}"),
-            strength=(self.strength is None or 0 <= self.strength < math.inf, "at least 0"),
-            temperature=(self.temperature is None or 0 < self.temperature < math.inf, "above 0"),
-            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
         )
+        check_ranges(self, "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from debias_ssl.contract import Place
+from debias_ssl.data.reading.config import STANDARD, Decoding
 from debias_ssl.data.reading.decode import decode, unreadable
 from debias_ssl.data.reading.workers import Caught, raising
 from debias_ssl.data.sources.shard_index import Member
@@ -80,6 +81,7 @@ def embed(
     batch_size: int = 256,
     workers: int = 0,
     on_error: Literal["stop", "skip"] = "stop",
+    decoding: Decoding = STANDARD,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     progress: bool = False,
 ) -> FeatureCache:
@@ -98,6 +100,7 @@ def embed(
         batch_size: images that pass through the network at a time; those of a shard at most.
         workers: processes that decode; 0 decodes in this one.
         on_error: `stop` at an image that cannot be read, or `skip` it.
+        decoding: how files become pixels.
         autocast: the precision that the network runs in.
         progress: whether to show a progress bar.
 
@@ -110,54 +113,68 @@ def embed(
     if not isinstance(files, ShardedNames):
         # As text, the absolute path of a member would not know any more where in its tar file it is.
         files = [file if isinstance(file, Member) else os.path.abspath(file) for file in files]
-    store.claim(_manifest(clip, root, files), place.rank == 0)
+    store.claim(_manifest(clip, root, files, decoding), place.rank == 0)
     _first_of_all(0, place)
     shards = _shards(len(files))
     first, stop = (rank * len(shards) // place.num_processes for rank in (place.rank, place.rank + 1))
     missing = [n for n in range(first, stop) if not store.is_whole(n, (len(shards[n]), clip.embed_dim))]
-    failed = len(files)
-    for number, values in _made(clip, files, missing, place.device, batch_size, workers, autocast, progress):
+    batches = _Batches(
+        files=files,
+        preprocess=clip.preprocess,
+        decoding=decoding,
+        batches=_cut(missing, len(files), batch_size),
+    )
+    made = _made(clip, batches, place.device, workers, autocast, progress)
+    failed = _first_of_all(_kept(store, made, len(files), on_error, stops=place.num_processes == 1), place)
+    if failed < len(files):
+        raise _without_features(files[failed], decoding)
+    return _opened(store, root, files, on_error, decoding)
+
+
+def _kept(
+    store: FeatureStore,
+    made: Iterable[tuple[int, Float[Tensor, "n D"]]],
+    num_files: int,
+    on_error: Literal["stop", "skip"],
+    *,
+    stops: bool,
+) -> int:
+    """Keeps shards that are made; the number of the first image that has no features, where it must."""
+    failed = num_files
+    for number, values in made:
         lacking = values[:, 0].isnan().nonzero()
         if on_error == "skip" or not len(lacking):
             store.write(number, values.half().cpu().numpy())
             continue
-        failed = min(failed, shards[number].start + int(lacking[0]))
+        failed = min(failed, number * SHARD_SIZE + int(lacking[0]))
         # Several processes go on to their end: those that are done wait for the others, but not for ever.
-        if place.num_processes == 1:
+        if stops:
             break
-    failed = _first_of_all(failed, place)
-    if failed < len(files):
-        raise _without_features(files[failed])
-    return _opened(store, root, files, on_error)
+    return failed
 
 
 def _made(
     clip: Clip,
-    files: Sequence[str],
-    missing: Sequence[int],
+    batches: "_Batches",
     device: torch.device,
-    batch_size: int,
     workers: int,
     autocast: Callable[[], AbstractContextManager],
     progress: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "n D"]]]:
     """The features of some shards, each with its number."""
-    shards = _shards(len(files))
-    batches = [
-        shards[number][i : i + batch_size] for number in missing for i in range(0, len(shards[number]), batch_size)
-    ]
+    shards = _shards(len(batches.files))
     loader = DataLoader(
-        Caught(dataset=_Batches(files=files, preprocess=clip.preprocess, batches=batches)),
+        Caught(dataset=batches),
         sampler=range(len(batches)),
         batch_size=None,
         # More decoding processes than cores only get into each other's way.
         num_workers=min(workers, os.cpu_count() or 1, len(batches)),
         pin_memory=device.type == "cuda",
     )
-    num_images, is_quiet = sum(map(len, batches)), not (progress and batches)
+    num_images, is_quiet = sum(map(len, batches.batches)), not (progress and len(batches))
     with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar:
         for number, loaded in groupby(
-            zip(batches, raising(loader), strict=True), lambda pair: pair[0].start // SHARD_SIZE
+            zip(batches.batches, raising(loader), strict=True), lambda pair: pair[0].start // SHARD_SIZE
         ):
             yield number, _encoded(clip, shards[number], loaded, device, autocast, bar)
 
@@ -181,15 +198,17 @@ def _encoded(
     return values
 
 
-def _opened(store: FeatureStore, root: Path, files: Sequence[str], on_error: Literal["stop", "skip"]) -> FeatureCache:
+def _opened(
+    store: FeatureStore, root: Path, files: Sequence[str], on_error: Literal["stop", "skip"], decoding: Decoding
+) -> FeatureCache:
     """All shards, in which images that could not be read have rows that are no numbers."""
     has_features = np.concatenate([np.isfinite(store.read(number)[:, 0]) for number in range(len(_shards(len(files))))])
     lacking, places = np.flatnonzero(~has_features).tolist(), np.flatnonzero(has_features)
     if lacking and on_error == "stop":
-        raise _without_features(files[lacking[0]])
+        raise _without_features(files[lacking[0]], decoding)
     if not len(places):
         raise InputError(f"none of {len(files)} images can be read, such as {files[0]!r}")
-    reasons = unreadable([files[i] for i in lacking], progress=False)
+    reasons = unreadable([files[i] for i in lacking], progress=False, decoding=decoding)
     return FeatureCache(
         store=store,
         root=root,
@@ -200,10 +219,10 @@ def _opened(store: FeatureStore, root: Path, files: Sequence[str], on_error: Lit
     )
 
 
-def _without_features(file: str) -> InputError:
+def _without_features(file: str, decoding: Decoding) -> InputError:
     """The error to raise for an image that has no features."""
     try:
-        decode(file)
+        decode(file, decoding=decoding)
     except InputError as error:
         return error
     return InputError(f"the features of {file!r} are no numbers; remove it or skip it (--on_error skip)")
@@ -213,11 +232,18 @@ def _shards(num_files: int) -> list[range]:
     return [range(first, min(first + SHARD_SIZE, num_files)) for first in range(0, num_files, SHARD_SIZE)]
 
 
-def _manifest(clip: Clip, root: Path, files: Sequence[str]) -> dict[str, Any]:
+def _cut(missing: Sequence[int], num_files: int, batch_size: int) -> list[range]:
+    """The batches of some shards."""
+    shards = [_shards(num_files)[number] for number in missing]
+    return [shard[i : i + batch_size] for shard in shards for i in range(0, len(shard), batch_size)]
+
+
+def _manifest(clip: Clip, root: Path, files: Sequence[str], decoding: Decoding) -> dict[str, Any]:
     """Whose features these are."""
+    bits = {} if decoding.bits is None else {"bits": decoding.bits}
     return {
         "version": 1,
-        "model": clip.description,
+        "model": {**clip.description, **bits},
         "root": str(root),
         "files": [[os.path.relpath(file.path, root), file.size, file.mtime_ns, *file.part] for file in on_disk(files)],
         "shard_size": SHARD_SIZE,
@@ -238,6 +264,7 @@ class _Batches(Dataset):
 
     files: Sequence[str]
     preprocess: Callable[[Any], Tensor]
+    decoding: Decoding
     batches: Sequence[range]
 
     def __len__(self) -> int:
@@ -247,7 +274,7 @@ class _Batches(Dataset):
         images, good = [], []
         for i, row in enumerate(self.batches[number]):
             try:
-                images.append(self.preprocess(decode(self.files[row])))
+                images.append(self.preprocess(decode(self.files[row], decoding=self.decoding)))
             except InputError:
                 continue
             good.append(i)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float16
 
 from debias_ssl.data.reading.features import MANIFEST, read_manifest, shard_path
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.errors import InputError, WriteError
 from debias_ssl.system.files import read_array, write_array, write_aside
 
 
@@ -65,7 +65,7 @@ class FolderStore:
         Raises:
             InputError: it holds those of other images or of another model, or cannot be written to.
         """
-        if (self.folder / MANIFEST).exists() or shard_path(self.folder, 0).exists():
+        if (self.folder / MANIFEST).exists() or any(self.folder.glob("shard_*.npy")):
             found = read_manifest(self.folder)
             if differing := _difference(found, own):
                 raise InputError(
@@ -75,10 +75,8 @@ class FolderStore:
         elif is_first:
             try:
                 write_aside(self.folder / MANIFEST, json.dumps(own))
-            except OSError as error:
-                raise InputError(
-                    f"cannot write to {str(self.folder)!r}: {error.strerror}; name another by --features"
-                ) from error
+            except WriteError as error:
+                raise InputError(f"{error}; name another folder by --features") from error
 
     def is_whole(self, number: int, shape: tuple[int, int]) -> bool:
         try:
@@ -97,9 +95,13 @@ class FolderStore:
 def _difference(found: dict[str, Any], own: dict[str, Any]) -> str | None:
     """What differs between two manifests, in words; None where nothing does."""
     if found["model"] != own["model"]:
-        differing = [key for key in own["model"] if found["model"].get(key) != own["model"][key]]
+        differing = [
+            key
+            for key in sorted(own["model"].keys() | found["model"].keys())
+            if found["model"].get(key) != own["model"].get(key)
+        ]
         return f"another model ({' and '.join(differing)} differ)"
-    if found["root"] != own["root"]:
+    if found["root"] != own["root"] and found["files"] != own["files"]:
         return f"images in {found['root']!r}, not in {own['root']!r}"
     before, now = ({name: rest for name, *rest in manifest["files"]} for manifest in (found, own))
     changes = [f"{name!r} was removed" for name in before if name not in now]

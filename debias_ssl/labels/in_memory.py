@@ -12,6 +12,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from debias_ssl.contract import Place
+from debias_ssl.data.reading.config import Decoding
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
 from debias_ssl.labels.arguments import LabelsOfRows, Settings, TargetPrior, array, flags_are_arguments, named, text
 from debias_ssl.labels.class_names import distinct
@@ -103,6 +104,8 @@ def label_images(
     truth: LabelsOfRows | None = None,
     tune_on: LabelsOfRows | None = None,
     on_error: Literal["stop", "skip"] = "stop",
+    bits: int | None = None,
+    max_pixels: int | None = None,
     batch_size: int = 256,
     workers: int = 0,
     precision: Precision = "auto",
@@ -110,8 +113,7 @@ def label_images(
 ) -> DebiasedLabels:
     """Labels images with CLIP without its preference for classes, as `debias-ssl label` does.
 
-    The settings from `prior` to `tune_on` are those of `debias_matrix`. Without `truth`, folders that have the names of
-    classes are it.
+    Settings from `prior` to `tune_on` are those of `debias_matrix`; without `truth`, folders named like classes are it.
 
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
@@ -121,8 +123,8 @@ def label_images(
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
         features: folder that keeps features of images for the next time; None keeps them in memory.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
-        batch_size: images that pass through the network at a time.
-        workers: processes that decode; 0 decodes in this one.
+        bits, max_pixels: how files become pixels, as `data.bits` and `data.max_pixels` of a run.
+        batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
         precision: of the network; `auto` is bf16 where the device multiplies in it.
         device: where the network goes; None is the accelerator if there is one, else the CPU.
 
@@ -144,7 +146,8 @@ def label_images(
     with flags_are_arguments():
         request = _request(text(images), text(classes), text(templates), settings)
         config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
-        return _label(request, config, clip, features, on_error, batch_size, workers, precision)
+        decoding = Decoding(bits=bits, max_pixels=max_pixels)
+        return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
 
 
 def _matrix_rows(
@@ -200,10 +203,12 @@ def _label(
     clip: Clip,
     features: str | Path | None,
     on_error: Literal["stop", "skip"],
+    decoding: Decoding,
     batch_size: int,
     workers: int,
     precision: Precision,
 ) -> DebiasedLabels:
+    decoding.check("")
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise InputError(f"{name} is {value}, must be at least {least}")
@@ -216,6 +221,7 @@ def _label(
         batch_size=batch_size,
         workers=workers,
         on_error=on_error,
+        decoding=decoding,
         autocast=_autocast(precision, clip.device),
     )
     names = [request.files[i] for i in cache.places.tolist()]

@@ -1,10 +1,10 @@
 """The folder that `label` and `debias` write, and the figures that they say at their end."""
 
 import csv
+import io
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ from debias_ssl.labels.debiasing import (
 )
 from debias_ssl.labels.truth import RowNumbers
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import replacing, write_aside
+from debias_ssl.system.files import check_writable, write_aside, writing_parts
+from debias_ssl.system.outputs import Outputs
+
+# In the order in which they are removed.
+NAMES = ("summary.json", "report.html", "labels.csv", "probs.npy", "classes.json", "unreadable.json")
 
 
 def summary_of(labeling: Labeling) -> dict[str, Any]:
@@ -85,20 +89,31 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
     return "\n".join(lines)
 
 
+def outputs_in(out: Path) -> Outputs:
+    """What `label` and `debias` write into a folder."""
+    return Outputs(folder=out, kind="labels", names=NAMES)
+
+
 def check_folder(out: Path, overwrite: bool) -> None:
-    """Raises InputError where the folder holds labels that may not be replaced."""
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"cannot write to --out {str(out)!r}: {str(nearest)!r} is not a folder that can be written to")
-    held = next((name for name in ("labels.csv", "summary.json") if (out / name).exists()), None)
-    if held and not overwrite:
-        raise InputError(f"{str(out)!r} holds {held}: choose another --out, or pass --overwrite to replace it")
+    """Raises InputError where the folder cannot be written to, or holds what may not be replaced."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"cannot write to --out {str(out)!r}: it is not a folder")
+    check_writable(out, "--out")
+    outputs = outputs_in(out)
+    outputs.check_foreign()
+    if not overwrite and (held := outputs.held()):
+        raise InputError(f"{str(out)!r} holds {held[0]}: choose another --out, or pass --overwrite to replace it")
 
 
 def write_folder(
-    rows: Rows, config: DebiasConfig, out: Path, page: Callable[[Labeling], str], further: Mapping[str, Any]
+    rows: Rows,
+    config: DebiasConfig,
+    out: Path,
+    page: Callable[[Labeling], str],
+    further: Mapping[str, Any],
+    unreadable: Mapping[str, str] | None = None,
 ) -> str:
-    """Debiases rows, and writes labels.csv, probs.npy, classes.json, report.html and summary.json.
+    """Debiases rows, and writes labels.csv, probs.npy, classes.json, report.html, summary.json and unreadable.json.
 
     Args:
         rows: the logits.
@@ -106,6 +121,7 @@ def write_folder(
         out: the folder.
         page: draws the report, as HTML.
         further: entries of summary.json beside those of `summary_of`.
+        unreadable: files that were left out, and why; without any there is no unreadable.json.
 
     Returns:
         What was done, for a terminal.
@@ -115,6 +131,9 @@ def write_folder(
     """
     removal = find_removal(rows, config)
     labeling = write_labels(rows, config, removal, out)
+    if unreadable:
+        outputs_in(out).claim("unreadable.json")
+        write_aside(out / "unreadable.json", json.dumps(unreadable, indent=1))
     return finish(labeling, out, page(labeling), further)
 
 
@@ -124,28 +143,37 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
     Raises:
         InputError: a number is not finite; nothing is written then.
     """
-    text, parts, first = [*rows.classes], [], 0
-    with (
-        replacing(out / "labels.csv") as labels_file,
-        replacing(out / "probs.npy") as probs_file,
-        # Names of files need not be text.
-        labels_file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        table = csv.writer(file)
+    text, parts, first, outputs = [*rows.classes], [], 0, outputs_in(out)
+    with writing_parts(out / "labels.csv") as write_labels_part, writing_parts(out / "probs.npy") as write_probs:
         key = "row" if isinstance(rows.names, RowNumbers) else "path"
-        table.writerow([key, "label", "confidence", "top2_gap", "plain_label", "plain_confidence"])
-        shape = (len(rows.names), len(text))
-        stored = np.lib.format.open_memmap(probs_file, mode="w+", dtype=np.float16, shape=shape)
+        write_labels_part(_as_csv([[key, "label", "confidence", "top2_gap", "plain_label", "plain_confidence"]]))
+        write_probs(_npy_header((len(rows.names), len(text))))
         for part, probs in label_rows(rows, removal, is_quiet=is_quiet):
             stop = first + len(probs)
-            stored[first:stop] = probs.half()
-            table.writerows(_lines(part, rows.names[first:stop], text))
+            write_probs(probs.half().cpu().numpy().tobytes())
+            write_labels_part(_as_csv(_lines(part, rows.names[first:stop], text)))
             parts.append(part)
             first = stop
-        stored.flush()
-        del stored
+        # Nothing was wrong with a row: now the labels that were there go, whole.
+        outputs.begin_replacing()
+        outputs.claim("labels.csv", "probs.npy", "classes.json", "report.html", "summary.json")
     write_aside(out / "classes.json", json.dumps(text, ensure_ascii=False) + "\n")
     return labeling_of(rows, config, removal, parts)
+
+
+def _as_csv(lines: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(lines)
+    # Names of files need not be text.
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """Of a .npy file of float16."""
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(np.float16))
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 def _lines(part: RowLabels, names: Sequence[str], classes: Sequence[str]) -> Iterator[list[Any]]:
@@ -167,6 +195,7 @@ def finish(labeling: Labeling, out: Path, page: str, further: Mapping[str, Any])
     summary = summary_of(labeling)
     write_aside(out / "report.html", page)
     write_aside(out / "summary.json", json.dumps(summary | dict(further), indent=1, ensure_ascii=False) + "\n")
+    outputs_in(out).complete()
     chosen = f", on {summary['num_tuned_on']} rows of {labeling.config.tune_on}" if labeling.config.tune_on else ""
     settings = (
         f"prior {labeling.config.prior}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "

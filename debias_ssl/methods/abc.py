@@ -9,19 +9,24 @@ from torch import Tensor, nn
 from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
 from debias_ssl.formulas.logits import confident_labels, weighted_cross_entropy
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class ABC(PseudoLabeling):
     """Auxiliary balanced classifier (arXiv 2110.10368) on the features of FixMatch, through which its gradient flows.
 
-    With g the auxiliary head, q = softmax(g(weak(u))), k = argmax q, r_y = n_min / n_y and t the progress:
+    With g the auxiliary head, q = softmax(g(weak(u))), k = argmax q, r_y = n_min / n_y, s_y the same of the shares in
+    which labeled images are drawn and t the progress:
 
-    L = L_FixMatch + mean_x B(r_y) CE(g(weak(x)), y)
+    L = L_FixMatch + mean_x B(s_y) CE(g(weak(x)), y)
         + mean_u 1[max q >= threshold] B(1 - t (1 - r_k)) CE(g(strong(u)), q)
 
-    B(p) is 1 with probability p, else 0, drawn for each image. At test time g predicts. The targets q are soft, as in
-    the authors' code. auxiliary_weight = 0 trains the network of FixMatch.
+    B(p) is 1 with probability p, else 0, drawn for each image. s is r, and 1 where classes are drawn equally often:
+    unlabeled images then still come as they are, in the shares of the labels, as the paper assumes. At test time g
+    predicts. The targets q are soft, as in the authors' code. auxiliary_weight = 0 trains the network of FixMatch.
+
+    The last loss is of one strong view here, the sum of two in the authors' code, which is twice the weight; FixMatch's
+    is of one view here, the mean of two there. t grows with every step here, with every epoch of 500 steps there.
 
     Args:
         problem: what is fixed before training.
@@ -31,28 +36,31 @@ class ABC(PseudoLabeling):
     """
 
     keep: Float[Tensor, " C"]
+    keep_labeled: Float[Tensor, " C"]
 
     def __init__(
         self,
         problem: Problem,
         *,
-        threshold: float = 0.95,
-        unlabeled_weight: float = 1.0,
-        auxiliary_weight: float = 1.0,
+        threshold: Fraction = 0.95,
+        unlabeled_weight: NotNegative = 1.0,
+        auxiliary_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.auxiliary_weight = auxiliary_weight
-        check_settings(self, "method.", threshold=fraction, auxiliary_weight=not_negative)
+        check_ranges(self, "method.")
         self.head = nn.Linear(problem.num_features, problem.num_classes)
         # A class without labels counts as having one.
         counts = torch.tensor(problem.labeled_counts).clamp(min=1)
         self.register_buffer("keep", counts.min() / counts, persistent=False)
+        keep = torch.ones_like(self.keep) if problem.class_balanced else self.keep.clone()
+        self.register_buffer("keep_labeled", keep, persistent=False)
 
     def forward(self, views: Views) -> Step:
         target, weight = confident_labels(views.weak.logits, self.threshold)
         step = self.step(views, PseudoLabels(target=target, weight=weight))
-        kept = torch.bernoulli(self.keep[views.labels])
+        kept = torch.bernoulli(self.keep_labeled[views.labels])
         auxiliary = weighted_cross_entropy(self.head(views.labeled.features), views.labels, kept)
         with torch.no_grad():
             weak = self.head(views.weak.features)

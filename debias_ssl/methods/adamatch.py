@@ -11,7 +11,7 @@ from debias_ssl.contract import Needs, Problem, PseudoLabels, Views
 from debias_ssl.distributed.running import RunningMean, uniform_marginal
 from debias_ssl.formulas.logits import align
 from debias_ssl.methods.base import PseudoLabeling, class_shares
-from debias_ssl.system.errors import check_settings, fraction
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class AdaMatch(PseudoLabeling):
@@ -26,6 +26,10 @@ class AdaMatch(PseudoLabeling):
     of several steps, not one: batches are smaller than the paper's. Left out: random logit interpolation, which needs
     another pass of the labeled images to mix domains that are one here. threshold = 0 and prior = null is FixMatch with
     threshold 0 and the second labeled loss, once mu is 1.
+
+    The labeled loss is the sum of both views' here, half of it in the authors' code. q is a running mean of
+    momentum .999 here, the mean of the last 128 batches there; p~ divides by at least 1e-8 here, 1e-6 is added to pi
+    and to q there.
 
     Args:
         problem: what is fixed before training.
@@ -42,14 +46,14 @@ class AdaMatch(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        threshold: float = 0.9,
-        momentum: float = 0.999,
-        prior: Literal["labeled", "uniform"] | list[float] | None = "labeled",
-        unlabeled_weight: float = 1.0,
+        threshold: Fraction = 0.9,
+        momentum: Fraction = 0.999,
+        prior: Literal["labeled", "uniform"] | list[NotNegative] | None = "labeled",
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
-        check_settings(self, "method.", threshold=fraction)
+        check_ranges(self, "method.")
         self.is_aligned, self.follows_labeled = prior is not None, prior == "labeled"
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.prior = uniform_marginal(problem.num_classes, momentum)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.formulas.logits import weighted_cross_entropy
 from debias_ssl.methods.labeled_loss import CrossEntropy
-from debias_ssl.system.errors import InputError, check_settings, not_negative
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.ranges import NotNegative, check_ranges
 
 
 class Method(nn.Module):
@@ -25,7 +26,7 @@ class Method(nn.Module):
     def __init__(self, problem: Problem):
         super().__init__()
         self.problem = problem
-        self.criterion = problem.labeled_loss or CrossEntropy(problem.labeled_counts)
+        self.criterion = problem.labeled_loss or CrossEntropy(problem)
 
     def forward(self, views: Views) -> Step:
         raise NotImplementedError
@@ -40,7 +41,7 @@ class Method(nn.Module):
         return views.mixup_lambda * loss + (1 - views.mixup_lambda) * of_partners
 
     def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
-        """Logits at test time; `blank` is the view of a white image where the method needs one."""
+        """Logits at test time; `blank` is the view of an image without content where the method needs one."""
         return view.logits
 
     def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:
@@ -74,10 +75,10 @@ class PseudoLabeling(Method):
         unlabeled_weight: lambda_u.
     """
 
-    def __init__(self, problem: Problem, *, unlabeled_weight: float = 1.0):
+    def __init__(self, problem: Problem, *, unlabeled_weight: NotNegative = 1.0):
         super().__init__(problem)
         self.unlabeled_weight = unlabeled_weight
-        check_settings(self, "method.", unlabeled_weight=not_negative)
+        check_ranges(self, "method.", PseudoLabeling)
 
     def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
         """Takes a step's weak logits into the state; once a step, before any pseudo-label of it is made."""

@@ -1,7 +1,7 @@
 """CSST: self-training for the worst class, or for the mean recall while every class is predicted often enough."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, Range, check_ranges
 
 
 class CSST(PseudoLabeling):
@@ -24,13 +24,14 @@ class CSST(PseudoLabeling):
     L = H(f(weak(x)), y) + lambda_u * mean_u 1[KL(G_k / sum G_k || p) < threshold] H(f(strong(u)), k)
 
     After each evaluation, with the recalls r_i and the share c_j of predictions of the validation images and pi the
-    prior of the labeled ones:
+    prior of the images that G is for:
 
     - min_recall: G = diag(lambda_i / pi_i), lambda_i ~ lambda_i exp(-omega r_i);
     - mean_recall: G_ij = 1[i = j] / (C pi_i) + lambda_j, lambda_j <- max(0, lambda_j - omega (c_j - coverage / C)).
 
-    H takes the place of the run's labeled loss. min_recall with equal counts and rate = 0 is FixMatch, of the threshold
-    e^-threshold.
+    pi are the shares of the labels, and for the first term those in which labeled images are drawn: uniform where
+    classes are drawn equally often. H takes the place of the run's labeled loss. min_recall with equal counts and
+    rate = 0 is FixMatch, of the threshold e^-threshold.
 
     Args:
         problem: what is fixed before training.
@@ -43,6 +44,7 @@ class CSST(PseudoLabeling):
 
     needs = Needs(validation=True)
     prior: Float[Tensor, " C"]
+    sampled_prior: Float[Tensor, " C"]
     multipliers: Float[Tensor, " C"]
 
     def __init__(
@@ -50,45 +52,45 @@ class CSST(PseudoLabeling):
         problem: Problem,
         *,
         objective: Literal["min_recall", "mean_recall"] = "min_recall",
-        coverage: float = 0.95,
-        threshold: float = 0.05,
-        rate: float = 0.1,
-        unlabeled_weight: float = 1.0,
+        coverage: Fraction = 0.95,
+        threshold: Annotated[float, Range(0, below=False)] = 0.05,
+        rate: NotNegative = 0.1,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.objective = objective
         self.coverage = coverage
         self.threshold = threshold
         self.rate = rate
-        check_settings(self, "method.", coverage=fraction, threshold=not_negative, rate=not_negative)
+        check_ranges(self, "method.")
         # A class without labels counts as having one.
-        counts = torch.tensor(problem.labeled_counts, dtype=torch.float32).clamp(min=1)
-        self.register_buffer("prior", counts / counts.sum(), persistent=False)
+        for name, counts in (("prior", problem.labeled_counts), ("sampled_prior", problem.sampled_counts)):
+            floored = torch.tensor(counts, dtype=torch.float32).clamp(min=1)
+            self.register_buffer(name, floored / floored.sum(), persistent=False)
         first = 1 / problem.num_classes if objective == "min_recall" else 0.0
         self.register_buffer("multipliers", torch.full((problem.num_classes,), first))
 
     @property
     def gain(self) -> Float[Tensor, "C C"]:
-        """G."""
-        if self.objective == "min_recall":
-            return (self.multipliers / self.prior).diag()
-        return (1 / (len(self.prior) * self.prior)).diag() + self.multipliers
+        """G of unlabeled images."""
+        return self._gain(self.prior)
 
-    @property
-    def costs(self) -> Float[Tensor, "C C"]:
-        """M."""
-        return self.gain / self.gain.diagonal()
+    def _gain(self, prior: Float[Tensor, " C"]) -> Float[Tensor, "C C"]:
+        if self.objective == "min_recall":
+            return (self.multipliers / prior).diag()
+        return (1 / (len(prior) * prior)).diag() + self.multipliers
 
     def forward(self, views: Views) -> Step:
         target = views.weak.logits.argmax(-1)
         ideal = (self.gain / self.gain.sum(1, keepdim=True))[target]
         divergence = F.kl_div(views.weak.logits.log_softmax(-1), ideal, reduction="none").sum(-1)
         weight = (divergence < self.threshold).to(divergence.dtype)
-        step = self.step(views, PseudoLabels(target=self.costs[target], weight=weight))
+        step = self.step(views, PseudoLabels(target=costs(self.gain)[target], weight=weight))
         return replace(step, pseudo=PseudoLabels(target=target, weight=weight))
 
     def labeled_loss(self, views: Views, logits: Float[Tensor, "L C"] | None = None) -> Float[Tensor, ""]:
-        return F.cross_entropy(self.unlabeled_logits(views.labeled.logits), self.costs[views.labels])
+        gain = self._gain(self.sampled_prior)
+        return F.cross_entropy(views.labeled.logits - gain.diagonal().log(), costs(gain)[views.labels])
 
     def unlabeled_logits(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, "U C"]:
         return logits - self.gain.diagonal().log()
@@ -102,3 +104,8 @@ class CSST(PseudoLabeling):
         else:
             missing = self.coverage / len(counts) - counts.sum(0) / counts.sum()
             self.multipliers.add_(self.rate * missing).clamp_(min=0)
+
+
+def costs(gain: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
+    """M = G D^-1."""
+    return gain / gain.diagonal()

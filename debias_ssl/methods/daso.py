@@ -11,7 +11,7 @@ from debias_ssl.contract import Problem, PseudoLabels, Step, Views
 from debias_ssl.distributed.collectives import all_sum_
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction, not_negative, positive
+from debias_ssl.system.ranges import Fraction, NotNegative, Positive, check_ranges
 
 
 class DASO(PseudoLabeling):
@@ -26,6 +26,9 @@ class DASO(PseudoLabeling):
 
     During the warm-up p' = p and there is no alignment: warm_up = 1 is FixMatch. Prototypes are running means of the
     features of labeled images; the authors take means of queues of 256 features a class from an averaged encoder.
+
+    m is a running mean of the soft p' here, shares of argmax p' in the last 100 steps in the authors' code, renewed
+    every 100 steps. The labeled images of a step move the prototypes after they were used here, before there.
 
     Args:
         problem: what is fixed before training.
@@ -44,13 +47,13 @@ class DASO(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        threshold: float = 0.95,
-        temperature: float = 1.5,
-        prototype_temperature: float = 0.05,
-        warm_up: float = 0.02,
-        momentum: float = 0.99,
-        unlabeled_weight: float = 1.0,
-        align_weight: float = 1.0,
+        threshold: Fraction = 0.95,
+        temperature: Positive = 1.5,
+        prototype_temperature: Positive = 0.05,
+        warm_up: Fraction = 0.02,
+        momentum: Fraction = 0.99,
+        unlabeled_weight: NotNegative = 1.0,
+        align_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
@@ -59,9 +62,7 @@ class DASO(PseudoLabeling):
         self.warm_up = warm_up
         self.momentum = momentum
         self.align_weight = align_weight
-        check_settings(self, "method.", threshold=fraction, warm_up=fraction)
-        check_settings(self, "method.", temperature=positive, prototype_temperature=positive)
-        check_settings(self, "method.", align_weight=not_negative)
+        check_ranges(self, "method.")
         self.distribution = uniform_marginal(problem.num_classes, momentum)
         # The length of a prototype means nothing, so that they may start at zero.
         self.register_buffer("prototypes", torch.zeros(problem.num_classes, problem.num_features))

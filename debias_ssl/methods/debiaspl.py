@@ -11,7 +11,11 @@ from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, confident_labels, debias, weighted_cross_entropy
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import InputError, check_settings, fraction, not_negative
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.ranges import AtLeastOne, Fraction, NotNegative, check_ranges
+
+# What DebiasPL's own settings are unless they are set, which they must not be beside a base.
+THRESHOLD, WEIGHT = 0.95, 1.0
 
 
 class DebiasPL(PseudoLabeling):
@@ -27,8 +31,11 @@ class DebiasPL(PseudoLabeling):
     strong view, and q follows the mean logits (the authors' recipe for ImageNet has two). strength = 0 is FixMatch.
     The authors' CLD loss is left out.
 
-    Over another base, targets and weights are what that method makes of the debiased logits, its state follows those of
-    the mean, and the rest of its loss stays as it is; strength = 0 is then that method.
+    Over another base, targets and weights are what that method makes of the debiased logits, and its state follows
+    those of the mean. Its further losses see strong logits that are debiased with the same q, f(strong(u)) - tau log q:
+    they compare strong views with that state (FreeMatch's fairness), and with the margin of 3 instead they would ask
+    for f + tau log q to be where f - tau log q is, a shift of 2 tau log q between views of the same image. Its labeled
+    loss stays as it is; strength = 0 is then that method.
 
     Assisted by a teacher's labels (the paper's are CLIP's): as far as no pseudo-label of an image counts and the
     teacher's confidence is at least assist_threshold, its label is the target of a second loss of the same form,
@@ -36,10 +43,11 @@ class DebiasPL(PseudoLabeling):
 
     Args:
         problem: what is fixed before training.
-        threshold: confidence from which a debiased pseudo-label counts; where there is a base, it has its own.
+        threshold: confidence from which a debiased pseudo-label counts; where there is a base, it has its own, as
+            `--method.base.init_args.threshold`, and this one must stay as it is.
         strength: tau, how much of the preference is removed from the targets and added as a margin.
         momentum: m of the marginal; .999 in the paper, .99 in the authors' ImageNet scripts.
-        unlabeled_weight: lambda_u; where there is a base, it has its own.
+        unlabeled_weight: lambda_u; likewise.
         num_views: weak and strong views of each unlabeled image.
         assist_threshold: confidence from which labels of `data.probs` or of a teacher help out, 0.4 in the authors'
             scripts; null does without them.
@@ -50,19 +58,20 @@ class DebiasPL(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        threshold: float = 0.95,
-        strength: float = 0.5,
-        momentum: float = 0.999,
-        unlabeled_weight: float = 1.0,
-        num_views: int = 1,
-        assist_threshold: float | None = None,
+        threshold: Fraction = THRESHOLD,
+        strength: NotNegative = 0.5,
+        momentum: Fraction = 0.999,
+        unlabeled_weight: NotNegative = WEIGHT,
+        num_views: AtLeastOne = 1,
+        assist_threshold: Fraction | None = None,
         base: Callable[[Problem], PseudoLabeling] | None = None,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.strength = strength
+        self.num_views = num_views
         self.assist_threshold = assist_threshold
-        check_settings(self, "method.", threshold=fraction, strength=not_negative)
+        check_ranges(self, "method.")
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.base = None if base is None else base(problem)
         if self.base is not None and type(self.base).forward is not PseudoLabeling.forward:
@@ -70,6 +79,17 @@ class DebiasPL(PseudoLabeling):
                 f"method.base is {type(self.base).__name__}, whose step has an order of its own: "
                 "choose a method such as FlexMatch"
             )
+        for name, default in (("threshold", THRESHOLD), ("unlabeled_weight", WEIGHT)):
+            value = getattr(self, name)
+            if self.base is not None and value != default:
+                fix = (
+                    f"set --method.base.init_args.{name}"
+                    if hasattr(self.base, name)
+                    else "which has none; leave it out"
+                )
+                raise InputError(
+                    f"method.{name} is {value}, but pseudo-labels are those of {type(self.base).__name__}: {fix}"
+                )
         needs = self._policy.needs
         self.needs = replace(
             needs,
@@ -95,8 +115,9 @@ class DebiasPL(PseudoLabeling):
         debiased = [debias(f, self.marginal.value, self.strength) for f in sources]
         policy.update(debiased[0], views)
         pseudo = [policy.pseudo_labels(f, views) for f in debiased]
-        self.marginal.update(mean.softmax(-1))
         strong = [view.logits for view in (views.strong, *views.further_strong)]
+        comparable = [debias(f, self.marginal.value, self.strength) for f in strong]
+        self.marginal.update(mean.softmax(-1))
         margins = [adjust(f, self.marginal.value, self.strength) for f in strong]
         unlabeled, said = mean_cross_entropy(margins, pseudo), pseudo[0]
         if self.assist_threshold is not None:
@@ -104,7 +125,7 @@ class DebiasPL(PseudoLabeling):
             outside = assistance(views.teacher_probs, self.assist_threshold, pseudo)
             unlabeled = (unlabeled + mean_cross_entropy(margins, [outside])) / 2
             said = joined(said, outside)
-        further = [policy.further_losses(f, labels) for f in margins for labels in pseudo]
+        further = [policy.further_losses(f, labels) for f in comparable for labels in pseudo]
         means = {name: torch.stack([losses[name] for losses in further]).mean() for name in further[0]}
         losses = {"labeled": policy.labeled_loss(views), "unlabeled": policy.unlabeled_weight * unlabeled}
         return Step(losses=losses | means, pseudo=said)
@@ -117,7 +138,7 @@ class DebiasPL(PseudoLabeling):
             self.base.on_evaluation(confusion)
 
 
-def assistance(probs: Float[Tensor, "U C"], threshold: float, pseudo: list[PseudoLabels]) -> PseudoLabels:
+def assistance(probs: Float[Tensor, "U C"], threshold: Fraction, pseudo: list[PseudoLabels]) -> PseudoLabels:
     """Labels of a teacher's probabilities p, with weight 1[max p >= threshold] as far as no pseudo-label counts."""
     confidence, target = probs.max(-1)
     counts = torch.stack([labels.weight for labels in pseudo]).amax(0)

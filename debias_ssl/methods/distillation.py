@@ -5,7 +5,7 @@ import torch
 from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
 from debias_ssl.formulas.logits import tempered, weighted_cross_entropy
 from debias_ssl.methods.base import Method
-from debias_ssl.system.errors import check_settings, fraction, positive
+from debias_ssl.system.ranges import Fraction, Positive, check_ranges
 
 
 class Distillation(Method):
@@ -26,12 +26,14 @@ class Distillation(Method):
         unlabeled: whether the teacher speaks of unlabeled images, or of the labeled ones alone.
     """
 
-    def __init__(self, problem: Problem, *, temperature: float = 4.0, soft_weight: float = 0.9, unlabeled: bool = True):
+    def __init__(
+        self, problem: Problem, *, temperature: Positive = 4.0, soft_weight: Fraction = 0.9, unlabeled: bool = True
+    ):
         super().__init__(problem)
         self.temperature = temperature
         self.soft_weight = soft_weight
         self.unlabeled = unlabeled
-        check_settings(self, "method.", temperature=positive, soft_weight=fraction)
+        check_ranges(self, "method.")
         of_unlabeled, of_labeled = soft_weight > 0 and unlabeled, soft_weight > 0 and not unlabeled
         self.needs = Needs(
             num_strong=0, weak_gradient=of_unlabeled, teacher_probs=of_unlabeled, labeled_teacher_probs=of_labeled

@@ -9,14 +9,15 @@ from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, debias
 from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.methods.softmatch import GaussianWeights
-from debias_ssl.system.errors import check_settings, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class EvenMatch(PseudoLabeling):
     """Debiased targets, weights with no threshold to set, and a labeled loss for even classes (docs/evenmatch.md).
 
-    With pi_l the shares of the classes among the labels, q and r the running means of softmax(f(weak(u))) and of p, and
-    mu and sigma^2 those of the mean and the variance of p^ (q and r are uniform at first, mu is 1 / C, sigma^2 is 1):
+    With pi_l the shares of the classes among the labeled images of steps, q and r the running means of
+    softmax(f(weak(u))) and of p, and mu and sigma^2 those of the mean and the variance of p^ (q and r are uniform at
+    first, mu is 1 / C, sigma^2 is 1):
 
     1. p = softmax(f(weak(u)) - tau log q), with the old q; q is updated (DebiasPL, arXiv 2201.01490);
     2. p^ = max SumNorm(p / r); r, mu and sigma^2 are updated;
@@ -25,8 +26,8 @@ class EvenMatch(PseudoLabeling):
        the new q (the first term is logit adjustment, arXiv 2007.07314).
 
     Each term leaves f without a preference: uneven labels no longer hand theirs down to the pseudo-labels, and what is
-    left in q is drift, or a tail of the unlabeled images. Where classes have equally many labels, pi_l does nothing.
-    labeled_strength = 0 is DebiasPL over SoftMatch.
+    left in q is drift, or a tail of the unlabeled images. Where classes have equally many labels, or are drawn equally
+    often, pi_l does nothing. labeled_strength = 0 is DebiasPL over SoftMatch.
 
     Args:
         problem: what is fixed before training.
@@ -42,16 +43,16 @@ class EvenMatch(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        strength: float = 0.5,
-        labeled_strength: float = 1.5,
-        momentum: float = 0.99,
-        unlabeled_weight: float = 1.0,
+        strength: NotNegative = 0.5,
+        labeled_strength: NotNegative = 1.5,
+        momentum: Fraction = 0.99,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.strength = strength
         self.labeled_strength = labeled_strength
-        check_settings(self, "method.", strength=not_negative, labeled_strength=not_negative)
-        counts = torch.tensor(problem.labeled_counts, dtype=torch.float32)
+        check_ranges(self, "method.")
+        counts = torch.tensor(problem.sampled_counts, dtype=torch.float32)
         self.register_buffer("labeled_prior", counts / counts.sum(), persistent=False)
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.weights = GaussianWeights(problem.num_classes, momentum=momentum)

@@ -7,7 +7,7 @@ from debias_ssl.contract import Problem, PseudoLabels, Views
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, confident_labels, debias
 from debias_ssl.methods.base import PseudoLabeling, class_shares
-from debias_ssl.system.errors import check_settings, fraction
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class FixMatch(PseudoLabeling):
@@ -35,14 +35,15 @@ class FixMatch(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        threshold: float = 0.95,
-        unlabeled_weight: float = 1.0,
-        prior: list[float] | None = None,
-        prior_momentum: float = 0.99,
+        threshold: Fraction = 0.95,
+        unlabeled_weight: NotNegative = 1.0,
+        prior: list[NotNegative] | None = None,
+        prior_momentum: Fraction = 0.99,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
-        check_settings(self, "method.", threshold=fraction)
+        self.prior_momentum = prior_momentum
+        check_ranges(self, "method.")
         shares = None if prior is None else class_shares(prior, problem.num_classes)
         self.register_buffer("prior", shares, persistent=False)
         self.marginal = None if prior is None else uniform_marginal(problem.num_classes, prior_momentum)

@@ -8,7 +8,7 @@ from debias_ssl.contract import Problem, PseudoLabels, Views
 from debias_ssl.distributed.running import LabelMemory
 from debias_ssl.formulas.logits import confident_labels
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class FlexMatch(PseudoLabeling):
@@ -32,11 +32,11 @@ class FlexMatch(PseudoLabeling):
     beta: Tensor
 
     def __init__(
-        self, problem: Problem, *, threshold: float = 0.95, warm_up: bool = True, unlabeled_weight: float = 1.0
+        self, problem: Problem, *, threshold: Fraction = 0.95, warm_up: bool = True, unlabeled_weight: NotNegative = 1.0
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
-        check_settings(self, "method.", threshold=fraction)
+        check_ranges(self, "method.")
         self.warm_up = warm_up
         self.memory = LabelMemory(problem.num_unlabeled, problem.num_classes)
         self.register_buffer("beta", torch.zeros(problem.num_classes))

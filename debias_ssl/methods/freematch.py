@@ -10,7 +10,7 @@ from debias_ssl.distributed.collectives import sum_with_gradient
 from debias_ssl.distributed.running import RunningMean, uniform_marginal
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class FreeMatch(PseudoLabeling):
@@ -26,6 +26,8 @@ class FreeMatch(PseudoLabeling):
     p- and h- are those means of the strong views whose label counts, over the global batch; L_f is 0 where none does.
     momentum = 1 and fairness_weight = 0 is FixMatch with threshold 1 / C.
 
+    The logarithm of a class that no counting strong view is predicted as is that of 1e-8 here, of 1e-12 in USB's code.
+
     Args:
         problem: what is fixed before training.
         momentum: of the running means.
@@ -37,13 +39,13 @@ class FreeMatch(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        momentum: float = 0.999,
-        fairness_weight: float = 0.01,
-        unlabeled_weight: float = 1.0,
+        momentum: Fraction = 0.999,
+        fairness_weight: NotNegative = 0.01,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.fairness_weight = fairness_weight
-        check_settings(self, "method.", fairness_weight=not_negative)
+        check_ranges(self, "method.")
         self.confidence = RunningMean(torch.full((1,), 1 / problem.num_classes), momentum)
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.histogram = uniform_marginal(problem.num_classes, momentum)

@@ -1,10 +1,11 @@
-"""What labeled images are trained by, whatever the method: cross-entropy, and losses for long-tailed labels."""
+"""Losses of labeled images, for every method: cross-entropy, and losses for long-tailed labels."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from debias_ssl.contract import Problem
 from debias_ssl.formulas.logits import (
     class_weights,
     effective_number_weights,
@@ -14,30 +15,36 @@ from debias_ssl.formulas.logits import (
     prior_margins,
     smoothed_cross_entropy,
 )
+from debias_ssl.system.ranges import BelowOne, Fraction, NotNegative, Positive, check_ranges
 
 
 class LabeledLoss(nn.Module):
     """A loss of labeled images: `forward` gives its mean over a batch.
 
-    The class counts are a buffer, to be where the logits are, but no state: they are not saved with a run.
+    `counts` are how many labeled images each class has, and say how well it can be learned. `sampled` are as many of
+    each class as its share in the labeled images of steps, which differs where classes are drawn equally often; a loss
+    that corrects for uneven classes takes these, or it would correct for what is not there. Both are buffers, to be
+    where the logits are, but no state: they are not saved with a run.
 
     Args:
-        counts: labeled images of each class.
+        problem: what is fixed before training.
     """
 
     counts: Float[Tensor, " C"]
+    sampled: Float[Tensor, " C"]
 
-    def __init__(self, counts: tuple[int, ...]):
+    def __init__(self, problem: Problem):
         super().__init__()
-        self.register_buffer("counts", torch.tensor(counts, dtype=torch.float32), persistent=False)
+        self.register_buffer("counts", torch.tensor(problem.labeled_counts, dtype=torch.float32), persistent=False)
+        self.register_buffer("sampled", torch.tensor(problem.sampled_counts, dtype=torch.float32), persistent=False)
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         raise NotImplementedError
 
     @property
     def prior(self) -> Float[Tensor, " C"]:
-        """pi, the share of each class among the labeled images."""
-        return self.counts / self.counts.sum()
+        """pi, the share of each class among the labeled images of steps."""
+        return self.sampled / self.sampled.sum()
 
 
 class CrossEntropy(LabeledLoss):
@@ -50,43 +57,48 @@ class CrossEntropy(LabeledLoss):
 class Balanced(LabeledLoss):
     """Cross-entropy weighted by alpha_y = 1 / (C pi_y), C the classes with labels: every class counts the same.
 
-    The weights are 1 in the mean over labeled images drawn as they are. With equal counts it is CrossEntropy.
+    pi are the shares in steps. The weights are 1 in the mean over labeled images. With equal shares it is CrossEntropy.
     """
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
-        alpha = class_weights(1 / self.counts, self.prior)
+        alpha = class_weights(1 / self.sampled, self.prior)
         return F.cross_entropy(logits, labels, alpha, reduction="none").mean()
 
 
 class LogitAdjusted(LabeledLoss):
     """CE(f + tau log pi, y), or Delta_yy' = tau log(pi_y' / pi_y) (arXiv 2007.07314).
 
-    f is trained to be right where every class is as frequent as any other. With equal counts it is CrossEntropy.
+    f is trained to be right where every class is as frequent as any other. pi are the shares in steps; where they are
+    equal, as with `class_balanced`, it is CrossEntropy.
 
     Args:
-        counts: labeled images of each class.
+        problem: what is fixed before training.
         strength: tau; 1 is consistent for the balanced error, 0 is CrossEntropy.
     """
 
-    def __init__(self, counts: tuple[int, ...], *, strength: float = 1.0):
-        super().__init__(counts)
+    def __init__(self, problem: Problem, *, strength: NotNegative = 1.0):
+        super().__init__(problem)
         self.strength = strength
+        check_ranges(self, "labeled_loss.")
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         delta = prior_margins(self.prior, self.strength)
-        return pairwise_margin_loss(logits, labels, torch.ones_like(self.counts), delta)
+        return pairwise_margin_loss(logits, labels, torch.ones_like(delta[0]), delta)
 
 
 class AdaptiveMargin(LabeledLoss):
     """LDAM-DRW: Delta_yy' = s m_y, m_y = max_margin n_y^(-1/4) / max_y n_y^(-1/4) (arXiv 1906.07413).
 
-    In the last part of the run, alpha_y ~ (1 - beta) / (1 - beta^n_y), with mean 1 over labeled images.
+    In the last part of the run, alpha_y ~ (n_y / s_y) (1 - beta) / (1 - beta^n_y), with mean 1 over labeled images. n
+    are the labeled images of each class: the paper derives margin and weight from how many there are. s are as many as
+    the class has of the images of steps. The paper reweights (s = n) or draws evenly, not both; a class has the same
+    weight in the sum either way.
 
     The paper's logits are s = 30 times cosines of features and class weights. Here they are the network's own, which
     have no bound, so that s is 1 and the margins are in units of logits.
 
     Args:
-        counts: labeled images of each class.
+        problem: what is fixed before training.
         max_margin: margin of the rarest class; 0 with reweight_from 1 is CrossEntropy.
         scale: s, which multiplies logits and margins.
         reweight_from: progress from which rare classes weigh more; 160 of 200 epochs in the paper.
@@ -95,23 +107,25 @@ class AdaptiveMargin(LabeledLoss):
 
     def __init__(
         self,
-        counts: tuple[int, ...],
+        problem: Problem,
         *,
-        max_margin: float = 0.5,
-        scale: float = 1.0,
-        reweight_from: float = 0.8,
-        beta: float = 0.9999,
+        max_margin: NotNegative = 0.5,
+        scale: Positive = 1.0,
+        reweight_from: Fraction = 0.8,
+        beta: BelowOne = 0.9999,
     ):
-        super().__init__(counts)
+        super().__init__(problem)
         self.max_margin = max_margin
         self.scale = scale
         self.reweight_from = reweight_from
         self.beta = beta
+        check_ranges(self, "labeled_loss.")
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         alpha = torch.ones_like(self.counts)
         if progress >= self.reweight_from:
-            alpha = class_weights(effective_number_weights(self.counts, self.beta), self.prior)
+            weights = effective_number_weights(self.counts, self.beta) * (self.counts / self.sampled)
+            alpha = class_weights(weights, self.prior)
         delta = self.scale * label_margins(self.counts, self.max_margin)
         return pairwise_margin_loss(self.scale * logits, labels, alpha, delta)
 
@@ -120,21 +134,24 @@ class Equalized(LabeledLoss):
     """Softmax equalization loss (arXiv 2003.05176): rare classes are often spared from being the wrong answer.
 
     -log e^f_y / sum_k w_k e^f_k, with w_k = 0 for a rare k != y with probability gamma, drawn for each image, else 1.
+    What rare classes are spared is the gradient of the many images of others in a step. Where classes are drawn equally
+    often, none is rare, and it is CrossEntropy.
 
     Args:
-        counts: labeled images of each class.
+        problem: what is fixed before training.
         drop: gamma; 0 is CrossEntropy.
-        rare: classes with less than this times the mean number of images are rare; the paper has another share of all
-            images for each data set.
+        rare: classes with less than this times the mean number of images, as they are drawn, are rare; the paper has
+            another share of all images for each data set.
     """
 
-    def __init__(self, counts: tuple[int, ...], *, drop: float = 0.95, rare: float = 0.3):
-        super().__init__(counts)
+    def __init__(self, problem: Problem, *, drop: Fraction = 0.95, rare: NotNegative = 0.3):
+        super().__init__(problem)
         self.drop = drop
         self.rare = rare
+        check_ranges(self, "labeled_loss.")
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
-        dropped = (self.counts < self.rare * self.counts.mean()) & (torch.rand_like(logits) < self.drop)
+        dropped = (self.sampled < self.rare * self.sampled.mean()) & (torch.rand_like(logits) < self.drop)
         others = labels.unsqueeze(1) != torch.arange(len(self.counts), device=labels.device)
         return F.cross_entropy(logits.masked_fill(dropped & others, -torch.inf), labels)
 
@@ -143,13 +160,14 @@ class LabelSmoothing(LabeledLoss):
     """(1 - eps) CE(f, y) + eps CE(f, uniform) (arXiv 1512.00567).
 
     Args:
-        counts: labeled images of each class.
+        problem: what is fixed before training.
         smoothing: eps; .1 for ImageNet, .05 for CIFAR-100 (arXiv 1906.02629); 0 is CrossEntropy.
     """
 
-    def __init__(self, counts: tuple[int, ...], *, smoothing: float = 0.1):
-        super().__init__(counts)
+    def __init__(self, problem: Problem, *, smoothing: BelowOne = 0.1):
+        super().__init__(problem)
         self.smoothing = smoothing
+        check_ranges(self, "labeled_loss.")
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
@@ -158,19 +176,21 @@ class LabelSmoothing(LabeledLoss):
 class LabelAwareSmoothing(LabeledLoss):
     """Label smoothing that frequent classes, of which a model is too sure, get more of (MiSLAS, arXiv 2104.00466).
 
-    eps_y = tail + (head - tail) sin(pi (n_y - n_K) / (2 (n_1 - n_K))). MiSLAS trains only the classifier by it, in a
-    second stage; here it is for the whole run.
+    eps_y = tail + (head - tail) sin(pi (n_y - n_K) / (2 (n_1 - n_K))), n the labeled images of each class, however they
+    are drawn: MiSLAS trains only the classifier by it, in a second stage in which classes are drawn equally often. Here
+    it is for the whole run.
 
     Args:
-        counts: labeled images of each class.
+        problem: what is fixed before training.
         head: eps of the most frequent class; .3 for CIFAR-10, .4 for CIFAR-100 in the paper.
         tail: eps of the rarest class, 0 and .1; both 0 is CrossEntropy.
     """
 
-    def __init__(self, counts: tuple[int, ...], *, head: float = 0.3, tail: float = 0.0):
-        super().__init__(counts)
+    def __init__(self, problem: Problem, *, head: BelowOne = 0.3, tail: BelowOne = 0.0):
+        super().__init__(problem)
         self.head = head
         self.tail = tail
+        check_ranges(self, "labeled_loss.")
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         return smoothed_cross_entropy(logits, labels, label_aware_smoothing(self.counts, self.head, self.tail))

@@ -6,7 +6,7 @@ from torch import Tensor
 from debias_ssl.contract import Needs, Problem, PseudoLabels, Views
 from debias_ssl.formulas.logits import confident_labels
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class PseudoLabel(PseudoLabeling):
@@ -27,11 +27,13 @@ class PseudoLabel(PseudoLabeling):
 
     needs = Needs(num_strong=0, weak_gradient=True)
 
-    def __init__(self, problem: Problem, *, threshold: float = 0.95, ramp: float = 0.4, unlabeled_weight: float = 1.0):
+    def __init__(
+        self, problem: Problem, *, threshold: Fraction = 0.95, ramp: Fraction = 0.4, unlabeled_weight: NotNegative = 1.0
+    ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.ramp = ramp
-        check_settings(self, "method.", threshold=fraction, ramp=fraction)
+        check_ranges(self, "method.")
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
         target, weight = confident_labels(logits, self.threshold)

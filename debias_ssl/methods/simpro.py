@@ -8,20 +8,24 @@ from debias_ssl.contract import Problem, PseudoLabels, Step, Views
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, confident_labels
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class SimPro(PseudoLabeling):
     """Expectation maximization with a prior of its own for the unlabeled images (arXiv 2402.13505).
 
     With f trained to be unbiased, pi_u the prior of the unlabeled images (uniform at first), pi_l that of the labeled
-    ones, and pi the mean of both over all images:
+    ones as they are drawn (uniform where classes are drawn equally often), and pi the mean of both over all images:
 
     1. E: p = softmax(f(weak(u)) + tau log pi_u), with the old pi_u; weight 1[max p >= threshold];
     2. M: pi_u ~ the running mean of weight * p;
     3. L = CE(f(weak(x)) + tau log pi, y) + lambda_u * mean_u weight * CE(f(strong(u)) + tau log pi, p).
 
     The authors move pi_u by a tenth after each epoch of 500 steps; here it follows every step, as short runs need it.
+    pi starts as the mean of the labels' shares and of a uniform pi_u over all images here, which is near uniform where
+    unlabeled images are many, at the labels' shares in the authors' code. It gives pi_u the weight of all unlabeled
+    images here; there it moves by a tenth to the shares of an epoch's labels and confident pseudo-labels together, so
+    that unlabeled images which are not confident have no say.
     Their second strong view, strong labeled views and weight of the labeled loss are left out. strength = 0 is FixMatch
     with soft targets.
 
@@ -33,25 +37,25 @@ class SimPro(PseudoLabeling):
         unlabeled_weight: lambda_u.
     """
 
-    labeled_counts: Float[Tensor, " C"]
+    sampled_counts: Float[Tensor, " C"]
 
     def __init__(
         self,
         problem: Problem,
         *,
-        threshold: float = 0.95,
-        strength: float = 2.0,
-        momentum: float = 0.999,
-        unlabeled_weight: float = 1.0,
+        threshold: Fraction = 0.95,
+        strength: NotNegative = 2.0,
+        momentum: Fraction = 0.999,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.strength = strength
-        check_settings(self, "method.", threshold=fraction, strength=not_negative)
+        check_ranges(self, "method.")
         # Its sum is the share of pseudo-labels that count: steps with few of them move the prior little.
         self.confident = uniform_marginal(problem.num_classes, momentum)
-        counts = torch.tensor(problem.labeled_counts, dtype=torch.float32)
-        self.register_buffer("labeled_counts", counts, persistent=False)
+        counts = torch.tensor(problem.sampled_counts, dtype=torch.float32)
+        self.register_buffer("sampled_counts", counts, persistent=False)
 
     @property
     def unlabeled_prior(self) -> Float[Tensor, " C"]:
@@ -61,7 +65,7 @@ class SimPro(PseudoLabeling):
     @property
     def prior(self) -> Float[Tensor, " C"]:
         """pi."""
-        counts = self.labeled_counts + self.problem.num_unlabeled * self.unlabeled_prior
+        counts = self.sampled_counts + self.problem.num_unlabeled * self.unlabeled_prior
         return counts / counts.sum()
 
     def forward(self, views: Views) -> Step:

@@ -8,7 +8,7 @@ from debias_ssl.contract import Problem, PseudoLabels, Views
 from debias_ssl.distributed.running import RunningMean, uniform_marginal
 from debias_ssl.formulas.logits import debias, gaussian_weights
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, not_negative
+from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class GaussianWeights(nn.Module):
@@ -58,8 +58,11 @@ class SoftMatch(PseudoLabeling):
     lambda(p~) = exp(-min(max p~ - mu_t, 0)^2 n_sigma^2 / (2 sigma_t^2))
     L = CE(f(weak(x)), y) + lambda_u * mean_u lambda(p~) CE(f(strong(u)), argmax p)
 
-    Alignment is for the weight only, the target is that of p. n_sigma = 0 is FixMatch with threshold 0. The variance
-    divides by the number of images, not by one less, so that one image has one.
+    Alignment is for the weight only, the target is that of p. n_sigma = 0 is FixMatch with threshold 0.
+
+    q is uniform at first here, the mean of the first batch in USB's code. The variance of a batch divides by the number
+    of its images here, so that one image has one, by one less there. p / q divides by at least 1e-8 here, 1e-6 is added
+    to q and to the uniform distribution there.
 
     Args:
         problem: what is fixed before training.
@@ -73,14 +76,14 @@ class SoftMatch(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        num_sigma: float = 2.0,
-        momentum: float = 0.999,
+        num_sigma: NotNegative = 2.0,
+        momentum: Fraction = 0.999,
         uniform_alignment: bool = True,
-        unlabeled_weight: float = 1.0,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.num_sigma = num_sigma
-        check_settings(self, "method.", num_sigma=not_negative)
+        check_ranges(self, "method.")
         self.weights = GaussianWeights(
             problem.num_classes, momentum=momentum, num_sigma=num_sigma, strength=float(uniform_alignment)
         )

@@ -1,12 +1,10 @@
 """Labeled images only: the floor that every semi-supervised method has to beat with the same budget."""
 
-import math
-
 import torch
 
 from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
 from debias_ssl.methods.base import Method
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.ranges import NotNegative, check_ranges
 
 
 class Supervised(Method):
@@ -24,10 +22,10 @@ class Supervised(Method):
         mixup_alpha: alpha; 1 for CIFAR in both papers, .2 for ImageNet in the first; 0 mixes nothing.
     """
 
-    def __init__(self, problem: Problem, *, mixup_alpha: float = 0.0):
+    def __init__(self, problem: Problem, *, mixup_alpha: NotNegative = 0.0):
         super().__init__(problem)
-        if not 0 <= mixup_alpha < math.inf:
-            raise InputError(f"method.mixup_alpha is {mixup_alpha}, must be at least 0; 0 mixes nothing")
+        self.mixup_alpha = mixup_alpha
+        check_ranges(self, "method.")
         self.needs = Needs(num_strong=0, mixup_alpha=mixup_alpha)
 
     def forward(self, views: Views) -> Step:

@@ -6,7 +6,7 @@ from torch import Tensor
 from debias_ssl.contract import Problem, PseudoLabels, Views
 from debias_ssl.formulas.logits import confident_labels
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.errors import check_settings, fraction, positive
+from debias_ssl.system.ranges import Fraction, NotNegative, Positive, check_ranges
 
 
 class UDA(PseudoLabeling):
@@ -26,13 +26,18 @@ class UDA(PseudoLabeling):
     """
 
     def __init__(
-        self, problem: Problem, *, threshold: float = 0.8, temperature: float = 0.4, unlabeled_weight: float = 1.0
+        self,
+        problem: Problem,
+        *,
+        threshold: Fraction = 0.8,
+        temperature: Positive = 0.4,
+        unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.temperature = temperature
         # FixMatch is what it comes to at 0.
-        check_settings(self, "method.", threshold=fraction, temperature=positive)
+        check_ranges(self, "method.")
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
         _, weight = confident_labels(logits, self.threshold)

@@ -14,6 +14,7 @@ from debias_ssl.models import heads as heads
 from debias_ssl.models import wide_resnet as wide_resnet
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import imported, near
+from debias_ssl.system.ranges import BelowOne, Fraction, check_ranges
 
 Norm = Literal["batch", "sync", "group"]
 Freeze = Literal["backbone"]
@@ -43,12 +44,13 @@ class ModelConfig:
     pretrained: bool = False
     weights: str | None = None
     norm: Norm = "batch"
-    batch_norm_momentum: float | None = None
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
+    batch_norm_momentum: Fraction | None = None
+    drop_rate: BelowOne = 0.0
+    drop_path_rate: BelowOne = 0.0
     freeze: Freeze | None = None
 
     def __post_init__(self):
+        check_ranges(self, "model.")
         for name in ("drop_rate", "drop_path_rate"):
             if self.freeze and getattr(self, name):
                 raise InputError(
@@ -109,9 +111,9 @@ def build(
     pretrained: bool = False,
     weights: str | None = None,
     norm: Norm = "batch",
-    batch_norm_momentum: float | None = None,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
+    batch_norm_momentum: Fraction | None = None,
+    drop_rate: BelowOne = 0.0,
+    drop_path_rate: BelowOne = 0.0,
     freeze: Freeze | None = None,
 ) -> Classifier:
     """Builds a classifier; the arguments are those of `ModelConfig`.

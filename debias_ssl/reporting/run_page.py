@@ -222,7 +222,7 @@ def predictions(run: FinishedRun) -> Section:
     names, confusion = run.classes, np.array(run.metrics["confusion"])
     recalls = np.array([np.nan if recall is None else recall for recall in run.metrics["recalls"]], dtype=float)
     order = [int(k) for k in np.argsort(recalls, kind="stable") if not np.isnan(recalls[k])]
-    confidence, predicted = torch.from_numpy(run.logits).softmax(-1).max(-1)
+    confidence, predicted = torch.from_numpy(run.logits).double().softmax(-1).max(-1)
     lowest, highest = named(recalls, names, order[:3]), named(recalls, names, order[-3:])
     drawn = [
         confusion_figure(confusion, names, "Confusion of predictions", "predictions on test images"),

@@ -18,17 +18,24 @@ import torch
 import yaml
 
 from debias_ssl.distributed.signals import asked_to_stop
-from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.folder import RunFolder, inputs_of
 from debias_ssl.runs.results import Result, differences_between, differences_text, table, write_results
 from debias_ssl.runs.run import train
 from debias_ssl.runs.variants import ComparisonPlan
 from debias_ssl.system.errors import InputError, Interrupted, StoppedError, reason
 from debias_ssl.system.files import write_aside
+from debias_ssl.system.outputs import Outputs, check_apart
 from debias_ssl.training.journal import read_journal
 from debias_ssl.training.saved import config_from
 
 PLAN_FILE = "compare.yaml"
-WRITTEN_FILES = (PLAN_FILE, "compare.csv", "compare.json", "report.html")
+# In the order in which they are removed: the plan, which names the runs, goes last.
+WRITTEN_FILES = ("compare.json", "compare.csv", "report.html", PLAN_FILE)
+
+
+def comparison_outputs(out: Path) -> Outputs:
+    """What a comparison writes into its folder, beside those of its runs."""
+    return Outputs(folder=out, kind="a comparison", names=WRITTEN_FILES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,24 +121,36 @@ def prepare_folder(
         raise InputError(f"--out {str(out)!r} is a file")
     if RunFolder(out).holds_run():
         raise InputError(f"{str(out)!r} holds a run, not a comparison: choose another --out")
-    held = [out] if recorded else [run.path for run in runs if RunFolder(run.path).holds_run()]
-    if held and not (resume or overwrite):
+    comparison = comparison_outputs(out)
+    comparison.check_foreign()
+    for run in runs:
+        check_apart(out, "--out", inputs_of(run.resolved))
+    if overwrite:
+        for run in runs:
+            RunFolder(run.path).outputs.check_foreign()
+        _remove_comparison(comparison, [*runs, *(planned_runs(recorded, out) if recorded else [])])
+        return
+    comparison.check_complete()
+    held = [out] if recorded else [run.path for run in runs if RunFolder(run.path).outputs.held()]
+    if held and not resume:
         kind = "comparison" if recorded else "run"
         raise InputError(f"{str(held[0])!r} holds a {kind}: pass --resume to go on with it, --overwrite to replace it")
-    if overwrite:
-        _remove_comparison(out, [*runs, *(planned_runs(recorded, out) if recorded else [])])
+    if not resume:
+        for run in runs:
+            RunFolder(run.path).outputs.check_foreign()
 
 
-def _remove_comparison(out: Path, runs: Sequence[PlannedRun]) -> None:
+def _remove_comparison(comparison: Outputs, runs: Sequence[PlannedRun]) -> None:
     """Removes the files and run folders of a comparison, and nothing else."""
+    if comparison.held():
+        comparison.mark_incomplete()
     for run in runs:
         RunFolder(run.path).clear()
         # A folder with other files in it stays.
         with suppress(OSError):
             run.path.rmdir()
             run.path.parent.rmdir()
-    for name in WRITTEN_FILES:
-        (out / name).unlink(missing_ok=True)
+    comparison.clear()
 
 
 def train_in_this_process(runs: Sequence[PlannedRun]) -> Generator[tuple[PlannedRun, str | None], None, None]:
@@ -256,6 +275,7 @@ def run_comparison(plan: ComparisonPlan, out: Path, at_once: int) -> list[tuple[
         _print_outcome(run, results[i])
     differences = differences_between(plan.variants)
     print(differences_text(differences, [*plan.variants]), flush=True)
+    comparison_outputs(out).claim(PLAN_FILE, "compare.csv", "compare.json")
     write_aside(out / PLAN_FILE, yaml.safe_dump(asdict(plan), sort_keys=False))
     lines = write_results(out, results, differences, plan.choose_among)
     with closing(train_in_this_process(waiting) if at_once == 1 else train_in_processes(waiting, at_once)) as ended:

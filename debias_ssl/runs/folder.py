@@ -1,7 +1,7 @@
 """The run folder: its files, and when it may be written to."""
 
 import json
-import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 from safetensors.torch import save_file
 
+from debias_ssl.data.splits import saved_inputs
 from debias_ssl.distributed.agreement import hash_of_files
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_yaml, replacing, write_aside
+from debias_ssl.system.outputs import Outputs
 from debias_ssl.training.checkpoint import checkpoints
 from debias_ssl.training.learner import Predictor
 from debias_ssl.training.renamed import flat
@@ -19,8 +21,17 @@ from debias_ssl.training.saved import completed
 
 # Settings that may differ when a run is resumed: they change where and how it is computed, not what.
 RESUMABLE = {"data.root", "data.workers", "data.cache", "data.download", "keep_checkpoints", "log_with"}
-WRITTEN = ("config.yaml", "split.json", "unreadable.json", "metrics.jsonl", "checkpoints", "model.safetensors")
-WRITTEN += ("method.safetensors", "model.json", "predictions", "summary.json", "report.html", "finetune.yaml")
+# Where something is, which may have been moved. That it is the same is seen when it is read, by the fingerprint in
+# split.json, or does not matter to a run that has begun; of the others, it is seen by hashes, if split.json has them.
+MOVABLE = {"data.labeled", "data.unlabeled", "data.split", "model.weights"}
+MOVABLE_BY_HASH = {"data.test", "data.features", "data.probs", "teacher"}
+DATA_FILES = ("labeled", "unlabeled", "test", "features", "probs", "split")
+# In the order in which they are removed: first what says that a run is finished, last what says that it is one.
+WRITTEN = ("summary.json", "model.json", "report.html", "finetune.yaml", "model.safetensors", "method.safetensors")
+WRITTEN += ("predictions/*_ema.npy", "predictions/*_raw.npy", "predictions/*_labels.npy", "checkpoints/step_[0-9]*")
+# What trackers of the setting log_with write.
+WRITTEN += ("debias_ssl/events.out.*",)
+WRITTEN += ("metrics.jsonl", "unreadable.json", "split.json", "config.yaml")
 
 
 @dataclass(frozen=True)
@@ -47,25 +58,32 @@ class RunFolder:
     def is_finished(self) -> bool:
         return (self.path / "summary.json").exists()
 
+    @property
+    def outputs(self) -> Outputs:
+        return Outputs(folder=self.path, kind="a run", names=WRITTEN)
+
     def check(self, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Raises InputError where the folder may not be written to by a run of these settings."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {str(self.path)!r} is a file")
-        if not self.holds_run() or overwrite:
+        self.outputs.check_foreign()
+        if overwrite:
             return
-        if not resume:
+        self.outputs.check_complete()
+        if not resume and self.outputs.held():
             raise InputError(
                 f"{str(self.path)!r} holds a run: pass --resume to go on with it, --overwrite to replace it"
             )
-        differs = difference(completed(read_yaml(self.path / "config.yaml")), resolved)
+        if not self.holds_run():
+            return
+        movable = MOVABLE if saved_inputs(self.split) is None else MOVABLE | MOVABLE_BY_HASH
+        differs = difference(completed(read_yaml(self.path / "config.yaml")), resolved, movable)
         if differs:
             raise InputError(f"{str(self.path)!r} cannot be resumed: {differs}; leave it so, or choose another --out")
 
     def clear(self) -> None:
         """Removes what a run writes, and nothing else."""
-        for name in WRITTEN:
-            path = self.path / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.outputs.clear()
 
     def latest_checkpoint(self) -> Path | None:
         found = checkpoints(self.checkpoints)
@@ -76,9 +94,11 @@ class RunFolder:
         return hash_of_files(*(self.path / name for name in ("model.json", "model.safetensors", "method.safetensors")))
 
     def write_config(self, resolved: dict[str, Any]) -> None:
+        self.outputs.claim("config.yaml")
         write_aside(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
 
     def write_json(self, name: str, value: Any) -> None:
+        self.outputs.claim(name)
         write_aside(self.path / name, json.dumps(value, indent=1) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
@@ -102,15 +122,26 @@ class RunFolder:
         for name, module in parts.items():
             tensors = {key: tensor.cpu().contiguous() for key, tensor in module.state_dict().items()}
             if tensors:
+                self.outputs.claim(f"{name}.safetensors")
                 with replacing(self.path / f"{name}.safetensors") as aside:
                     save_file(tensors, aside)
         self.write_json("model.json", description)
 
 
-def difference(saved: dict[str, Any], asked: dict[str, Any]) -> str | None:
-    """The first setting in which a run that is there and one that is asked for differ; None where they are the same."""
+def inputs_of(resolved: dict[str, Any]) -> dict[str, Any]:
+    """The files and folders that a run of these settings reads, by the names of the settings."""
+    data = {f"data.{name}": resolved["data"].get(name) for name in DATA_FILES}
+    return {"--teacher": resolved.get("teacher"), **data, "model.weights": resolved["model"].get("weights")}
+
+
+def difference(saved: dict[str, Any], asked: dict[str, Any], movable: Collection[str] = ()) -> str | None:
+    """The first setting in which a run that is there and one that is asked for differ; None where they are the same.
+
+    Settings that are `movable` may be one place or another, but not none.
+    """
     was, now = flat(saved), flat(asked)
     for key in sorted((was.keys() | now.keys()) - RESUMABLE):
-        if was.get(key) != now.get(key):
+        is_moved = key in movable and bool(was.get(key)) and bool(now.get(key))
+        if was.get(key) != now.get(key) and not is_moved:
             return f"{key} was {was.get(key)}, now it is {now.get(key)}"
     return None

@@ -15,7 +15,7 @@ from torch import Tensor
 from debias_ssl.contract import BatchStream
 from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.images import fingerprint
-from debias_ssl.data.splits import class_counts, hash_of_split, raised_classes, save_split
+from debias_ssl.data.splits import check_inputs, class_counts, hash_of_split, raised_classes, save_split
 from debias_ssl.data.task import Part, Task, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
@@ -24,21 +24,25 @@ from debias_ssl.distributed.signals import asked_to_stop
 from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.methods.base import Method
 from debias_ssl.models import Classifier, build, check_images
-from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.folder import RunFolder, inputs_of
 from debias_ssl.runs.summary import summarize, summary_table
-from debias_ssl.runs.teacher import taught
+from debias_ssl.runs.teacher import taught, teacher_hash
 from debias_ssl.system.errors import InputError, Interrupted, shortened
-from debias_ssl.system.files import write_array, write_aside, writing
+from debias_ssl.system.files import write_array, write_aside, write_errors_told
 from debias_ssl.system.locking import locked
+from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.config import Config
 from debias_ssl.training.journal import read_journal
-from debias_ssl.training.learner import Learner, white_pixel
+from debias_ssl.training.learner import Learner, blank_pixel
 from debias_ssl.training.loop import Trainer
 from debias_ssl.training.optim import make_optimizer
 from debias_ssl.training.renamed import flat
 
 # Settings that may differ between the processes of a run: where each host has its files, and how it reads them.
 OF_A_HOST = {"data.root", "data.cache", "data.download", "data.workers"}
+
+# What trackers call the project, and the folder in which they write.
+TRACKED = "debias_ssl"
 
 
 def train(
@@ -65,17 +69,16 @@ def train(
         StoppedError: the loss became non-finite.
     """
     folder = RunFolder(out)
+    check_apart(out, "--out", inputs_of(resolved))
     # One process writes; the others end when it may not.
     with locked(out) if is_first() else nullcontext():
         folder.check(resolved, resume=resume, overwrite=overwrite)
-        with writing(out), dead_workers_told():
-            _train_into(folder, config, resolved, resume=resume, overwrite=overwrite, quiet=quiet)
+        with write_errors_told(), dead_workers_told():
+            _train_into(folder, config, resolved, resume=resume and not overwrite, quiet=quiet)
 
 
-def _train_into(
-    folder: RunFolder, config: Config, resolved: dict[str, Any], *, resume: bool, overwrite: bool, quiet: bool
-) -> None:
-    resume = resume and folder.holds_run() and not overwrite
+def _train_into(folder: RunFolder, config: Config, resolved: dict[str, Any], *, resume: bool, quiet: bool) -> None:
+    resume = resume and folder.holds_run()
     is_finished = resume and folder.is_finished()
     needs_others = not is_finished or num_launched() > 1
     accelerator = make_accelerator(config.precision, config.log_with, folder.path) if needs_others else None
@@ -88,10 +91,12 @@ def _train_into(
     check_agreement(lambda: _facts(trainer, resolved))
     is_main = accelerator.is_main_process
     if is_main:
-        if overwrite:
+        if not resume:
             folder.clear()
         _begin(trainer, folder, resolved)
     accelerator.wait_for_everyone()
+    if config.log_with:
+        accelerator.init_trackers(TRACKED)
     with asked_to_stop() as asked:
         logits = trainer.train(asked)
         if is_main:
@@ -111,16 +116,17 @@ def make_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, re
     if config.accumulation * accelerator.num_processes > config.batch_size:
         raise InputError(f"accumulation is {config.accumulation}, more than each process has labeled images")
     task = _make_task(config, accelerator, folder.split if resume and folder.split.exists() else None)
+    if resume:
+        check_inputs(folder.split, task.inputs | (teacher_hash(Path(config.teacher)) if config.teacher else {}))
     torch.manual_seed(config.seed)
     model = _make_model(config, task)
-    method = config.method(
-        replace(task.problem(model.num_features), labeled_loss=config.labeled_loss(task.labeled_counts))
-    )
+    problem = replace(task.problem(model.num_features), class_balanced=config.class_balanced)
+    method = config.method(replace(problem, labeled_loss=config.labeled_loss(problem)))
     stream = _make_stream(config, task, method)
     learner = Learner(
         model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         method,
-        white=white_pixel(task.data.mean, task.data.std),
+        blank=blank_pixel(method.needs.blank, task.data.mean, task.data.std),
         target_model=config.target_model,
         decay=config.ema_decay,
         joint_pass=config.joint_pass,
@@ -141,8 +147,6 @@ def make_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, re
         trainer.resume(checkpoint)
     if config.compile:
         learner.compile_networks()
-    if config.log_with:
-        accelerator.init_trackers("debias_ssl")
     return trainer
 
 
@@ -195,13 +199,16 @@ def _make_stream(config: Config, task: Task, method: Method) -> BatchStream:
 def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> None:
     """Writes what is known before the first step, and prints it."""
     task, config = trainer.task, trainer.config
-    folder.write_config(resolved)
-    save_split(folder.split, task.split, task.data.classes, task.fingerprint)
+    folder.outputs.claim("split.json", "metrics.jsonl", "checkpoints", *([TRACKED] if config.log_with else []))
+    inputs = task.inputs | (teacher_hash(Path(config.teacher)) if config.teacher else {})
+    save_split(folder.split, task.split, task.data.classes, task.fingerprint, inputs)
     if task.unreadable:
         folder.write_json("unreadable.json", task.unreadable)
     # What was logged after the checkpoint will be logged again, and so will the last evaluation.
     records = [r for r in read_journal(folder.metrics, trainer.start) if "loss" in r or r["step"] < config.steps]
     write_aside(folder.metrics, "".join(json.dumps(record) + "\n" for record in records))
+    # Last, as it says that there is a run.
+    folder.write_config(resolved)
     for note in _notes(config, task):
         print(f"note: {note}", file=sys.stderr)
     parameters = sum(p.numel() for p in trainer.learner.raw.model.parameters())
@@ -221,7 +228,7 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
 
 def _notes(config: Config, task: Task) -> list[str]:
     """What users should know of their data before the first step."""
-    notes, classes = [], task.data.classes
+    notes, classes = task.notes, task.data.classes
     if task.unreadable:
         notes.append(f"left out {len(task.unreadable)} files that cannot be read: unreadable.json")
     raised = raised_classes(config.data, len(classes))
@@ -240,6 +247,7 @@ def _notes(config: Config, task: Task) -> list[str]:
 def _finish(trainer: Trainer, folder: RunFolder, logits: dict[Part, dict[str, Tensor]]) -> None:
     """Writes predictions, the model and the summary."""
     task, config = trainer.task, trainer.config
+    folder.outputs.claim("predictions")
     for part, predictions in logits.items():
         arrays = {name: value.numpy() for name, value in predictions.items()}
         arrays["labels"] = task.evaluation_labels(part).numpy()

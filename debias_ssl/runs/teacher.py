@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from hashlib import file_digest
 from pathlib import Path
 
 import torch
@@ -42,6 +43,15 @@ class TaughtStream:
     @torch.no_grad()
     def _probs(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
         return self.predictor(images).softmax(-1)
+
+
+def teacher_hash(run: Path) -> dict[str, str]:
+    """The hash of a finished run's network, by the setting that names the run; none where it has no network."""
+    network = run / "model.safetensors"
+    if not network.is_file():
+        return {}
+    with network.open("rb") as file:
+        return {"teacher": file_digest(file, "sha256").hexdigest()[:32]}
 
 
 def taught(stream: TrainingStream, run: Path, task: Task, method: Method) -> TaughtStream:

@@ -27,7 +27,7 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_yaml
 from debias_ssl.training.config import Config
 from debias_ssl.training.evaluation import predict_logits
-from debias_ssl.training.learner import Predictor, white_pixel
+from debias_ssl.training.learner import Predictor, blank_pixel
 from debias_ssl.training.saved import config_from
 
 
@@ -184,10 +184,10 @@ def load_trained(folder: RunFolder, device: torch.device) -> TrainedRun:
             num_features=net.num_features,
             labeled_counts=counts,
             num_unlabeled=model["num_unlabeled"],
-            labeled_loss=config.labeled_loss(counts),
+            class_balanced=config.class_balanced,
         )
-        white = white_pixel(transform["mean"], transform["std"])
-        predictor = Predictor(net, config.method(problem), white)
+        method = config.method(replace(problem, labeled_loss=config.labeled_loss(problem)))
+        predictor = Predictor(net, method, blank_pixel(method.needs.blank, transform["mean"], transform["std"]))
         net.net.load_state_dict(load_file(folder.path / "model.safetensors"))
         if predictor.method.state_dict():
             predictor.method.load_state_dict(load_file(folder.path / "method.safetensors"))

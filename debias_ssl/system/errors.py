@@ -16,6 +16,10 @@ class StoppedError(RuntimeError):
     """A run cannot go on; entry points print the message, which says from where it can, and exit with 1."""
 
 
+class WriteError(StoppedError):
+    """A file or a folder cannot be written: a disk is full, a folder is gone, a file is larger than allowed."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A job stopped where it can go on, as a signal asked it to; entry points exit with 128 and the signal's number."""
 
@@ -39,21 +43,6 @@ def check_settings(settings: Any, prefix: str, /, **rules: Callable[[Any], Verdi
         is_right, right = rule(value) if callable(rule) else rule
         if not is_right:
             raise InputError(f"{prefix}{name} is {value}, must be {right}")
-
-
-def fraction(value: float) -> Verdict:
-    """The rule of a setting that is a probability or a part of a whole."""
-    return 0 <= value <= 1, "in [0, 1]"
-
-
-def positive(value: float) -> Verdict:
-    """The rule of a setting that something is divided by."""
-    return value > 0, "above 0"
-
-
-def not_negative(value: float) -> Verdict:
-    """The rule of a setting that may be 0 and not less."""
-    return value >= 0, "at least 0"
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -1,11 +1,11 @@
-"""Files that are either whole or not there, and what is said where they cannot be written."""
+"""Whole files: written aside and renamed, so that nobody sees half of one; and errors of writing as messages."""
 
 import os
 import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Literal
@@ -14,26 +14,93 @@ import numpy as np
 import yaml
 from safetensors import SafetensorError
 
-from debias_ssl.system.errors import InputError, StoppedError, reason
+from debias_ssl.system.errors import InputError, StoppedError, WriteError, reason
 
 # Of the checksum at the end of a file in a cache.
 CHECK_BYTES = 4
 READ_BYTES = 2**20
+# At the end of the names of files and folders that jobs have begun to write; no other program's files end so.
+UNFINISHED = ".debias_ssl.tmp"
+# Of the job that works in a folder.
+LOCK = ".debias_ssl.lock"
+# What is written to find out whether a disk has room: a block.
+PROBE_BYTES = 4096
+
+
+@contextmanager
+def writes(path: Path) -> Iterator[None]:
+    """Only writes a file or a folder: whatever the system says to that is about `path`.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise WriteError(f"cannot write to {str(path)!r}: {reason(error)}") from error
+    except OSError as error:
+        raise WriteError(f"cannot write to {str(path)!r}: {error.strerror or reason(error)}") from error
+
+
+def unfinished(path: Path) -> Path:
+    """A path beside `path` for what is not whole yet."""
+    # Not the process's number: containers that share a folder give the same ones.
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; what is written there takes the place of `path` once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process's number: containers that share a folder give the same ones.
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    """A path beside `path` to write to; what is written there takes the place of `path` once it is whole.
+
+    The body only writes: `writing_parts` is for what is computed meanwhile.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    aside = unfinished(path)
+    with writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_parts(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Gives a function that writes the parts of a file, which takes the place of `path` once it is whole.
+
+    Errors of what computes the parts stay as they are. Nothing is mapped: where a disk is full, a write is an error,
+    and a mapped page the end of the process.
+
+    Raises:
+        WriteError: a part cannot be written.
+    """
+    aside = unfinished(path)
+    with writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = aside.open("wb")
+
+    def write(part: bytes) -> None:
+        with writes(path):
+            file.write(part)
+
     try:
-        yield aside
-        with aside.open("rb") as file:
+        yield write
+        with writes(path):
+            file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+            file.close()
+            os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.close()
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def read_array(path: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.ndarray:
@@ -53,20 +120,16 @@ def read_array(path: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.nda
 
 
 @contextmanager
-def writing(folder: Path, fix: str = "--resume goes on") -> Iterator[None]:
-    """Tells people of what cannot be written to a folder.
+def write_errors_told(mend: str = "--resume goes on") -> Iterator[None]:
+    """Adds to what is said of a file that cannot be written how to go on; other errors stay as they are.
 
     Raises:
-        StoppedError: a disk is full, a file larger than allowed, a folder gone.
+        StoppedError: a file cannot be written.
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-        named = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else str(folder)
-        if not Path(os.path.abspath(named)).is_relative_to(os.path.abspath(folder)):
-            raise StoppedError(f"cannot use {named!r}: {why}; {fix}") from error
-        raise StoppedError(f"cannot write to {str(folder)!r}: {why}; {fix}") from error
+    except WriteError as error:
+        raise StoppedError(f"{error}; {mend}") from error
 
 
 def cache_folder(where: str | None) -> Path:
@@ -88,17 +151,17 @@ def writing_to_cache(path: Path) -> Iterator[Callable[[bytes], None]]:
     """
     check = 0
     try:
-        with replacing(path) as aside, aside.open("wb") as file:
+        with writing_parts(path) as write:
 
-            def write(part: bytes) -> None:
+            def write_checked(part: bytes) -> None:
                 nonlocal check
                 check = zlib.crc32(part, check)
-                file.write(part)
+                write(part)
 
-            yield write
-            file.write(check.to_bytes(CHECK_BYTES))
-    except OSError as error:
-        raise InputError(f"cannot write to {str(path.parent)!r}: {error.strerror}; set data.cache") from error
+            yield write_checked
+            write(check.to_bytes(CHECK_BYTES))
+    except WriteError as error:
+        raise InputError(f"{error}; set data.cache") from error
 
 
 def is_whole(path: Path) -> bool:
@@ -118,25 +181,55 @@ def is_whole(path: Path) -> bool:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what jobs that were killed had begun to write, in a folder and in those in it; no job may run there."""
-    for pattern in (".*.tmp", "*/.*.tmp"):
-        for path in folder.glob(pattern):
+    """Removes what jobs that were killed had begun to write, in a folder that is locked and in those in it."""
+    inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    # Another job may write in a folder that has a lock of its own.
+    for place in [folder, *(path for path in inner if not (path / LOCK).exists())]:
+        for path in place.glob(f".*{UNFINISHED}"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
 
+def check_writable(path: Path, flag: str) -> None:
+    """Before anything is computed: writes a block to where `path` will be, and removes it.
+
+    Args:
+        path: a file that need not be there, or a folder.
+        flag: what names it.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    places = (path, *path.absolute().parents) if path.is_dir() or not path.exists() else path.absolute().parents
+    nearest = next(place for place in places if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise InputError(f"cannot write to {flag} {str(path)!r}: {str(nearest)!r} is not a folder")
+    probe = unfinished(nearest / "probe")
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"cannot write to {flag} {str(path)!r}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
 def check_new_file(path: Path, flag: str, overwrite: bool) -> None:
     """Before anything is computed.
 
     Raises:
-        InputError: `path`, the value of a flag, is a folder, or a file that is not to be replaced.
+        InputError: `path`, the value of a flag, is a folder, a file that is not to be replaced, or cannot be written.
     """
     if path.is_dir():
         raise InputError(f"{flag} {str(path)!r} is a folder: name a file")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise InputError(f"{str(path)!r} exists: pass --overwrite to replace it")
+    check_writable(path, flag)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import remove_unfinished
+from debias_ssl.system.files import LOCK, check_writable, remove_unfinished
 
-NAME = ".lock"
 # Processes that decode images notice within five seconds that the one they worked for is dead; until then they hold on.
 PATIENCE = 8.0
 
@@ -30,7 +29,7 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
         InputError: another process holds the folder, or it cannot be written to.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    path = folder / NAME
+    path = folder / LOCK
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {str(folder)!r} is a file")
     try:
@@ -50,6 +49,7 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
         with suppress(OSError):
             path.write_text(f"process {os.getpid()} on {platform.node()}")
         remove_unfinished(folder)
+        check_writable(folder, "--out")
         yield
     finally:
         with suppress(OSError):

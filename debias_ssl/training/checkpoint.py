@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from debias_ssl.distributed.collectives import num_processes
 from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.files import unfinished, writes
 
 
 def machine() -> dict[str, Any]:
@@ -32,17 +33,26 @@ def save_checkpoint(
     """Writes a checkpoint beside the others, renames it into place, and removes all but the newest `keep`.
 
     Every process holds the same state, so one of them writes it.
+
+    Raises:
+        WriteError: it cannot be written.
     """
-    path = folder / f"step_{step:08d}"
-    aside = folder / f".{path.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
+    tensors: dict[str, Tensor] = {}
+    numbers = _without_tensors(optimizer.state_dict(), "optimizer", tensors)
+    state = {"step": step, "optimizer": numbers, "scaler": scaler, "machine": machine()}
+    files = {"learner": _plain(learner.state_dict()), "optimizer": _plain(tensors)}
+    with writes(folder):
+        _write(folder / f"step_{step:08d}", files, state)
+        for old in checkpoints(folder)[:-keep]:
+            _remove(old)
+
+
+def _write(path: Path, files: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    aside = unfinished(path)
     try:
         aside.mkdir(parents=True)
-        tensors: dict[str, Tensor] = {}
-        numbers = _without_tensors(optimizer.state_dict(), "", tensors)
-        save_file(_plain(learner.state_dict()), aside / "learner.safetensors")
-        save_file(_plain(tensors), aside / "optimizer.safetensors")
-        state = {"step": step, "optimizer": numbers, "scaler": scaler, "machine": machine()}
+        for name, tensors in files.items():
+            save_file(tensors, aside / f"{name}.safetensors")
         (aside / "state.json").write_text(json.dumps(state))
         for file in aside.iterdir():
             with file.open("rb") as handle:
@@ -51,16 +61,13 @@ def save_checkpoint(
         aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    for old in checkpoints(folder)[:-keep]:
-        _remove(old)
 
 
 def _remove(checkpoint: Path) -> None:
     """Removes a checkpoint, if it is there, so that whoever is killed meanwhile leaves none that is half gone."""
     if checkpoint.exists():
         # What is left under this name goes when the folder is locked again.
-        gone = checkpoint.with_name(f".{checkpoint.name}.gone.tmp")
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = unfinished(checkpoint)
         checkpoint.rename(gone)
         shutil.rmtree(gone)
 

@@ -10,6 +10,7 @@ from debias_ssl.methods import DebiasPL, Method, Problem
 from debias_ssl.methods.labeled_loss import CrossEntropy, LabeledLoss
 from debias_ssl.models import ModelConfig
 from debias_ssl.system.errors import InputError, check_settings
+from debias_ssl.system.ranges import AtLeastOne, BelowOne, Natural, check_ranges
 from debias_ssl.training.learner import TargetModel
 from debias_ssl.training.optim import OptimConfig
 
@@ -48,40 +49,33 @@ class Config:
     """
 
     method: Callable[[Problem], Method] = DebiasPL
-    labeled_loss: Callable[[tuple[int, ...]], LabeledLoss] = CrossEntropy
+    labeled_loss: Callable[[Problem], LabeledLoss] = CrossEntropy
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    steps: int = 2**20
-    seed: int = 0
-    batch_size: int = 64
-    unlabeled_ratio: int = 7
+    steps: AtLeastOne = 2**20
+    seed: Natural = 0
+    batch_size: AtLeastOne = 64
+    unlabeled_ratio: AtLeastOne = 7
     class_balanced: bool = False
-    accumulation: int = 1
+    accumulation: AtLeastOne = 1
     target_model: TargetModel = "raw"
     teacher: str | None = None
-    ema_decay: float = 0.999
+    ema_decay: BelowOne = 0.999
     joint_pass: bool = False
     precision: Precision = "auto"
     compile: bool = False
-    log_every: int = 100
-    eval_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    median_of: int = 20
-    eval_batch_size: int = 500
+    log_every: AtLeastOne = 100
+    eval_every: AtLeastOne = 1000
+    checkpoint_every: AtLeastOne = 1000
+    keep_checkpoints: AtLeastOne = 2
+    median_of: AtLeastOne = 20
+    eval_batch_size: AtLeastOne = 500
     log_with: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self):
-        positive = ("steps", "batch_size", "unlabeled_ratio", "accumulation", "log_every", "eval_every")
-        positive += ("checkpoint_every", "keep_checkpoints", "median_of", "eval_batch_size")
-        check_settings(self, "", **{name: (getattr(self, name) > 0, "at least 1") for name in positive})
-        check_settings(
-            self,
-            "",
-            accumulation=(self.accumulation <= self.batch_size, f"at most the batch_size {self.batch_size}"),
-            seed=(self.seed >= 0, "at least 0"),
-            ema_decay=(0 <= self.ema_decay < 1, "in [0, 1)"),
-        )
+        check_ranges(self, "")
+        at_most = f"at most the batch_size {self.batch_size}"
+        check_settings(self, "", accumulation=(self.accumulation <= self.batch_size, at_most))
         if self.teacher is not None and self.data.probs is not None:
             raise InputError("teacher and data.probs exclude each other: set one to null")

@@ -31,7 +31,7 @@ def evaluate_logits(
 ) -> dict[str, Any]:
     """The figures of predictions: fractions in [0, 1], nats (nll), class recalls, confusion matrix (rows: truth)."""
     logits, labels = logits[labels >= 0], labels[labels >= 0]
-    confidence, predicted = logits.softmax(-1).max(-1)
+    confidence, predicted = logits.double().softmax(-1).max(-1)
     confusion = confusion_matrix(labels, predicted, logits.shape[1])
     hits, images = confusion.diagonal(), confusion.sum(1)
     return {

@@ -1,4 +1,4 @@
-"""What a run says while it goes: statistics of its steps, a progress bar, lines in metrics.jsonl, and warnings."""
+"""The journal of a run: statistics of its steps, the progress bar, lines in metrics.jsonl, and warnings."""
 
 import json
 import math
@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from debias_ssl.contract import Step
 from debias_ssl.distributed.collectives import all_sum_, num_processes
+from debias_ssl.methods import Method
+from debias_ssl.system.files import writes
 
 
 class StepStatistics:
@@ -63,14 +65,24 @@ class StepStatistics:
         return record
 
 
-def warnings_for(record: dict[str, Any], class_names: tuple[str, ...], has_threshold: bool = True) -> dict[str, str]:
+def threshold_flag(method: Method) -> str | None:
+    """The flag of the threshold that pseudo-labels pass, which over a base is the base's; None where there is none."""
+    base = getattr(method, "base", None)
+    if not hasattr(method if base is None else base, "threshold"):
+        return None
+    return "--method.threshold" if base is None else "--method.base.init_args.threshold"
+
+
+def warnings_for(
+    record: dict[str, Any], class_names: tuple[str, ...], threshold: str | None = "--method.threshold"
+) -> dict[str, str]:
     """What is wrong with the pseudo-labels of a line of the log, by kind; without a threshold all may count."""
     found = {}
     if record["mask_rate"] == 0:
-        fix = "lower --method.threshold, or train longer" if has_threshold else "train longer"
+        fix = f"lower {threshold}, or train longer" if threshold else "train longer"
         found["none"] = f"no pseudo-label counts: {fix}"
-    elif record["mask_rate"] > 0.9999 and has_threshold:
-        found["all"] = "every pseudo-label passes the threshold, right or wrong; raise --method.threshold"
+    elif record["mask_rate"] > 0.9999 and threshold:
+        found["all"] = f"every pseudo-label passes the threshold, right or wrong; raise {threshold}"
     passed = [count * weight for count, weight in zip(record["pseudo_counts"], record["pseudo_weights"], strict=True)]
     # Of a few labels, most are easily of one class.
     if sum(passed) >= 10 * len(class_names):
@@ -138,8 +150,9 @@ class Journal:
 
     def write(self, record: dict[str, Any]) -> None:
         if self.is_main:
-            with self.path.open("a") as file:
-                file.write(json.dumps(finite(record)) + "\n")
+            line = json.dumps(finite(record)) + "\n"
+            with writes(self.path), self.path.open("a") as file:
+                file.write(line)
 
     def show(self, **values: str) -> None:
         self.bar.set_postfix(values, refresh=False)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from debias_ssl.contract import Batch, Step, View, Views
+from debias_ssl.contract import Batch, BlankKind, Step, View, Views
 from debias_ssl.distributed.collectives import all_mean_
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.schedules import ema_decay
@@ -26,13 +26,13 @@ LOGGED_MOMENTUM = 0.99
 class Predictor(nn.Module):
     """What is used at test time: images to logits."""
 
-    white: Tensor
+    pixel: Tensor
 
-    def __init__(self, model: nn.Module, method: Method, white: tuple[float, ...] = ()):
+    def __init__(self, model: nn.Module, method: Method, blank: tuple[float, ...] = ()):
         super().__init__()
         self.model = model
         self.method = method
-        self.register_buffer("white", torch.tensor(white), persistent=False)
+        self.register_buffer("pixel", torch.tensor(blank), persistent=False)
 
     def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
         return self.predict(images)[0]
@@ -44,11 +44,11 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def blank(self, images: Float[Tensor, "N K H W"]) -> View:
-        """What the network says of a white image of the size of others, with averaged statistics."""
+        """What the network says of a blank image of the size of others, with averaged statistics."""
         was_training = self.model.training
         self.model.eval()
-        white = self.white[:, None, None].expand(images.shape[1:])
-        view = self.view(white[None])
+        image = self.pixel[:, None, None].expand(images.shape[1:])
+        view = self.view(image[None])
         self.model.train(was_training)
         return view
 
@@ -57,9 +57,17 @@ class Predictor(nn.Module):
         return _view(self.model, images)
 
 
-def white_pixel(mean: Sequence[float], std: Sequence[float]) -> tuple[float, ...]:
-    """A white pixel, normalized."""
-    return tuple((1 - m) / s for m, s in zip(mean, std, strict=True))
+def blank_pixel(kind: BlankKind | None, mean: Sequence[float], std: Sequence[float]) -> tuple[float, ...]:
+    """A pixel of the blank image that a method asks for, as the network takes it; empty where it asks for none.
+
+    Args:
+        kind: `Needs.blank`.
+        mean: of each channel of the images, by which they are normalized.
+        std: likewise.
+    """
+    if kind is None:
+        return ()
+    return tuple(1.0 if kind == "ones" else (1 - m) / s for m, s in zip(mean, std, strict=True))
 
 
 class Learner(nn.Module):
@@ -68,10 +76,11 @@ class Learner(nn.Module):
     Args:
         model: gives (logits, features) of images.
         method: gives losses and pseudo-labels of views.
-        white: a white pixel, normalized like the images, for methods that need a blank image.
+        blank: a pixel of the blank image, normalized like the images, for methods that need one.
         target_model: whose weak views make the pseudo-labels: the trained model's, with the statistics of the batch, or
             the averaged model's, with averaged statistics (EMAN, arXiv 2101.08482).
-        decay: of the average; it is shorter in the first steps, min(decay, (1 + k) / (10 + k)).
+        decay: of the average; it is shorter in the first steps, min(decay, (1 + k) / (10 + k)). The running statistics
+            of batch norms are averaged too, where Google's and kekmodel's code of FixMatch takes the trained model's.
         joint_pass: weak views go through the network together with the others, as in FixMatch's code, instead of apart
             and without gradient: the same statistics for all, at about 1.45 times the cost.
         accumulation: parts in which the images pass through the network, to save memory; the method sees all of them
@@ -83,14 +92,14 @@ class Learner(nn.Module):
         model: nn.Module,
         method: Method,
         *,
-        white: tuple[float, ...] = (),
+        blank: tuple[float, ...] = (),
         target_model: TargetModel = "raw",
         decay: float = 0.999,
         joint_pass: bool = False,
         accumulation: int = 1,
     ):
         super().__init__()
-        self.raw = Predictor(model, method, white)
+        self.raw = Predictor(model, method, blank)
         self.ema = copy.deepcopy(self.raw).requires_grad_(False).eval()
         self.marginal = uniform_marginal(method.problem.num_classes, LOGGED_MOMENTUM)
         self.target_model = target_model

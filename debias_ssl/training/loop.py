@@ -21,7 +21,7 @@ from debias_ssl.system.errors import Interrupted, StoppedError
 from debias_ssl.training.checkpoint import checkpoints, load_checkpoint, machine, save_checkpoint
 from debias_ssl.training.config import Config
 from debias_ssl.training.evaluation import evaluate_logits, predict_logits
-from debias_ssl.training.journal import Journal, StepStatistics, data_warning, warnings_for
+from debias_ssl.training.journal import Journal, StepStatistics, data_warning, threshold_flag, warnings_for
 from debias_ssl.training.learner import Learner
 from debias_ssl.training.optim import set_learning_rate
 
@@ -142,7 +142,7 @@ class Trainer:
             journal.warn(data_warning(record["data_wait"], self.config.data.workers))
         method = self.learner.raw.method
         if method.needs.num_strong or method.needs.weak_gradient:
-            journal.warn(warnings_for(record, self.task.data.classes, hasattr(method, "threshold")))
+            journal.warn(warnings_for(record, self.task.data.classes, threshold_flag(method)))
 
     def _not_finite(self, what: str, step: int) -> StoppedError:
         found = checkpoints(self.checkpoint_folder)

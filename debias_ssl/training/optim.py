@@ -13,8 +13,9 @@ from timm.optim import (
 from torch import nn
 
 from debias_ssl.formulas.schedules import Schedule
-from debias_ssl.system.errors import InputError, check_settings, not_negative, positive, reason
+from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import imported
+from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, check_ranges
 
 # What an optimizer is called with beside `args`.
 OWN = {"params", "lr", "weight_decay"}
@@ -40,24 +41,16 @@ class OptimConfig:
     """
 
     name: str = "sgd"
-    lr: float = 0.03
-    weight_decay: float = 5e-4
+    lr: Positive = 0.03
+    weight_decay: NotNegative = 5e-4
     args: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = "cosine_7_16"
-    warmup: float = 0.0
-    clip: float | None = None
-    layer_decay: float = 1.0
+    warmup: BelowOne = 0.0
+    clip: Positive | None = None
+    layer_decay: Share = 1.0
 
     def __post_init__(self):
-        check_settings(
-            self,
-            "optim.",
-            lr=positive,
-            weight_decay=not_negative,
-            warmup=(0 <= self.warmup < 1, "in [0, 1)"),
-            clip=(self.clip is None or self.clip > 0, "above 0"),
-            layer_decay=(0 < self.layer_decay <= 1, "in (0, 1]"),
-        )
+        check_ranges(self, "optim.")
         momentum = self.args.get("momentum", 0.0)
         if isinstance(momentum, int | float) and not 0 <= momentum < 1:
             raise InputError(f"optim.args.momentum is {momentum}, must be in [0, 1)")

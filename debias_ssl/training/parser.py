@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import read_yaml
+from debias_ssl.system.ranges import check_values
 from debias_ssl.training.choices import BASES, CHOICES
 from debias_ssl.training.config import Config
 from debias_ssl.training.messages import WORDING
@@ -46,6 +47,12 @@ class Parser(ArgumentParser):
             hint = f"; DebiasPL goes over {', '.join(BASES)}"
         # An error in the settings of a setting's class comes here twice.
         raise InputError(text.removesuffix(hint) + hint) from ex
+
+    def format_help(self, **settings: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # A range belongs to the type of a setting: "int at least 1" instead of "Annotated[int, at least 1]".
+        return re.sub(
+            r"Annotated\[(\w+),(\s+(?:in\s+[\[(][^\])]*[\])]|[^\]]*))\]", r"\1\2", super().format_help(**settings)
+        )
 
     def parse_args(self, *arguments: Any, **settings: Any) -> Namespace:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
@@ -124,6 +131,7 @@ def resolve(parser: Parser, arguments: Namespace) -> tuple[Config, dict[str, Any
             raise InputError(f"{setting} is not one of {', '.join(named)}")
         _shorten(resolved[setting], named)
         refuse_misplaced(get_type_hints(chosen.__init__), resolved[setting].get("init_args", {}), f"{setting}.")
+        check_chosen(arguments[setting], f"{setting}.")
     refuse_misplaced(get_type_hints(Config), resolved)
     settings = parser.instantiate(arguments)
     return Config(**{name: settings[name] for name in names}), resolved
@@ -139,6 +147,20 @@ def refuse_misplaced(hints: dict[str, Any], values: dict[str, Any], prefix: str 
             if not isinstance(value, dict):
                 raise InputError(f"{prefix}{name} is {value!r}, where a section of settings is expected")
             refuse_misplaced(get_type_hints(hint), value, f"{prefix}{name}.")
+
+
+def check_chosen(value: Any, prefix: str) -> None:
+    """Holds the settings of a class that is named to its ranges, and those of classes that are named in them.
+
+    Raises:
+        InputError: a value is not right. It is told before data are read, without which no method can be made.
+    """
+    chosen, settings = named_class(value), dict(value.get("init_args") or {})
+    if chosen is not None:
+        check_values(chosen, settings, prefix)
+    for name, inner in settings.items():
+        if hasattr(inner, "class_path"):
+            check_chosen(inner, f"{prefix}{name}.init_args.")
 
 
 def _shorten(value: Any, named: dict[str, type]) -> None:

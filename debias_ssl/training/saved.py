@@ -2,7 +2,7 @@
 
 import json
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +62,17 @@ def switched_method(resolved: dict[str, Any], files: Sequence[Path]) -> str | No
     )
 
 
-def parse_data(parser: Parser, arguments: list[str]) -> tuple[Namespace, DataConfig]:
-    """Parses a command line with --run, whose data settings are the run's unless flags --data.NAME change them."""
+def parse_data(
+    parser: Parser, arguments: list[str], run_of: Callable[[Namespace], str] = lambda parsed: parsed.run
+) -> tuple[Namespace, DataConfig]:
+    """Parses a command line that names a run, whose data settings hold unless flags --data.NAME change them."""
     parser.add_class_arguments(DataConfig, "data")
-    run = parser.parse_args(arguments).run
+    run = run_of(parser.read_arguments(arguments))
     if not (Path(run) / "config.yaml").exists():
         raise InputError(f"{run!r} holds no run: it has no config.yaml")
     saved = read_yaml(Path(run) / "config.yaml")
     if not isinstance(saved.get("data"), dict):
         raise InputError(f"{run!r} has no data settings in its config.yaml")
-    parsed = parser.parse_args(["--data", json.dumps(saved["data"]), *arguments])
+    parsed = parser.read_arguments(["--data", json.dumps(saved["data"]), *arguments])
     refuse_misplaced({"data": DataConfig}, parsed.as_dict())
     return parsed, parser.instantiate(parsed).data

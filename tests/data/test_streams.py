@@ -16,6 +16,7 @@ from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sampling.keyed import Purpose, permutation, uniform
+from debias_ssl.data.sampling.orders import BalancedOrder, PassOrder
 from debias_ssl.data.sources.load import load_data
 from debias_ssl.data.streams import EvaluationStream, Sampling, StreamConfig, TrainingImages, TrainingStream
 from debias_ssl.methods import Needs
@@ -23,7 +24,7 @@ from debias_ssl.system.errors import InputError
 
 CPU = torch.device("cpu")
 # Without an operation and cutout, a strong view is drawn like a weak one.
-PLAIN = AugmentConfig(op_probability=0.0, cutout=0.0)
+PLAIN = AugmentConfig(flip=True, op_probability=0.0, cutout=0.0)
 
 
 def memory(num: int) -> Reader:
@@ -196,6 +197,21 @@ def test_a_further_view_leaves_the_others_as_they_are():
     assert torch.equal(one.labeled, two.labeled)
 
 
+@pytest.mark.parametrize("settings", [{}, {"balanced": True}, {"mixup_alpha": 1.0}])
+def test_what_a_step_holds_is_found_once(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    for order in (PassOrder, BalancedOrder):
+        plain = order.__call__
+
+        def counted(self: Any, step: int, positions: Tensor, plain: Any = plain) -> Tensor:
+            asked.append((id(self), step))
+            return plain(self, step, positions)
+
+        monkeypatch.setattr(order, "__call__", counted)
+    list(stream(memory(40), 40, **settings).batches(0, 3))
+    assert {step for _, step in asked} == {0, 1, 2} and max(Counter(asked).values()) == 1
+
+
 # Mixup.
 
 
@@ -362,7 +378,7 @@ def test_evaluation_of_files_does_not_depend_on_workers(config: DataConfig):
 def test_given_probabilities_are_those_of_the_images():
     made = stream(memory(20), 20)
     batch, images, probs = next(made.batches(3, 4)), made.images, made.images.teacher_probs
-    labeled = images.labeled[made._labeled_at(3) // 3]
+    labeled = images.labeled[made[3]["labeled_at"] // 3]
     assert probs is not None and batch.teacher_probs is not None and batch.labeled_teacher_probs is not None
     assert batch.teacher_probs.equal(probs[images.unlabeled[batch.index]])
     assert batch.labeled_teacher_probs.equal(probs[labeled]) and batch.labels.equal(images.labels[labeled])

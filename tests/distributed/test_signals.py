@@ -14,6 +14,7 @@ from launched import DIGITS, SHORT, Launched
 import debias_ssl.runs.run as run_module
 from debias_ssl import compare
 from debias_ssl.distributed.signals import SIGNALS, asked_to_stop, ignore_signals
+from debias_ssl.system.files import LOCK
 from debias_ssl.training.journal import read_journal
 
 NAMED = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
@@ -110,7 +111,7 @@ def test_processes_of_a_comparison_are_stopped_too(tmp_path, monkeypatch, capsys
     for folder in folders:
         last = read_journal(folder / "metrics.jsonl")[-1]["step"]
         assert last < 4000 and (folder / "checkpoints" / f"step_{last:08d}").is_dir()
-        assert not (folder / ".lock").exists()
+        assert not (folder / LOCK).exists()
 
 
 def test_processes_stop_after_the_same_step_whichever_is_asked(tmp_path):

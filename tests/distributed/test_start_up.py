@@ -33,7 +33,7 @@ def list_slowly(rank: int, port: int, folder: Path) -> None:
     def find() -> tuple[FileNames, list[str]]:
         assert rank == 0
         time.sleep(SLOW)
-        return FileNames.of([("a.png", 1, 2), ("b.png", 3, 4)]), ["x", "y"]
+        return FileNames.of([("a.png", 1, 2, False), ("b.png", 3, 4, True)]), ["x", "y"]
 
     for word in ("once", "twice"):
         with first_of_each_host_first(accelerator):

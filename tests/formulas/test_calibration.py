@@ -50,6 +50,18 @@ def test_a_bin_holds_its_upper_edge_and_not_its_lower_one():
     assert ece([0.5, 0.6], [True, False], num_bins=2) == pytest.approx((0.5 + 0.6) / 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_confidence_of_k_fifteenths_is_in_bin_k_however_it_was_rounded(dtype):
+    for k in range(1, 16):
+        shares = torch.tensor([k / 15, 1 - k / 15], dtype=dtype)
+        # As such, and as a softmax of fp32 logits in either precision.
+        for confidence in (shares[:1], shares.float().log().to(dtype).softmax(0)[:1]):
+            share, _, _ = reliability_bins(confidence, torch.tensor([True]))
+            assert share.nonzero().tolist() == [[k - 1]]
+    share, _, _ = reliability_bins(torch.tensor([0.2 + 2e-6], dtype=dtype), torch.tensor([True]))
+    assert share.nonzero().tolist() == [[3]]
+
+
 def test_confidences_of_zero_and_one_are_in_the_outer_bins():
     assert ece([0.0, 1.0], [False, True]) == 0
     assert ece([0.0, 1.0], [True, False]) == 1

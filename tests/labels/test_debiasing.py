@@ -14,7 +14,7 @@ from debias_ssl.formulas import priors
 from debias_ssl.formulas.calibration import expected_calibration_error
 from debias_ssl.formulas.logits import debias
 from debias_ssl.labels.debiasing import DebiasConfig, Labeling, Rows, find_removal
-from debias_ssl.labels.output import check_folder, finish, summary_of, summary_table, write_labels
+from debias_ssl.labels.output import check_folder, finish, outputs_in, summary_of, summary_table, write_labels
 from debias_ssl.labels.truth import RowNumbers, read_labels, read_target
 from debias_ssl.system.errors import InputError
 
@@ -410,10 +410,14 @@ def test_a_folder_with_labels_is_not_written_to(tmp_path: Path):
     check_folder(tmp_path / "new" / "one", overwrite=False)
     (tmp_path / "mine.txt").write_text("")
     check_folder(tmp_path, overwrite=False)
+    outputs_in(tmp_path).claim("labels.csv")
     (tmp_path / "labels.csv").write_text("")
     with pytest.raises(InputError, match=r"holds labels\.csv.*--overwrite"):
         check_folder(tmp_path, overwrite=False)
     check_folder(tmp_path, overwrite=True)
+    (tmp_path / "probs.npy").write_text("of somebody else")
+    with pytest.raises(InputError, match=r"holds probs\.npy, which .* does not name"):
+        check_folder(tmp_path, overwrite=True)
     for out in (tmp_path / "mine.txt", tmp_path / "mine.txt" / "below"):
         with pytest.raises(InputError, match="not a folder"):
             check_folder(out, overwrite=True)

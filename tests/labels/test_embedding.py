@@ -201,7 +201,9 @@ def test_images_of_which_none_can_be_read_are_refused(clip: Clip, images: list[P
 
 def test_a_folder_that_cannot_be_made_is_told_of(clip: Clip, images: list[Path]):
     (images[0].parents[2] / "taken").write_text("")
-    with pytest.raises(InputError, match=r"cannot write to '.*taken/features'"):
+    with pytest.raises(
+        InputError, match=r"cannot write to '.*taken/features/manifest.json': .*; name another folder by --features"
+    ):
         cached(clip, images, "taken/features")
 
 

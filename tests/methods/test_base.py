@@ -1,6 +1,8 @@
 """What all methods that train strong views towards pseudo-labels share."""
 
+import math
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 
 import pytest
@@ -20,6 +22,8 @@ from debias_ssl.methods import (
     DebiasPL,
     FixMatch,
     FlexMatch,
+    FreeMatch,
+    Problem,
     PseudoLabel,
     PseudoLabels,
     SimPro,
@@ -179,6 +183,28 @@ def test_the_base_is_given_debiased_logits_and_strong_ones_with_the_margin(probl
     torch.testing.assert_close(step.losses["unlabeled"], expected)
 
 
+def test_fairness_of_freematch_compares_strong_views_with_its_state_of_debiased_weak_ones(make_views):
+    def logits(*odds):
+        return torch.tensor([[each, 1.0] for each in odds]).log()
+
+    views = make_views(torch.zeros(1, 2), torch.tensor([0]), logits(4, 0.5), logits(6, 1))
+    problem = Problem(num_classes=2, num_features=2, labeled_counts=(1, 1), num_unlabeled=2)
+    method = DebiasPL(problem, strength=0.5, momentum=0.5, base=partial(FreeMatch, momentum=0.0, fairness_weight=1.0))
+    method.marginal.value.copy_(torch.tensor([0.8, 0.2]))
+    step = method(views)
+    # sqrt(.8 / .2) = 2 divides the odds. Weak: 2 and 1 / 4, so that p is (2/3, 1/3) and (.2, .8).
+    assert isinstance(method.base, FreeMatch)
+    assert method.base.marginal.value.tolist() == pytest.approx([13 / 30, 17 / 30])
+    assert method.base.histogram.value.tolist() == [0.5, 0.5] and step.pseudo.weight.tolist() == [1, 1]
+    # Strong: 3 and 1 / 2, so that p is (.75, .25) and (1/3, 2/3), of mean (13/24, 11/24).
+    fairness = 13 / 30 * math.log(13 / 24) + 17 / 30 * math.log(11 / 24)
+    assert step.losses["fairness"].item() == pytest.approx(fairness, rel=1e-5)
+    # The margin is that of the new q, of which (.8, .2) is one half and the mean of (.8, .2) and (1/3, 2/3) the other.
+    ratio = math.sqrt((0.8 + 17 / 30) / (0.2 + 13 / 30))
+    unlabeled = (math.log(1 + 1 / (6 * ratio)) + math.log(1 + ratio)) / 2
+    assert step.losses["unlabeled"].item() == pytest.approx(unlabeled, rel=1e-5)
+
+
 class Counting(Constant):
     """Counts its updates."""
 
@@ -212,7 +238,7 @@ def test_a_base_asks_for_its_views(problem):
 class Curious(Constant):
     """Asks for all there is, and predicts in its own way."""
 
-    needs = Needs(blank=True, teacher_probs=True, labeled_teacher_probs=True, mixup_alpha=0.5, validation=True)
+    needs = Needs(blank="ones", teacher_probs=True, labeled_teacher_probs=True, mixup_alpha=0.5, validation=True)
 
     def __init__(self, problem):
         super().__init__(problem)

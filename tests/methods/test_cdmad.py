@@ -1,12 +1,16 @@
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+import yaml
+from jobs import run
 from torch import Tensor
 
-from debias_ssl.methods import CDMAD, FixMatch, View, Views
-from debias_ssl.training.learner import white_pixel
+from debias_ssl.methods import CDMAD, DebiasPL, FixMatch, Needs, View, Views
+from debias_ssl.runs.trained import TrainedRun, load_run
+from debias_ssl.training.learner import blank_pixel
 
 
 def with_blank(views: Views, logits: Tensor, progress: float = 1.0) -> Views:
@@ -41,16 +45,39 @@ def test_the_blank_is_taken_from_predictions(make_problem):
     assert CDMAD(make_problem(2)).predict(view, blank).tolist() == [[1, 1.5]]
 
 
-def test_a_learner_shows_it_a_white_image(make_learner, make_batch):
-    learner = make_learner(CDMAD, white=white_pixel([0.5], [0.5]))
+def test_the_blank_is_ones_or_white_also_below_debiaspl(make_problem):
+    def white(problem):
+        return CDMAD(problem, blank="white")
+
+    assert CDMAD(make_problem(2)).needs == Needs(blank="ones")
+    assert white(make_problem(2)).needs == DebiasPL(make_problem(2), base=white).needs == Needs(blank="white")
+
+
+@pytest.mark.parametrize(("kind", "value"), [("ones", 1.0), ("white", 2.0)])
+def test_a_learner_shows_it_a_blank_image(kind, value, make_learner, make_batch):
+    # White is (1 - .5) / .25 as the network takes it.
+    learner = make_learner(CDMAD, blank=blank_pixel(kind, [0.5], [0.25]))
     step = learner(make_batch(), 1.0)
     assert all(loss.isfinite() for loss in step.losses.values())
     with torch.no_grad():
         learner.eval()
         images = make_batch().labeled
         logits, view = learner.raw.predict(images)
-        torch.testing.assert_close(logits, view.logits - learner.raw.view(torch.ones(1, 1, 8, 8)).logits)
+        torch.testing.assert_close(logits, view.logits - learner.raw.view(torch.full((1, 1, 8, 8), value)).logits)
 
 
 def test_nothing_but_the_network_is_state(make_problem):
     assert not CDMAD(make_problem(3)).state_dict()
+
+
+def loaded(path) -> TrainedRun:
+    return load_run(path)
+
+
+def test_a_saved_run_predicts_with_the_blank_that_it_was_trained_with(tmp_path):
+    for kind, flags in (("ones", ()), ("white", ("--method.blank", "white"))):
+        out = run(tmp_path / kind, "--method", "CDMAD", *flags)
+        transform = json.loads((out / "model.json").read_text())["transform"]
+        value = 1.0 if kind == "ones" else (1 - transform["mean"][0]) / transform["std"][0]
+        assert loaded(out).predictor.pixel.tolist() == pytest.approx([value])
+        assert yaml.safe_load((out / "config.yaml").read_text())["method"]["init_args"]["blank"] == kind

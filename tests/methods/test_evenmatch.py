@@ -43,7 +43,7 @@ def test_a_step_worked(make_problem, make_views):
 def test_it_is_debiaspl_over_softmatch_with_adjusted_labels(make_problem, random_views):
     counts = (8, 4, 2, 1)
     plain = dataclasses.replace(make_problem(4), labeled_counts=counts)
-    adjusted = dataclasses.replace(plain, labeled_loss=LogitAdjusted(counts, strength=1.5))
+    adjusted = dataclasses.replace(plain, labeled_loss=LogitAdjusted(plain, strength=1.5))
     # Short means, so that weights differ from 1.
     ours = EvenMatch(plain, momentum=0.5)
     theirs = DebiasPL(adjusted, momentum=0.5, base=partial(SoftMatch, momentum=0.5))

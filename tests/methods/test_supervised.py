@@ -32,7 +32,8 @@ def test_a_mixed_image_has_the_losses_of_both_labels_in_its_shares(make_problem,
 def test_a_mixed_image_has_whatever_labeled_loss_is_asked_for(make_problem, make_views):
     views = make_views(LOGITS, torch.tensor([0, 1]), torch.ones(3, 2), torch.zeros(0, 2))
     views = replace(views, partner_labels=torch.tensor([0, 0]), mixup_lambda=0.25)
-    problem = replace(make_problem(2), labeled_loss=LogitAdjusted((3, 1)))
+    uneven = replace(make_problem(2), labeled_counts=(3, 1))
+    problem = replace(uneven, labeled_loss=LogitAdjusted(uneven))
     loss = Supervised(problem, mixup_alpha=0.2)(views).losses["labeled"]
     # With the prior .75, .25 the odds of class 0 are 9 and 3.
     own, partners = (-math.log(0.9) - math.log(0.25)) / 2, (-math.log(0.9) - math.log(0.75)) / 2

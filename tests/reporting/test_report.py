@@ -284,7 +284,9 @@ def test_seeds_of_a_variant_are_averaged(run: Path, tmp_path: Path):
         (["{run}", "{folder_run}", "--out", "{tmp}/x.html"], "other classes"),
         (["{tmp}"], "holds no run"),
         (["{run}", "--out", "{tmp}"], "is a folder"),
-        (["{run}", "--out", "{run}/split.json"], "--overwrite"),
+        (["{run}", "--out", "{run}/split.json", "--overwrite"], "lies in the run"),
+        (["{run}", "--out", "{run}/page.html"], "lies in the run"),
+        (["{run}", "{folder_run}", "--out", "{run}/report.html", "--overwrite"], "lies in the run"),
         ([], "runs"),
     ],
 )

@@ -14,6 +14,7 @@ from launched import DIGITS, SHORT
 from debias_ssl import compare, train
 from debias_ssl.finetune.__main__ import main as finetune
 from debias_ssl.system.errors import InputError
+from debias_ssl.system.files import LOCK
 from debias_ssl.system.locking import locked
 
 HOLDER = """
@@ -61,7 +62,7 @@ def test_a_folder_that_is_in_use_is_refused_with_its_owner(tmp_path, holder, cap
     ):
         error = refused(job, [*flags, "--out", str(tmp_path / "a")], capsys)
         assert owner in error and len(error.splitlines()) == 1
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [LOCK]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over(code, tmp_path, hol
     process.kill()
     process.wait()
     with locked(tmp_path / "a"):
-        assert f"process {os.getpid()} on" in (tmp_path / "a" / ".lock").read_text()
+        assert f"process {os.getpid()} on" in (tmp_path / "a" / LOCK).read_text()
 
 
 def test_a_lock_leaves_nothing_behind(tmp_path):
@@ -90,7 +91,7 @@ def test_a_lock_leaves_nothing_behind(tmp_path):
 def test_a_lock_of_another_host_or_of_nobody_known_is_not_waited_for(tmp_path, holder):
     process = holder()
     for text in ("process 1 on elsewhere", "", "garbage \0"):
-        (tmp_path / "a" / ".lock").write_text(text)
+        (tmp_path / "a" / LOCK).write_text(text)
         started = time.monotonic()
         with pytest.raises(InputError, match="is in use by"), locked(tmp_path / "a", patience=600):
             pass

@@ -74,6 +74,13 @@ def test_figures_worked():
     assert "tail_recall" not in figures
 
 
+def test_a_prediction_at_the_edge_of_a_bin_is_below_it():
+    # 1 / 5 = 3 / 15 is in (2/15, 3/15], where it is off by .8; beside .25 in (3/15, 4/15] the errors would cancel.
+    probs = torch.tensor([[0.2] * 5, [0.25, *[0.1875] * 4]])
+    figures = evaluate_logits(probs.log(), torch.tensor([0, 1]), torch.ones(5, dtype=torch.int64))
+    assert figures["ece"] == pytest.approx((0.8 + 0.25) / 2, abs=1e-6)
+
+
 def test_balanced_labels_have_no_head_and_tail():
     figures = evaluate_logits(torch.eye(3), torch.tensor([0, 1, 2]), torch.tensor([4, 4, 4]))
     assert not [name for name in figures if name.endswith(("head_recall", "tail_recall", "medium_recall"))]

@@ -101,8 +101,8 @@ def test_warnings_are_those_of_what_is_wrong(found, expected):
 
 
 def test_a_method_without_a_threshold_is_not_told_to_change_it():
-    assert "threshold" not in warnings_for(record(0.0, [5, 5], [0.0, 0.0]), ("cat", "dog"), False)["none"]
-    assert warnings_for(record(1.0, [5, 5], [1.0, 1.0]), ("cat", "dog"), False) == {}
+    assert "threshold" not in warnings_for(record(0.0, [5, 5], [0.0, 0.0]), ("cat", "dog"), None)["none"]
+    assert warnings_for(record(1.0, [5, 5], [1.0, 1.0]), ("cat", "dog"), None) == {}
 
 
 def test_a_collapse_names_its_class_and_share():

@@ -23,7 +23,7 @@ from debias_ssl.methods import (
     Views,
 )
 from debias_ssl.models import batch_norms, build
-from debias_ssl.training.learner import Learner, frozen_averages, white_pixel
+from debias_ssl.training.learner import Learner, blank_pixel, frozen_averages
 from debias_ssl.training.optim import OptimConfig, make_optimizer
 
 
@@ -137,33 +137,33 @@ def test_partners_and_share_of_mixed_images_reach_the_method(make_learner, make_
 
 
 class Blank(Recorder):
-    """Subtracts the logits of a white image."""
+    """Subtracts the logits of a blank image."""
 
-    needs = Needs(blank=True)
+    needs = Needs(blank="white")
 
     def predict(self, view: View, blank: View | None = None) -> Tensor:
         assert blank is not None
         return view.logits - blank.logits
 
 
-def test_a_method_may_ask_for_a_white_image(make_learner, make_batch):
-    learner, batch = make_learner(Blank, white=(1.5,)), make_batch()
+def test_a_method_may_ask_for_a_blank_image(make_learner, make_batch):
+    learner, batch = make_learner(Blank, blank=(1.5,)), make_batch()
     before = running(learner)
     blank = learner.raw.blank(batch.labeled)
     # With averaged statistics, which it leaves alone, and without gradient.
     assert all(ours.equal(same) for ours, same in zip(running(learner), before, strict=True))
     assert learner.raw.model.training and not blank.logits.requires_grad
     predictor = learner.ema
-    white = predictor.model(torch.full((1, 1, 8, 8), 1.5))[0]
-    torch.testing.assert_close(predictor(batch.labeled), predictor.model(batch.labeled)[0] - white)
+    of_blank = predictor.model(torch.full((1, 1, 8, 8), 1.5))[0]
+    torch.testing.assert_close(predictor(batch.labeled), predictor.model(batch.labeled)[0] - of_blank)
     given = recorded(learner, batch).blank
     assert given is not None and given.logits.shape == (1, 4)
     assert recorded(make_learner(Recorder), batch).blank is None
 
 
-def test_the_white_image_is_seen_by_whoever_makes_the_pseudo_labels(make_learner, make_batch):
+def test_the_blank_image_is_seen_by_whoever_makes_the_pseudo_labels(make_learner, make_batch):
     for target_model in ("raw", "ema"):
-        learner = make_learner(Blank, white=(1.5,), target_model=target_model)
+        learner = make_learner(Blank, blank=(1.5,), target_model=target_model)
         with torch.no_grad():
             for weight in learner.ema.parameters():
                 weight.mul_(1.1)
@@ -172,8 +172,10 @@ def test_the_white_image_is_seen_by_whoever_makes_the_pseudo_labels(make_learner
         torch.testing.assert_close(given.logits, teaches.blank(make_batch().labeled).logits)
 
 
-def test_a_white_pixel_is_normalized_like_the_images():
-    assert white_pixel((0.5, 0.2), (0.25, 0.4)) == (2.0, 2.0)
+def test_a_blank_pixel_is_white_and_normalized_like_the_images_or_ones_as_the_network_takes_them():
+    assert blank_pixel("white", (0.5, 0.2), (0.25, 0.4)) == (2.0, 2.0)
+    assert blank_pixel("ones", (0.5, 0.2), (0.25, 0.4)) == (1.0, 1.0)
+    assert blank_pixel(None, (0.5, 0.2), (0.25, 0.4)) == ()
 
 
 # -- batch statistics

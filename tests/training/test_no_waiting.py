@@ -69,7 +69,7 @@ def training_stream(method: Method) -> TrainingStream:
         ),
         sampling=Sampling(seed=0, batch_size=8, unlabeled_batch_size=32),
         # So that each operation is drawn.
-        config=StreamConfig(augment=AugmentConfig(num_ops=8)),
+        config=StreamConfig(augment=AugmentConfig(num_ops=8, flip=True)),
         normalization=Normalization(mean=torch.zeros(3, device=META), std=torch.ones(3, device=META)),
         needs=method.needs,
         place=Place(device=META),
@@ -80,7 +80,7 @@ def take_steps(make: Callable[..., Method], **settings: Any) -> None:
     model = build("wrn_10_1", CLASSES)
     counts = (LABELED // CLASSES,) * CLASSES
     method = make(Problem(num_classes=CLASSES, num_features=64, labeled_counts=counts, num_unlabeled=NUM))
-    learner = Learner(model, method, white=(1.0, 1.0, 1.0), **settings).to(META).train()
+    learner = Learner(model, method, blank=(1.0, 1.0, 1.0), **settings).to(META).train()
     optimizer = make_optimizer(learner, OptimConfig())
     sums = StepStatistics(CLASSES, META)
     batches = training_stream(method).batches(0, 3)

@@ -1,11 +1,13 @@
 """The settings of weak and strong views."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from debias_ssl.data.augment.color import COLOR
 from debias_ssl.data.augment.geometry import GEOMETRIC
-from debias_ssl.system.errors import InputError, check_settings, fraction, not_negative
+from debias_ssl.system.errors import InputError
 from debias_ssl.system.imports import near
+from debias_ssl.system.ranges import BelowOne, Fraction, Natural, NotNegative, Range, check_ranges
 
 # All that have a name here. A new one goes to COLOR, and not into FIXMATCH_OPS, which would change the draws of all.
 OPERATIONS = (*COLOR, "identity", *GEOMETRIC)
@@ -21,7 +23,8 @@ class AugmentConfig:
     """Weak and strong views as in FixMatch (arXiv 2001.07685).
 
     Args:
-        flip: Mirror left and right with probability one half.
+        flip: Mirror left and right with probability one half; null leaves it to the data set: digits and SVHN are not
+            mirrored, all others are.
         shift: Largest shift as a fraction of the side; the border is filled by reflection.
         num_ops: RandAugment operations per strong view (arXiv 1909.13719).
         ops: The operations that they are drawn from, each as probable as the others: names of the default's, or
@@ -34,28 +37,18 @@ class AugmentConfig:
         feature_dropout: Probability with which a strong view replaces a feature by its mean.
     """
 
-    flip: bool = True
-    shift: float = 0.125
-    num_ops: int = 2
+    flip: bool | None = None
+    shift: BelowOne = 0.125
+    num_ops: Natural = 2
     ops: tuple[str, ...] = FIXMATCH_OPS
-    op_probability: float = 0.5
-    magnitude: int = 10
-    cutout: float = 0.5
-    feature_noise: float = 0.5
-    feature_dropout: float = 0.2
+    op_probability: Fraction = 0.5
+    magnitude: Annotated[int, Range(2, 11, below=False)] = 10
+    cutout: Annotated[float, Range(0, 2, below=False)] = 0.5
+    feature_noise: NotNegative = 0.5
+    feature_dropout: BelowOne = 0.2
 
     def __post_init__(self):
-        check_settings(
-            self,
-            "data.augment.",
-            shift=(0 <= self.shift < 1, "in [0, 1)"),
-            num_ops=not_negative,
-            op_probability=fraction,
-            magnitude=(2 <= self.magnitude <= 11, "from 2 to 11"),
-            cutout=(0 <= self.cutout <= 2, "in [0, 2]"),
-            feature_noise=not_negative,
-            feature_dropout=(0 <= self.feature_dropout < 1, "in [0, 1)"),
-        )
+        check_ranges(self, "data.augment.")
         if not self.ops:
             raise InputError("data.augment.ops is empty: name an operation, or set data.augment.num_ops to 0")
         for name in self.ops:

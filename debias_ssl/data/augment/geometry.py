@@ -13,13 +13,15 @@ def affine_matrices(
 
     Args:
         operation: index into GEOMETRIC; others get the identity.
-        v: magnitude with a sign. Positive ones rotate clockwise by 30 v / 10 degrees, shear by 0.3 v / 10 and
-            translate to the right or down by int(0.3 v / 10 * side) pixels, as torchvision's `affine` does.
+        v: magnitude with a sign. Positive ones rotate clockwise by 30 v / 10 degrees about the center, shear by
+            0.3 v / 10 about the upper left corner, as FixMatch's code does (`Image.transform` of PIL), and translate
+            to the right or down by int(0.3 v / 10 * side) pixels.
     """
     rotate, shear_x, shear_y, right, down = (v.double() * (operation == GEOMETRIC.index(name)) for name in GEOMETRIC)
     cos, sin = torch.cos(torch.deg2rad(3 * rotate)), torch.sin(torch.deg2rad(3 * rotate))
-    x = torch.stack([cos, sin + 0.03 * shear_x, -(3 * right * width / 100).trunc()], -1)
-    y = torch.stack([0.03 * shear_y - sin, cos, -(3 * down * height / 100).trunc()], -1)
+    # A shear about the center plus its constant is one about the corner.
+    x = torch.stack([cos, sin + 0.03 * shear_x, 0.03 * shear_x * height / 2 - (3 * right * width / 100).trunc()], -1)
+    y = torch.stack([0.03 * shear_y - sin, cos, 0.03 * shear_y * width / 2 - (3 * down * height / 100).trunc()], -1)
     return torch.stack([x.float() / (width / 2), y.float() / (height / 2)], 1)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from debias_ssl.data.reading.config import ReadingConfig
+from debias_ssl.data.reading.config import Decoding, ReadingConfig
 from debias_ssl.data.reading.decode import center_crop, decode, in_threads, unreadable
 from debias_ssl.data.sources.images import Data, Images
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
@@ -32,9 +32,12 @@ from debias_ssl.system.files import (
 # Images that are decoded, or found to be readable, before what was found is written.
 PART, LIST_PART = 1024, 16_384
 
+# Of what is kept, which depends on how files become pixels.
+VERSION = 2
+
 
 def _cache_key(files: Sequence[str], *settings: object) -> str:
-    digest = hashlib.sha256(repr(settings).encode())
+    digest = hashlib.sha256(repr((VERSION, *settings)).encode())
     for file in on_disk(files):
         path = os.path.abspath(file.path)
         fields = (path, file.size, file.mtime_ns, *file.part)
@@ -43,13 +46,13 @@ def _cache_key(files: Sequence[str], *settings: object) -> str:
 
 
 def decoded_array(
-    files: Sequence[str], size: int, side: int | None, cache: str | None, progress: bool
+    files: Sequence[str], size: int, side: int | None, decoding: Decoding, cache: str | None, progress: bool
 ) -> UInt8[np.ndarray, "N H W K"]:
     """All images, decoded, from a file of the cache; it is made if it is not there or not whole.
 
     What was decoded is kept in parts until all is, so that decoding goes on where it was interrupted.
     """
-    path = cache_folder(cache) / f"{_cache_key(files, size, side)}.npy"
+    path = cache_folder(cache) / f"{_cache_key(files, size, side, decoding.bits)}.npy"
     shape = (len(files), size, size, 3)
     found = _whole_array(path, shape)
     if found is not None:
@@ -61,7 +64,7 @@ def decoded_array(
                 some = files[first : first + PART]
                 part = parts / f"{number:06d}"
                 if not is_whole(part):
-                    _decode_part(part, some, size, side, bar)
+                    _decode_part(part, some, size, side, decoding, bar)
                 else:
                     bar.update(len(some))
         _join(path, parts, shape)
@@ -79,11 +82,11 @@ def decoded_array(
     return found
 
 
-def _decode_part(path: Path, files: Sequence[str], size: int, side: int | None, bar: tqdm) -> None:
+def _decode_part(path: Path, files: Sequence[str], size: int, side: int | None, decoding: Decoding, bar: tqdm) -> None:
     """Writes the pixels of some images, which a decoding that is interrupted and begun again does not decode again."""
     # Written, not mapped: where a disk is full, a write is an error, and a mapped page the end of the process.
     with writing_to_cache(path) as write:
-        for pixels in in_threads(lambda file: center_crop(decode(file, side=side), size), files):
+        for pixels in in_threads(lambda file: center_crop(decode(file, side=side, decoding=decoding), size), files):
             write(np.ascontiguousarray(pixels).tobytes())
             bar.update()
 
@@ -136,10 +139,10 @@ def without_unreadable(images: Images, config: ReadingConfig, progress: bool = T
     )
     # Several processes that begin together go different ways, and find what the others have done.
     for names in random.SystemRandom().sample(groups, len(groups)):
-        known = cache_folder(config.cache) / f"{_cache_key(names, 'unreadable')}.json"
+        known = cache_folder(config.cache) / f"{_cache_key(names, 'unreadable', config.decoding)}.json"
         found = _listed(known)
         if found is None:
-            found = unreadable(names, progress)
+            found = unreadable(names, progress, config.decoding)
             write_aside(known, json.dumps(found))
         bad |= found
     if 0 < len(images) == len(bad):
@@ -152,8 +155,11 @@ def readable(data: Data, config: ReadingConfig, progress: bool = True) -> tuple[
     if config.on_error == "stop":
         return data, {}
     border = len(data.train) - data.num_separate
-    labeled, bad_labeled = without_unreadable(data.train.part(slice(border)), config, progress)
+    shared = border - data.num_shared
+    labeled, bad_labeled = without_unreadable(data.train.part(slice(shared)), config, progress)
+    both, bad_both = without_unreadable(data.train.part(slice(shared, border)), config, progress)
     separate, bad_separate = without_unreadable(data.train.part(slice(border, None)), config, progress)
     test, bad_test = without_unreadable(data.test, config, progress)
-    data = replace(data, train=labeled + separate, num_separate=len(separate), test=test)
-    return data, bad_labeled | bad_separate | bad_test
+    train = labeled + both + separate
+    data = replace(data, train=train, num_separate=len(separate), num_shared=len(both), test=test)
+    return data, bad_labeled | bad_both | bad_separate | bad_test

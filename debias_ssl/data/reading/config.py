@@ -1,9 +1,32 @@
 """The settings of reading: how files become pixels."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from debias_ssl.system.errors import check_settings
+from debias_ssl.system.ranges import AtLeastOne, Finite, Natural, Positive, Range, Share, check_ranges
+
+Bits = Annotated[int, Range(8, 16, below=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How the numbers in an image file become bytes, and how many of them may be decoded.
+
+    Args:
+        bits: of gray images with 16 bits, how many hold the picture; null is what the file says of itself, else 16.
+        max_pixels: of one image; null is Pillow's limit, and a note of images above half of it.
+    """
+
+    bits: Bits | None = None
+    max_pixels: AtLeastOne | None = None
+
+    def check(self, prefix: str) -> None:
+        """Raises InputError where a setting, called `prefix` and its name, is out of its range."""
+        check_ranges(self, prefix)
+
+
+STANDARD = Decoding()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +41,9 @@ class ReadingConfig:
         crop_scale: smallest and largest area of a random crop, as a fraction of the image.
         mean: of each channel, in [0, 1]; null takes the data set's, or ImageNet's.
         std: of each channel, likewise.
+        bits: of gray images with 16 bits, how many hold the picture, such as 12; null is what the file says of itself,
+            else 16. `debias-ssl data check` says the largest value.
+        max_pixels: most pixels of an image that is decoded; null is Pillow's limit, about 179 million.
         on_error: `stop` at an image that cannot be read, or `skip` it and list it in the run folder.
         input: `resident` decodes all images once into a cached array, `streaming` decodes as it goes in `workers`;
             `auto` streams what needs more than 4 GiB.
@@ -26,22 +52,24 @@ class ReadingConfig:
     """
 
     features: tuple[str, ...] = ()
-    image_size: int | None = None
+    image_size: AtLeastOne | None = None
     crop: Literal["shift", "resized"] = "shift"
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    mean: tuple[Finite, ...] | None = None
+    std: tuple[Positive, ...] | None = None
+    bits: Bits | None = None
+    max_pixels: AtLeastOne | None = None
     on_error: Literal["stop", "skip"] = "stop"
     input: Literal["auto", "resident", "streaming"] = "auto"
-    workers: int = 4
+    workers: Natural = 4
     cache: str | None = None
 
     def __post_init__(self):
-        check_settings(
-            self,
-            "data.",
-            image_size=(self.image_size is None or self.image_size > 0, "above 0"),
-            crop_scale=(0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "two shares of the area, the smaller first"),
-            std=(all(value > 0 for value in self.std or ()), "above 0"),
-            workers=(self.workers >= 0, "at least 0"),
-        )
+        check_ranges(self, "data.", ReadingConfig)
+        is_ascending = self.crop_scale[0] <= self.crop_scale[1]
+        check_settings(self, "data.", crop_scale=(is_ascending, "two shares of the area, the smaller first"))
+
+    @property
+    def decoding(self) -> Decoding:
+        """How files become pixels, before they are cropped."""
+        return Decoding(bits=self.bits, max_pixels=self.max_pixels)

@@ -1,9 +1,13 @@
 """Image files as pixels: decoding, and crops."""
 
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event, Lock
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,27 +15,31 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from debias_ssl.data.reading.config import STANDARD, Decoding
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import OpenMember
 from debias_ssl.system.errors import InputError
 
 NUM_CROP_NUMBERS = 4
+# Pillow warns of more pixels than this, and refuses more than twice as many.
+LARGE = Image.MAX_IMAGE_PIXELS or 89_478_485
+# Tags of TIFF files.
+BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281
 # What Pillow's readers of damaged files have been seen to raise.
 UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, OverflowError, EOFError, struct.error)
-UNREADABLE += (zlib.error, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+UNREADABLE += (zlib.error, MemoryError)
 
 
-def decode(path: str, channels: int = 3, side: int | None = None) -> Image.Image:
+def decode(path: str, channels: int = 3, side: int | None = None, decoding: Decoding = STANDARD) -> Image.Image:
     """An RGB image, or with one channel a gray one, from a file or from a member of a shard.
 
     Raises:
         InputError: the file cannot be read as an image, or is not a square of `side` pixels where that is given.
         StoppedError: the shard is gone or has changed.
     """
-    source = OpenMember(path) if isinstance(path, Member) else path
     try:
-        with Image.open(source) as file:
-            image = _eight_bits(file).convert("RGB" if channels == 3 else "L")
+        with _opened(path, decoding) as file:
+            image = _eight_bits(file, decoding.bits).convert("RGB" if channels == 3 else "L")
     except UNREADABLE as error:
         raise InputError(
             f"cannot read image {path!r}: {error}; remove it or skip it (--on_error skip, train: --data.on_error skip)"
@@ -44,10 +52,90 @@ def decode(path: str, channels: int = 3, side: int | None = None) -> Image.Image
     return image
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+@contextmanager
+def _opened(path: str, decoding: Decoding) -> Iterator[Image.Image]:
+    """An image whose header alone was read, and that is not too large to be decoded."""
+    with _LIMITS.lifted(), Image.open(OpenMember(path) if isinstance(path, Member) else path) as image:
+        number = image.width * image.height
+        if number > (decoding.max_pixels or 2 * LARGE):
+            raise ValueError(
+                f"it has {number:,} pixels, more than max_pixels, {decoding.max_pixels or 2 * LARGE:,}: if it may "
+                f"have them, allow as many (--max_pixels {number}, train: --data.max_pixels {number})"
+            )
+        if number > LARGE and decoding.max_pixels is None:
+            _tell_large(path, number)
+        yield image
+
+
+class _PillowsLimits:
+    """Pillow's one limit of pixels for the whole process, which gives way to that of a call as long as that lasts."""
+
+    def __init__(self):
+        self.lock, self.users, self.before = Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        with self.lock:
+            if not self.users:
+                self.before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    Image.MAX_IMAGE_PIXELS = self.before
+
+
+_LIMITS, _LARGE_TOLD = _PillowsLimits(), Event()
+
+
+def _tell_large(path: str, number: int) -> None:
+    """Says, of the first such file in a process, that it is large, and which setting says that it may be."""
+    if not _LARGE_TOLD.is_set():
+        _LARGE_TOLD.set()
+        print(
+            f"note: {path!r} has {number:,} pixels, and decoding it takes {3 * number / 2**30:.1f} GiB; if it may, say "
+            f"so (--max_pixels {number}, train: --data.max_pixels {number})",
+            file=sys.stderr,
+        )
+
+
+def _has_sixteen_bits(image: Image.Image) -> bool:
+    """Whether it is a gray image of 16 bits without a sign."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _first_number(tag: Any) -> int:
+    """A tag's only number, or the first of several; 0 where it is something else, as in a damaged file."""
+    value = tag[0] if isinstance(tag, tuple) and tag else tag
+    return value if isinstance(value, int) else 0
+
+
+def _own_bits(image: Image.Image) -> int:
+    """How many of 16 bits hold the picture, as its file says.
+
+    A PNG file with fewer significant bits (sBIT) has them at the upper end of the 16 all the same, and Pillow scales
+    PGM files by their largest value, so that only TIFF files hold fewer. There, the largest value is for statistics
+    too, and counts where it is that of a number of bits.
+    """
+    tags: Any = getattr(image, "tag_v2", {})
+    bits, largest = (_first_number(tags.get(tag)) for tag in (BITS_PER_SAMPLE, MAX_SAMPLE_VALUE))
+    if largest in [2**number - 1 for number in range(8, 16)]:
+        return largest.bit_length()
+    return bits if bits in range(8, 16) else 16
+
+
+def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
     """What Pillow would cut off at 255 is scaled to it instead: 16 bits by their range, other numbers by their own."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image, dtype=np.int32) >> 8).clip(0, 255).astype(np.uint8))
+    if _has_sixteen_bits(image):
+        shift = (bits or _own_bits(image)) - 8
+        return Image.fromarray((np.asarray(image, dtype=np.int32) >> shift).clip(0, 255).astype(np.uint8))
+    if bits not in (None, 16) and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+        raise ValueError(
+            f"its colors have 16 bits, of which Pillow reads the upper 8: write it with 8 bits, bits {bits} is for gray"
+        )
     if image.mode in ("I", "F"):
         pixels = np.asarray(image, dtype=np.float64)
         if not np.isfinite(pixels).all():
@@ -94,12 +182,23 @@ def in_threads(function: Callable, items: Sequence) -> Iterator:
             yield from pool.map(function, items[start : start + 1024])
 
 
-def unreadable(files: Sequence[str], progress: bool = True) -> dict[str, str]:
+def largest_of_sixteen(path: str, decoding: Decoding = STANDARD) -> tuple[int, int] | None:
+    """The largest number in a gray image of 16 bits and how many bits it is taken to have; None for other images."""
+    try:
+        with _opened(path, decoding) as image:
+            if not _has_sixteen_bits(image):
+                return None
+            return int(np.asarray(image, dtype=np.int32).max()), decoding.bits or _own_bits(image)
+    except UNREADABLE:
+        return None
+
+
+def unreadable(files: Sequence[str], progress: bool = True, decoding: Decoding = STANDARD) -> dict[str, str]:
     """The files that cannot be decoded, with the reason."""
 
     def reason(file: str) -> str | None:
         try:
-            decode(file)
+            decode(file, decoding=decoding)
         except InputError as error:
             return str(error.__cause__)
         return None

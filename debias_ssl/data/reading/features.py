@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16
 
+from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import members_of
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
@@ -31,31 +32,61 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{str(folder / MANIFEST)!r} cannot be read: {reason(error)}") from error
 
 
-def _names(manifest: dict[str, Any]) -> Iterator[str]:
-    """The images in a manifest, of which tar files have one row for all that is in them."""
-    for name, *rest in manifest["files"]:
-        match rest:
-            case size, mtime_ns, _num_images:
-                shard = os.path.join(manifest["root"], name)
-                yield from (f"{name}/{member.inner}" for member in members_of(shard, size, mtime_ns))
-            case _:
-                yield name
+def _rows(manifest: dict[str, Any], root: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """The images in a manifest, each with the size and the time that its file had.
+
+    Tar files have one row for all that is in them, and are compared with what they were before they are gone through.
+    """
+    for name, size, mtime_ns, *part in manifest["files"]:
+        path = os.path.abspath(os.path.join(root, name))
+        if part:
+            yield from ((f"{path}/{member.inner}", None) for member in members_of(path, size, mtime_ns))
+        else:
+            yield path, (size, mtime_ns)
+
+
+def _root_of(manifest: dict[str, Any], files: Sequence[str]) -> str:
+    """The folder that the images of a manifest lie below: the one named in it, or another one that they were moved to.
+
+    Args:
+        manifest: of a folder of features.
+        files: absolute paths of images, or of the tar files that they are in.
+    """
+    root, described = manifest["root"], {name: (size, time) for name, size, time, *_ in manifest["files"]}
+    if any(os.path.relpath(file, root) in described for file in files):
+        return root
+    for file in files:
+        parts = Path(file).parts
+        for cut in range(1, len(parts)):
+            # A name alone, such as 0.png, may be that of any image: size and time say that it is the same.
+            was = described.get("/".join(parts[cut:]))
+            if was is not None and was == _now(file):
+                return os.path.join(*parts[:cut])
+    return root
+
+
+def _now(path: str) -> tuple[int, int]:
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
 
 
 def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.ndarray, "N D"]:
-    """The features of images, by their paths.
+    """The features of images, by their paths; where the images were moved, by their paths below the folder of all.
 
     Raises:
-        InputError: the folders hold no features, or those of different models, or lack an image.
+        InputError: the folders hold no features, or those of different models, lack an image, or have features of what
+            an image was before.
     """
     manifests = [read_manifest(Path(folder)) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
         if manifest["model"] != manifests[0]["model"]:
             raise InputError(f"{folders[0]!r} and {folder!r} hold features of different models")
+    files = [os.path.abspath(path.shard.path if isinstance(path, Member) else path) for path in paths]
+    files = [*dict.fromkeys(files)]
     place = {
-        os.path.abspath(os.path.join(manifest["root"], name)): (number, row)
+        name: (number, row, was)
         for number, manifest in reversed([*enumerate(manifests)])
-        for row, name in enumerate(_names(manifest))
+        for row, (name, was) in enumerate(_rows(manifest, _root_of(manifest, files)))
     }
     features = np.zeros((len(paths), manifests[0]["dim"]), dtype=np.float16)
     places = [place.get(os.path.abspath(path)) for path in paths]
@@ -63,7 +94,12 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
         path = paths[places.index(None)]
         raise InputError(f"{', '.join(folders)} lack features of {path!r}: label its folder with debias-ssl label too")
     shards: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for i, (number, row) in enumerate(each for each in places if each is not None):
+    for i, (number, row, was) in enumerate(each for each in places if each is not None):
+        if was is not None and _now(paths[i]) != was:
+            raise InputError(
+                f"{paths[i]!r} has changed since its features were made, by its size or time: run debias-ssl label "
+                f"again, into another folder than {folders[number]!r} (copies keep their time by cp -p)"
+            )
         shard, offset = divmod(row, manifests[number]["shard_size"])
         shards.setdefault((number, shard), []).append((i, offset))
     for (number, shard), rows in shards.items():

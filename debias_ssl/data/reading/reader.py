@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from debias_ssl.data.reading.cache import decoded_array
-from debias_ssl.data.reading.config import ReadingConfig
+from debias_ssl.data.reading.config import Decoding, ReadingConfig
 from debias_ssl.data.reading.decode import center_crop, decode, random_crop
 from debias_ssl.data.reading.features import find_features
 from debias_ssl.data.sources.images import Images
@@ -71,7 +71,7 @@ class Reader:
         ]
 
     def _decoded(self, index: Int[Tensor, " N"]) -> list[Image.Image]:
-        return [decode(self.files[i], self.channels, self.side) for i in _integers(index)]
+        return [decode(self.files[i], self.channels, self.side, self.config.decoding) for i in _integers(index)]
 
 
 def evaluation_share(config: ReadingConfig) -> float:
@@ -89,7 +89,7 @@ def make_reader(images: Images, config: ReadingConfig, device: torch.device, pro
         return Reader(pixels=torch.from_numpy(images.pixels).to(device), files=(), config=config)
     if config.crop == "resized" and config.image_size is None:
         raise InputError("data.crop 'resized' needs data.image_size")
-    side = _common_size(images.names) if config.image_size is None else None
+    side = _common_size(images.names, config.decoding) if config.image_size is None else None
     size = config.image_size or side
     assert size is not None
     config = replace(config, image_size=size)
@@ -99,7 +99,7 @@ def make_reader(images: Images, config: ReadingConfig, device: torch.device, pro
         if config.crop == "resized" and config.input == "resident":
             raise InputError("data.crop 'resized' reads files anew for each view: set data.input to streaming or auto")
         return Reader(pixels=None, files=images.names, config=config, side=side)
-    pixels = decoded_array(images.names, size, side, config.cache, progress)
+    pixels = decoded_array(images.names, size, side, config.decoding, config.cache, progress)
     return Reader(pixels=torch.from_numpy(pixels).to(device), files=(), config=config)
 
 
@@ -117,9 +117,9 @@ def _stack(images: list[UInt8[np.ndarray, "H W K"]]) -> UInt8[Tensor, "N H W K"]
     return torch.from_numpy(np.stack(images))
 
 
-def _common_size(files: Sequence[str]) -> int:
+def _common_size(files: Sequence[str], decoding: Decoding) -> int:
     """Side of the first image, which must be square; that the others are like it is found when they are decoded."""
-    width, height = decode(files[0]).size
+    width, height = decode(files[0], decoding=decoding).size
     if width != height:
         raise InputError(f"{files[0]!r} has {width} x {height} pixels: set data.image_size to the side to crop to")
     return width

@@ -9,6 +9,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.special import betaincinv
@@ -20,7 +21,7 @@ KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 # What is made ahead: numbers of a purpose, and steps.
 NUMBERS_AHEAD = 2**16
 MOST_AHEAD = 16
-Word = TypeVar("Word", int, Tensor)
+Word = TypeVar("Word", int, Tensor, np.ndarray)
 
 
 class Purpose(IntEnum):
@@ -45,7 +46,7 @@ class Purpose(IntEnum):
 
 
 def philox(counter: Sequence[Word], key: tuple[int, int]) -> tuple[Word, ...]:
-    """Four random 32-bit words, as int64 tensors or as numbers, for each counter of four 32-bit words."""
+    """Four random 32-bit words, as int64 tensors, arrays or numbers, for each counter of four 32-bit words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):

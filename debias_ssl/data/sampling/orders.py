@@ -1,7 +1,8 @@
 """Which images each global batch holds: a function of the step alone, so that there is no iterator to save."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -9,12 +10,8 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from debias_ssl.data.sampling.keyed import Purpose, permutation
-
-# Of all images, which may be a hundred million: the end of a pass and the beginning of the next, of two lists.
-_cached_permutation = lru_cache(maxsize=4)(permutation)
-# Of the images of a class or of a shard, of which a step needs many.
-_cached_short_permutation = lru_cache(maxsize=512)(lambda *key: permutation(*key).numpy())
+from debias_ssl.data.sampling.keyed import Purpose
+from debias_ssl.data.sampling.permutations import Permutations
 
 
 @runtime_checkable
@@ -38,16 +35,14 @@ class PassOrder:
     seed: int
     purpose: Purpose
 
+    @cached_property
+    def _orders(self) -> Permutations:
+        return Permutations(self.seed, self.purpose, in_use=self.length)
+
     def __call__(self, step: int, positions: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
         """The items at positions of the global batch of a step."""
-        start, stop = step * self.batch_size, (step + 1) * self.batch_size
-        parts = []
-        while start < stop:
-            number, offset = divmod(start, self.length)
-            order = _cached_permutation(self.seed, self.purpose, number, self.length)
-            parts.append(order[offset : offset + stop - start])
-            start += len(parts[-1])
-        return torch.cat(parts)[positions]
+        numbers, places = np.divmod(step * self.batch_size + positions.numpy(), self.length)
+        return torch.from_numpy(self._orders.at(numbers, np.full_like(numbers, self.length), places))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +51,7 @@ class ShardOrder:
 
     The list is cut into `lanes` equal stretches, and so is each batch. A lane goes through its stretch in passes of its
     own: the shards in it in the order of one permutation, the items of a shard in the order of another. Shards may be
-    of any size, and one that lies across a border of stretches is in two lanes. The positions asked for are ascending.
+    of any size, and one that lies across a border of stretches is in two lanes.
     """
 
     borders: Int64[np.ndarray, " borders"]
@@ -74,33 +69,54 @@ class ShardOrder:
         """Where what is in one shard and one lane begins, and the end of the list."""
         return np.unique(np.concatenate([self._stretches, self.borders]))
 
+    @cached_property
+    def _first_pieces(self) -> Int64[np.ndarray, " borders"]:
+        """The first piece of each lane, and the number of pieces."""
+        return np.searchsorted(self._pieces, self._stretches)
+
+    @cached_property
+    def _orders(self) -> Permutations:
+        """Of the shards of a lane."""
+        return Permutations(self.seed, Purpose.SHARD_ORDER, in_use=len(self._pieces))
+
+    @cached_property
+    def _inner_orders(self) -> Permutations:
+        """Of the items of a shard, of which each lane goes through one."""
+        largest, length = int(np.diff(self._pieces).max()), int(self.borders[-1])
+        return Permutations(self.seed, Purpose.UNLABELED_ORDER, in_use=min(self.lanes * largest, length))
+
+    @cached_property
+    def _turns(self) -> OrderedDict[int, tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"]]]:
+        """Of passes of lanes, the pieces in their turn, and after how many draws each is through."""
+        return OrderedDict()
+
     def __call__(self, step: int, positions: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
         width = self.batch_size // self.lanes
-        lanes = (positions // width).numpy()
-        draws = step * width + (positions % width).numpy()
-        parts = [self._drawn(lane, draws[lanes == lane]) for lane in np.unique(lanes).tolist()]
-        return torch.from_numpy(np.concatenate(parts))
+        lanes, inside = np.divmod(positions.numpy(), width)
+        sizes = np.diff(self._stretches)[lanes]
+        numbers, places = np.divmod(step * width + inside, sizes)
+        passes = numbers * self.lanes + lanes
+        pieces, offsets = np.empty_like(passes), np.empty_like(passes)
+        starts = np.flatnonzero(np.diff(passes, prepend=passes[:1] - 1)).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(passes)], strict=True):
+            order, ends = self._pass(int(passes[start]), int(lanes[start]))
+            turns = np.searchsorted(ends, places[start:stop], side="right")
+            pieces[start:stop] = order[turns]
+            offsets[start:stop] = places[start:stop] - ends[turns]
+        lengths = self._pieces[pieces + 1] - self._pieces[pieces]
+        keys = numbers * (len(self._pieces) - 1) + pieces
+        return torch.from_numpy(self._pieces[pieces] + self._inner_orders.at(keys, lengths, offsets + lengths))
 
-    def _drawn(self, lane: int, draws: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The items that a lane draws, by the ascending numbers of the draws."""
-        stretch = self._stretches[lane : lane + 2]
-        first, stop = np.searchsorted(self._pieces, stretch).tolist()
-        num_pieces = len(self._pieces) - 1
-        numbers, places = np.divmod(draws, stretch[1] - stretch[0])
-        parts = []
-        for number in np.unique(numbers).tolist():
-            key = number * self.lanes + lane
-            order = first + _cached_short_permutation(self.seed, Purpose.SHARD_ORDER, key, stop - first)
-            ends = np.cumsum(self._pieces[order + 1] - self._pieces[order])
-            inside = places[numbers == number]
-            turns = np.searchsorted(ends, inside, side="right")
-            for turn in np.unique(turns).tolist():
-                piece = int(order[turn])
-                start, length = int(self._pieces[piece]), int(self._pieces[piece + 1] - self._pieces[piece])
-                key = number * num_pieces + piece
-                items = _cached_short_permutation(self.seed, Purpose.UNLABELED_ORDER, key, length)
-                parts.append(start + items[inside[turns == turn] - (int(ends[turn]) - length)])
-        return np.concatenate(parts)
+    def _pass(self, key: int, lane: int) -> tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"]]:
+        """The pieces of a lane in the order of a pass, and after how many draws each is through."""
+        if key not in self._turns:
+            first, stop = self._first_pieces[lane : lane + 2].tolist()
+            each = np.arange(stop - first)
+            order = first + self._orders.at(np.full_like(each, key), np.full_like(each, stop - first), each)
+            self._turns[key] = order, np.cumsum(self._pieces[order + 1] - self._pieces[order])
+            if len(self._turns) > 2 * self.lanes:
+                self._turns.popitem(last=False)
+        return self._turns[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +128,31 @@ class BalancedOrder:
     seed: int
 
     @cached_property
-    def _members(self) -> list[Int[Tensor, " members"]]:
-        """The items of each class that has some."""
-        return [torch.nonzero(self.labels == label).flatten() for label in self.labels.unique()]
+    def _members(self) -> Int64[np.ndarray, " L"]:
+        """The items sorted by class."""
+        return self.labels.argsort(stable=True).numpy()
+
+    @cached_property
+    def _counts(self) -> Int64[np.ndarray, " present"]:
+        """How many items each class has that has some."""
+        return self.labels.unique(return_counts=True)[1].numpy()
+
+    @cached_property
+    def _class_order(self) -> PassOrder:
+        return PassOrder(
+            length=len(self._counts), batch_size=self.batch_size, seed=self.seed, purpose=Purpose.CLASS_ORDER
+        )
+
+    @cached_property
+    def _orders(self) -> Permutations:
+        """Of the items of a class."""
+        return Permutations(self.seed, Purpose.LABELED_ORDER, in_use=len(self.labels))
 
     def __call__(self, step: int, positions: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
-        num = len(self._members)
-        of_classes = PassOrder(length=num, batch_size=self.batch_size, seed=self.seed, purpose=Purpose.CLASS_ORDER)
+        num, counts = len(self._counts), self._counts
+        classes = self._class_order(step, positions).numpy()
         # A class comes once per pass over the classes, so its n-th draw is in pass n.
-        draws = (step * self.batch_size + positions) // num
-        items = []
-        for k, draw in zip(of_classes(step, positions).tolist(), draws.tolist(), strict=True):
-            members = self._members[k]
-            number, offset = divmod(draw, len(members))
-            order = _cached_short_permutation(self.seed, Purpose.LABELED_ORDER, number * num + k, len(members))
-            items.append(members[order[offset]])
-        return torch.stack(items)
+        draws = (step * self.batch_size + positions.numpy()) // num
+        numbers, places = np.divmod(draws, counts[classes])
+        inside = self._orders.at(numbers * num + classes, counts[classes], places)
+        return torch.from_numpy(self._members[(np.cumsum(counts) - counts)[classes] + inside])

@@ -1,8 +1,10 @@
 """The settings of a source: which images there are."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from debias_ssl.system.errors import InputError, check_settings
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.ranges import AtLeastOne, Fraction, Range, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,23 +33,17 @@ class SourceConfig:
     name: str = "digits"
     root: str | None = None
     download: bool = False
-    fold: int | None = None
+    fold: Annotated[int, Range(0, 9, below=False)] | None = None
     labeled: str | None = None
     unlabeled: str | None = None
     test: str | None = None
-    min_confidence: float | None = None
-    seeds_per_class: int | None = None
+    min_confidence: Fraction | None = None
+    seeds_per_class: AtLeastOne | None = None
     probs: str | None = None
     cache: str | None = None
 
     def __post_init__(self):
-        check_settings(
-            self,
-            "data.",
-            fold=(self.fold in (None, *range(10)), "from 0 to 9"),
-            min_confidence=(self.min_confidence is None or 0 <= self.min_confidence <= 1, "in [0, 1]"),
-            seeds_per_class=(self.seeds_per_class is None or self.seeds_per_class > 0, "above 0"),
-        )
+        check_ranges(self, "data.", SourceConfig)
         if self.min_confidence is not None and self.seeds_per_class is not None:
             raise InputError("data.min_confidence and data.seeds_per_class exclude each other: set one to null")
 

@@ -20,4 +20,4 @@ def read_digits(config: SourceConfig) -> Data:
     train, test = (
         Images(pixels=pixels[part], labels=labels[part], names=[f"digits/{i}" for i in part]) for part in parts
     )
-    return Data(classes=tuple("0123456789"), train=train, test=test, mean=(0.3053,), std=(0.3763,))
+    return Data(classes=tuple("0123456789"), train=train, test=test, mean=(0.3053,), std=(0.3763,), flips=False)

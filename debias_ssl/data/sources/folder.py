@@ -1,15 +1,17 @@
 """The data set `folder`: image files in folders, label files, lists of paths and tar files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from debias_ssl.data.sources.config import SourceConfig
+from debias_ssl.data.sources.identity import Listed, each_once, separated
 from debias_ssl.data.sources.images import UNKNOWN, Data, Images, common_parent
 from debias_ssl.data.sources.label_files import (
     confident,
+    has_confidence,
     inside,
     read_classes,
     read_confidence,
@@ -57,54 +59,62 @@ def read_folder(config: SourceConfig) -> Data:
         raise InputError(
             "data.name 'folder' needs data.labeled and data.test: a class tree or a CSV of path,label each"
         )
-    root = None if config.root is None else Path(config.root)
+    labeled_in, root = Path(config.labeled), None if config.root is None else Path(config.root)
     paths, names = labeled_files(config.labeled, root, "data.labeled", config.cache)
-    known = read_classes(Path(config.labeled)) if config.chooses_rows else ()
+    known = read_classes(labeled_in) if config.chooses_rows else ()
     classes = _class_names([*names, *known])
-    train = images_of_files(paths, names, classes, config.labeled)
-    num_separate = 0
+    labeled = each_once(images_of_files(paths, names, classes, config.labeled), classes, config.labeled)
+    notes, unlabeled = labeled.notes, None
     if config.chooses_rows:
-        train, others = _chosen(train, config, len(classes))
-        if config.unlabeled is None:
-            train, num_separate = train + others, len(others)
+        labeled, unlabeled = _chosen(labeled, config, len(classes))
     if config.unlabeled is not None:
         if is_shards(config.unlabeled):
-            separate = images_in_shards(config.unlabeled, classes, "data.unlabeled", config.cache)
+            images = images_in_shards(config.unlabeled, classes, "data.unlabeled", config.cache)
         else:
             paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled", config.cache)
-            separate = images_of_files(paths, names, classes, config.unlabeled)
-        num_separate = len(separate)
-        train = train + separate
+            images = images_of_files(paths, names, classes, config.unlabeled)
+        unlabeled = each_once(images, classes, config.unlabeled)
+        notes += unlabeled.notes
+    test = _read_test(config, classes)
+    sets = separated(labeled, unlabeled, test, classes, are_certain=not has_confidence(labeled_in))
     return Data(
         classes=classes,
-        train=train,
-        num_separate=num_separate,
-        test=read_test(config, classes),
+        train=sets.train,
+        num_separate=sets.num_separate,
+        num_shared=sets.num_shared,
+        test=test.images,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
+        notes=(*notes, *test.notes, *sets.notes),
     )
 
 
 def read_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:
     """The test images alone, for a model that knows these classes."""
+    return _read_test(config, classes).images
+
+
+def _read_test(config: SourceConfig, classes: tuple[str, ...]) -> Listed:
     if config.test is None:
         raise InputError("there are no test images: set data.test to a class tree or a CSV of path,label")
     root = None if config.root is None else Path(config.root)
-    return images_of_files(*labeled_files(config.test, root, "data.test", config.cache), classes, config.test)
+    test = images_of_files(*labeled_files(config.test, root, "data.test", config.cache), classes, config.test)
+    return each_once(test, classes, config.test)
 
 
-def _chosen(images: Images, config: SourceConfig, num_classes: int) -> tuple[Images, Images]:
-    """The rows of a label file that are confident enough to be labeled images, and the others, without labels."""
+def _chosen(listed: Listed, config: SourceConfig, num_classes: int) -> tuple[Listed, Listed]:
+    """The images of a label file that are confident enough to be labeled ones, and the others, without labels."""
     assert config.labeled is not None
-    confidence = read_confidence(Path(config.labeled))
-    chosen = confident(images.labels, confidence, num_classes, config.min_confidence, config.seeds_per_class)
+    confidence = read_confidence(Path(config.labeled))[listed.rows]
+    chosen = confident(listed.images.labels, confidence, num_classes, config.min_confidence, config.seeds_per_class)
     if not chosen.any():
         raise InputError(
             f"no row of {config.labeled!r} has a confidence of {config.min_confidence}, the highest is "
             f"{confidence.max():.3f}: lower data.min_confidence, or set data.seeds_per_class instead"
         )
-    others = images.part(np.flatnonzero(~chosen))
-    return images.part(np.flatnonzero(chosen)), replace(others, labels=np.full_like(others.labels, UNKNOWN))
+    others = listed.part(np.flatnonzero(~chosen))
+    unknown = replace(others.images, labels=np.full_like(others.images.labels, UNKNOWN))
+    return listed.part(np.flatnonzero(chosen)), replace(others, images=unknown)
 
 
 def images_of_files(paths: FileNames | list[Path], names: list[str], classes: tuple[str, ...], where: str) -> Images:
@@ -146,6 +156,23 @@ def _class_names(names: list[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: (int(name) if numbers else 0, name)))
 
 
+def deeper_classes(folder: Path) -> Path | None:
+    """The shallowest folder below one that has several folders in it."""
+    return next((inner for inner in _folders_below(folder) if len(_shown_folders(inner)) > 1), None)
+
+
+def _folders_below(folder: Path) -> Iterator[Path]:
+    """Folders at any depth, the shallow ones first."""
+    level = _shown_folders(folder)
+    while level:
+        yield from level
+        level = [inner for each in level for inner in _shown_folders(each)]
+
+
+def _shown_folders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
 def labeled_files(
     where: str, root: Path | None, setting: str, cache: str | None = None
 ) -> tuple[FileNames | list[Path], list[str]]:
@@ -163,7 +190,7 @@ def labeled_files(
 
 def _tree(where: str, setting: str) -> tuple[FileNames, list[str]]:
     """Paths and class names from a class tree."""
-    folders = sorted(child for child in Path(where).iterdir() if child.is_dir() and not child.name.startswith("."))
+    folders = _shown_folders(Path(where))
     if not folders:
         raise InputError(f"{setting} is {where!r}: it has no folders, one for each class is expected")
     lists, names = [], []

@@ -4,13 +4,14 @@ import hashlib
 import os.path
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from debias_ssl.data.sources.listing import joined, picked
-from debias_ssl.data.sources.shards import ShardedNames, on_disk
+from debias_ssl.data.sources.shards import ShardedNames, on_disk, paths_on_disk
 
 UNKNOWN = -1
 
@@ -53,37 +54,51 @@ class Data:
     """What a source gives: training and test images, and what their labels mean.
 
     The last `num_separate` training images are an unlabeled set of its own: they give no labels, and all unlabeled
-    images come from them. Where it is 0, unlabeled images are training images whose labels are not used. The order of
-    the images must be the same in every run: splits are positions in it.
+    images come from them, and from the `num_shared` images before them, which are in both sets: what is not held out of
+    these is unlabeled too. Where both are 0, unlabeled images are training images whose labels are not used. The order
+    of the images must be the same in every run: splits are positions in it.
     """
 
     classes: tuple[str, ...]
     """Names, in the order of the numbers that labels are."""
     train: Images
     num_separate: int = 0
+    num_shared: int = 0
     test: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Of each channel of the training images, with pixels in [0, 1]; or of each feature."""
+    flips: bool = True
+    """Whether a mirrored image is of the same class; digits are not."""
+    notes: tuple[str, ...] = ()
+    """What people should know of the images, such as that some are listed twice."""
 
 
-def fingerprint(images: Images) -> str:
-    """Hash of the pixels, or of the files' names and sizes, and of the labels: what a run must find again on resume."""
+def fingerprint(images: Images, num_separate: int = 0) -> str:
+    """Hash of the pixels, or of the files' names and sizes, and of the labels: what a run must find again on resume.
+
+    Names are those below the folder of all files; the last `num_separate` images may have another folder.
+    """
     digest = hashlib.sha256(images.labels.tobytes())
     if images.pixels is not None:
         digest.update(np.ascontiguousarray(images.pixels).data)
     else:
-        parent = common_parent(file.path for file in on_disk(images.names))
-        below: dict[str, str] = {}
-        for file in on_disk(images.names):
-            folder, name = os.path.split(file.path)
-            if folder not in below:
-                below[folder] = os.path.relpath(folder or ".", parent)
-            fields = (name if below[folder] == "." else os.path.join(below[folder], name), file.size, *file.part)
-            digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
+        paths, files = paths_on_disk(images.names), on_disk(images.names)
+        for number in (len(images) - num_separate, None):
+            folders = {os.path.dirname(path) for path in islice(paths, number)}
+            parent = _common(folders) if folders else None
+            below = {folder: os.path.relpath(folder or ".", parent) for folder in folders}
+            for file in islice(files, number):
+                folder, name = os.path.split(file.path)
+                fields = (name if below[folder] == "." else os.path.join(below[folder], name), file.size, *file.part)
+                digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
 def common_parent(names: Iterable[str]) -> Path:
     """The folder below which all files lie."""
-    return Path(os.path.commonpath([os.path.abspath(folder) for folder in {os.path.dirname(name) for name in names}]))
+    return _common({os.path.dirname(name) for name in names})
+
+
+def _common(folders: Iterable[str]) -> Path:
+    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))

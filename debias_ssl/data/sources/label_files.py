@@ -70,6 +70,11 @@ def read_confidence(path: Path) -> Float64[np.ndarray, " N"]:
     return confidence
 
 
+def has_confidence(path: Path) -> bool:
+    """Whether labels are a model's, which says how confident it is, and not what people have seen."""
+    return path.is_file() and "confidence" in (csv.DictReader(io.StringIO(read_text(path))).fieldnames or [])
+
+
 def read_classes(path: Path) -> tuple[str, ...]:
     """The class names of the folder that a label file lies in, some of which no row may have; none where unknown."""
     names = path.parent / "classes.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from debias_ssl.data.sources.shard_index import EXTENSIONS
 from debias_ssl.distributed.start_up import shared_start
@@ -35,20 +35,24 @@ class FileNames(Sequence[str]):
     """In bytes."""
     mtimes: Int64[np.ndarray, " N"]
     """When each file was changed last, in nanoseconds."""
+    links: Bool[np.ndarray, " N"]
+    """Whether the path is a symbolic link, so that it may be a file that is listed by another path too."""
 
     @classmethod
-    def of(cls, files: Iterable[tuple[str, int, int]]) -> "FileNames":
-        """The list of some paths, each with its size and time."""
-        paths, sizes, mtimes = [], [], []
-        for path, size, mtime in files:
+    def of(cls, files: Iterable[tuple[str, int, int, bool]]) -> "FileNames":
+        """The list of some paths, each with its size and time, and whether it is a symbolic link."""
+        paths, sizes, mtimes, links = [], [], [], []
+        for path, size, mtime, is_link in files:
             paths.append(os.fsencode(path))
             sizes.append(size)
             mtimes.append(mtime)
+            links.append(is_link)
         return cls(
             text=np.frombuffer(b"".join(paths), dtype=np.uint8),
             ends=np.cumsum([len(path) for path in paths], dtype=np.int64),
             sizes=np.array(sizes, dtype=np.int64),
             mtimes=np.array(mtimes, dtype=np.int64),
+            links=np.array(links, dtype=bool),
         )
 
     def __len__(self) -> int:
@@ -89,7 +93,8 @@ class FileNames(Sequence[str]):
             blocks = [self._bytes(starts[k : k + BLOCK], ends[k : k + BLOCK]) for k in range(0, len(ends), BLOCK)]
             text = np.concatenate([self.text[:0], *blocks])
         new_ends = np.cumsum(ends - starts, dtype=np.int64)
-        return FileNames(text=text, ends=new_ends, sizes=self.sizes[positions], mtimes=self.mtimes[positions])
+        sizes, mtimes, links = (values[positions] for values in (self.sizes, self.mtimes, self.links))
+        return FileNames(text=text, ends=new_ends, sizes=sizes, mtimes=mtimes, links=links)
 
     def _bytes(self, starts: Int64[np.ndarray, " P"], ends: Int64[np.ndarray, " P"]) -> UInt8[np.ndarray, " bytes"]:
         lengths = ends - starts
@@ -125,6 +130,7 @@ def joined(*lists: Sequence[str]) -> Sequence[str]:
         ends=np.concatenate([names.ends + start for names, start in zip(files, before[:-1], strict=True)]),
         sizes=np.concatenate([names.sizes for names in files]),
         mtimes=np.concatenate([names.mtimes for names in files]),
+        links=np.concatenate([names.links for names in files]),
     )
 
 
@@ -148,10 +154,10 @@ def find_images(folder: Path) -> FileNames:
                     with suppress(OSError):
                         of_file = entry.stat()
                         if stat.S_ISREG(of_file.st_mode):
-                            found.append((inner + entry.name, of_file.st_size, of_file.st_mtime_ns))
+                            found.append((inner + entry.name, of_file.st_size, of_file.st_mtime_ns, entry.is_symlink()))
     found.sort()
     prefix = "" if str(folder) == "." else os.path.join(folder, "")
-    return FileNames.of((prefix + inner, size, mtime) for inner, size, mtime in found)
+    return FileNames.of((prefix + inner, *of_file) for inner, *of_file in found)
 
 
 def shared_listing(

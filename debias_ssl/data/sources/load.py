@@ -1,10 +1,11 @@
 """The data set that a setting names: one of the package's own, or a function of the user's."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.digits import read_digits
-from debias_ssl.data.sources.folder import read_folder, read_test
+from debias_ssl.data.sources.folder import deeper_classes, read_folder, read_test
 from debias_ssl.data.sources.images import Data, Images
 from debias_ssl.data.sources.own import read_own
 from debias_ssl.data.sources.torchvision_sets import (
@@ -48,6 +49,21 @@ def load_data(config: SourceConfig) -> Data:
         return read_own(config)
     check_name(config.name)
     return SOURCES[config.name](config)
+
+
+def check_classes(config: SourceConfig, classes: tuple[str, ...]) -> None:
+    """Raises InputError where there is one class: a folder is one level off, or nothing can be learned."""
+    first, *others = classes
+    if others:
+        return
+    if config.labeled is None or config.name != "folder":
+        raise InputError(f"data.name {config.name!r} has the one class {first!r}: there must be two at least")
+    labeled = Path(config.labeled)
+    if labeled.is_file():
+        raise InputError(f"{config.labeled} has the one class {first!r}: there must be rows of two at least")
+    deeper = deeper_classes(labeled)
+    hint = "there must be one for each class" if deeper is None else f"set it to {str(deeper)!r}, which has several"
+    raise InputError(f"data.labeled is {config.labeled!r}: it has the one class folder {first!r}; {hint}")
 
 
 def load_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:

@@ -122,6 +122,17 @@ def on_disk(names: Sequence[str]) -> Iterator[OnDisk]:
             yield OnDisk(name, stat.st_size, stat.st_mtime_ns)
 
 
+def paths_on_disk(names: Sequence[str]) -> Iterator[str]:
+    """The paths of these files, without a look at the disk."""
+    if isinstance(names, ShardedNames):
+        yield from names.before
+        for shard, (start, stop) in zip(names.shards, pairwise(names.borders), strict=True):
+            if start < stop:
+                yield shard.path
+    else:
+        yield from names
+
+
 def read_member(member: Member) -> bytes:
     """An image's file.
 

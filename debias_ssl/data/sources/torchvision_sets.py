@@ -30,7 +30,7 @@ def read_svhn(config: SourceConfig) -> Data:
     """Street view house numbers: 32 x 32 pixels, 73,257 training and 26,032 test images; without the `extra` ones."""
     train, test = (_read(config, "SVHN", part, split=part) for part in ("train", "test"))
     mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
-    return Data(classes=tuple("0123456789"), train=train[0], test=test[0], mean=mean, std=std)
+    return Data(classes=tuple("0123456789"), train=train[0], test=test[0], mean=mean, std=std, flips=False)
 
 
 def read_stl10(config: SourceConfig) -> Data:

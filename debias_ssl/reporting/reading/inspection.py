@@ -112,7 +112,7 @@ def pixels(task: Task, part: str, index: Int[np.ndarray, " N"]) -> UInt8[np.ndar
     """Images of a part of the data; for a run on stored features, the image files that these are of."""
     reader = task.readers[part]
     if reader.config.features:
-        images = [decode(reader.files[int(i)]) for i in index]
+        images = [decode(reader.files[int(i)], decoding=reader.config.decoding) for i in index]
         side = min(min(image.size) for image in images)
         return np.stack([center_crop(image, side) for image in images])
     return reader.center(torch.from_numpy(index)).cpu().numpy()

@@ -2,8 +2,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
@@ -77,7 +79,8 @@ def torchvision_result(images: Tensor, name: str, v: int) -> Tensor:
     shear = math.degrees(math.atan(0.3 * v / 10))
 
     def affine(angle: float = 0.0, right: int = 0, down: int = 0, shear_x: float = 0.0, shear_y: float = 0.0) -> Tensor:
-        return vision.affine(planes, float(angle), [right, down], 1.0, [float(shear_x), float(shear_y)])
+        center = [0.0, 0.0] if shear_x or shear_y else None
+        return vision.affine(planes, float(angle), [right, down], 1.0, [float(shear_x), float(shear_y)], center=center)
 
     functions = {
         "autocontrast": lambda: vision.autocontrast(planes),
@@ -120,6 +123,42 @@ def test_geometric_operations_equal_torchvision_at_both_signs(name: str, shape: 
         for v in (*MAGNITUDES, *(-v for v in MAGNITUDES))
     ]
     assert torch.stack(equal).mean() > 0.995
+
+
+def pil_shear(images: Tensor, name: str, v: int) -> Tensor:
+    """What FixMatch's code, its CTAugment and most of its successors do."""
+    matrix = {"shear-x": (1, 0.03 * v, 0, 0, 1, 0), "shear-y": (1, 0, 0, 0.03 * v, 1, 0)}[name]
+    sheared = [
+        np.array(Image.fromarray(each).transform(each.shape[1::-1], Image.Transform.AFFINE, matrix))
+        for each in images.numpy()
+    ]
+    return torch.from_numpy(np.stack(sheared))
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (31, 45, 3), (96, 20, 3)], ids=str)
+@pytest.mark.parametrize("name", ["shear-x", "shear-y"])
+def test_shears_are_about_the_corner_as_in_pil(name: str, shape: tuple[int, int, int]):
+    images = noise(4, *shape)
+    differs = {
+        v: (augment(images, name, v) != pil_shear(images, name, v)).any(-1).float().mean().item()
+        for v in (*MAGNITUDES, *(-v for v in MAGNITUDES))
+    }
+    # Apart from ties, sources halfway between two pixels, they are the same; noise would differ anywhere else.
+    assert max(differs.values()) < 0.04 and np.mean([*differs.values()]) < 0.005
+
+
+def test_shears_worked():
+    # Row i moves by .27 (i + .5) pixels: the first of 40 by .1, the last by 10.7.
+    images = torch.full((1, 40, 60, 1), 255, dtype=torch.uint8)
+    black = (augment(images, "shear-x", 9)[0, :, :, 0] == 0).sum(1)
+    assert black[0] == 0 and black[39] == 11 == round(0.27 * 39.5)
+    black = (augment(images, "shear-y", 9)[0, :, :, 0] == 0).sum(0)
+    assert black[0] == 0 and black[59] == 16 == round(0.27 * 59.5)
+    # 13.5 % of a square are black, .27 / 2.
+    squares = torch.full((1, 200, 200, 1), 255, dtype=torch.uint8)
+    for name in ("shear-x", "shear-y"):
+        for v in (9, -9):
+            assert (augment(squares, name, v) == 0).float().mean().item() == pytest.approx(0.135, abs=0.001)
 
 
 def test_large_rotation_fills_with_black_and_translation_moves_by_whole_pixels():
@@ -179,7 +218,7 @@ def test_images_of_one_batch_get_their_own_operation_and_magnitude():
 def test_flip_mirrors_left_and_right_for_numbers_below_one_half():
     image = torch.arange(6, dtype=torch.uint8).view(1, 2, 3, 1)
     numbers = torch.tensor([[0.49, 0.5, 0.5], [0.5, 0.5, 0.5]])
-    mirrored, same = weak(image.repeat(2, 1, 1, 1), numbers, AugmentConfig(shift=0.0)).squeeze(-1).tolist()
+    mirrored, same = weak(image.repeat(2, 1, 1, 1), numbers, AugmentConfig(flip=True, shift=0.0)).squeeze(-1).tolist()
     assert mirrored == [[2, 1, 0], [5, 4, 3]]
     assert same == [[0, 1, 2], [3, 4, 5]]
 
@@ -187,14 +226,14 @@ def test_flip_mirrors_left_and_right_for_numbers_below_one_half():
 def test_shift_of_one_pixel_reflects_without_repeating_the_border():
     image = torch.arange(8, dtype=torch.uint8).view(1, 1, 8, 1).repeat(1, 8, 1, 1)
     numbers = torch.tensor([[0.9, 0.5, 0.0], [0.9, 0.5, 0.99]])
-    left, right = weak(image.repeat(2, 1, 1, 1), numbers, AugmentConfig(shift=0.125))[:, 0, :, 0].tolist()
+    left, right = weak(image.repeat(2, 1, 1, 1), numbers, AugmentConfig(flip=True, shift=0.125))[:, 0, :, 0].tolist()
     assert left == [1, 0, 1, 2, 3, 4, 5, 6]
     assert right == [1, 2, 3, 4, 5, 6, 7, 6]
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_every_shift_equals_a_crop_of_the_reflected_image(flip: bool):
-    height, width, config = 16, 24, AugmentConfig(shift=0.125)
+    height, width, config = 16, 24, AugmentConfig(flip=True, shift=0.125)
     image = noise(1, height, width, 3)
     planes = image.permute(0, 3, 1, 2)
     padded = vision.pad(vision.horizontal_flip(planes) if flip else planes, [3, 2], padding_mode="reflect")
@@ -206,7 +245,7 @@ def test_every_shift_equals_a_crop_of_the_reflected_image(flip: bool):
 
 
 def test_strong_view_starts_with_the_weak_view():
-    images, config = pictures(32), AugmentConfig(op_probability=0.0, cutout=0.0)
+    images, config = pictures(32), AugmentConfig(flip=True, op_probability=0.0, cutout=0.0)
     numbers = draw(32, config)
     assert torch.equal(strong(images, numbers, config), weak(images, numbers[:, :3], config))
 
@@ -238,7 +277,7 @@ def test_cutout_is_a_fraction_of_the_shorter_side():
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (8, 8, 1)], ids=str)
 def test_a_view_depends_on_its_own_image_and_numbers_alone(shape: tuple[int, int, int]):
-    config = AugmentConfig(op_probability=0.9)
+    config = AugmentConfig(flip=True, op_probability=0.9)
     images = pictures(96, *shape)
     numbers = draw(96, config)
     views = strong(images, numbers, config)
@@ -276,14 +315,15 @@ def test_operations_are_drawn_uniformly_and_applied_half_of_the_time(monkeypatch
 
 def test_geometric_operations_are_drawn_uniformly_with_either_sign():
     num, config = 28000, AugmentConfig(flip=False, shift=0.0, num_ops=1, cutout=0.0, op_probability=1.0)
-    # Of translations only, the middle of an 11 x 11 image of a single white pixel tells direction and distance.
+    # Translations and shears move the middle of an 11 x 11 image in one direction, the other operations do not.
     image = torch.zeros(1, 11, 11, 1, dtype=torch.uint8)
     image[0, 5, 5] = 255
     views = strong(image.expand(num, -1, -1, -1), draw(num, config), config)[..., 0]
     places = (views == 255).sum(0)
     moved = [int(places[5, :5].sum()), int(places[5, 6:].sum()), int(places[:5, 5].sum()), int(places[6:, 5].sum())]
-    # int(0.33 v) is not zero for the six magnitudes v >= 4: 28000 / 14 / 2 * 6 / 9 = 667 of each are expected.
-    assert all(540 < count < 790 for count in moved)
+    # int(0.33 v) and round(0.03 v * 5.5) are not zero for the six magnitudes v >= 4: of both operations together
+    # 2 * 28000 / 14 / 2 * 6 / 9 = 1333 are expected in each direction.
+    assert all(1150 < count < 1520 for count in moved)
 
 
 def test_the_largest_number_below_one_draws_the_last_choice():

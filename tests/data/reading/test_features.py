@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from debias_ssl.system.errors import InputError
 def write_features(folder: Path, root: Path, names: list[str], values: np.ndarray, **settings: Any) -> str:
     """Features as `debias-ssl label` leaves them, in shards of two rows."""
     folder.mkdir(parents=True)
-    files = [[name, 0, 0] for name in names]
+    files = []
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_bytes(b"not looked at")
+        files.append([name, path.stat().st_size, path.stat().st_mtime_ns])
     manifest = {"model": {"model": "a"}, "root": str(root), "files": files, "shard_size": 2, "dim": values.shape[1]}
     (folder / "manifest.json").write_text(json.dumps(manifest | settings))
     for number in range(0, len(values), 2):
@@ -47,6 +54,7 @@ def test_the_first_of_several_folders_that_have_an_image_counts(tmp_path: Path):
 def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path):
     one = write_features(tmp_path / "one", tmp_path, ["a.png", "b.png", "c.png"], rows(1, 2, 3))
     paths = [str(tmp_path / f"{name}.png") for name in "abc"]
+    (tmp_path / "z.png").write_bytes(b"new")
     with pytest.raises(InputError, match=r"one lack features of '.*z\.png': label its folder"):
         find_features([one], [*paths, str(tmp_path / "z.png")])
     with pytest.raises(InputError, match="holds no features of debias-ssl label"):
@@ -63,6 +71,38 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path):
     (tmp_path / "one" / "manifest.json").write_text("[]")
     with pytest.raises(InputError, match=r"manifest\.json' cannot be read"):
         find_features([one], paths)
+
+
+def replaced(path: Path) -> None:
+    path.write_bytes(b"another picture")
+
+
+def touched(path: Path) -> None:
+    """Written anew with as many bytes."""
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("change", [replaced, touched])
+def test_features_of_an_image_that_has_changed_are_refused(change, tmp_path: Path):
+    one = write_features(tmp_path / "one", tmp_path, ["a.png", "b.png", "c.png"], rows(1, 2, 3))
+    paths = [str(tmp_path / f"{name}.png") for name in "abc"]
+    change(tmp_path / "b.png")
+    assert find_features([one], paths[::2]).tolist() == rows(1, 3).tolist(), "it is not asked for"
+    with pytest.raises(InputError, match=r"b\.png' has changed since its features .* debias-ssl label again"):
+        find_features([one], paths)
+
+
+def test_features_are_found_where_the_images_were_moved_to(tmp_path: Path):
+    names = ["a.png", "b/a.png", "c/a.png"]
+    one = write_features(tmp_path / "one", tmp_path / "images", names, rows(1, 2, 3))
+    (tmp_path / "images").rename(tmp_path / "moved")
+    paths = [str(tmp_path / "moved" / name) for name in names]
+    assert find_features([one], paths[::-1]).tolist() == rows(3, 2, 1).tolist()
+    # Another image of the same name is not it.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.png").write_bytes(b"another picture")
+    with pytest.raises(InputError, match=r"lack features of '.*other/a\.png'"):
+        find_features([one], [str(tmp_path / "other" / "a.png")])
 
 
 @pytest.fixture
@@ -97,7 +137,7 @@ def test_features_are_images_of_one_pixel_standardized_over_the_training_images(
     assert (weak < 1e-4).all() and (strong > 0.1).all()
 
 
-def test_a_method_that_asks_for_a_white_image_is_refused(task: Task):
+def test_a_method_that_asks_for_a_blank_image_is_refused(task: Task):
     for method in (CDMAD(task.problem(5)), DebiasPL(task.problem(5), base=CDMAD)):
-        with pytest.raises(InputError, match=r"needs a white image, .* unset data\.features"):
+        with pytest.raises(InputError, match=r"needs a blank image, .* unset data\.features"):
             task.training_stream(method, seed=0, batch_size=9, unlabeled_ratio=2, balanced=False)

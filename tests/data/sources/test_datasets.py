@@ -275,16 +275,17 @@ def test_unlabeled_rows_may_have_labels(files: Path):
     rows = ["path,label", "größe 大.png,dog", "a.png,", '"b, c.png"']
     unlabeled = write_rows(files / "unlabeled.csv", *rows)
     data = load_data(of_files(files, labels, unlabeled=unlabeled))
-    assert data.num_separate == 3
-    assert data.train.labels.tolist() == [0, 1, 1, -1, -1]
+    assert (data.num_shared, data.num_separate) == (1, 2)
+    assert data.train.labels.tolist() == [1, 0, 1, -1]
 
 
 def test_unlabeled_rows_need_no_label_column(files: Path):
     labels = write_rows(files / "labels.csv", "path,label", "a.png,cat")
     unlabeled = write_rows(files / "unlabeled.CSV", "path", "deep/d.png", "a.png")
     data = load_data(of_files(files, labels, unlabeled=unlabeled))
-    assert short(data.train, files) == ["a.png", "deep/d.png", "a.png"]
-    assert data.train.labels.tolist() == [0, -1, -1]
+    # An image that is in both lists is one image.
+    assert short(data.train, files) == ["a.png", "deep/d.png"] and (data.num_shared, data.num_separate) == (1, 1)
+    assert data.train.labels.tolist() == [0, -1]
 
 
 def test_an_unlabeled_row_of_another_class_is_refused(files: Path):
@@ -406,6 +407,7 @@ def test_svhn_has_its_channels_last_and_its_zero_first(tmp_path: Path, monkeypat
         content = {"X": pixels[chosen].transpose(1, 2, 3, 0), "y": np.array([[10], [1], [2], [10]])[chosen]}
         scipy.io.savemat(tmp_path / f"{part}_32x32.mat", content)
     data = load_data(DataConfig(name="SVHN", root=str(tmp_path)))
+    assert not data.flips
     assert equal(data.train.pixels, pixels[:2]) and equal(data.test.pixels, pixels[2:])
     assert data.train.labels.tolist() == [0, 1] and data.test.labels.tolist() == [2, 0]
     assert data.classes == tuple("0123456789")

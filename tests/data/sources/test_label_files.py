@@ -116,7 +116,7 @@ def test_a_class_tree_has_no_confidences(labels: Path):
     ("settings", "message"),
     [
         ({"min_confidence": 1.5}, "min_confidence is 1.5, must be in"),
-        ({"seeds_per_class": 0}, "seeds_per_class is 0, must be above 0"),
+        ({"seeds_per_class": 0}, "seeds_per_class is 0, must be at least 1"),
         ({"seeds_per_class": 1, "min_confidence": 0.5}, "exclude each other"),
         ({"name": "digits", "probs": "x"}, r"data\.probs is for image files"),
         ({"name": "digits", "features": ("x",)}, r"data\.features is for image files"),

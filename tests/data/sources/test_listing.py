@@ -26,7 +26,7 @@ PATHS = ["a/1.png", "a/\u00e4\u6f22.png", os.fsdecode(b"b/\xff.png"), "", "c/lon
 
 
 def names_of(*paths: str) -> FileNames:
-    return FileNames.of((path, 10 + i, 20 + i) for i, path in enumerate(paths))
+    return FileNames.of((path, 10 + i, 20 + i, i % 2 == 1) for i, path in enumerate(paths))
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
     class Entry:
         def __init__(self, entry: os.DirEntry):
-            self.name, self.is_dir, self._entry = entry.name, entry.is_dir, entry
+            self.name, self.is_dir, self.is_symlink, self._entry = entry.name, entry.is_dir, entry.is_symlink, entry
 
         def stat(self) -> os.stat_result:
             counts["stat"] += 1
@@ -82,12 +82,14 @@ def test_a_part_keeps_sizes_and_times_with_the_names(positions: list[int]):
     part = picked(names_of(*PATHS), np.array(positions, dtype=np.int64))
     assert isinstance(part, FileNames)
     assert [*part.stats()] == [(PATHS[i], 10 + i, 20 + i) for i in positions]
+    assert part.links.tolist() == [i % 2 == 1 for i in positions]
 
 
 def test_lists_are_joined_as_arrays_where_all_are():
     names = joined(names_of(*PATHS), names_of(), names_of("z"))
     assert isinstance(names, FileNames)
     assert [*names.stats()] == [*names_of(*PATHS).stats(), ("z", 10, 20)]
+    assert names.links.tolist() == [False, True, False, True, False, False]
     assert joined(names_of("a"), ["b"]) == ["a", "b"] and joined([], names_of("a")) == ["a"] and joined([]) == []
 
 
@@ -108,6 +110,7 @@ def test_images_are_found_in_the_order_of_their_whole_names(tmp_path: Path, monk
     assert found == [str(tmp_path / name) for name in sorted(shown)]
     assert found.sizes.tolist() == [os.stat(name).st_size for name in found]
     assert found.mtimes.tolist() == [os.stat(name).st_mtime_ns for name in found]
+    assert found.links.tolist() == [os.path.islink(name) for name in found] and found.links.sum() == 1
     monkeypatch.chdir(tmp_path)
     assert find_images(Path()) == sorted(shown) and find_images(Path("a/")) == ["a/b/c.JPG", "a/x.png"]
 

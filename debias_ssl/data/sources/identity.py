@@ -1,0 +1,213 @@
+"""Which images are one file, however often and by whatever path they are listed."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from debias_ssl.data.sources.images import Images
+from debias_ssl.data.sources.listing import FileNames
+from debias_ssl.data.sources.shard_index import Member
+from debias_ssl.data.sources.shards import ShardedNames
+from debias_ssl.system.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A list of images in which each file is once."""
+
+    images: Images
+    keys: Int64[np.ndarray, " N"] | None
+    """Numbers of the files, as `file_keys` gives them; None for tar files, of which no image is looked at."""
+    rows: Int64[np.ndarray, " N"]
+    """Where the images were in the list."""
+    notes: tuple[str, ...] = ()
+
+    def part(self, positions: Int64[np.ndarray, " P"]) -> "Listed":
+        keys = None if self.keys is None else self.keys[positions]
+        return replace(self, images=self.images.part(positions), keys=keys, rows=self.rows[positions])
+
+
+def file_keys(names: Sequence[str]) -> Int64[np.ndarray, " N"]:
+    """A number for each image, the same where the file is: of its path without links, or of that of its tar file.
+
+    Numbers of 64 bits are a tenth of the paths in memory; of a million files, two share one with probability 3e-8.
+    """
+    folders: dict[str, str] = {}
+    links_in: dict[str, set[str] | None] = {}
+    tars: dict[str, str] = {}
+
+    def resolved(path: str, is_link: bool | None = None) -> str:
+        folder, _, name = path.rpartition(os.sep)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder or (os.sep if path.startswith(os.sep) else "."))
+        real = folders[folder]
+        path = f"{real}{os.sep}{name}"
+        if is_link is None:
+            if real not in links_in:
+                links_in[real] = _links_in(real)
+            links = links_in[real]
+            is_link = os.path.islink(path) if links is None else name in links
+        return os.path.realpath(path) if is_link else path
+
+    def key(name: str) -> int:
+        if not isinstance(name, Member):
+            return hash(resolved(name))
+        if name.shard.path not in tars:
+            tars[name.shard.path] = resolved(name.shard.path)
+        return hash(f"{tars[name.shard.path]}/{name.inner}")
+
+    if isinstance(names, FileNames):
+        # A listing knows which files are links.
+        found = (hash(resolved(name, bool(is_link))) for name, is_link in zip(names, names.links, strict=True))
+        return np.fromiter(found, np.int64, len(names))
+    return np.fromiter((key(name) for name in names), np.int64, len(names))
+
+
+def _links_in(folder: str) -> set[str] | None:
+    """Names of the links in a folder, as a look at each file costs ten times as much; None if it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except OSError:
+        return None
+
+
+def each_once(images: Images, classes: Sequence[str], where: str) -> Listed:
+    """A list of images without those whose file was there before.
+
+    Args:
+        images: a list of files.
+        classes: names of the classes, for errors.
+        where: what the list is of: a folder, or a file, whose rows people look for by number.
+
+    Raises:
+        InputError: a file is there with two labels.
+    """
+    if isinstance(images.names, ShardedNames):
+        return Listed(images=images, keys=None, rows=np.arange(len(images)))  # the names in a tar file differ
+    keys = file_keys(images.names)
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    if len(first) == len(images):
+        return Listed(images=images, keys=keys, rows=np.arange(len(images)))
+    before = first[group]
+    now, then = images.labels, images.labels[before]
+    wrong = np.flatnonzero((now != then) & (now >= 0) & (then >= 0))
+    if len(wrong):
+        i, j = int(before[wrong[0]]), int(wrong[0])
+        named = f"rows {i + 1} and {j + 1}, {images.names[i]!r}," if os.path.isfile(where) else f"{images.names[i]!r}"
+        named += f" and {images.names[j]!r}" if images.names[i] != images.names[j] else ""
+        raise InputError(
+            f"{where}: {named} are the same file, as {classes[now[i]]!r} and as {classes[now[j]]!r}: keep one of them"
+        )
+    rows = np.sort(first)
+    note = f"{where} has {len(images) - len(rows)} files more than once: each is one image"
+    return Listed(images=images.part(rows), keys=keys[rows], rows=rows, notes=(note,))
+
+
+def among(some: Listed, others: Listed) -> Bool[np.ndarray, " N"]:
+    """Which of some images are among others that are listed one by one; shards without any are not gone through."""
+    assert others.keys is not None
+    if some.keys is not None:
+        return np.isin(some.keys, others.keys)
+    names = some.images.names
+    assert isinstance(names, ShardedNames)
+    found = np.zeros(len(names), dtype=bool)
+    for start, stop in _shards_of(names, others.images.names):
+        found[start:stop] = np.isin(file_keys(names[start:stop]), others.keys)
+    return found
+
+
+def _shards_of(names: ShardedNames, members: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where the images begin and end of the shards that have some members."""
+    wanted = {member.shard.path for member in members if isinstance(member, Member)}
+    real = {os.path.realpath(path) for path in wanted}
+    if not real:
+        return
+    for shard, start, stop in zip(names.shards, names.borders[:-1], names.borders[1:], strict=True):
+        if os.path.realpath(shard.path) in real:
+            yield int(start), int(stop)
+
+
+def _keys_of(listed: Listed, positions: Int64[np.ndarray, " P"]) -> Int64[np.ndarray, " P"]:
+    if listed.keys is not None:
+        return listed.keys[positions]
+    chosen: list[int] = positions.tolist()
+    return file_keys([listed.images.names[i] for i in chosen])
+
+
+def _check_labels(
+    some: Listed, positions: Int64[np.ndarray, " P"], setting: str, labeled: Listed, classes: Sequence[str]
+) -> None:
+    """Raises InputError where a file has one label among the labeled images and another one elsewhere."""
+    assert labeled.keys is not None
+    order = np.argsort(labeled.keys)
+    place = order[np.searchsorted(labeled.keys[order], _keys_of(some, positions))]
+    labels, known = some.images.labels[positions], labeled.images.labels[place]
+    wrong = np.flatnonzero((labels != known) & (labels >= 0) & (known >= 0))
+    if len(wrong):
+        i = int(wrong[0])
+        raise InputError(
+            f"{some.images.names[int(positions[i])]!r} is {classes[known[i]]!r} in data.labeled and "
+            f"{classes[labels[i]]!r} in {setting}: mend one of them"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sets:
+    """Lists of images that have no file in common but for the test images among the labeled ones."""
+
+    train: Images
+    num_separate: int
+    num_shared: int
+    """As in `Data`."""
+    notes: tuple[str, ...]
+
+
+def separated(
+    labeled: Listed, unlabeled: Listed | None, test: Listed, classes: Sequence[str], *, are_certain: bool
+) -> Sets:
+    """Makes each file one image: one that is labeled and unlabeled is in both sets, and test images are not unlabeled.
+
+    Args:
+        labeled: images with labels.
+        unlabeled: a set of its own; None where there is none.
+        test: images with labels.
+        classes: names of the classes, for errors.
+        are_certain: whether labels were given by people, so that two of them for a file contradict each other.
+
+    Raises:
+        InputError: a file has two labels, or all unlabeled files are test images.
+    """
+    notes, known = [], np.flatnonzero(among(test, labeled))
+    if len(known):
+        notes.append(f"{len(known)} test images are in data.labeled too: figures of the test are too good")
+    if are_certain:
+        _check_labels(test, known, "data.test", labeled, classes)
+    if unlabeled is None:
+        return Sets(train=labeled.images, num_separate=0, num_shared=0, notes=tuple(notes))
+    number, tested, both = len(unlabeled.images), among(unlabeled, test), among(unlabeled, labeled)
+    if tested.all():
+        raise InputError("all unlabeled images are test images too: data.unlabeled must be others")
+    if tested.any():
+        notes.append(f"{tested.sum()} of {number} unlabeled images are test images: left out")
+    if both.any():
+        notes.append(f"{both.sum()} of {number} unlabeled images are in data.labeled too: each is one image")
+    if are_certain:
+        _check_labels(unlabeled, np.flatnonzero(both), "data.unlabeled", labeled, classes)
+    train = labeled.images
+    if (both & ~tested).any():
+        # Last of the labeled ones, so that both sets are one stretch of the list.
+        assert labeled.keys is not None
+        shared = np.isin(labeled.keys, _keys_of(unlabeled, np.flatnonzero(both & ~tested)))
+        train = train.part(np.argsort(shared, kind="stable"))
+    left = np.flatnonzero(~(tested | both))
+    separate = unlabeled.images if len(left) == number else unlabeled.images.part(left)
+    return Sets(
+        train=train + separate if len(left) else train,
+        num_separate=len(left),
+        num_shared=int((both & ~tested).sum()),
+        notes=tuple(notes),
+    )
