@@ -1,10 +1,11 @@
 """`debias-ssl label`: CLIP's labels of images, without its preference for classes."""
 
+import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,18 @@ from debias_ssl import __version__
 from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.decode import center_crop, decode
 from debias_ssl.data.reading.workers import dead_workers_told
+from debias_ssl.data.sources.images import Images, fingerprint
 from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
+from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
+from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.output import check_folder, write_folder
-from debias_ssl.labels.zero_shot import read_request, zero_shot_rows
-from debias_ssl.models.clip import load_clip
+from debias_ssl.labels.zero_shot import Request, read_request, zero_shot_rows
+from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import write_errors_told
 from debias_ssl.system.locking import locked
@@ -83,14 +87,17 @@ def _decoding(parsed: Namespace) -> Decoding:
 
 
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
-    request = read_request(parsed.images, parsed.classes, parsed.templates, config)
     accelerator = make_accelerator(parsed.precision)
+    with first_of_each_host_first(accelerator):
+        request = read_request(parsed.images, parsed.classes, parsed.templates, config)
     clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
+    store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
+    check_agreement(lambda: _facts(parsed, clip, request, store))
     cache = embed(
         clip,
         request.files,
         request.root,
-        FolderStore(folder=Path(parsed.features) if parsed.features else out / "features"),
+        store,
         place_of(accelerator),
         batch_size=parsed.batch_size,
         workers=parsed.workers,
@@ -108,12 +115,28 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         f"templates {parsed.templates}",
     ]
     rows, further = zero_shot_rows(clip, cache, request), made_with | {"num_unreadable": len(cache.unreadable)}
-    unreadable, page = cache.named_unreadable, partial(_page, cache=cache, facts=facts, decoding=_decoding(parsed))
+    unreadable = cache.named_unreadable
+
+    def page(labeling: Labeling) -> str:
+        return _page(labeling, cache, facts, _decoding(parsed))
+
     said = write_folder(rows, config, out, page, further, unreadable)
     if unreadable:
         listed = out / "unreadable.json"
         print(f"note: left out {len(unreadable)} files that cannot be read: {listed}", file=sys.stderr)
     print(said)
+
+
+def _facts(parsed: Namespace, clip: Clip, request: Request, store: FolderStore) -> dict[str, str]:
+    """What all processes must have in common, of which each makes features of some images."""
+    images = Images(pixels=None, labels=request.truth, names=request.files)
+    return {
+        "the hash of --images": fingerprint(images),
+        "the list of classes": ", ".join(request.classes),
+        "the model": json.dumps(clip.description),
+        **{f"--{name}": str(parsed[name]) for name in ("precision", "on_error", "bits", "max_pixels")},
+        "the folder of features": os.path.abspath(store.folder),
+    }
 
 
 def _page(labeling: Labeling, cache: FeatureCache, facts: Sequence[str], decoding: Decoding) -> str:

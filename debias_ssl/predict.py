@@ -14,10 +14,12 @@ from debias_ssl.contract import Place
 from debias_ssl.data.reading.cache import without_unreadable
 from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.sources.folder import find_files, folder_of
-from debias_ssl.data.sources.images import Images
+from debias_ssl.data.sources.images import Images, fingerprint
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
+from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
+from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.label_table import LabelTable, key_of, parts_folder
 from debias_ssl.runs.trained import TrainedRun, load_trained
@@ -57,11 +59,8 @@ def main(arguments: list[str]) -> None:
     folder = RunFolder(Path(parsed.run))
     run = replace(load_trained(folder, accelerator.device), data=data)
     run.check_features(bool(parsed.features))
-    images, is_main = find_files(parsed.images, "--images"), accelerator.is_main_process
-    if parsed.on_error == "skip" and not parsed.features:
-        images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
-        if bad and is_main:
-            print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)
+    images, is_main = _listed(parsed, run, accelerator), accelerator.is_main_process
+    check_agreement(lambda: {"the hash of --run": folder.hash_of_model(), "the hash of --images": fingerprint(images)})
     reader = run.file_reader(images, place_of(accelerator), features=parsed.features or None, workers=parsed.workers)
     with locked(parts_folder(out)) if is_first() else nullcontext():
         accelerator.wait_for_everyone()
@@ -83,6 +82,17 @@ def _writable(parsed: Namespace) -> str:
     check_apart(Path(parsed.out), "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
     check_new_file(Path(parsed.out), "--out", parsed.overwrite)
     return parsed.run
+
+
+def _listed(parsed: Namespace, run: TrainedRun, accelerator: Accelerator) -> Images:
+    """The images to label, without those that cannot be read if they are to be left out."""
+    with first_of_each_host_first(accelerator):
+        images, bad = find_files(parsed.images, "--images"), {}
+        if parsed.on_error == "skip" and not parsed.features:
+            images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
+    if bad and accelerator.is_main_process:
+        print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)
+    return images
 
 
 def _label(

@@ -21,8 +21,8 @@ from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import without_unreadable
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.data.reading.reader import make_reader
-from debias_ssl.data.sources.folder import find_images
 from debias_ssl.data.sources.label_files import read_label_file
+from debias_ssl.data.sources.listing import find_images
 from debias_ssl.debias import main as debias_main
 from debias_ssl.finetune.__main__ import main as finetune
 from debias_ssl.system.errors import InputError
@@ -167,7 +167,7 @@ def test_hidden_files_are_left_out_and_links_are_not_followed(tmp_path: Path):
     (tmp_path / "images" / "trip.jpg").symlink_to(tmp_path / "images" / "round.jpg")
     (tmp_path / "images" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "images" / "folder.jpg").mkdir()
-    names = [path.relative_to(tmp_path / "images").as_posix() for path in find_images(tmp_path / "images")]
+    names = [Path(path).relative_to(tmp_path / "images").as_posix() for path in find_images(tmp_path / "images")]
     assert names == ["a.jpg", "deep/b.JPG"]
 
 
@@ -233,7 +233,7 @@ def test_unreadable_files_are_skipped_whatever_their_names(tmp_path: Path):
 def pixels_of(tmp_path: Path) -> torch.Tensor:
     from debias_ssl.data.sources.images import Images
 
-    files = [str(path) for path in find_images(tmp_path / "images")]
+    files = find_images(tmp_path / "images")
     images = Images(pixels=None, labels=np.zeros(len(files), dtype=np.int64), names=files)
     pixels = make_reader(images, DataConfig(image_size=8), torch.device("cpu"), progress=False).pixels
     assert pixels is not None

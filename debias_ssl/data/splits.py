@@ -1,5 +1,6 @@
 """The split of the training images into labeled, unlabeled and validation images: drawn from a seed, saved as JSON."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -211,6 +212,12 @@ def save_split(
     further = {} if inputs is None else {"inputs": dict(inputs)}
     text = json.dumps({"classes": classes, "fingerprint": fingerprint, **further, **parts})
     write_aside(path, text + "\n")
+
+
+def hash_of_split(split: Split) -> str:
+    """Hash of the indices of each part, and of labels that are given."""
+    arrays = [getattr(split, name) for name in (*PARTS, "labels")]
+    return hashlib.sha256(b"".join(b"-" if each is None else each.tobytes() + b"|" for each in arrays)).hexdigest()[:32]
 
 
 def saved_inputs(path: Path) -> dict[str, str] | None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 
-from debias_ssl.distributed.processes import Companions, is_first, says_that_another_is_gone
+from debias_ssl.distributed.processes import GONE, Companions, is_first, says_that_another_is_gone
 from debias_ssl.system.errors import InputError, Interrupted, StoppedError
 
 
@@ -30,7 +30,7 @@ def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
             sys.exit(130)
         except Exception as error:
             if says_that_another_is_gone(error):
-                companions.fail(1, "error: another process is gone: start all of them again (a run: with --resume)")
+                companions.fail(1, f"error: {GONE}")
                 sys.exit(1)
             companions.fail(1, None)
             raise

@@ -1,6 +1,9 @@
 """Processes that were launched together end together: when one cannot go on, none waits for it for ever."""
 
+import itertools
 import os
+import select
+import socket
 import sys
 import threading
 import time
@@ -10,13 +13,17 @@ from typing import NoReturn
 
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-FAILED, LEFT = "debias_ssl/failed", "debias_ssl/left"
+# A process may do one job after another.
+JOBS = itertools.count()
+GONE = "another process is gone: start all of them again (a run: with --resume)"
 # How long hosts may take to start one after the other.
 START_TIMEOUT = timedelta(minutes=10)
 # Seconds between two looks at whether others have failed.
 POLL_SECONDS = 0.2
 # Seconds that the others have to hear that it is over.
 LEAVE_SECONDS = 10.0
+# Seconds that the others have to end when all is well: what they then still do is lost with the store.
+DONE_SECONDS = 60.0
 
 
 def num_launched() -> int:
@@ -44,71 +51,122 @@ class Companions:
     """Those that this process was launched with, through the store by which they meet.
 
     A thread of each process looks for word that another cannot go on, and then ends this one, whatever it waits for:
-    the message of a process that is gone never comes, and on GPUs nothing says so.
+    the message of a process that is gone never comes, and on GPUs nothing says so. The store itself is kept by a
+    process, which waits until all have left: where the store is lost, that process was killed.
     """
 
     def __init__(self):
+        prefix = f"debias_ssl/{next(JOBS)}"
+        self._failed, self._left = f"{prefix}/failed", f"{prefix}/left"
         self._is_over = threading.Event()
         self._ending = threading.Lock()
+        self._store: TCPStore | None = None
+        self._line: socket.socket | None = None
         if has_store():
             threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        # The store ends with the process that keeps it, which then has told why.
+        # Where nobody ever keeps a store, torch says so.
         with suppress(RuntimeError):
-            store = _open_store()
-            while not self._is_over.wait(POLL_SECONDS):
-                if store.check([FAILED]):
-                    self._end(store)
+            self._store = _open_store()
+        if self._store is None:
+            return
+        failed = False
+        with suppress(OSError, RuntimeError):
+            if not _keeps_store():
+                self._line = socket.create_connection(_address())
+            while not (failed or self._is_over.is_set() or self._is_cut(POLL_SECONDS)):
+                failed = self._store.check([self._failed])
+        # Of the two threads that may end this process, one does.
+        with self._ending:
+            # This process may have left in the meantime, and the others after it.
+            if failed and not self._is_over.is_set():
+                with suppress(RuntimeError):
+                    self._end(self._store)
+            if not self._is_over.is_set():
+                _end_alone()
+
+    def _is_cut(self, seconds: float) -> bool:
+        """Whether the store is lost, or is within so many seconds.
+
+        A connection to the store that nothing is ever sent on ends with it. Whoever asks torch instead gets its trace.
+        """
+        if self._line is None:
+            self._is_over.wait(seconds)
+            return False
+        return bool(select.select([self._line], [], [], seconds)[0])
 
     def fail(self, status: int, message: str | None) -> None:
         """Says that this process cannot go on; of several that cannot, the first one's message and status hold."""
         if not has_store():
             _tell(message)
             return
-        try:
-            store = _open_store()
-            if store.add(f"{FAILED}/number", 1) > 1:
-                self._end(store)
-            self._is_over.set()
-            _tell(message)
-            store.set(FAILED, str(status))
-            _leave_store(store)
-        except RuntimeError:
-            if is_first():
+        with self._ending:
+            try:
+                # The connections of a process that is killed end one after the other.
+                if self._line is not None and self._is_cut(POLL_SECONDS):
+                    _end_alone()
+                store = self._store or _open_store()
+                if store.add(f"{self._failed}/number", 1) > 1:
+                    self._end(store)
+                self._is_over.set()
                 _tell(message)
+                store.set(self._failed, str(status))
+                self._leave_store(store, LEAVE_SECONDS)
+            except RuntimeError:
+                _end_alone()
 
     def leave(self) -> None:
         """Says that this process has ended as it should."""
-        if has_store():
+        if not has_store():
+            return
+        with self._ending:
             self._is_over.set()
-            with suppress(RuntimeError):
-                _leave_store(_open_store())
+            if self._line is None or not self._is_cut(0):
+                with suppress(RuntimeError):
+                    self._leave_store(self._store or _open_store(), DONE_SECONDS)
 
     def _end(self, store: TCPStore) -> NoReturn:
-        # Of the two threads that may come here, one does.
-        self._ending.acquire()
-        status = int(store.get(FAILED))
-        _leave_store(store)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        """Ends this process because another has said that it cannot go on."""
+        status = int(store.get(self._failed))
+        self._leave_store(store, LEAVE_SECONDS)
+        _exit(status)
+
+    def _leave_store(self, store: TCPStore, seconds: float) -> None:
+        """Takes leave; the first process, which may keep the store, waits for the others, so many seconds at most."""
+        store.set(f"{self._left}/{os.environ.get('RANK', '0')}", "")
+        everyone = [f"{self._left}/{rank}" for rank in range(num_launched())]
+        until = time.monotonic() + seconds
+        while is_first() and not store.check(everyone) and time.monotonic() < until:
+            time.sleep(0.02)
 
 
-def _leave_store(store: TCPStore) -> None:
-    """Takes leave of the store; the first process, which may host it, waits for the others."""
-    num = store.add(LEFT, 1)
-    until = time.monotonic() + LEAVE_SECONDS
-    while is_first() and num < num_launched() and time.monotonic() < until:
-        time.sleep(0.02)
-        num = store.add(LEFT, 0)
+def _end_alone() -> NoReturn:
+    """Ends this process because the one that keeps the store is gone."""
+    _tell(f"error: {GONE}")
+    _exit(1)
+
+
+def _exit(status: int) -> NoReturn:
+    """Ends this process at once, whatever its other threads wait for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _keeps_store() -> bool:
+    # torchrun's agent keeps a store; else the first process keeps one, which its process group then shares.
+    return is_first() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def _address() -> tuple[str, int]:
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 def _open_store() -> TCPStore:
-    # torchrun's agent keeps a store; else the first process keeps one, which its process group then shares.
-    keeps = is_first() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(host, port, is_master=keeps, wait_for_workers=False, multi_tenant=True, timeout=START_TIMEOUT)
+    return TCPStore(
+        *_address(), is_master=_keeps_store(), wait_for_workers=False, multi_tenant=True, timeout=START_TIMEOUT
+    )
 
 
 def _tell(message: str | None) -> None:

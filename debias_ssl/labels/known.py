@@ -13,9 +13,12 @@ from torch import Tensor
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.reader import make_reader
 from debias_ssl.data.sampling.keyed import Purpose, permutation
+from debias_ssl.data.sources.images import fingerprint
 from debias_ssl.data.sources.load import load_test
 from debias_ssl.data.task import Part, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
+from debias_ssl.distributed.agreement import check_agreement
+from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.labels.known_rows import KnownRows, LogitFile
 from debias_ssl.labels.matrix import Predictions
 from debias_ssl.labels.temperature import Rescaled, rescale, rescale_in_folds
@@ -87,7 +90,7 @@ def _predict(
     The hint is for runs without validation images.
     """
     place = place_of(accelerator)
-    with accelerator.local_main_process_first():
+    with first_of_each_host_first(accelerator):
         if part == "test":
             images = load_test(data, run.classes)
             reader = make_reader(images, data, place.device, accelerator.is_local_main_process)
@@ -97,7 +100,14 @@ def _predict(
             if not len(task.split.validation):
                 raise InputError(f"the run has no validation images: train with --data.validation_per_class{hint}")
             reader, index = task.readers["train"], task.split.validation
-            labels = task.data.train.labels[index]
+            images, labels = task.data.train, task.data.train.labels[index]
+    check_agreement(
+        lambda: {
+            "the hash of --run": folder.hash_of_model(),
+            "the hash of the images": fingerprint(images),
+            f"the list of {part} images": str(index.tolist()),
+        }
+    )
     stream = run.stream(reader, index, place, batch_size=batch_size)
     matrix = LogitFile(len(run.classes))
     for first, logits in gathered_batches(run.predictor, stream, len(run.classes)):

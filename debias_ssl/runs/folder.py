@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 from debias_ssl.data.splits import saved_inputs
+from debias_ssl.distributed.agreement import hash_of_files
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_yaml, replacing, write_aside
 from debias_ssl.system.outputs import Outputs
@@ -100,6 +101,10 @@ class RunFolder:
     def latest_checkpoint(self) -> Path | None:
         found = checkpoints(self.checkpoints)
         return found[-1] if found else None
+
+    def hash_of_model(self) -> str:
+        """Hash of the files that a finished run predicts with."""
+        return hash_of_files(*(self.path / name for name in ("model.json", "model.safetensors", "method.safetensors")))
 
     def write_config(self, resolved: dict[str, Any]) -> None:
         self.outputs.claim("config.yaml")

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from debias_ssl.contract import BatchStream
 from debias_ssl.data.reading.workers import dead_workers_told
-from debias_ssl.data.splits import check_inputs, class_counts, raised_classes, save_split
+from debias_ssl.data.sources.images import fingerprint
+from debias_ssl.data.splits import check_inputs, class_counts, hash_of_split, raised_classes, save_split
 from debias_ssl.data.task import Part, Task, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
-from debias_ssl.distributed.processes import is_first
+from debias_ssl.distributed.agreement import check_agreement
+from debias_ssl.distributed.processes import is_first, num_launched
 from debias_ssl.distributed.signals import asked_to_stop
+from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.methods.base import Method
 from debias_ssl.models import Classifier, build, check_images
 from debias_ssl.runs.folder import RunFolder, inputs_of
@@ -32,6 +35,10 @@ from debias_ssl.training.journal import CONFUSION_FILE, cut_journal, read_record
 from debias_ssl.training.learner import Learner, blank_pixel
 from debias_ssl.training.loop import Trainer
 from debias_ssl.training.optim import make_optimizer
+from debias_ssl.training.renamed import flat
+
+# Settings that may differ between the processes of a run: where each host has its files, and how it reads them.
+OF_A_HOST = {"data.root", "data.cache", "data.download", "data.workers"}
 
 # What trackers call the project, and the folder in which they write.
 TRACKED = "debias_ssl"
@@ -71,19 +78,26 @@ def train(
 
 def _train_into(folder: RunFolder, config: Config, resolved: dict[str, Any], *, resume: bool, quiet: bool) -> None:
     resume = resume and folder.holds_run()
-    if resume and folder.is_finished():
-        if not quiet:
+    is_finished = resume and folder.is_finished()
+    needs_others = not is_finished or num_launched() > 1
+    accelerator = None
+    if needs_others:
+        accelerator = make_accelerator(config.precision, config.log_with, folder.path, config.deterministic)
+    check_agreement(lambda: {"the run in --out": "finished" if is_finished else "not finished"})
+    if accelerator is None or is_finished:
+        if is_first() and not quiet:
             print(f"{folder.path} is finished:\n{summary_table(folder.read_summary())}")
         return
-    trainer = make_trainer(config, folder, resume)
-    is_main = trainer.accelerator.is_main_process
+    trainer = make_trainer(config, accelerator, folder, resume)
+    check_agreement(lambda: _facts(trainer, resolved))
+    is_main = accelerator.is_main_process
     if is_main:
         if not resume:
             folder.clear()
         _begin(trainer, folder, resolved)
-    trainer.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     if config.log_with:
-        trainer.accelerator.init_trackers(TRACKED)
+        accelerator.init_trackers(TRACKED)
     with asked_to_stop() as asked:
         logits = trainer.train(asked)
         if is_main:
@@ -91,14 +105,13 @@ def _train_into(folder: RunFolder, config: Config, resolved: dict[str, Any], *, 
         if asked.number:
             name = signal.Signals(asked.number).name
             raise Interrupted(f"{name}: this came during the last step; the run is finished", asked.number)
-    trainer.accelerator.end_training()
+    accelerator.end_training()
     if is_main and not quiet:
         print(f"{summary_table(folder.read_summary())}\n{folder.path}; a page of it: debias-ssl report {folder.path}")
 
 
-def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
+def make_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, resume: bool) -> Trainer:
     """Makes everything that a run consists of, in the order in which it depends on each other."""
-    accelerator = make_accelerator(config.precision, config.log_with, folder.path, config.deterministic)
     if config.model.norm == "sync" and accelerator.device.type != "cuda":
         raise InputError("model.norm sync needs GPUs: take batch or group")
     if config.accumulation * accelerator.num_processes > config.batch_size:
@@ -138,9 +151,25 @@ def make_trainer(config: Config, folder: RunFolder, resume: bool) -> Trainer:
     return trainer
 
 
+def _facts(trainer: Trainer, resolved: dict[str, Any]) -> dict[str, str]:
+    """What all processes must begin with; otherwise they would average gradients of different steps or images."""
+    task, config = trainer.task, trainer.config
+    facts = {
+        "the step to begin with": str(trainer.start),
+        "precision": trainer.accelerator.mixed_precision,
+        **{f"--{name}": str(value) for name, value in flat(resolved).items() if name not in OF_A_HOST},
+        "the hash of the training images": task.fingerprint,
+        "the hash of the test images": fingerprint(task.data.test),
+        "the hash of the split": hash_of_split(task.split),
+    }
+    if config.teacher is not None:
+        facts["the hash of the teacher"] = RunFolder(Path(config.teacher)).hash_of_model()
+    return facts
+
+
 def _make_task(config: Config, accelerator: Accelerator, split_file: Path | None) -> Task:
     # The first process of a host decodes the images, the others find them decoded.
-    with accelerator.local_main_process_first():
+    with first_of_each_host_first(accelerator):
         return make_task(
             config.data,
             seed=config.seed,

@@ -5,13 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from jobs import run
 
-import debias_ssl.runs.run as run_module
 from debias_ssl.data.config import DataConfig
 from debias_ssl.distributed import accelerator as runtime
-from debias_ssl.runs.folder import RunFolder
 from debias_ssl.training.checkpoint import machine
-from debias_ssl.training.config import Config
 
 DIGITS = DataConfig(name="digits", labels_per_class=4)
 
@@ -72,7 +70,7 @@ def test_a_gpu_is_told_to_give_the_same_bits_or_the_fastest(monkeypatch):
 @pytest.mark.usefixtures("torch_flags")
 def test_the_setting_of_a_run_reaches_torch(tmp_path):
     for value in (False, True):
-        run_module.make_trainer(Config(deterministic=value, data=DIGITS), RunFolder(tmp_path), resume=False)
+        run(tmp_path / str(value), "--steps", "1", "--deterministic", str(value).lower())
         # On a CPU torch's own algorithms stay as they are: they give the same bits in any case.
         assert flags() == (value, not value, False, "highest" if value else "high")
 

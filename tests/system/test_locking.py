@@ -55,6 +55,8 @@ def test_a_folder_that_is_in_use_is_refused_with_its_owner(tmp_path, holder, cap
     owner = f"in use by process {process.pid} on {platform.node()}: "
     with pytest.raises(InputError, match=owner), locked(tmp_path / "a"):
         pass
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.yaml").write_text(DIGITS.read_text())
     for job, flags in (
         (train.main, ["--config", str(DIGITS), *SHORT]),
         (compare.main, ["--config", str(DIGITS), *SHORT, "--methods", "FixMatch,DebiasPL"]),

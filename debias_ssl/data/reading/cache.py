@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,18 @@ from debias_ssl.data.reading.decode import center_crop, decode, in_threads, unre
 from debias_ssl.data.sources.images import Data, Images
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import cache_folder, is_whole, read_array, write_aside, writing_to_cache
+from debias_ssl.system.files import (
+    CHECK_BYTES,
+    READ_BYTES,
+    cache_folder,
+    is_whole,
+    read_array,
+    write_aside,
+    writing_to_cache,
+)
+
+# Images that are decoded, or found to be readable, before what was found is written.
+PART, LIST_PART = 1024, 16_384
 
 # Of what is kept, which depends on how files become pixels.
 VERSION = 2
@@ -36,24 +48,62 @@ def _cache_key(files: Sequence[str], *settings: object) -> str:
 def decoded_array(
     files: Sequence[str], size: int, side: int | None, decoding: Decoding, cache: str | None, progress: bool
 ) -> UInt8[np.ndarray, "N H W K"]:
-    """All images, decoded, from a file of the cache; it is made if it is not there or not whole."""
+    """All images, decoded, from a file of the cache; it is made if it is not there or not whole.
+
+    What was decoded is kept in parts until all is, so that decoding goes on where it was interrupted.
+    """
     path = cache_folder(cache) / f"{_cache_key(files, size, side, decoding.bits)}.npy"
     shape = (len(files), size, size, 3)
     found = _whole_array(path, shape)
     if found is not None:
         return found
-    decoded = in_threads(lambda file: center_crop(decode(file, side=side, decoding=decoding), size), files)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    # Written, not mapped: where a disk is full, a write is an error, and a mapped page the end of the process.
-    with writing_to_cache(path) as write:
-        write(header.getvalue())
-        for pixels in tqdm(decoded, "decoding", len(files), disable=not progress, unit="img", leave=False):
-            write(np.ascontiguousarray(pixels).tobytes())
+    parts = path.with_suffix(".parts")
+    try:
+        with tqdm(desc="decoding", total=len(files), disable=not progress, unit="img", leave=False) as bar:
+            for number, first in enumerate(range(0, len(files), PART)):
+                some = files[first : first + PART]
+                part = parts / f"{number:06d}"
+                if not is_whole(part):
+                    _decode_part(part, some, size, side, decoding, bar)
+                else:
+                    bar.update(len(some))
+        _join(path, parts, shape)
+    except InputError:
+        # Another host that shares the cache may have been faster, and have joined the parts.
+        found = _whole_array(path, shape)
+        if found is None:
+            # An image that cannot be read is removed or mended, and the list is then another one.
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+    shutil.rmtree(parts, ignore_errors=True)
     found = _whole_array(path, shape)
     if found is None:
         raise InputError(f"{str(path)!r} is not what was written to it: set data.cache to a folder on another disk")
     return found
+
+
+def _decode_part(path: Path, files: Sequence[str], size: int, side: int | None, decoding: Decoding, bar: tqdm) -> None:
+    """Writes the pixels of some images, which a decoding that is interrupted and begun again does not decode again."""
+    # Written, not mapped: where a disk is full, a write is an error, and a mapped page the end of the process.
+    with writing_to_cache(path) as write:
+        for pixels in in_threads(lambda file: center_crop(decode(file, side=side, decoding=decoding), size), files):
+            write(np.ascontiguousarray(pixels).tobytes())
+            bar.update()
+
+
+def _join(path: Path, parts: Path, shape: tuple[int, ...]) -> None:
+    """Makes one array of parts that are whole; where the list is one part long, of this one."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with writing_to_cache(path) as write:
+        write(header.getvalue())
+        for part in range(-(-shape[0] // PART)):
+            with (parts / f"{part:06d}").open("rb") as file:
+                left = os.fstat(file.fileno()).st_size - CHECK_BYTES
+                while left > 0:
+                    chunk = file.read(min(left, READ_BYTES))
+                    write(chunk)
+                    left -= len(chunk)
 
 
 def _whole_array(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "N H W K"] | None:
@@ -81,7 +131,12 @@ def without_unreadable(images: Images, config: ReadingConfig, progress: bool = T
     if images.pixels is not None:
         return images, {}
     bad: dict[str, str] = {}
-    groups = [*images.names.groups()] if isinstance(images.names, ShardedNames) else [images.names]
+    names = images.names
+    groups = (
+        [*names.groups()]
+        if isinstance(names, ShardedNames)
+        else [names[first : first + LIST_PART] for first in range(0, len(names), LIST_PART)]
+    )
     # Several processes that begin together go different ways, and find what the others have done.
     for names in random.SystemRandom().sample(groups, len(groups)):
         known = cache_folder(config.cache) / f"{_cache_key(names, 'unreadable', config.decoding)}.json"

@@ -18,6 +18,7 @@ from debias_ssl.data.sources.label_files import (
     read_label_file,
     read_text,
 )
+from debias_ssl.data.sources.listing import FileNames, find_images, joined, shared_listing
 from debias_ssl.data.sources.shard_index import EXTENSIONS
 from debias_ssl.data.sources.shards import is_shards, member_named, on_disk, open_shards
 from debias_ssl.system.errors import InputError, shortened
@@ -59,7 +60,7 @@ def read_folder(config: SourceConfig) -> Data:
             "data.name 'folder' needs data.labeled and data.test: a class tree or a CSV of path,label each"
         )
     labeled_in, root = Path(config.labeled), None if config.root is None else Path(config.root)
-    paths, names = labeled_files(config.labeled, root, "data.labeled")
+    paths, names = labeled_files(config.labeled, root, "data.labeled", config.cache)
     known = read_classes(labeled_in) if config.chooses_rows else ()
     classes = _class_names([*names, *known])
     labeled = each_once(images_of_files(paths, names, classes, config.labeled), classes, config.labeled)
@@ -70,7 +71,7 @@ def read_folder(config: SourceConfig) -> Data:
         if is_shards(config.unlabeled):
             images = images_in_shards(config.unlabeled, classes, "data.unlabeled", config.cache)
         else:
-            paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled")
+            paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled", config.cache)
             images = images_of_files(paths, names, classes, config.unlabeled)
         unlabeled = each_once(images, classes, config.unlabeled)
         notes += unlabeled.notes
@@ -97,7 +98,7 @@ def _read_test(config: SourceConfig, classes: tuple[str, ...]) -> Listed:
     if config.test is None:
         raise InputError("there are no test images: set data.test to a class tree or a CSV of path,label")
     root = None if config.root is None else Path(config.root)
-    test = images_of_files(*labeled_files(config.test, root, "data.test"), classes, config.test)
+    test = images_of_files(*labeled_files(config.test, root, "data.test", config.cache), classes, config.test)
     return each_once(test, classes, config.test)
 
 
@@ -116,7 +117,7 @@ def _chosen(listed: Listed, config: SourceConfig, num_classes: int) -> tuple[Lis
     return listed.part(np.flatnonzero(chosen)), replace(others, images=unknown)
 
 
-def images_of_files(paths: list[Path], names: list[str], classes: tuple[str, ...], where: str) -> Images:
+def images_of_files(paths: FileNames | list[Path], names: list[str], classes: tuple[str, ...], where: str) -> Images:
     """Images of files; an empty name is an unknown class."""
     number = {name: k for k, name in enumerate(classes)} | {"": UNKNOWN}
     unknown = sorted(set(names) - set(number))
@@ -125,8 +126,8 @@ def images_of_files(paths: list[Path], names: list[str], classes: tuple[str, ...
             f"{where} has a class {unknown[0]!r} that the labeled images do not have: {shortened(classes)}"
         )
     labels = np.array([number[name] for name in names], dtype=np.int64)
-    files = [str(path) for path in paths]
-    return Images(pixels=None, labels=labels, names=[member_named(file) or file for file in files])
+    files = paths if isinstance(paths, FileNames) else [member_named(str(path)) or str(path) for path in paths]
+    return Images(pixels=None, labels=labels, names=files)
 
 
 def images_in_shards(where: str, classes: tuple[str, ...], setting: str, cache: str | None = None) -> Images:
@@ -172,7 +173,9 @@ def _shown_folders(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def labeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Path], list[str]]:
+def labeled_files(
+    where: str, root: Path | None, setting: str, cache: str | None = None
+) -> tuple[FileNames | list[Path], list[str]]:
     """Paths and class names from a class tree or a CSV file."""
     path = Path(where)
     if path.is_file():
@@ -182,28 +185,38 @@ def labeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Pat
         return paths, names
     if not path.is_dir():
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")
-    folders = _shown_folders(path)
+    return shared_listing(where, cache, lambda: _tree(where, setting))
+
+
+def _tree(where: str, setting: str) -> tuple[FileNames, list[str]]:
+    """Paths and class names from a class tree."""
+    folders = _shown_folders(Path(where))
     if not folders:
         raise InputError(f"{setting} is {where!r}: it has no folders, one for each class is expected")
-    paths, names = [], []
+    lists, names = [], []
     for folder in folders:
         found = find_images(folder)
-        if not found:
+        if not len(found):
             raise InputError(f"{setting}: class folder {str(folder)!r} has no images; remove it or fill it")
-        paths += found
+        lists.append(found)
         names += [folder.name] * len(found)
+    paths = joined(*lists)
+    assert isinstance(paths, FileNames)
     return paths, names
 
 
-def _unlabeled_files(where: str, root: Path | None, setting: str) -> tuple[list[Path], list[str]]:
+def _unlabeled_files(
+    where: str, root: Path | None, setting: str, cache: str | None = None
+) -> tuple[FileNames | list[Path], list[str]]:
     """Paths, and class names where they are known, of a folder of any depth, an image, a list or a CSV file."""
     path = Path(where)
     if path.is_dir():
-        paths = find_images(path)
-        if not paths:
+        # A class tree may lie in the same folder, and has texts.
+        paths, names = shared_listing(f"{where}/.", cache, lambda: _images_below(path))
+        if not len(paths):
             shards = f"; for its tar files, write {str(path / '*.tar')!r}" if any(path.glob("*.tar")) else ""
             raise InputError(f"{setting} is {where!r}: it has no images{shards}")
-        return paths, [""] * len(paths)
+        return paths, names
     if not path.is_file():
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")
     if path.suffix.lower() in EXTENSIONS:
@@ -215,12 +228,6 @@ def _unlabeled_files(where: str, root: Path | None, setting: str) -> tuple[list[
     return paths, [""] * len(paths)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Image files at any depth below a folder, by suffix, in the order of their names.
-
-    Hidden files and folders, such as the `._x.jpg` that macOS puts beside `x.jpg`, are not looked at; links to folders
-    are not followed.
-    """
-    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS}
-    shown = [inner for inner in found if not any(part.startswith(".") for part in inner.parts)]
-    return [found[inner] for inner in sorted(shown, key=lambda inner: inner.as_posix()) if found[inner].is_file()]
+def _images_below(folder: Path) -> tuple[FileNames, list[str]]:
+    found = find_images(folder)
+    return found, [""] * len(found)

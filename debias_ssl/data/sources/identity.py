@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from debias_ssl.data.sources.images import Images
+from debias_ssl.data.sources.listing import FileNames
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import ShardedNames
 from debias_ssl.system.errors import InputError
@@ -34,17 +35,21 @@ def file_keys(names: Sequence[str]) -> Int64[np.ndarray, " N"]:
 
     Numbers of 64 bits are a tenth of the paths in memory; of a million files, two share one with probability 3e-8.
     """
-    folders: dict[str, tuple[str, set[str] | None]] = {}
+    folders: dict[str, str] = {}
+    links_in: dict[str, set[str] | None] = {}
     tars: dict[str, str] = {}
 
-    def resolved(path: str) -> str:
+    def resolved(path: str, is_link: bool | None = None) -> str:
         folder, _, name = path.rpartition(os.sep)
         if folder not in folders:
-            real = os.path.realpath(folder or (os.sep if path.startswith(os.sep) else "."))
-            folders[folder] = real, _links_in(real)
-        real, links = folders[folder]
+            folders[folder] = os.path.realpath(folder or (os.sep if path.startswith(os.sep) else "."))
+        real = folders[folder]
         path = f"{real}{os.sep}{name}"
-        is_link = os.path.islink(path) if links is None else name in links
+        if is_link is None:
+            if real not in links_in:
+                links_in[real] = _links_in(real)
+            links = links_in[real]
+            is_link = os.path.islink(path) if links is None else name in links
         return os.path.realpath(path) if is_link else path
 
     def key(name: str) -> int:
@@ -54,6 +59,10 @@ def file_keys(names: Sequence[str]) -> Int64[np.ndarray, " N"]:
             tars[name.shard.path] = resolved(name.shard.path)
         return hash(f"{tars[name.shard.path]}/{name.inner}")
 
+    if isinstance(names, FileNames):
+        # A listing knows which files are links.
+        found = (hash(resolved(name, bool(is_link))) for name, is_link in zip(names, names.links, strict=True))
+        return np.fromiter(found, np.int64, len(names))
     return np.fromiter((key(name) for name in names), np.int64, len(names))
 
 

@@ -2,14 +2,16 @@
 
 import hashlib
 import os.path
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from debias_ssl.data.sources.shards import ShardedNames, on_disk
+from debias_ssl.data.sources.listing import joined, picked
+from debias_ssl.data.sources.shards import ShardedNames, on_disk, paths_on_disk
 
 UNKNOWN = -1
 
@@ -35,15 +37,15 @@ class Images:
         if isinstance(self.names, ShardedNames) and (np.diff(index) > 0).all():
             names: Sequence[str] = self.names.part(index)
         else:
-            names = [self.names[i] for i in order]
+            names = picked(self.names, index)
         return Images(pixels=pixels, labels=self.labels[order], names=names)
 
     def __add__(self, other: "Images") -> "Images":
         pixels = None if self.pixels is None or other.pixels is None else np.concatenate([self.pixels, other.pixels])
         if isinstance(other.names, ShardedNames):
-            names: Sequence[str] = replace(other.names, before=[*self.names, *other.names.before])
+            names: Sequence[str] = replace(other.names, before=joined(self.names, other.names.before))
         else:
-            names = [*self.names, *other.names]
+            names = joined(self.names, other.names)
         return Images(pixels=pixels, labels=np.concatenate([self.labels, other.labels]), names=names)
 
 
@@ -81,15 +83,22 @@ def fingerprint(images: Images, num_separate: int = 0) -> str:
     if images.pixels is not None:
         digest.update(np.ascontiguousarray(images.pixels).data)
     else:
-        files, border = on_disk(images.names), len(images) - num_separate
-        for group in (files[:border], files[border:]):
-            parent = common_parent([file.path for file in group]) if group else None
-            for file in group:
-                fields = (os.path.relpath(file.path, parent), file.size, *file.part)
+        paths, files = paths_on_disk(images.names), on_disk(images.names)
+        for number in (len(images) - num_separate, None):
+            folders = {os.path.dirname(path) for path in islice(paths, number)}
+            parent = _common(folders) if folders else None
+            below = {folder: os.path.relpath(folder or ".", parent) for folder in folders}
+            for file in islice(files, number):
+                folder, name = os.path.split(file.path)
+                fields = (name if below[folder] == "." else os.path.join(below[folder], name), file.size, *file.part)
                 digest.update("".join(f"{field}\0" for field in fields).encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
-def common_parent(names: Sequence[str]) -> Path:
+def common_parent(names: Iterable[str]) -> Path:
     """The folder below which all files lie."""
-    return Path(os.path.commonpath([os.path.abspath(Path(name).parent) for name in names]))
+    return _common({os.path.dirname(name) for name in names})
+
+
+def _common(folders: Iterable[str]) -> Path:
+    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))

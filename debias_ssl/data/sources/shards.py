@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
+from debias_ssl.data.sources.listing import FileNames, picked
 from debias_ssl.data.sources.shard_index import COMPRESSED, Member, Shard, read_index
 from debias_ssl.system.errors import InputError, StoppedError
 
@@ -71,7 +72,7 @@ class ShardedNames(Sequence[str]):
         rows = positions[border:] - len(self.before)
         return replace(
             self,
-            before=[self.before[i] for i in positions[:border].tolist()],
+            before=picked(self.before, positions[:border]),
             rows=rows if self.rows is None else self.rows[rows],
         )
 
@@ -85,7 +86,7 @@ class ShardedNames(Sequence[str]):
 
 
 class OnDisk(NamedTuple):
-    """A file that images lie in, as it is now."""
+    """A file that images lie in, as it was when it was listed."""
 
     path: str
     size: int
@@ -96,25 +97,40 @@ class OnDisk(NamedTuple):
     """Where it is a shard: how many of its images are meant and, if not all are, a checksum of which."""
 
 
-def on_disk(names: Sequence[str]) -> list[OnDisk]:
-    """The files that images lie in: of each image its own, or that of a whole shard once."""
+def on_disk(names: Sequence[str]) -> Iterator[OnDisk]:
+    """The files that images lie in: of each image its own, or that of a whole shard once.
+
+    What a list says of its files is not asked of the disk again.
+    """
     if isinstance(names, ShardedNames):
-        found = on_disk(names.before)
+        yield from on_disk(names.before)
         for shard, (start, stop) in zip(names.shards, pairwise(names.borders - len(names.before)), strict=True):
             part = (int(stop - start),) + (
                 () if names.rows is None else (zlib.crc32(names.rows[start:stop].tobytes()),)
             )
             if start < stop:
-                found.append(OnDisk(shard.path, shard.size, shard.mtime_ns, part))
-        return found
-    found = []
+                yield OnDisk(shard.path, shard.size, shard.mtime_ns, part)
+        return
+    if isinstance(names, FileNames):
+        yield from (OnDisk(*file) for file in names.stats())
+        return
     for name in names:
         if isinstance(name, Member):
-            found.append(OnDisk(name, name.length, name.shard.mtime_ns))
+            yield OnDisk(name, name.length, name.shard.mtime_ns)
         else:
             stat = os.stat(name)
-            found.append(OnDisk(name, stat.st_size, stat.st_mtime_ns))
-    return found
+            yield OnDisk(name, stat.st_size, stat.st_mtime_ns)
+
+
+def paths_on_disk(names: Sequence[str]) -> Iterator[str]:
+    """The paths of these files, without a look at the disk."""
+    if isinstance(names, ShardedNames):
+        yield from names.before
+        for shard, (start, stop) in zip(names.shards, pairwise(names.borders), strict=True):
+            if start < stop:
+                yield shard.path
+    else:
+        yield from names
 
 
 def read_member(member: Member) -> bytes:

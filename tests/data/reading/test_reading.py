@@ -1,7 +1,9 @@
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from debias_ssl.data.config import DataConfig
+from debias_ssl.data.reading import cache as reading_cache
 from debias_ssl.data.reading.cache import without_unreadable
 from debias_ssl.data.reading.decode import center_crop, decode, random_crop, unreadable
 from debias_ssl.data.reading.reader import Reader, make_reader
@@ -267,7 +270,7 @@ def test_decoded_images_are_made_anew_when_a_file_changes(config: DataConfig, pa
     stat = os.stat(images.names[4])
     paint(Path(images.names[4]), 77)
     os.utime(images.names[4], ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
-    again = pixels_of(reader_of(images, config))
+    again = pixels_of(reader_of(training(config), config))
     changed = (again != first).flatten(1).any(1)
     assert changed.nonzero().flatten().tolist() == [4]
 
@@ -294,6 +297,79 @@ def test_a_decoding_that_fails_leaves_nothing_behind(config: DataConfig, cache: 
     with pytest.raises(InputError):
         reader_of(images, config)
     assert list(cache.iterdir()) == []
+
+
+def test_a_decoding_that_is_interrupted_goes_on(config: DataConfig, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    images = training(config)
+    expected = pixels_of(reader_of(images, config)).clone()
+    (kept,) = cache.iterdir()
+    content = kept.read_bytes()
+    kept.unlink()
+    monkeypatch.setattr(reading_cache, "PART", 4)
+    decoded: list[str] = []
+
+    def decoding(stop_at: int | None) -> None:
+        def decode(file: str, **settings: Any) -> Any:
+            if len(decoded) == stop_at:
+                raise KeyboardInterrupt
+            decoded.append(file)
+            return original(file, **settings)
+
+        monkeypatch.setattr(reading_cache, "decode", decode)
+
+    original = reading_cache.decode
+    monkeypatch.setattr(reading_cache, "in_threads", map)
+    decoding(stop_at=10)
+    with pytest.raises(KeyboardInterrupt):
+        reader_of(images, config)
+    # Two parts of four are kept; one of them is then damaged.
+    (parts,) = cache.iterdir()
+    assert [path.name for path in sorted(parts.iterdir())] == ["000000", "000001"]
+    damaged = parts / "000001"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    decoded.clear()
+    decoding(stop_at=None)
+    assert torch.equal(pixels_of(reader_of(images, config)), expected)
+    assert decoded == [*images.names[4:]]
+    # The array is the one that is made in one go, and nothing stays beside it.
+    assert [path.read_bytes() for path in cache.iterdir()] == [content]
+
+
+def test_parts_that_another_host_has_joined_are_not_missed(
+    config: DataConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    images = training(config)
+    expected = pixels_of(reader_of(images, config)).clone()
+    (kept,) = cache.iterdir()
+    aside = kept.rename(cache.parent / "aside")
+    join = reading_cache._join
+
+    def late(path: Path, parts: Path, shape: tuple[int, ...]) -> None:
+        shutil.rmtree(parts)
+        aside.rename(path)
+        join(path, parts, shape)
+
+    monkeypatch.setattr(reading_cache, "_join", late)
+    assert torch.equal(pixels_of(reader_of(images, config)), expected)
+
+
+def test_a_search_for_unreadable_files_that_is_interrupted_goes_on(config: DataConfig, monkeypatch: pytest.MonkeyPatch):
+    images = training(config)
+    monkeypatch.setattr(reading_cache, "LIST_PART", 6)
+    searched: list[str] = []
+
+    def searching(names: Sequence[str], progress: bool) -> dict[str, str]:
+        if searched and "begun again" not in searched:
+            raise KeyboardInterrupt
+        searched.extend(names)
+        return {}
+
+    monkeypatch.setattr(reading_cache, "unreadable", searching)
+    with pytest.raises(KeyboardInterrupt):
+        without_unreadable(images, config, progress=False)
+    searched.append("begun again")
+    without_unreadable(images, config, progress=False)
+    assert sorted(searched) == sorted([*images.names, "begun again"])
 
 
 def test_a_cache_of_ones_own_is_used(config: DataConfig, tmp_path: Path, cache: Path):
@@ -334,7 +410,7 @@ def test_what_is_unreadable_is_found_once_and_again_after_a_change(config: DataC
     spoil(images.names[3], keep_time=True)
     assert without_unreadable(images, config, progress=False)[1] == {}, "nothing shows that the file has changed"
     spoil(images.names[3], keep_time=False)
-    assert list(without_unreadable(images, config, progress=False)[1]) == [images.names[3]]
+    assert list(without_unreadable(training(config), config, progress=False)[1]) == [images.names[3]]
 
 
 def test_a_list_without_any_readable_image_is_refused(config: DataConfig):

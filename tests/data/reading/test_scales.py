@@ -119,7 +119,7 @@ def test_readers_read_by_the_bits_and_the_cache_keeps_them_apart(input, tmp_path
 
 @pytest.mark.parametrize("bits", [7, 17])
 def test_bits_out_of_range_are_refused(bits: int):
-    with pytest.raises(InputError, match=rf"data\.bits is {bits}, must be in \\[8, 16]"):
+    with pytest.raises(InputError, match=rf"data\.bits is {bits}, must be in \[8, 16]"):
         DataConfig(bits=bits)
 
 
@@ -187,6 +187,6 @@ def test_what_is_too_large_is_skipped_until_it_is_allowed(tmp_path: Path, monkey
 
 def test_label_takes_both_settings_and_checks_them(tmp_path: Path, capsys):
     flags = ["--images", str(tmp_path), "--classes", "imagenet", "--model", "m", "--out", str(tmp_path / "out")]
-    for name, words in (("bits", "bits is 1, must be in \\[8, 16]"), ("max_pixels", "max_pixels is -1, must be above")):
+    for name, words in (("bits", "bits is 1, must be in [8, 16]"), ("max_pixels", "max_pixels is -1, must be at least")):
         value = words.split(" is ")[1].split(",")[0]
         assert words in refused(label.main, [*flags, f"--{name}", value], capsys)

@@ -16,6 +16,7 @@ from debias_ssl import train
 from debias_ssl.contract import Place
 from debias_ssl.data.__main__ import main
 from debias_ssl.data.config import DataConfig
+from debias_ssl.data.sources.listing import FileNames, find_images, joined
 from debias_ssl.data.sources.load import load_data
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.system.errors import InputError
@@ -31,7 +32,7 @@ def task_of(config: DataConfig) -> Task:
 
 
 def files_of(task: Task, part: str) -> set[str]:
-    return {os.path.realpath(str(task.data.train.names[i])) for i in getattr(task.split, part)}
+    return {os.path.realpath(str(task.data.train.names[i])) for i in getattr(task.split, part).tolist()}
 
 
 # One list.
@@ -195,3 +196,21 @@ def test_keys_are_small_and_need_no_look_at_each_file(tmp_path: Path):
     keys = file_keys([*names, *names[:10]])
     assert keys.dtype == np.int64 and keys.nbytes == 8 * 20_010
     assert len(np.unique(keys)) == 20_000 and (keys[-10:] == keys[:10]).all()
+
+
+def test_a_listing_has_the_keys_of_its_paths_and_asks_the_disk_for_no_file(tmp_path: Path, monkeypatch):
+    from debias_ssl.data.sources.identity import file_keys
+
+    for name in ("a/0.png", "a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "link.png").symlink_to(tmp_path / "a" / "0.png")
+    (tmp_path / "hard.png").hardlink_to(tmp_path / "a" / "0.png")
+    (tmp_path / "all").symlink_to(tmp_path)
+    names = joined(find_images(tmp_path), find_images(tmp_path / "all"))
+    assert isinstance(names, FileNames) and len(names) == 10
+    keys = file_keys([*names])
+    monkeypatch.setattr(os, "scandir", None)
+    assert (file_keys(names) == keys).all()
+    # A hard link is a file of its own.
+    assert len(np.unique(keys)) == 4 and (keys[:5] == keys[5:]).all() and keys[0] == keys[3]

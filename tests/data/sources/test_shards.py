@@ -130,7 +130,7 @@ def test_other_images_of_the_same_shards_are_other_data(packed: DataConfig):
     assert isinstance(names, ShardedNames)
     parts = [names.part(np.array(chosen)) for chosen in ([9, 10, 12], [9, 11, 12], [9, 10, 11])]
     assert len({tuple(on_disk(part)) for part in parts}) == 3
-    assert [(os.path.basename(file.path), file.part) for file in on_disk(names)[9:]] == [
+    assert [(os.path.basename(file.path), file.part) for file in [*on_disk(names)][9:]] == [
         ("u-000.tar", (3,)),
         ("u-001.tar", (1,)),
         ("u-002.tar", (2,)),

@@ -1,0 +1,207 @@
+"""Lists of files as arrays, found in one pass over the disk, which the processes of a host share while they start."""
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt8
+
+from debias_ssl.data.sources.shard_index import EXTENSIONS
+from debias_ssl.distributed.start_up import shared_start
+from debias_ssl.system.files import cache_folder, read_array
+
+# Names that are unpacked at a time where all are gone through.
+BLOCK = 4096
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FileNames(Sequence[str]):
+    """Paths of files, with what the disk said of them when they were listed: of a million, 100 MB instead of a GB."""
+
+    text: UInt8[np.ndarray, " bytes"]
+    """All paths, one after another."""
+    ends: Int64[np.ndarray, " N"]
+    """Where each path ends in `text`."""
+    sizes: Int64[np.ndarray, " N"]
+    """In bytes."""
+    mtimes: Int64[np.ndarray, " N"]
+    """When each file was changed last, in nanoseconds."""
+    links: Bool[np.ndarray, " N"]
+    """Whether the path is a symbolic link, so that it may be a file that is listed by another path too."""
+
+    @classmethod
+    def of(cls, files: Iterable[tuple[str, int, int, bool]]) -> "FileNames":
+        """The list of some paths, each with its size and time, and whether it is a symbolic link."""
+        paths, sizes, mtimes, links = [], [], [], []
+        for path, size, mtime, is_link in files:
+            paths.append(os.fsencode(path))
+            sizes.append(size)
+            mtimes.append(mtime)
+            links.append(is_link)
+        return cls(
+            text=np.frombuffer(b"".join(paths), dtype=np.uint8),
+            ends=np.cumsum([len(path) for path in paths], dtype=np.int64),
+            sizes=np.array(sizes, dtype=np.int64),
+            mtimes=np.array(mtimes, dtype=np.int64),
+            links=np.array(links, dtype=bool),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice) -> "FileNames": ...
+    def __getitem__(self, key: int | slice) -> "str | FileNames":
+        if isinstance(key, slice):
+            return self.part(np.arange(len(self))[key])
+        i = range(len(self))[key]
+        return os.fsdecode(self.text[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), BLOCK):
+            borders = [int(self.ends[first - 1]) if first else 0, *self.ends[first : first + BLOCK].tolist()]
+            block = self.text[borders[0] : borders[-1]].tobytes()
+            for start, stop in pairwise(borders):
+                yield os.fsdecode(block[start - borders[0] : stop - borders[0]])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, list | tuple | FileNames) and [*self] == [*other]
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def stats(self) -> Iterator[tuple[str, int, int]]:
+        """Path, size and time of each file, as they were when it was listed."""
+        return zip(self, _numbers(self.sizes), _numbers(self.mtimes), strict=True)
+
+    def part(self, positions: Int64[np.ndarray, " P"]) -> "FileNames":
+        """The files at some positions, in their order."""
+        starts, ends = np.concatenate([[0], self.ends])[positions], self.ends[positions]
+        if len(positions) and (np.diff(positions) == 1).all():
+            text = self.text[starts[0] : ends[-1]]
+        else:
+            blocks = [self._bytes(starts[k : k + BLOCK], ends[k : k + BLOCK]) for k in range(0, len(ends), BLOCK)]
+            text = np.concatenate([self.text[:0], *blocks])
+        new_ends = np.cumsum(ends - starts, dtype=np.int64)
+        sizes, mtimes, links = (values[positions] for values in (self.sizes, self.mtimes, self.links))
+        return FileNames(text=text, ends=new_ends, sizes=sizes, mtimes=mtimes, links=links)
+
+    def _bytes(self, starts: Int64[np.ndarray, " P"], ends: Int64[np.ndarray, " P"]) -> UInt8[np.ndarray, " bytes"]:
+        lengths = ends - starts
+        # How far each byte is from where it goes.
+        moved = starts - (np.cumsum(lengths) - lengths)
+        return self.text[np.repeat(moved, lengths) + np.arange(lengths.sum())]
+
+
+def _numbers(values: Int64[np.ndarray, " N"]) -> Iterator[int]:
+    for first in range(0, len(values), BLOCK):
+        yield from values[first : first + BLOCK].tolist()
+
+
+def picked(names: Sequence[str], positions: Int64[np.ndarray, " P"]) -> Sequence[str]:
+    """The names at some positions."""
+    if isinstance(names, FileNames):
+        return names.part(positions)
+    order: list[int] = positions.tolist()
+    return [names[i] for i in order]
+
+
+def joined(*lists: Sequence[str]) -> Sequence[str]:
+    """Names of several lists, one after another."""
+    filled = [names for names in lists if len(names)]
+    files = [names for names in filled if isinstance(names, FileNames)]
+    if len(files) < len(filled) or not files:
+        return [name for names in filled for name in names]
+    if len(files) == 1:
+        return files[0]
+    before = np.cumsum([0] + [len(names.text) for names in files])
+    return FileNames(
+        text=np.concatenate([names.text for names in files]),
+        ends=np.concatenate([names.ends + start for names, start in zip(files, before[:-1], strict=True)]),
+        sizes=np.concatenate([names.sizes for names in files]),
+        mtimes=np.concatenate([names.mtimes for names in files]),
+        links=np.concatenate([names.links for names in files]),
+    )
+
+
+def find_images(folder: Path) -> FileNames:
+    """Image files at any depth below a folder, by suffix, in the order of their names; each is looked at once.
+
+    Hidden files and folders, such as the `._x.jpg` that macOS puts beside `x.jpg`, are not looked at; links to folders
+    are not followed.
+    """
+    found, folders = [], [""]
+    while folders:
+        inner = folders.pop()
+        # What may not be looked into is as good as empty.
+        with suppress(PermissionError), os.scandir(folder / inner) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{inner}{entry.name}/")
+                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    with suppress(OSError):
+                        of_file = entry.stat()
+                        if stat.S_ISREG(of_file.st_mode):
+                            found.append((inner + entry.name, of_file.st_size, of_file.st_mtime_ns, entry.is_symlink()))
+    found.sort()
+    prefix = "" if str(folder) == "." else os.path.join(folder, "")
+    return FileNames.of((prefix + inner, *of_file) for inner, *of_file in found)
+
+
+def shared_listing(
+    what: str, cache: str | None, find: Callable[[], tuple[FileNames, list[str]]]
+) -> tuple[FileNames, list[str]]:
+    """Files and a text for each that `find` finds, by the first process of a host; the others read what it has found.
+
+    What was found is not used by a later start, for which files may have changed.
+
+    Args:
+        what: a name of what is looked for.
+        cache: folder in which processes find it; None is the user's.
+        find: looks for it.
+    """
+    start = shared_start()
+    if start is None:
+        return find()
+    key = hashlib.sha256(os.fsencode(f"{os.path.abspath(what)}\0{what}")).hexdigest()[:16]
+    folder = cache_folder(cache) / f"{start.name}-{key}.listing"
+    if not start.is_first:
+        # Where it could not be written, each looks for itself.
+        with suppress(OSError, ValueError):
+            return _read(folder)
+    names, texts = find()
+    if start.is_first:
+        start.folders.append(folder)
+        try:
+            _write(folder, names, texts)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+    return names, texts
+
+
+def _write(folder: Path, names: FileNames, texts: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    number = {text: k for k, text in enumerate(dict.fromkeys(texts))}
+    for field in fields(FileNames):
+        np.save(folder / f"{field.name}.npy", getattr(names, field.name))
+    np.save(folder / "texts.npy", np.array([number[text] for text in texts], dtype=np.int64))
+    # Last: it says that the others are whole.
+    (folder / "texts.json").write_text(json.dumps([*number]))
+
+
+def _read(folder: Path) -> tuple[FileNames, list[str]]:
+    texts = json.loads((folder / "texts.json").read_text())
+    names = FileNames(**{field.name: read_array(folder / f"{field.name}.npy", "r") for field in fields(FileNames)})
+    return names, [texts[k] for k in read_array(folder / "texts.npy").tolist()]

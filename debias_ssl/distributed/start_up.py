@@ -1,0 +1,68 @@
+"""The start of processes that share a host: one of them does what is slow, and the others find what it has kept."""
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import Accelerator
+
+# How long processes wait for one that lists and decodes.
+PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedStart:
+    """A start that is under way, of several processes of a host."""
+
+    name: str
+    """The same in all processes of this host, and in no others and at no other time."""
+    is_first: bool
+    """Whether this process is the one that goes first."""
+    folders: list[Path] = field(default_factory=list)
+    """What it gives to the others and is removed after the start."""
+
+
+_under_way: list[SharedStart] = []
+
+
+def shared_start() -> SharedStart | None:
+    """The start that is under way; None where a process works alone."""
+    return _under_way[-1] if _under_way else None
+
+
+@contextmanager
+def first_of_each_host_first(accelerator: Accelerator) -> Iterator[None]:
+    """What is inside is done by one process of each host, and then by the others, which find what it has kept.
+
+    It may take longer than the ten minutes for which torch lets processes wait for each other. They meet in a group of
+    their own, which has more patience, so that steps keep torch's time. Its processes are connected on the CPU: one
+    that is killed is missed at once.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+    names = [secrets.token_hex(8)]
+    dist.broadcast_object_list(names, 0, group)
+    # Hosts may share a disk, and even their names.
+    host = accelerator.process_index - accelerator.local_process_index
+    start = SharedStart(name=f"{names[0]}-{host}", is_first=accelerator.is_local_main_process)
+    if not start.is_first:
+        dist.barrier(group)
+    _under_way.append(start)
+    try:
+        yield
+    finally:
+        _under_way.remove(start)
+    if start.is_first:
+        dist.barrier(group)
+    dist.barrier(group)
+    for folder in start.folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    dist.destroy_process_group(group)
