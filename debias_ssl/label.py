@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +115,10 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         f"templates {parsed.templates}",
     ]
     rows, further = zero_shot_rows(clip, cache, request), made_with | {"num_unreadable": len(cache.unreadable)}
-    unreadable, page = cache.named_unreadable, partial(_page, cache=cache, facts=facts, decoding=_decoding(parsed))
-    said = write_folder(rows, config, out, page, further, unreadable)
+    unreadable, decoding = cache.named_unreadable, _decoding(parsed)
+    said = write_folder(
+        rows, config, out, lambda labeling: _page(labeling, cache, facts, decoding), further, unreadable
+    )
     if unreadable:
         listed = out / "unreadable.json"
         print(f"note: left out {len(unreadable)} files that cannot be read: {listed}", file=sys.stderr)
