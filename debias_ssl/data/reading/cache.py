@@ -68,12 +68,14 @@ def decoded_array(
                 else:
                     bar.update(len(some))
         _join(path, parts, shape)
-    except InputError:
+    except (InputError, OSError) as error:
         # Another host that shares the cache may have been faster, and have joined the parts.
         found = _whole_array(path, shape)
         if found is None:
             # An image that cannot be read is removed or mended, and the list is then another one.
             shutil.rmtree(parts, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise InputError(f"cannot read {str(parts)!r}: {error.strerror}; set data.cache") from error
             raise
     shutil.rmtree(parts, ignore_errors=True)
     found = _whole_array(path, shape)

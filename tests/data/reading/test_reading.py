@@ -14,6 +14,7 @@ from torch import Tensor
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading import cache as reading_cache
 from debias_ssl.data.reading.cache import without_unreadable
+from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.decode import center_crop, decode, random_crop, unreadable
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sampling.keyed import uniform
@@ -358,7 +359,7 @@ def test_a_search_for_unreadable_files_that_is_interrupted_goes_on(config: DataC
     monkeypatch.setattr(reading_cache, "LIST_PART", 6)
     searched: list[str] = []
 
-    def searching(names: Sequence[str], progress: bool) -> dict[str, str]:
+    def searching(names: Sequence[str], progress: bool, decoding: Decoding) -> dict[str, str]:
         if searched and "begun again" not in searched:
             raise KeyboardInterrupt
         searched.extend(names)
