@@ -1,8 +1,8 @@
 """CLIP's features of images, made once and kept."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -124,8 +124,10 @@ def embed(
         decoding=decoding,
         batches=_cut(missing, len(files), batch_size),
     )
-    made = _made(clip, batches, place.device, workers, autocast, progress)
-    failed = _first_of_all(_kept(store, made, len(files), on_error, stops=place.num_processes == 1), place)
+    # Closed before an error is told: its progress bar would stand in front of the message.
+    with closing(_made(clip, batches, place.device, workers, autocast, progress)) as made:
+        failed = _kept(store, made, len(files), on_error, stops=place.num_processes == 1)
+    failed = _first_of_all(failed, place)
     if failed < len(files):
         raise _without_features(files[failed], decoding)
     return _opened(store, root, files, on_error, decoding)
@@ -160,7 +162,7 @@ def _made(
     workers: int,
     autocast: Callable[[], AbstractContextManager],
     progress: bool,
-) -> Iterator[tuple[int, Float[Tensor, "n D"]]]:
+) -> Generator[tuple[int, Float[Tensor, "n D"]], None, None]:
     """The features of some shards, each with its number."""
     shards = _shards(len(batches.files))
     loader = DataLoader(
