@@ -151,7 +151,8 @@ def test_scores_agree_with_scikit_learn():
     logits, labels = made(temperature=0.7)
     probs = logits.softmax(1)
     assert negative_log_likelihood(logits, labels).item() == pytest.approx(log_loss(labels, probs), abs=1e-9)
-    assert brier_score(probs, labels).item() == pytest.approx(brier_score_loss(labels, probs), abs=1e-9)
+    of_classes = [brier_score_loss(labels == k, probs[:, k]) for k in range(probs.shape[1])]
+    assert brier_score(probs, labels).item() == pytest.approx(sum(of_classes), abs=1e-9)
 
 
 def test_scores_worked():
