@@ -52,6 +52,8 @@ __version__ = "0.1.0"
 # GNU's OpenMP, which torch brings, reads this when torch is imported; after a thousand turns its threads go to sleep.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Where a process is killed, torch's C++ code may write a trace of some thirty lines beside our one line.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 # The names for users by their module. Above, editors and type checkers read the same; a test compares the two.
 _NAMES = {

@@ -29,7 +29,7 @@ def refused(main: Callable[[list[str]], Any], arguments: list[str], capsys: pyte
     said = capsys.readouterr().err
     assert exit_.value.code == 2, said
     # A progress bar that was wiped may stand before it.
-    message = said.rpartition("\r")[2]
+    message = said.rpartition("\r")[2].replace("\x1b[A", "")
     assert message.startswith("error: ") and message.endswith("\n"), said
     assert said.count("\n") <= 2 and "Traceback" not in said, said
     return message

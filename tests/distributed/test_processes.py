@@ -1,6 +1,7 @@
 """An error of one process ends all of them, with one message."""
 
 import os
+import re
 import signal
 import time
 from typing import Any
@@ -84,7 +85,9 @@ def test_when_another_process_is_killed(num_processes, killed, tmp_path):
     assert launched.statuses(SECONDS) == expected, launched.log.read_text()
     # Not the ten minutes for which torch waits; the machine may be busy.
     assert time.monotonic() - since < 30
-    messages = told(launched.log.read_text())
+    # A thread of torch may be in the middle of asking the lost store: what it then writes is torch's own.
+    log = re.sub(r"\[rank\d\]:\[W.*?\n\n", "", launched.log.read_text(), flags=re.DOTALL)
+    messages = told(log)
     # Where the process that they all meet at is gone, the others do not know of each other.
     assert 1 <= len(messages) <= (num_processes - 1 if killed == 0 else 1), messages
     assert all("another process is gone" in message and "--resume" in message for message in messages)

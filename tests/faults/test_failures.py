@@ -43,10 +43,10 @@ def test_a_limit_on_files_is_told_and_the_last_checkpoint_loads(tmp_path: Path, 
     largest = max(path.stat().st_size for path in (tmp_path / "probe").rglob("*") if path.is_file())
     save, limits = loop_module.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def limited(folder, step, *arguments):
+    def limited(folder, step, *arguments, **settings):
         if step == 8:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, limits[1]))
-        return save(folder, step, *arguments)
+        return save(folder, step, *arguments, **settings)
 
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     loop_module.save_checkpoint = limited
