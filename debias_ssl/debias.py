@@ -12,6 +12,7 @@ from debias_ssl.distributed.processes import is_first
 from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.matrix import read_predictions, rows_of
 from debias_ssl.labels.output import check_folder, write_folder
+from debias_ssl.labels.truth import say
 from debias_ssl.system.files import write_errors_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
@@ -48,6 +49,7 @@ def _debias(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     num_rows, found = len(predictions.values), f"{predictions.kind} ({predictions.found})"
     print(f"{path}: {num_rows} x {len(predictions.classes)}, {found}")
     rows = rows_of(predictions, config, path, Path(parsed.blank) if parsed.blank else None)
+    say(rows.said)
     facts = [f"{num_rows:,} rows of {path}", f"{predictions.kind}: {predictions.found}"]
     print(write_folder(rows, config, out, lambda labeling: _page(labeling, facts), {"kind": predictions.kind}))
 

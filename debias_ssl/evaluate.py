@@ -11,9 +11,12 @@ from jsonargparse import Namespace
 from debias_ssl import __version__
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
+from debias_ssl.formulas import metrics
 from debias_ssl.labels.known import Evaluated, rescaled_rows, rows_of_matrix, rows_of_run
 from debias_ssl.labels.matrix import read_predictions
+from debias_ssl.labels.output import FEW_ROWS, interval_text
 from debias_ssl.labels.temperature import Rescaled
+from debias_ssl.labels.truth import say
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file, write_aside
@@ -80,7 +83,9 @@ def _of_file(parsed: Namespace) -> Evaluated:
     predictions = read_predictions(path, parsed.kind, Path(parsed.classes) if parsed.classes else None)
     found = f"{predictions.kind} ({predictions.found})"
     print(f"{path}: {len(predictions.values)} x {len(predictions.classes)}, {found}")
-    return rows_of_matrix(predictions, path, Path(parsed.truth), parsed.tune_on, parsed.seed)
+    evaluated = rows_of_matrix(predictions, path, Path(parsed.truth), parsed.tune_on, parsed.seed)
+    say(evaluated.said)
+    return evaluated
 
 
 def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
@@ -136,26 +141,39 @@ def _finish(evaluated: Evaluated, parsed: Namespace) -> None:
     if rescaled is not None and (warning := rescaled.warning()):
         print(f"note: {warning}", file=sys.stderr)
     figures = evaluate_rows(evaluated.rows, torch.tensor(evaluated.labeled_counts))
-    result: dict[str, Any] = {"classes": evaluated.classes, **figures}
+    result: dict[str, Any] = {"classes": evaluated.classes, **figures, **_bounds(figures, evaluated)}
     if rescaled is not None:
         result["calibration"] = rescaled.summary()
         if parsed.report:
             write_aside(Path(parsed.report), _page(rescaled, evaluated, parsed.run or parsed.predictions))
     if parsed.out:
         write_aside(Path(parsed.out), json.dumps(result) + "\n")
-    _say(figures, evaluated, rescaled)
+    _say(result, rescaled)
     for path in filter(None, (parsed.report, parsed.out)):
         print(path)
 
 
-def _say(figures: dict[str, Any], evaluated: Evaluated, rescaled: Rescaled | None) -> None:
-    for name, value in figures.items():
+def _bounds(figures: dict[str, Any], evaluated: Evaluated) -> dict[str, Any]:
+    """Of how many rows the figures are, and how far accuracy and recalls are known."""
+    confusion = torch.tensor(figures["confusion"])
+    return {
+        "num": len(evaluated.rows.labels),
+        "num_known": len(evaluated.rows),
+        "accuracy_interval": metrics.accuracy_interval(confusion),
+        "recall_intervals": metrics.recall_intervals(confusion),
+    }
+
+
+def _say(result: dict[str, Any], rescaled: Rescaled | None) -> None:
+    print(f"{result['num_known']} of {result['num']} rows, whose truth is known")
+    for name, value in result.items():
         if isinstance(value, float):
-            print(f"{name:<14}{value:>8.4f} nats" if name == "nll" else f"{name:<14}{100 * value:>8.2f} %")
-    recalls = sorted(
-        (recall, name) for recall, name in zip(figures["recalls"], evaluated.classes, strict=True) if recall is not None
-    )
-    print("lowest recall " + ", ".join(f"{name} {100 * recall:.1f} %" for recall, name in recalls[:3]))
+            few = name == "accuracy" and result["num_known"] < FEW_ROWS
+            interval = f"   (95 % interval: {interval_text(result['accuracy_interval'])})" if few else ""
+            print(f"{name:<14}{value:>8.4f} nats" if name == "nll" else f"{name:<14}{100 * value:>8.2f} %{interval}")
+    of_class = zip(result["classes"], result["recalls"], result["recall_intervals"], strict=True)
+    lowest = sorted((recall, name, bounds) for name, recall, bounds in of_class if recall is not None)[:3]
+    print("lowest recall " + ", ".join(f"{name} {100 * r:.1f} % ({interval_text(b)})" for r, name, b in lowest))
     if rescaled is not None:
         print(rescaled.said())
         print(rescaled.table())

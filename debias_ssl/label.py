@@ -26,6 +26,7 @@ from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.output import check_folder, write_folder
+from debias_ssl.labels.truth import say
 from debias_ssl.labels.zero_shot import Request, read_request, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
@@ -44,6 +45,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--images", type=str, required=True, help="folder of any depth, list, CSV of path, or tar files"
     )
+    parser.add_argument("--root", type=str, default=None, help="what paths of a list are relative to; else its folder")
     parser.add_argument("--classes", type=str, required=True, help="NAME or NAME<tab>PROMPT NAME a line; or imagenet")
     parser.add_argument("--model", type=str, required=True, help="name of open_clip's, local-dir:FOLDER or hf-hub:NAME")
     parser.add_argument("--pretrained", type=str, default=None, help="tag of open_clip's, or file of weights")
@@ -89,7 +91,9 @@ def _decoding(parsed: Namespace) -> Decoding:
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     accelerator = make_accelerator(parsed.precision)
     with first_of_each_host_first(accelerator):
-        request = read_request(parsed.images, parsed.classes, parsed.templates, config)
+        request = read_request(parsed.images, parsed.classes, parsed.templates, config, parsed.root)
+    if accelerator.is_main_process:
+        say(request.said)
     clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
     store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
     check_agreement(lambda: _facts(parsed, clip, request, store))

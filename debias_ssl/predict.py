@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--images", type=str, required=True, help="folder of any depth, list, CSV of path, or tar files"
     )
+    parser.add_argument("--root", type=str, default=None, help="what paths of a list are relative to; else its folder")
     parser.add_argument(
         "--out", type=str, required=True, help="CSV file: path below --images, label, confidence, p_CLASS ..."
     )
@@ -65,7 +66,8 @@ def main(arguments: list[str]) -> None:
     with locked(parts_folder(out)) if is_first() else nullcontext():
         accelerator.wait_for_everyone()
         features = parsed.features and Path(parsed.features).resolve()
-        settings = [parsed.batch_size, features, data.bits, data.crop, machine()]
+        root = parsed.root and Path(parsed.root).resolve()
+        settings = [parsed.batch_size, features, root, data.bits, data.crop, machine()]
         # One process looks at the files, which may be many, and the others have its word.
         key = broadcast_object_list([key_of(folder.path, images.names, *settings) if is_main else ""])[0]
         table = LabelTable(out=out, key=key, place=place_of(accelerator))
@@ -87,9 +89,12 @@ def _writable(parsed: Namespace) -> str:
 def _listed(parsed: Namespace, run: TrainedRun, accelerator: Accelerator) -> Images:
     """The images to label, without those that cannot be read if they are to be left out."""
     with first_of_each_host_first(accelerator):
-        images, bad = find_files(parsed.images, "--images"), {}
+        images, bad = find_files(parsed.images, "--images", parsed.root), {}
+        notes = images.notes
         if parsed.on_error == "skip" and not parsed.features:
             images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
+    for note in notes if accelerator.is_main_process else ():
+        print(f"note: {note}", file=sys.stderr)
     if bad and accelerator.is_main_process:
         print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)
     return images
@@ -99,7 +104,7 @@ def _label(
     run: TrainedRun, reader: Reader, images: Images, table: LabelTable, parsed: Namespace, accelerator: Accelerator
 ) -> None:
     """Writes the rows of the images, of which each process takes one stretch, as far as they are not there yet."""
-    place, is_main, root = table.place, accelerator.is_main_process, folder_of(parsed.images, images)
+    place, is_main, root = table.place, accelerator.is_main_process, folder_of(parsed.images, images, parsed.root)
     if is_main and (before := table.all_rows_done()):
         print(f"note: {before} of {len(images)} images were labeled before", file=sys.stderr)
     accelerator.wait_for_everyone()

@@ -1,10 +1,15 @@
 """Metrics of a classifier: functions of a confusion matrix of counts or of shares (rows: true classes)."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 Confusion = Shaped[Tensor, "C C"]
+Interval = tuple[float, float]
+# The standard normal's quantile of .975.
+QUANTILE = 1.959963984540054
 
 
 def recalls(confusion: Confusion) -> Float[Tensor, " present"]:
@@ -63,3 +68,28 @@ def summarize(confusion: Confusion) -> dict[str, float]:
     """The main metrics by name, fractions in [0, 1]."""
     figures = (accuracy, mean_recall, min_recall, h_mean, g_mean)
     return {figure.__name__: figure(confusion).item() for figure in figures}
+
+
+def wilson_interval(hits: int, num: int) -> Interval:
+    """The interval that holds a true share with 95 % confidence, of which `hits` of `num` draws are a sample.
+
+    Wilson's (1927), (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n): it stays in [0, 1], and says
+    something of 0 and of n hits too.
+    """
+    p, square = hits / num, QUANTILE**2
+    center = p + square / (2 * num)
+    half = QUANTILE * math.sqrt(p * (1 - p) / num + square / (4 * num**2))
+    low, high = ((center + sign * half) / (1 + square / num) for sign in (-1, 1))
+    # Where all draws are alike, rounding must not lead past the end.
+    return max(0.0, low) if hits else 0.0, min(1.0, high) if hits < num else 1.0
+
+
+def accuracy_interval(confusion: Int[Tensor, "C C"]) -> Interval:
+    """The Wilson interval of the accuracy."""
+    return wilson_interval(int(confusion.diagonal().sum()), int(confusion.sum()))
+
+
+def recall_intervals(confusion: Int[Tensor, "C C"]) -> list[Interval | None]:
+    """The Wilson interval of each class's recall; None where it has no images."""
+    counts = zip(confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True)
+    return [wilson_interval(hits, num) if num else None for hits, num in counts]

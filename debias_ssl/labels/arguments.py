@@ -1,6 +1,7 @@
 """Arguments of functions for programs, which may be arrays where the flags of jobs name files."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,7 +114,10 @@ def _class_numbers(
         return None
     if isinstance(labels, str | Path):
         with named(name):
-            return read_labels(Path(labels), names, classes)
+            found = read_labels(Path(labels), names, classes)
+        for note in found.notes:
+            warnings.warn(note, stacklevel=2)
+        return found.labels
     numbers = array(labels)
     if numbers.shape != (len(names),) or numbers.dtype.kind not in "iu":
         raise InputError(

@@ -95,6 +95,8 @@ class Rows:
     """Class numbers of the rows of `tune_on`, negative elsewhere."""
     blank: Float[Tensor, "K C"] | None = None
     """Logits of images that show nothing."""
+    said: tuple[str, ...] = ()
+    """What is to be said of the files that this is known from, line by line."""
 
 
 @dataclass(frozen=True, kw_only=True)

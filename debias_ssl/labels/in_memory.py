@@ -95,6 +95,7 @@ def label_images(
     model: str,
     pretrained: str | None = None,
     templates: str | Path | Sequence[str] = "simple",
+    root: str | Path | None = None,
     features: str | Path | None = None,
     prior: PriorName = "stationary",
     strength: float | None = None,
@@ -118,10 +119,10 @@ def label_images(
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
         classes: names; or a file of NAME or NAME<tab>PROMPT NAME a line; or `imagenet`.
-        model: a name of open_clip's, local-dir:FOLDER or hf-hub:NAME.
-        pretrained: a tag of open_clip's, or a file of weights.
+        model, pretrained: a name of open_clip's, local-dir:FOLDER or hf-hub:NAME; its tag, or a file of weights.
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
-        features: folder that keeps features of images for the next time; None keeps them in memory.
+        root, features: folder that paths of a list are relative to, None is that of the list; folder that keeps features
+            of images for the next time, None keeps them in memory.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
         bits, max_pixels: how files become pixels, as `data.bits` and `data.max_pixels` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
@@ -144,7 +145,7 @@ def label_images(
         tune_on=tune_on,
     )
     with flags_are_arguments():
-        request = _request(text(images), text(classes), text(templates), settings)
+        request = _request(text(images), text(classes), text(templates), text(root), settings)
         config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
         decoding = Decoding(bits=bits, max_pixels=max_pixels)
         return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
@@ -188,10 +189,14 @@ def _matrix_rows(
 
 
 def _request(
-    images: str | Sequence[str | Path], classes: str | Sequence[str], templates: str | Sequence[str], settings: Settings
+    images: str | Sequence[str | Path],
+    classes: str | Sequence[str],
+    templates: str | Sequence[str],
+    root: str | None,
+    settings: Settings,
 ) -> Request:
     """What is to be labeled, with the truth, the rows to tune on and the target that are given as arrays or files."""
-    request = read_request(images, classes, templates, DebiasConfig())
+    request = read_request(images, classes, templates, DebiasConfig(), root)
     truth, tuning = settings.labels(request.names, request.classes)
     truth = request.truth if truth is None else truth
     return replace(request, target=settings.target(request.classes), truth=truth, tuning=tuning)

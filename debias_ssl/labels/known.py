@@ -40,6 +40,8 @@ class Evaluated:
     labeled_counts: tuple[int, ...]
     held_out: KnownRows | None = None
     held_out_name: str = ""
+    said: tuple[str, ...] = ()
+    """What is to be said of the files of labels, line by line."""
 
 
 def rows_of_run(
@@ -132,12 +134,14 @@ def rows_of_matrix(
         InputError: a file does not fit the matrix, or no row is left to fit on or to judge.
     """
     classes, names = predictions.classes, predictions.names
-    truth = torch.from_numpy(read_labels(truth_file, names, classes))
+    known = read_labels(truth_file, names, classes)
+    truth, said = torch.from_numpy(known.labels), known.said
     if not (truth >= 0).any():
         raise InputError(f"{truth_file} labels none of the rows")
     held_out, held_out_name = None, ""
     if tune_on is not None:
-        tuning, held_out_name = _tuning_labels(tune_on, seed, truth, names, classes)
+        tuning, held_out_name, more = _tuning_labels(tune_on, seed, truth, names, classes)
+        said += more
         truth = torch.where(tuning >= 0, -1, truth)
         if not (truth >= 0).any():
             raise InputError(f"--tune_on {tune_on} leaves no row with a label in {truth_file} to judge it on")
@@ -149,18 +153,19 @@ def rows_of_matrix(
         labeled_counts=(1,) * len(classes),
         held_out=held_out,
         held_out_name=held_out_name,
+        said=said,
     )
 
 
 def _tuning_labels(
     tune_on: str, seed: int, truth: Int[Tensor, " N"], names: Sequence[str], classes: tuple[str, ...]
-) -> tuple[Int[Tensor, " N"], str]:
-    """Labels of the rows to fit on, negative elsewhere, and what these rows are: those of a file, or drawn ones."""
+) -> tuple[Int[Tensor, " N"], str, tuple[str, ...]]:
+    """Labels of the rows to fit on, negative elsewhere, what these rows are (of a file, or drawn), and what is said."""
     if Path(tune_on).is_file():
-        tuning = torch.from_numpy(read_labels(Path(tune_on), names, classes))
-        if not (tuning >= 0).any():
+        found = read_labels(Path(tune_on), names, classes)
+        if not (found.labels >= 0).any():
             raise InputError(f"--tune_on {tune_on} labels none of the rows")
-        return tuning, f"rows of {tune_on}"
+        return torch.from_numpy(found.labels), f"rows of {tune_on}", found.said
     try:
         share = float(tune_on)
     except ValueError:
@@ -170,7 +175,7 @@ def _tuning_labels(
     if not 0 < number < len(known):
         raise InputError(f"--tune_on {tune_on} of {len(known)} rows leaves none to fit on, or none to judge it on")
     drawn = known[permutation(seed, Purpose.TUNING, 0, len(known))[:number]]
-    return torch.full_like(truth, -1).index_copy(0, drawn, truth[drawn]), "other rows, drawn at random"
+    return torch.full_like(truth, -1).index_copy(0, drawn, truth[drawn]), "other rows, drawn at random", ()
 
 
 def rescaled_rows(evaluated: Evaluated, folds: int | None, seed: int) -> Rescaled:

@@ -103,9 +103,8 @@ def rows_of(predictions: Predictions, config: DebiasConfig, path: Path, blank: P
         if read.values.shape[1] != len(classes):
             raise InputError(f"{blank} has {read.values.shape[1]} classes, {path} has {len(classes)}")
         of_blank = torch.cat([*read])
-    truth, tuning = (
-        read_labels(Path(file), predictions.names, classes) if file else None for file in (config.truth, config.tune_on)
-    )
+    known = [read_labels(Path(f), predictions.names, classes) if f else None for f in (config.truth, config.tune_on)]
+    truth, tuning = (each and each.labels for each in known)
     return Rows(
         chunks=predictions,
         names=predictions.names,
@@ -114,6 +113,7 @@ def rows_of(predictions: Predictions, config: DebiasConfig, path: Path, blank: P
         truth=truth,
         tuning=tuning,
         blank=of_blank,
+        said=tuple(line for each in known if each for line in each.said),
     )
 
 

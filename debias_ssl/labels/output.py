@@ -33,6 +33,9 @@ from debias_ssl.system.outputs import Outputs
 # In the order in which they are removed.
 NAMES = ("summary.json", "report.html", "labels.csv", "probs.npy", "classes.json", "unreadable.json")
 
+# From so many rows on, an accuracy is known to a percent, and its interval is in summary.json alone.
+FEW_ROWS = 10_000
+
 
 def summary_of(labeling: Labeling) -> dict[str, Any]:
     """The figures of `summary.json`, of the reported rows: fractions in [0, 1]."""
@@ -40,6 +43,7 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
     counts = {"plain": labeling.counts("plain"), "debiased": labeling.counts("label")}
     summary = {
         "num": int(reported.sum()),
+        "num_known": int((reported & (labeling.truth >= 0)).sum()),
         "num_tuned_on": int((~reported).sum()),
         "num_changed": int((labeling.plain != labeling.label)[reported].sum()),
         "prior": labeling.config.prior,
@@ -58,8 +62,18 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
             ("debiased", labeling.label, labeling.confidence),
         ):
             predicted = torch.from_numpy(label[known])
-            summary[key] = metrics.summarize(confusion_matrix(truth, predicted, len(classes))) | {
-                "ece": expected_calibration_error(torch.from_numpy(confidence[known]), predicted == truth).item()
+            confusion = confusion_matrix(truth, predicted, len(classes))
+            recalls = (confusion.diagonal() / confusion.sum(1)).tolist()
+            summary[key] = metrics.summarize(confusion) | {
+                "ece": expected_calibration_error(torch.from_numpy(confidence[known]), predicted == truth).item(),
+                "accuracy_interval": metrics.accuracy_interval(confusion),
+                "recalls": {
+                    name: {"recall": recall, "interval": interval}
+                    for name, recall, interval in zip(
+                        classes, recalls, metrics.recall_intervals(confusion), strict=True
+                    )
+                    if interval is not None
+                },
             }
     return summary
 
@@ -74,19 +88,30 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
     """What `summary.json` says, for a terminal."""
     figures = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "h mean"}
     figures = figures | {"ece": "ece"} if "plain" in summary else {}
+    num, known = summary["num"], summary["num_known"]
     lines = [f"{'':<10}" + "".join(f"{title:>15}" for title in [*figures.values(), "count entropy"])]
     for key in ("plain", "debiased"):
         cells = [summary[key][figure] for figure in figures] + [summary["count_entropy"][key]]
         lines.append(f"{key:<10}" + "".join(f"{100 * value:>13.2f} %" for value in cells))
+    if known:
+        told = f"of {known} of {num} rows, whose truth is known"
+        if known < FEW_ROWS:
+            intervals = [interval_text(summary[key]["accuracy_interval"]) for key in ("plain", "debiased")]
+            told += "; accuracy, 95 % interval: plain {}, debiased {}".format(*intervals)
+        lines.append(f"{'figures':<10}{told}")
     plain, debiased = summary["counts"]["plain"], summary["counts"]["debiased"]
     by_change = sorted(plain, key=lambda name: plain[name] - debiased[name])
     for title, order, sign in (("risen", by_change, 1), ("fallen", by_change[::-1], -1)):
         moved = [name for name in order[:num_named] if sign * (debiased[name] - plain[name]) > 0]
         if moved:
             lines.append(f"{title:<10}" + ", ".join(f"{name} ({plain[name]} -> {debiased[name]})" for name in moved))
-    changed, num = summary["num_changed"], summary["num"]
+    changed = summary["num_changed"]
     lines.append(f"{changed} of {num} labels changed ({changed / max(num, 1):.2%})")
     return "\n".join(lines)
+
+
+def interval_text(interval: tuple[float, float]) -> str:
+    return "{:.2f} to {:.2f} %".format(*(100 * end for end in interval))
 
 
 def outputs_in(out: Path) -> Outputs:

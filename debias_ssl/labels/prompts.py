@@ -6,9 +6,9 @@ from pathlib import Path
 
 import open_clip
 
-from debias_ssl.data.sources.label_files import read_text
 from debias_ssl.labels.class_names import distinct, read_class_names
 from debias_ssl.system.errors import InputError
+from debias_ssl.system.tables import check_text, read_text
 
 Templates = Sequence[str] | Sequence[Callable[[str], str]]
 OPEN_CLIP_TEMPLATES: dict[str, Templates] = {
@@ -59,7 +59,10 @@ def read_templates(where: str | Sequence[str]) -> Templates:
         raise InputError(
             f"--templates is {where!r}: neither {names}, nor a file with a sentence like 'a photo of a {{}}.' a line"
         )
-    return _checked(read_text(path).rstrip().splitlines(), str(path), "line")
+    lines = read_text(path).rstrip().splitlines()
+    for number, line in enumerate(lines, start=1):
+        check_text(line, path, number)
+    return _checked(lines, str(path), "line")
 
 
 def _checked(lines: Sequence[str], source: str, unit: str) -> Sequence[str]:

@@ -1,11 +1,11 @@
 """What files say of the rows of a matrix: the labels of some of them, and the shares of the classes among them."""
 
-import csv
-import io
 import json
 import math
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,9 +15,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from debias_ssl.data.sources.images import UNKNOWN
-from debias_ssl.data.sources.label_files import read_text
+from debias_ssl.data.sources.label_files import is_unknown
+from debias_ssl.labels.row_names import Matched, match
 from debias_ssl.system.errors import InputError, reason, shortened
 from debias_ssl.system.files import read_array
+from debias_ssl.system.tables import LABELS, PATHS, ROWS, check_text, read_table, read_text
 
 
 class RowNumbers(Sequence[str]):
@@ -38,12 +40,35 @@ class RowNumbers(Sequence[str]):
         return str(numbers) if isinstance(numbers, int) else [str(number) for number in numbers]
 
 
-def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> Int64[np.ndarray, " N"]:
-    """The class numbers of rows, negative where unknown, for `truth` and `tune_on`.
+@dataclass(frozen=True, kw_only=True)
+class KnownLabels:
+    """What a file says of the classes of rows."""
+
+    labels: Int64[np.ndarray, " N"]
+    """Class numbers, negative where unknown."""
+    matched: str
+    """How many of its entries are of rows, in words."""
+    notes: tuple[str, ...] = ()
+    """What people should know of how they were found."""
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """Lines for a terminal."""
+        return (self.matched, *(f"note: {note}" for note in self.notes))
+
+
+def say(lines: Iterable[str]) -> None:
+    """Prints lines, of which notes go where errors go."""
+    for line in lines:
+        print(line, file=sys.stderr if line.startswith("note: ") else sys.stdout)
+
+
+def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> KnownLabels:
+    """The classes of rows, for `truth` and `tune_on`.
 
     Args:
-        path: CSV with the columns path and label, or row and label; or .npy of N class numbers. In a CSV file labels
-            are class names, and beside rows also class numbers.
+        path: CSV or TSV with the columns path and label, or row and label, or other usual names of these; or .npy of N
+            class numbers. In a table labels are class names, and beside rows also class numbers.
         names: of the rows, which the column path names.
         classes: in the order of the columns.
 
@@ -51,35 +76,81 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> I
         InputError: the file does not fit the rows, or a class is unknown.
     """
     if path.suffix == ".npy":
-        return _read_numbers(path, len(names), len(classes))
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    columns = rows.fieldnames or []
-    key = next((name for name in ("path", "row") if name in columns), None)
-    if key is None or "label" not in columns:
-        raise InputError(f"{path}: the first line must name the columns path or row, and label; it is {list(columns)}")
+        labels = _read_numbers(path, len(names), len(classes))
+        return KnownLabels(labels=labels, matched=f"{path}: {_num_known(labels)}")
+    table = read_table(path)
+    # Rows without names have numbers.
+    kinds = (ROWS, PATHS) if isinstance(names, RowNumbers) else (PATHS, ROWS)
+    kind = next((kind for kind in kinds if table.column(kind) is not None), PATHS)
+    key, label = table.column(kind), table.column(LABELS)
+    if key is None or label is None:
+        raise InputError(
+            f"{path}: the first line must name the columns path or row, and label; it is {[*table.header]}"
+        )
+    rows = [*table]
+    # A table that pandas wrote may have paths in its index.
+    if kind is ROWS and not isinstance(names, RowNumbers) and not all(_is_number(cells[key]) for _, cells in rows):
+        kind = PATHS
     number = {name: k for k, name in enumerate(classes)}
-    if key == "row":
+    if kind is ROWS:
         number = {str(k): k for k in range(len(classes))} | number
-    place = {name: i for i, name in enumerate(RowNumbers(len(names)) if key == "row" else names)}
-    labels, listed = np.full(len(names), UNKNOWN), np.zeros(len(names), dtype=bool)
-    for line, row in enumerate(rows, start=2):
-        name, label = (row[key] or "").strip(), (row["label"] or "").strip()
-        if label and label not in number:
-            raise InputError(
-                f"{path}: entry {line - 1} has the unknown class {label!r}; the classes are {shortened(classes)}"
-            )
-        i = place.get(name)
-        if i is None and key == "row":
-            raise InputError(f"{path}: entry {line - 1} is of row {name!r}, but rows are 0 to {len(names) - 1}")
-        if i is None:
-            continue
-        if listed[i]:
-            raise InputError(f"{path} lists {key} {name!r} twice: remove one of them")
-        listed[i] = True
-        labels[i] = number[label] if label else UNKNOWN
-    if not listed.any():
-        raise InputError(f"{path} lists none of the rows, such as {names[0]!r}; compare its column {key}")
-    return labels
+    lines, entries, numbers = [], [], []
+    for line, cells in rows:
+        lines.append(line)
+        entries.append(cells[key] if kind is PATHS else _row(cells[key], path, line, len(names)))
+        numbers.append(_class_of(cells[label].strip(), number, classes, path, line))
+    if not entries:
+        raise InputError(f"{path} lists no rows")
+    labels = np.full(len(names), UNKNOWN)
+    found = match(entries, names if kind is PATHS else RowNumbers(len(names)))
+    if not found.rows:
+        raise InputError(f"{path} lists none of the rows: {_differing(found)}")
+    line_of: dict[int, int] = {}
+    for i, rows in found.rows.items():
+        for row in rows:
+            if row in line_of:
+                raise InputError(
+                    f"{path}: lines {line_of[row]} and {lines[i]} are both {table.header[key]} {entries[i]!r}: "
+                    "remove one of them"
+                )
+            line_of[row], labels[row] = lines[i], numbers[i]
+    notes = [*table.notes(kind, LABELS), *(f"{path}: {note}" for note in found.notes)]
+    if found.unmatched is not None:
+        notes.append(f"{path}: {len(entries) - len(found.rows)} rows of it match none: {_differing(found)}")
+    matched = f"{len(found.rows)} of {len(entries)} rows of {path} matched"
+    return KnownLabels(labels=labels, matched=f"{matched}: {_num_known(labels)}", notes=tuple(notes))
+
+
+def _num_known(labels: Int64[np.ndarray, " N"]) -> str:
+    return f"the classes of {(labels >= 0).sum()} of {len(labels)} are known"
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip().removesuffix(".0").isdecimal()
+
+
+def _row(cell: str, path: Path, line: int, num_rows: int) -> str:
+    """The number of a row as `RowNumbers` has it; pandas makes 3.0 of 3 where a number is missing."""
+    row = int(cell.strip().removesuffix(".0")) if _is_number(cell) else num_rows
+    if row >= num_rows:
+        raise InputError(f"{path}, line {line}: there is no row {cell!r}; rows are 0 to {num_rows - 1}")
+    return str(row)
+
+
+def _class_of(label: str, number: dict[str, int], classes: tuple[str, ...], path: Path, line: int) -> int:
+    check_text(label, path, line)
+    # As for rows.
+    found = number.get(label, number.get(label.removesuffix(".0")))
+    if found is None and not is_unknown(label, classes):
+        raise InputError(f"{path}, line {line}: {label!r} is no class; the classes are {shortened(classes)}")
+    return UNKNOWN if found is None else found
+
+
+def _differing(found: Matched) -> str:
+    """The first entry and the first row that do not belong together, and why."""
+    assert found.unmatched is not None
+    entry, row = found.unmatched
+    return f"the first is {entry!r}, and the first row without one {row!r}{found.cause and '; ' + found.cause}"
 
 
 def _read_numbers(path: Path, num_rows: int, num_classes: int) -> Int64[np.ndarray, " N"]:
@@ -127,26 +198,26 @@ def read_target(target_prior: str, classes: tuple[str, ...]) -> Float[Tensor, " 
 
 def _read_pairs(path: Path) -> list[tuple[str, Any]]:
     """Classes and weights of a file, as it has them; a weight that is not a number stays text."""
-    text = read_text(path)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         try:
-            pairs = json.loads(text, object_pairs_hook=list)
+            pairs = json.loads(read_text(path), object_pairs_hook=list)
         except ValueError as error:
             raise InputError(f"{path} is not JSON: {reason(error)}") from error
         if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
             raise InputError(f"{path} must be an object of class and weight")
         return pairs
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    if rows and rows[0] == ["class", "weight"]:
+    table = read_table(path)
+    # A first line of names is not needed.
+    rows = [(table.first_line, [*table.header]), *table]
+    if len(table.header) == 2 and table.column(("weight",)) == 1:
         rows = rows[1:]
-    uneven = next((row for row in rows if len(row) != 2), None)
-    if uneven is not None:
-        raise InputError(f"{path}: {','.join(uneven)!r} is not class,weight")
-    return [(name.strip(), _number(weight)) for name, weight in rows]
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    pairs = []
+    for line, cells in rows:
+        check_text(cells[0], path, line)
+        if len(cells) != 2:
+            raise InputError(f"{path}, line {line}: {table.delimiter.join(cells)!r} is not class,weight")
+        try:
+            pairs.append((cells[0].strip(), table.number(cells[1])))
+        except ValueError:
+            pairs.append((cells[0].strip(), cells[1]))
+    return pairs

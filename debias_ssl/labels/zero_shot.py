@@ -33,6 +33,8 @@ class Request:
     truth: Int64[np.ndarray, " N"]
     """Of all files, negative where unknown."""
     tuning: Int64[np.ndarray, " N"] | None
+    said: tuple[str, ...] = ()
+    """What is to be said of the files that this is known from, line by line."""
 
     @property
     def names(self) -> list[str]:
@@ -45,6 +47,7 @@ def read_request(
     classes: str | Sequence[str],
     templates: str | Sequence[str],
     config: DebiasConfig,
+    root: str | None = None,
 ) -> Request:
     """What settings name: files are read, but no image.
 
@@ -53,6 +56,7 @@ def read_request(
         classes: a file of names, or `imagenet`; or names.
         templates: a name of open_clip's, or a file; or sentences with {}.
         config: names the files of the truth, of the images to tune on and of the target.
+        root: the folder that paths of a list are relative to; None is that of the list.
 
     Raises:
         InputError: something is missing, or does not fit.
@@ -60,20 +64,20 @@ def read_request(
     names, prompt_names = class_names(classes)
     sentences = read_templates(templates)
     target = read_target(config.target_prior, names)
-    found, root = images_to_label(images, names)
-    relative = [os.path.relpath(file, root) for file in found.names]
-    truth, tuning = (
-        read_labels(Path(file), relative, names) if file else None for file in (config.truth, config.tune_on)
-    )
+    found, folder = images_to_label(images, names, root)
+    relative = [os.path.relpath(file, folder) for file in found.names]
+    known = [read_labels(Path(file), relative, names) if file else None for file in (config.truth, config.tune_on)]
+    truth, tuning = (each and each.labels for each in known)
     return Request(
         files=found.names,
-        root=root,
+        root=folder,
         classes=names,
         prompt_names=prompt_names,
         templates=sentences,
         target=target,
         truth=found.labels if truth is None else truth,
         tuning=tuning,
+        said=(*(f"note: {note}" for note in found.notes), *(line for each in known if each for line in each.said)),
     )
 
 

@@ -5,15 +5,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from debias_ssl.formulas.metrics import recall_intervals
 from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.output import summary_of
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, printable, truncated
-from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent
+from debias_ssl.reporting.page import Figure, Page, Section, Table, between, named, percent
 from debias_ssl.reporting.sections.against_truth import (
     Confusion,
     confusion_counts,
@@ -88,9 +90,13 @@ def headline(labeling: Labeling) -> Section:
     which = {"plain": labeling.plain_confidence, "debiased": labeling.confidence}
     tables = []
     if known:
-        rows = [[key, *(percent(summary[key][name]) for name in TABLE)] for key in which]
-        caption = f"On the {known:,} rows whose truth is known."
-        tables.append(Table(title="Against the truth", head=["", *TABLE.values()], rows=rows, caption=caption))
+        rows = [
+            [key, *(percent(summary[key][name]) for name in TABLE), between(summary[key]["accuracy_interval"])]
+            for key in which
+        ]
+        caption = f"On the {known:,} rows, of {summary['num']:,}, whose truth is known."
+        head = ["", *TABLE.values(), "accuracy, 95 % interval"]
+        tables.append(Table(title="Against the truth", head=head, rows=rows, caption=caption))
     rows = []
     for key, confidence in which.items():
         number = np.array([*summary["counts"][key].values()])
@@ -295,6 +301,9 @@ def class_table(labeling: Labeling) -> Table:
         head += [*_true_head(known), "recall, plain", "recall, debiased", "precision, plain", "precision, debiased"]
         columns.append([f"{number:,}" for number in confusions[0].sum(1)])
         columns += [[percent(value, 1) for value in score[i]] for i in (1, 0) for score in scores]
+        head.insert(head.index("precision, plain"), "95 % interval of it")
+        intervals = recall_intervals(torch.from_numpy(confusions[1]))
+        columns.insert(len(columns) - 2, [between(interval) for interval in intervals])
     return Table(
         title="Each class in numbers",
         head=head,

@@ -110,6 +110,11 @@ def percent(value: float | None, digits: int = 2) -> str:
     return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f}\u00a0%"
 
 
+def between(interval: tuple[float, float] | None) -> str:
+    """An interval of fractions as percent; a dash where there is none."""
+    return "-" if interval is None else f"{100 * interval[0]:.1f} to {percent(interval[1], 1)}"
+
+
 def named(shares: Float[np.ndarray, " C"], names: Sequence[str], order: Sequence[int], digits: int = 1) -> str:
     """Names of classes with their shares, separated by commas."""
     return ", ".join(f"{printable(names[k])} {percent(float(shares[k]), digits)}" for k in order)

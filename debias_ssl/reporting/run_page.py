@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from debias_ssl.formulas.metrics import accuracy_interval, recall_intervals
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, Series, printable
-from debias_ssl.reporting.page import Figure, Page, Section, Sheet, Table, named, percent
+from debias_ssl.reporting.page import Figure, Page, Section, Sheet, Table, between, named, percent
 from debias_ssl.reporting.reading.inspection import ImagesGoneError, Inspection, inspect, pixels, true_counts
 from debias_ssl.reporting.reading.run import METRICS, Finetuned, FinishedRun
 from debias_ssl.reporting.sections.against_truth import confusion_figure, reliability_figure
@@ -70,9 +71,12 @@ def headline(run: FinishedRun) -> Section:
         for key, moment in moments.items()
         for which, title in (("ema", "EMA"), ("raw", "raw"))
     ]
+    confusion = torch.tensor(run.metrics["confusion"])
     caption = (
-        "On the test images; EMA is the averaged model, which is exported, raw the trained one. Judge by the last step "
-        "or the median over evaluations: the best is chosen on the test set itself, so it is optimistic."
+        f"On the {int(confusion.sum()):,} test images: at 95 % confidence, the accuracy of the averaged model at the "
+        f"last step is {between(accuracy_interval(confusion))}. EMA is the averaged model, which is exported, raw the "
+        "trained one. Judge by the last step or the median over evaluations: the best is chosen on the test set "
+        "itself, so it is optimistic."
     )
     return Section(title="Figures", tables=[Table(title="", head=["", *TITLES], rows=rows, caption=caption)])
 
@@ -299,13 +303,14 @@ def _changed(run: FinishedRun, inspection: Inspection) -> Sheet:
 def class_table(run: FinishedRun, counts: Sequence[int] | None) -> Table:
     """The numbers behind the figures of classes."""
     counted, every = pseudo_label_shares(run.logs[-1])
-    tested = np.array(run.metrics["confusion"]).sum(1)
+    confusion = torch.tensor(run.metrics["confusion"])
+    tested, intervals = confusion.sum(1).tolist(), recall_intervals(confusion)
     rows = []
     for k, name in enumerate(run.classes):
         true = "-" if counts is None else f"{counts[k]:,}"
         shares = (percent(float(share[k])) for share in (counted, every, run.marginal[-1]))
-        recall = percent(run.metrics["recalls"][k])
-        rows.append([name, f"{run.labeled_counts[k]:,}", true, *shares, f"{tested[k]:,}", recall])
+        recall = [percent(run.metrics["recalls"][k]), between(intervals[k])]
+        rows.append([name, f"{run.labeled_counts[k]:,}", true, *shares, f"{tested[k]:,}", *recall])
     head = [
         "class",
         "labeled",
@@ -315,6 +320,7 @@ def class_table(run: FinishedRun, counts: Sequence[int] | None) -> Table:
         "marginal",
         "test",
         "recall",
+        "95 % interval",
     ]
     return Table(
         title="Each class in numbers", head=head, rows=rows, caption="Shares at the last step.", is_closed=True

@@ -50,6 +50,7 @@ class TrainedRun:
         self,
         images: str | Path | Sequence[str | Path] | np.ndarray,
         *,
+        root: str | Path | None = None,
         features: str | Path | None = None,
         batch_size: int = 500,
         workers: int = 0,
@@ -59,6 +60,7 @@ class TrainedRun:
         Args:
             images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one; or
                 uint8 pixels N x H x W x K, which are cropped and resized as those of files are.
+            root: what paths of a list are relative to, below which they must lie; None is the folder of the list.
             features: for a run on features, the folder of `debias-ssl label` that has those of the images.
             batch_size: images that pass through the network at a time.
             workers: processes that decode files; 0 decodes in this one.
@@ -75,8 +77,11 @@ class TrainedRun:
         if isinstance(images, np.ndarray):
             reader, number = self._array_reader(images), len(images)
         else:
+            below = None if root is None else str(root)
             found = (
-                find_files(str(images), "images") if isinstance(images, str | Path) else listed_images(images, "images")
+                find_files(str(images), "images", below, "root")
+                if isinstance(images, str | Path)
+                else listed_images(images, "images")
             )
             folder = None if features is None else str(features)
             reader, number = self.file_reader(found, place, features=folder, workers=workers), len(found)

@@ -17,6 +17,12 @@ DELIMITERS = (",", ";", "\t", "|")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Rows that are looked at to find the delimiter.
 LOOKED_AT = 20
+# What columns are by their names, the more exact ones first: the file that a row is of, or its number, and its class.
+PATHS = ("path", "filepath", "file_path", "image_path", "img_path", "filename", "file_name", "file", "image_file")
+PATHS += ("image", "img", "image_name", "img_name", "name", "image_id", "id")
+ROWS = ("row", "row_number", "index", "idx", "unnamed:_0", "")
+LABELS = ("label", "class", "class_name", "label_name", "category", "category_name", "target", "y", "truth")
+LABELS += ("true_label", "y_true", "ground_truth")
 
 
 def read_text(path: Path) -> str:
@@ -37,13 +43,23 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text: {error.reason}") from error
     if "\0" in text:
-        raise InputError(f"{path} is not text: it has bytes of value 0")
+        of_spreadsheet = "; a spreadsheet saves text as CSV UTF-8" if data.startswith(b"PK") else ""
+        raise InputError(f"{path} is not text: it has bytes of value 0{of_spreadsheet}")
     return text
 
 
 def is_text(value: str) -> bool:
     """Whether a string has no bytes that `read_text` could not take for text."""
     return value.isascii() or not any("\udc80" <= character <= "\udcff" for character in value)
+
+
+def check_text(value: str, path: Path, line: int | None = None) -> None:
+    """Raises InputError where what must be text is not."""
+    if not is_text(value):
+        found, where = value.encode("utf-8", "surrogateescape")[:60], "" if line is None else f", line {line}"
+        raise InputError(
+            f"{path}{where}: {found} is not UTF-8 text: save the file as UTF-8 (in a spreadsheet, CSV UTF-8)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +108,29 @@ class Table:
         return sum(1 for cells in self._reader() if cells and not any(map(str.strip, cells)))
 
     def column(self, usual: Sequence[str]) -> int | None:
-        """The place of the first of some usual names among the columns; upper and lower case are the same."""
-        lower = [name.lower() for name in self.header]
-        return next((lower.index(name) for name in usual if name in lower), None)
+        """The place of the first of some usual names among the columns, as `File Name` is `file_name`."""
+        found = [_usual(name) for name in self.header]
+        return next((found.index(name) for name in usual if name in found), None)
+
+    def number(self, cell: str) -> float:
+        """A number; where no comma divides cells, it may have a decimal comma.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return float(cell if self.delimiter == "," or "." in cell else cell.replace(",", "."))
+
+    def notes(self, *kinds: Sequence[str]) -> list[str]:
+        """What people should know: which of several columns of a kind is taken, and that rows are empty."""
+        told = []
+        for usual in kinds:
+            place, meant = self.column(usual), [name for name in self.header if _usual(name) in usual]
+            if place is not None and len(meant) > 1:
+                listed = ", ".join(map(repr, meant))
+                told.append(f"{self.path}: of the columns {listed}, {self.header[place]!r} is taken for the {usual[0]}")
+        if self.num_empty:
+            told.append(f"{self.path}: {self.num_empty} empty rows are left out")
+        return told
 
     def _reader(self) -> Any:
         return _cells(self.text, self.delimiter, self.has_blanks)
@@ -143,6 +179,11 @@ def _delimiter(text: str) -> str:
         return (sum(len(row) == width for row in rows), width) if width > 1 else (0, 0)
 
     return max(DELIMITERS, key=fit)
+
+
+def _usual(name: str) -> str:
+    """A name of a column as lists of usual names have it."""
+    return name.lower().replace(" ", "_").replace("-", "_")
 
 
 def _called(delimiter: str) -> str:

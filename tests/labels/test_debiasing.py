@@ -307,27 +307,27 @@ def test_labels_by_path_row_and_number(tmp_path: Path):
     names = ["x/a.png", "x/b.png", "c.png"]
     file = tmp_path / "truth.csv"
     file.write_text("path,label,note\nx/b.png,cat,1\nother.png,ant,2\nc.png,,3\n")
-    assert read_labels(file, names, CLASSES).tolist() == [-1, 2, -1]
+    assert read_labels(file, names, CLASSES).labels.tolist() == [-1, 2, -1]
     file.write_text("label,row\ndog,2\n0,0\n")
-    assert read_labels(file, names, CLASSES).tolist() == [0, -1, 3]
+    assert read_labels(file, names, CLASSES).labels.tolist() == [0, -1, 3]
     # A class may be called like the number of another one.
-    assert read_labels(file, names, ("dog", "0")).tolist() == [1, -1, 0]
+    assert read_labels(file, names, ("dog", "0")).labels.tolist() == [1, -1, 0]
     np.save(tmp_path / "truth.npy", np.array([3, -7, 0], dtype=np.int32))
-    assert read_labels(tmp_path / "truth.npy", names, CLASSES).tolist() == [3, -1, 0]
+    assert read_labels(tmp_path / "truth.npy", names, CLASSES).labels.tolist() == [3, -1, 0]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("path,label\nc.png,fox\n", "entry 1 has the unknown class 'fox'; the classes are ant, bee, cat, dog"),
-        ("path,label\nc.png,0\n", "unknown class '0'"),
-        ("path,label\nc.png,ant\nc.png,bee\n", "'c.png' twice"),
-        ("path,label\nd.png,ant\n", "none of the rows, such as 'a.png'"),
-        ("file,label\nc.png,ant\n", "path or row, and label"),
+        ("path,label\nc.png,fox\n", "line 2: 'fox' is no class; the classes are ant, bee, cat, dog"),
+        ("path,label\nc.png,0\n", "'0' is no class"),
+        ("path,label\nc.png,ant\nc.png,bee\n", "lines 2 and 3 are both path 'c.png'"),
+        ("path,label\nd.png,ant\n", "none of the rows: the first is 'd.png', and the first row without one 'a.png'"),
+        ("picture,label\nc.png,ant\n", "path or row, and label"),
         ("path\nc.png\n", "path or row, and label"),
-        ("row,label\n3,ant\n", "row '3', but rows are 0 to 2"),
-        ("row,label\n1,4\n", "unknown class '4'"),
-        ("", "path or row"),
+        ("row,label\n3,ant\n", "line 2: there is no row '3'; rows are 0 to 2"),
+        ("row,label\n1,4\n", "'4' is no class"),
+        ("", "first line must name the columns"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(text: str, words: str, tmp_path: Path):
@@ -363,6 +363,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
         ("t.json", '{"dog": 1, "ant": 2, "bee": 0, "cat": 1.0}'),
         ("t.csv", "class,weight\ndog,1\nant,2\nbee,0\ncat,1\n"),
         ("t.txt", "ant,.5\nbee,0\n\ncat,.25\ndog,.25\n"),
+        ("t.csv", "ant;0,5\nbee;0\ncat;0,25\ndog;,25\n"),
+        ("t.tsv", "Class\tWeight\nant\t2\nbee\t0\ncat\t1\ndog\t1\n"),
     ],
 )
 def test_targets_of_files_are_shares(name: str, text: str, tmp_path: Path):
@@ -383,10 +385,10 @@ def test_targets_of_files_are_shares(name: str, text: str, tmp_path: Path):
         ("t.csv", "ant,many\nbee,1\ncat,1\ndog,1\n", "'ant' is 'many'"),
         ("t.json", '{"ant": "1", "bee": 1, "cat": 1, "dog": 1}', "'ant' is '1'"),
         ("t.csv", "ant,0\nbee,0\ncat,0\ndog,0\n", "all weights are 0"),
-        ("t.csv", "ant;1\n", "'ant;1' is not class,weight"),
+        ("t.csv", "ant 1\n", "line 1: 'ant 1' is not class,weight"),
         ("t.json", "[1, 2]", "object of class and weight"),
         ("t.json", "{", "not JSON"),
-        ("t.csv", "", "'ant'"),
+        ("t.csv", "", "it is empty"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(name: str, text: str, words: str, tmp_path: Path):

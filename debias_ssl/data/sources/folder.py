@@ -1,7 +1,7 @@
 """The data set `folder`: image files in folders, label files, lists of paths and tar files."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,13 @@ from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.identity import Listed, each_once, separated
 from debias_ssl.data.sources.images import UNKNOWN, Data, Images, common_parent
 from debias_ssl.data.sources.label_files import (
+    LabelFile,
     confident,
     has_confidence,
-    inside,
     read_classes,
     read_confidence,
     read_label_file,
-    read_text,
+    read_list,
 )
 from debias_ssl.data.sources.listing import FileNames, find_images, joined, shared_listing
 from debias_ssl.data.sources.shard_index import EXTENSIONS
@@ -24,15 +24,46 @@ from debias_ssl.data.sources.shards import is_shards, member_named, on_disk, ope
 from debias_ssl.system.errors import InputError, shortened
 
 
-def find_files(where: str, setting: str, root: str | None = None) -> Images:
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Files, and names of their classes, which are empty where they are unknown."""
+
+    paths: FileNames | list[Path]
+    labels: list[str]
+    notes: tuple[str, ...] = ()
+
+
+def find_files(where: str, setting: str, root: str | None = None, root_setting: str = "--root") -> Images:
     """Files of a folder of any depth, an image, a text file of paths, a CSV file with a path column, or tar files.
 
     Labels are left out.
+
+    Args:
+        where: the value of a setting.
+        setting: its name, for errors.
+        root: what the paths of a list are relative to, below which they must lie; None is the folder of the list.
+        root_setting: by which users name it.
+
+    Raises:
+        InputError: there are no images, or the root is for no list.
     """
+    if root is not None and not is_list(where):
+        raise InputError(f"{root_setting} is for lists and CSV files, which {setting} {where!r} is not: leave it out")
     if is_shards(where):
         return images_in_shards(where, (), setting)
-    paths, _ = _unlabeled_files(where, None if root is None else Path(root), setting)
-    return images_of_files(paths, [""] * len(paths), (), where)
+    listed = _unlabeled_files(where, None if root is None else Path(root), setting, root_setting=root_setting)
+    return _images_of(replace(listed, labels=[""] * len(listed.labels)), (), where)
+
+
+def is_list(where: str) -> bool:
+    """Whether a setting means a text file of paths or a CSV file."""
+    path = Path(where)
+    return path.is_file() and not is_shards(where) and path.suffix.lower() not in EXTENSIONS
+
+
+def is_table(path: Path) -> bool:
+    """Whether a list of images names its columns."""
+    return path.suffix.lower() in (".csv", ".tsv")
 
 
 def listed_images(paths: Sequence[str | Path], setting: str) -> Images:
@@ -46,8 +77,10 @@ def listed_images(paths: Sequence[str | Path], setting: str) -> Images:
     return images_of_files([Path(name) for name in names], [""] * len(names), (), setting)
 
 
-def folder_of(where: str, images: Images) -> Path:
-    """The folder that the paths of `find_files(where)` are written relative to: the one named, or that of the list."""
+def folder_of(where: str, images: Images, root: str | None = None) -> Path:
+    """The folder that the paths of `find_files` are written relative to: the one named, or that of the list."""
+    if root is not None:
+        return Path(root)
     if is_shards(where):
         return common_parent([file.path for file in on_disk(images.names)])
     return Path(where) if Path(where).is_dir() else Path(where).parent
@@ -60,10 +93,9 @@ def read_folder(config: SourceConfig) -> Data:
             "data.name 'folder' needs data.labeled and data.test: a class tree or a CSV of path,label each"
         )
     labeled_in, root = Path(config.labeled), None if config.root is None else Path(config.root)
-    paths, names = labeled_files(config.labeled, root, "data.labeled", config.cache)
-    known = read_classes(labeled_in) if config.chooses_rows else ()
-    classes = _class_names([*names, *known])
-    labeled = each_once(images_of_files(paths, names, classes, config.labeled), classes, config.labeled)
+    listed = labeled_files(config.labeled, root, "data.labeled", config.cache)
+    classes = _class_names([*listed.labels, *(read_classes(labeled_in) if config.chooses_rows else ())])
+    labeled = each_once(_images_of(listed, classes, config.labeled), classes, config.labeled)
     notes, unlabeled = labeled.notes, None
     if config.chooses_rows:
         labeled, unlabeled = _chosen(labeled, config, len(classes))
@@ -71,8 +103,8 @@ def read_folder(config: SourceConfig) -> Data:
         if is_shards(config.unlabeled):
             images = images_in_shards(config.unlabeled, classes, "data.unlabeled", config.cache)
         else:
-            paths, names = _unlabeled_files(config.unlabeled, root, "data.unlabeled", config.cache)
-            images = images_of_files(paths, names, classes, config.unlabeled)
+            listed = _unlabeled_files(config.unlabeled, root, "data.unlabeled", config.cache, classes)
+            images = _images_of(listed, classes, config.unlabeled)
         unlabeled = each_once(images, classes, config.unlabeled)
         notes += unlabeled.notes
     test = _read_test(config, classes)
@@ -98,8 +130,8 @@ def _read_test(config: SourceConfig, classes: tuple[str, ...]) -> Listed:
     if config.test is None:
         raise InputError("there are no test images: set data.test to a class tree or a CSV of path,label")
     root = None if config.root is None else Path(config.root)
-    test = images_of_files(*labeled_files(config.test, root, "data.test", config.cache), classes, config.test)
-    return each_once(test, classes, config.test)
+    listed = labeled_files(config.test, root, "data.test", config.cache, classes)
+    return each_once(_images_of(listed, classes, config.test), classes, config.test)
 
 
 def _chosen(listed: Listed, config: SourceConfig, num_classes: int) -> tuple[Listed, Listed]:
@@ -128,6 +160,11 @@ def images_of_files(paths: FileNames | list[Path], names: list[str], classes: tu
     labels = np.array([number[name] for name in names], dtype=np.int64)
     files = paths if isinstance(paths, FileNames) else [member_named(str(path)) or str(path) for path in paths]
     return Images(pixels=None, labels=labels, names=files)
+
+
+def _images_of(found: Found, classes: tuple[str, ...], where: str) -> Images:
+    images = images_of_files(found.paths, found.labels, classes, where)
+    return replace(images, notes=(*images.notes, *found.notes))
 
 
 def images_in_shards(where: str, classes: tuple[str, ...], setting: str, cache: str | None = None) -> Images:
@@ -174,18 +211,20 @@ def _shown_folders(folder: Path) -> list[Path]:
 
 
 def labeled_files(
-    where: str, root: Path | None, setting: str, cache: str | None = None
-) -> tuple[FileNames | list[Path], list[str]]:
+    where: str, root: Path | None, setting: str, cache: str | None = None, classes: Collection[str] = ()
+) -> Found:
     """Paths and class names from a class tree or a CSV file."""
     path = Path(where)
     if path.is_file():
-        paths, names = read_label_file(path, root)
-        if "" in names:
-            raise InputError(f"{path}: {paths[names.index('')]} has no label")
-        return paths, names
+        return _of_rows(read_label_file(path, root, classes, needs_labels=True))
     if not path.is_dir():
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")
-    return shared_listing(where, cache, lambda: _tree(where, setting))
+    paths, labels = shared_listing(where, cache, lambda: _tree(where, setting))
+    return Found(paths=paths, labels=labels)
+
+
+def _of_rows(listed: LabelFile) -> Found:
+    return Found(paths=listed.paths, labels=listed.labels, notes=listed.notes)
 
 
 def _tree(where: str, setting: str) -> tuple[FileNames, list[str]]:
@@ -206,8 +245,13 @@ def _tree(where: str, setting: str) -> tuple[FileNames, list[str]]:
 
 
 def _unlabeled_files(
-    where: str, root: Path | None, setting: str, cache: str | None = None
-) -> tuple[FileNames | list[Path], list[str]]:
+    where: str,
+    root: Path | None,
+    setting: str,
+    cache: str | None = None,
+    classes: Collection[str] = (),
+    root_setting: str = "data.root",
+) -> Found:
     """Paths, and class names where they are known, of a folder of any depth, an image, a list or a CSV file."""
     path = Path(where)
     if path.is_dir():
@@ -216,16 +260,14 @@ def _unlabeled_files(
         if not len(paths):
             shards = f"; for its tar files, write {str(path / '*.tar')!r}" if any(path.glob("*.tar")) else ""
             raise InputError(f"{setting} is {where!r}: it has no images{shards}")
-        return paths, names
+        return Found(paths=paths, labels=names)
     if not path.is_file():
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")
     if path.suffix.lower() in EXTENSIONS:
-        return [path], [""]
-    if path.suffix.lower() == ".csv":
-        return read_label_file(path, root)
-    lines = [line.strip() for line in read_text(path).split("\n")]
-    paths = [inside(line, root or path.parent, path) for line in lines if line]
-    return paths, [""] * len(paths)
+        return Found(paths=[path], labels=[""])
+    if is_table(path):
+        return _of_rows(read_label_file(path, root, classes, root_setting=root_setting))
+    return _of_rows(read_list(path, root, root_setting))
 
 
 def _images_below(folder: Path) -> tuple[FileNames, list[str]]:

@@ -91,7 +91,7 @@ def each_once(images: Images, classes: Sequence[str], where: str) -> Listed:
     keys = file_keys(images.names)
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     if len(first) == len(images):
-        return Listed(images=images, keys=keys, rows=np.arange(len(images)))
+        return Listed(images=images, keys=keys, rows=np.arange(len(images)), notes=images.notes)
     before = first[group]
     now, then = images.labels, images.labels[before]
     wrong = np.flatnonzero((now != then) & (now >= 0) & (then >= 0))
@@ -104,7 +104,7 @@ def each_once(images: Images, classes: Sequence[str], where: str) -> Listed:
         )
     rows = np.sort(first)
     note = f"{where} has {len(images) - len(rows)} files more than once: each is one image"
-    return Listed(images=images.part(rows), keys=keys[rows], rows=rows, notes=(note,))
+    return Listed(images=images.part(rows), keys=keys[rows], rows=rows, notes=(*images.notes, note))
 
 
 def among(some: Listed, others: Listed) -> Bool[np.ndarray, " N"]:

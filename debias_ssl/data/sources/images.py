@@ -26,6 +26,8 @@ class Images:
     """Positions in the list of classes, negative where the class is unknown."""
     names: Sequence[str]
     """Of decoded images, names for people, which must differ; else the paths of the files."""
+    notes: tuple[str, ...] = ()
+    """What people should know of how a list was read; parts of it have none."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,78 +1,200 @@
 """Label files: which image has which class, how confidently, and the probabilities of all classes."""
 
-import csv
-import io
 import json
 import os.path
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float64, Int64
 
+from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.data.sources.shards import member_named
+from debias_ssl.data.sources.spellings import spellings
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
+from debias_ssl.system.tables import LABELS, PATHS, check_text, read_table, read_text
+
+# What programs write where there is no label, in any case of its letters; -1 is scikit-learn's.
+UNKNOWN_WORDS = {"", "nan", "none", "null", "na", "<na>", "n/a", "#n/a", "-1"}
+# By what part of itself float16 rounds a probability at most, or decides a tie; and what six decimals leave out.
+ROUNDING, DECIMALS = 2**-9, 1e-6
+# Rows of probabilities that are in memory at a time.
+ROWS_CHECKED = 2**14
 
 
-def read_label_file(path: Path, root: Path | None) -> tuple[list[Path], list[str]]:
-    """Paths and class names from a CSV file with the columns path and label; an empty or missing label is unknown.
+@dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """The rows of a label file, or the lines of a list."""
 
-    Further columns are ignored. Relative paths are relative to `root`, or to the file's folder, and cannot leave it.
-    They may go on into tar files.
+    paths: list[Path]
+    labels: list[str]
+    """Names of classes; empty where unknown."""
+    lines: list[int]
+    """Numbers of the lines that the rows end in."""
+    notes: tuple[str, ...]
+    """What people should know of how it was read."""
+
+
+def read_label_file(
+    path: Path,
+    root: Path | None,
+    classes: Collection[str] = (),
+    *,
+    root_setting: str = "data.root",
+    needs_labels: bool = False,
+) -> LabelFile:
+    """Paths and class names from a CSV or TSV file, which has more of them under usual names of columns.
+
+    Further columns are ignored. Relative paths are relative to `root`, or to the file's folder, absolute ones must lie
+    below it, and none leaves it. They may go on into tar files.
+
+    Args:
+        path: the file.
+        root: the folder that a user named.
+        classes: names that are classes even if they are words for an unknown one, such as "None".
+        root_setting: by which users name the folder.
+        needs_labels: whether an unknown label is an error.
+
+    Raises:
+        InputError: the file or a row cannot be used.
     """
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    if "path" not in (rows.fieldnames or []):
-        raise InputError(f"{path}: the first line must name the columns, path and label; it is {rows.fieldnames}")
-    paths, names = [], []
-    for row in rows:
-        paths.append(inside(row["path"] or "", root or path.parent, path))
-        names.append((row.get("label") or "").strip())
-    if not paths:
+    table = read_table(path)
+    key, label = table.column(PATHS), table.column(LABELS)
+    if key is None:
+        raise InputError(f"{path}: the first line must name the columns, path and label; it is {[*table.header]}")
+    names, labels, words = [], [], []
+    for line, cells in table:
+        name, word = cells[key], "" if label is None else cells[label].strip()
+        check_text(word, path, line)
+        if not name.strip():
+            raise InputError(f"{path}, line {line}: there is no path")
+        # "None" may be a class.
+        if is_unknown(word, classes) and not (word and word in read_classes(path)):
+            if needs_labels:
+                meant = f": {word!r} says that it is unknown, unless a classes.json beside the file lists it"
+                raise InputError(f"{path}, line {line}: {name} has no label{meant if word else ''}")
+            words += [word] if word else []
+            word = ""
+        names.append((line, name))
+        labels.append(word)
+    if not names:
         raise InputError(f"{path} lists no images")
-    return paths, names
+    notes = table.notes(PATHS, LABELS)
+    if words:
+        notes.append(f"{path}: {len(words)} labels, such as {words[0]!r}, say that the class is unknown")
+    return _found(path, root, root_setting, names, labels, notes)
 
 
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text") from error
+def read_list(path: Path, root: Path | None, root_setting: str = "data.root") -> LabelFile:
+    """Paths from a text file of one a line, as `read_label_file` takes them.
+
+    Raises:
+        InputError: the file or a line cannot be used.
+    """
+    lines = enumerate(read_text(path).replace("\r\n", "\n").split("\n"), start=1)
+    names = [(line, name) for line, name in lines if name.strip()]
+    if not names:
+        raise InputError(f"{path} lists no images")
+    return _found(path, root, root_setting, names, [""] * len(names), [])
 
 
-def inside(name: str, root: Path, listed_in: Path) -> Path:
-    path = Path(os.path.normpath(root / name))
-    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
-        raise InputError(f"{listed_in}: {name!r} lies outside {str(root)!r}; set data.root to a folder that holds it")
-    if not path.is_file() and member_named(str(path)) is None:
-        raise InputError(f"{listed_in}: there is no file {str(path)!r}")
-    return path
+def is_unknown(label: str, classes: Collection[str]) -> bool:
+    """Whether a label is a word for an unknown one, and not the name of a class."""
+    return label.lower() in UNKNOWN_WORDS and label not in classes
+
+
+def _found(
+    path: Path, root: Path | None, root_setting: str, names: list[tuple[int, str]], labels: list[str], notes: list[str]
+) -> LabelFile:
+    """The files that have these names."""
+    places = _Places(listed_in=path, root=path.parent if root is None else root)
+    paths, respelled = [], []
+    for line, name in names:
+        found = places.find(name)
+        if found is None:
+            raise InputError(f"{path}, line {line}: {_what_is_wrong(places, name, names, root, root_setting)}")
+        paths.append(found[0])
+        respelled += [(name, found[1])] if found[1] != name else []
+    if respelled:
+        told = " is found as ".join(map(repr, respelled[0]))
+        notes.append(f"{path}: {len(respelled)} paths are spelled otherwise than their files: {told}")
+    return LabelFile(paths=paths, labels=labels, lines=[line for line, _ in names], notes=tuple(notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """Where the files of a list may be."""
+
+    listed_in: Path
+    root: Path
+    """The folder below which they must lie."""
+
+    def find(self, name: str) -> tuple[Path, str] | None:
+        """The file that a name means, and the spelling that it was found by."""
+        for spelled in spellings(name):
+            for path in self.below(spelled):
+                if os.path.isfile(path) or member_named(path) is not None:
+                    return Path(path), spelled
+        return None
+
+    def below(self, name: str) -> Iterator[str]:
+        """Paths that a name may mean, of those that lie below the root: relative to the root, then to the list."""
+        for folder in dict.fromkeys((self.root, self.listed_in.parent)):
+            path = os.path.normpath(folder / name)
+            if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
+                yield path
+        if os.path.isabs(name):
+            # The root, or a folder above it, may be a link.
+            inner = os.path.relpath(os.path.realpath(name), os.path.realpath(self.root))
+            if inner.split(os.sep)[0] != os.pardir:
+                yield str(self.root / inner)
+
+
+def _what_is_wrong(
+    places: _Places, name: str, names: list[tuple[int, str]], root: Path | None, root_setting: str
+) -> str:
+    """Why a name means no file, and how to mend it."""
+    folder, verb = str(places.root), f"set {root_setting} to"
+    if root_setting.startswith("--"):
+        verb = f"pass {root_setting}"
+    path = next(places.below(name), None)
+    if path is None:
+        folders = {os.path.dirname(os.path.abspath(places.listed_in.parent / each)) for _, each in names}
+        common = os.path.commonpath(folders)
+        hint = repr(common) if common != os.sep else "a folder that holds it"
+        return f"{name!r} lies outside {folder!r}; to read files there, {verb} {hint}"
+    hint = f"is {root_setting} right?" if root else f"where paths are not relative to {folder!r}, {verb} their folder"
+    return f"there is no file {path!r}; {hint}"
 
 
 def read_confidence(path: Path) -> Float64[np.ndarray, " N"]:
-    """The confidence column of a label file."""
+    """The confidence column of a label file.
+
+    Raises:
+        InputError: it has none, or a confidence is not a number in [0, 1].
+    """
     if not path.is_file():
         raise InputError(f"{str(path)!r} is not a CSV file with a confidence column, as debias-ssl label writes one")
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    if "confidence" not in (rows.fieldnames or []):
-        raise InputError(f"{path} has no confidence column; its columns are {rows.fieldnames}")
-    values = [row["confidence"] for row in rows]
-    try:
-        confidence = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: a confidence is not a number: {reason(error)}") from error
-    if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise InputError(
-            f"{path}: row {int(np.argmin((confidence >= 0) & (confidence <= 1))) + 1} has a confidence outside [0, 1]"
-        )
-    return confidence
+    table = read_table(path)
+    column = table.column(("confidence",))
+    if column is None:
+        raise InputError(f"{path} has no confidence column; its columns are {[*table.header]}")
+    values = []
+    for line, cells in table:
+        try:
+            values.append(table.number(cells[column]))
+        except ValueError as error:
+            raise InputError(f"{path}, line {line}: the confidence {cells[column]!r} is not a number") from error
+        if not 0 <= values[-1] <= 1:
+            raise InputError(f"{path}, line {line}: the confidence {cells[column]} is outside [0, 1]")
+    return np.array(values, dtype=np.float64)
 
 
 def has_confidence(path: Path) -> bool:
     """Whether labels are a model's, which says how confident it is, and not what people have seen."""
-    return path.is_file() and "confidence" in (csv.DictReader(io.StringIO(read_text(path))).fieldnames or [])
+    return path.is_file() and read_table(path).column(("confidence",)) is not None
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -86,6 +208,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise InputError(f"{names} is not a list of class names: {reason(error)}") from error
     if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
         raise InputError(f"{names} is not a list of class names")
+    for name in classes:
+        check_text(name, names)
     return tuple(classes)
 
 
@@ -118,20 +242,22 @@ def read_probs(
         classes: the order of the columns.
 
     Raises:
-        InputError: files are missing or do not fit together, or none of the images is listed.
+        InputError: files are missing or do not fit together, or none of the images is listed. Where somebody has sorted
+            labels.csv, its rows are no longer those of the probabilities.
     """
     own = read_classes(folder / "labels.csv")
     if set(own) != set(classes):
         differing = sorted(set(own) ^ set(classes))
         raise InputError(f"data.probs: the classes of {str(folder)!r} are others, such as {differing[:1] or 'none'}")
-    paths, _ = read_label_file(folder / "labels.csv", root)
+    listed = read_label_file(folder / "labels.csv", root, own)
     try:
         probs = read_array(folder / "probs.npy", "r")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {str(folder / 'probs.npy')!r}: {reason(error)}") from error
-    if probs.shape != (len(paths), len(own)):
+    if probs.shape != (len(listed.paths), len(own)):
         raise InputError(f"{str(folder / 'probs.npy')!r} is {probs.shape}, labels.csv and classes.json say otherwise")
-    row = {os.path.abspath(path): i for i, path in enumerate(paths)}
+    _check_rows(folder / "labels.csv", listed, own, probs)
+    row = {os.path.abspath(path): i for i, path in enumerate(listed.paths)}
     found = np.array([row.get(os.path.abspath(name), -1) for name in names])
     if (found < 0).all():
         raise InputError(
@@ -141,3 +267,30 @@ def read_probs(
     columns = [own.index(name) for name in classes]
     given[found >= 0] = probs[found[found >= 0]][:, columns]
     return given
+
+
+def _check_rows(path: Path, listed: LabelFile, classes: tuple[str, ...], probs: Float16[np.ndarray, "N C"]) -> None:
+    """Raises InputError where a row of labels.csv has not the label or the confidence of its row of probs.npy.
+
+    Of two classes whose probabilities differ by the rounding of float16 alone, either may be the label.
+    """
+    number = {name: k for k, name in enumerate(classes)} | {"": UNKNOWN}
+    labels = np.array([number.get(label, len(classes)) for label in listed.labels])
+    confidence = read_confidence(path) if has_confidence(path) else None
+    for first in range(0, len(labels), ROWS_CHECKED):
+        rows = np.arange(first, min(first + ROWS_CHECKED, len(labels)))
+        part, label = np.asarray(probs[rows], dtype=np.float64), labels[rows]
+        highest, known = part.max(1), (label >= 0) & (label < len(classes))
+        own = part[np.arange(len(rows)), np.where(known, label, 0)]
+        rounding = ROUNDING * highest + DECIMALS
+        wrong = (label == len(classes)) | known & (own < highest - rounding)
+        if confidence is not None:
+            wrong |= np.abs(confidence[rows] - highest) > rounding
+        if wrong.any():
+            i = int(wrong.argmax())
+            told = "" if confidence is None else f" with confidence {confidence[rows[i]]:.3f}"
+            raise InputError(
+                f"{path}, line {listed.lines[rows[i]]}: {listed.labels[rows[i]]!r}{told}, but row {rows[i]} of "
+                f"probs.npy has {classes[int(part[i].argmax())]!r} with {highest[i]:.3f}: labels.csv was sorted or "
+                "changed; put it back as it was written, or make the folder anew"
+            )

@@ -1,4 +1,6 @@
 import json
+import os
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 
 from debias_ssl.contract import Place
 from debias_ssl.data.config import DataConfig
-from debias_ssl.data.sources.label_files import confident, read_confidence, read_probs
+from debias_ssl.data.sources.label_files import confident, read_confidence, read_label_file, read_list, read_probs
 from debias_ssl.data.sources.load import load_data
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.methods import DebiasPL, FixMatch
@@ -17,8 +19,8 @@ from debias_ssl.system.errors import InputError
 ROWS = (
     "path,label,confidence",
     "0.png,dog,0.99",
-    "1.png,cat,0.30",
-    "2.png,dog,0.40",
+    "1.png,cat,0.55",
+    "2.png,dog,0.60",
     "3.png,cat,0.96",
     "4.png,dog,0.95",
 )
@@ -36,8 +38,14 @@ def labels(tmp_path: Path, paint) -> Path:
     folder.mkdir()
     (folder / "labels.csv").write_text("\n".join(ROWS) + "\n")
     (folder / "classes.json").write_text(json.dumps(CLASSES))
-    # Row i gives class k the probability (10 i + k) / 100, in the order of CLASSES.
-    np.save(folder / "probs.npy", (np.arange(5)[:, None] * 10 + np.arange(3)).astype(np.float16) / 100)
+    # Row i gives its label the confidence, and the other two classes i % of what is left and the rest.
+    probs = np.zeros((5, 3))
+    for i, row in enumerate(ROWS[1:]):
+        _, label, confidence = row.split(",")
+        left = 1 - float(confidence)
+        others = [k for k, name in enumerate(CLASSES) if name != label]
+        probs[i, CLASSES.index(label)], probs[i, others] = float(confidence), (left * i / 100, left * (1 - i / 100))
+    np.save(folder / "probs.npy", probs.astype(np.float16))
     return folder
 
 
@@ -93,10 +101,10 @@ def test_a_confidence_that_no_row_has_is_told_with_the_highest(labels: Path):
     ("rows", "message"),
     [
         (("path,label", "0.png,dog"), "has no confidence column"),
-        (("path,label,confidence", "0.png,dog,high"), "a confidence is not a number"),
-        (("path,label,confidence", "0.png,dog"), "row 1 has a confidence outside"),
-        (("path,label,confidence", "0.png,dog,0.5", "1.png,dog,1.5"), r"row 2 has a confidence outside"),
-        (("path,label,confidence", "0.png,dog,nan"), r"row 1 has a confidence outside"),
+        (("path,label,confidence", "0.png,dog,high"), "line 2: the confidence 'high' is not a number"),
+        (("path,label,confidence", "0.png,dog"), "line 2: the confidence '' is not a number"),
+        (("path,label,confidence", "0.png,dog,0.5", "1.png,dog,1.5"), r"line 3: the confidence 1.5 is outside"),
+        (("path,label,confidence", "0.png,dog,nan"), r"line 2: the confidence nan is outside"),
     ],
 )
 def test_a_file_without_confidences_is_refused(labels: Path, rows: tuple[str, ...], message: str):
@@ -139,16 +147,15 @@ def test_given_probabilities_follow_images_and_classes_by_name(labels: Path, tmp
     assert task.teacher_probs is not None
     names = short(task.data.train.names)
     # Classes are cat, dog, owl here, and owl, dog, cat in the file.
-    expected = [[10 * int(name[0]) + k for k in (2, 1, 0)] for name in names]
-    np.testing.assert_allclose(task.teacher_probs.astype(float) * 100, expected, atol=0.02)
+    expected = np.load(labels / "probs.npy")[[int(name[0]) for name in names]][:, ::-1]
+    np.testing.assert_array_equal(task.teacher_probs, expected)
     stream = task.training_stream(
         DebiasPL(task.problem(1), assist_threshold=0.4), seed=0, batch_size=2, unlabeled_ratio=3, balanced=False
     )
     batch = next(stream.batches(0, 1))
     unlabeled = [names[i] for i in task.split.unlabeled]
     assert batch.teacher_probs is not None
-    firsts = (batch.teacher_probs[:, 2] * 10).round().int().tolist()
-    assert firsts == [int(unlabeled[i][0]) for i in batch.index.tolist()]
+    assert batch.teacher_probs.tolist() == [task.teacher_probs[names.index(unlabeled[i])].tolist() for i in batch.index]
     # A method that does not ask is given nothing.
     stream = task.training_stream(FixMatch(task.problem(1)), seed=0, batch_size=2, unlabeled_ratio=3, balanced=False)
     assert next(stream.batches(0, 1)).teacher_probs is None
@@ -157,7 +164,7 @@ def test_given_probabilities_follow_images_and_classes_by_name(labels: Path, tmp
 def test_images_that_are_not_listed_get_zeros(labels: Path, paint):
     other = str(paint(labels.parent / "images" / "new.png", 3))
     given = read_probs(labels, labels.parent / "images", [other, str(labels.parent / "images" / "1.png")], CLASSES)
-    assert given[0].tolist() == [0, 0, 0] and given[1].tolist() == pytest.approx([0.1, 0.11, 0.12], abs=1e-3)
+    assert given[0].tolist() == [0, 0, 0] and given[1].tolist() == np.load(labels / "probs.npy")[1].tolist()
 
 
 def test_a_method_that_needs_probabilities_says_what_to_set(labels: Path, tmp_path: Path):
@@ -186,3 +193,161 @@ def test_probabilities_that_do_not_fit_are_refused(labels: Path, tmp_path: Path)
     (labels / "classes.json").write_text("{}")
     with pytest.raises(InputError, match=r"classes\.json is not a list of class names"):
         read([images])
+
+
+# What people and programs write.
+
+
+def listed(folder: Path, data: str | bytes, root: Path | None = None, name: str = "list.csv", **settings: Any):
+    (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
+    return read_label_file(folder / name, root, **settings)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of files, of which only the names matter."""
+    for name in ("a.png", "b.png", "deep/c d.png", "é.png", " e .png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [("path", "label"), (" Path ", " Label"), ("File Name", "class"), ("filename", "class_name"), ("image_path", "y")],
+)
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_usual_names_of_columns_are_understood(images, key, label, delimiter, encoding):
+    rows = [["nr", key, label], ["7", "a.png", "cat"], ["", "", ""], ["8", "é.png", " dog "], []]
+    text = "".join(delimiter.join(row) + "\r\n" for row in rows)
+    found = listed(images, text.encode(encoding))
+    assert (found.paths, found.labels, found.lines) == ([images / "a.png", images / "é.png"], ["cat", "dog"], [2, 4])
+    assert found.notes == (f"{images / 'list.csv'}: 1 empty rows are left out",)
+
+
+def test_the_more_exact_column_is_taken_and_told(images):
+    found = listed(images, "id,category,file,label\n1,pet,a.png,cat\n")
+    assert (found.paths, found.labels) == ([images / "a.png"], ["cat"])
+    assert [note.partition(": ")[2] for note in found.notes] == [
+        "of the columns 'id', 'file', 'file' is taken for the path",
+        "of the columns 'category', 'label', 'label' is taken for the label",
+    ]
+
+
+@pytest.mark.parametrize("name", ["deep\\c d.png", "deep/c%20d.png", "./deep/../deep/c d.png", " deep/c d.png "])
+def test_paths_may_be_spelled_as_elsewhere(images, name):
+    found = listed(images, f"path,label\n{name},cat\n")
+    assert found.paths == [images / "deep" / "c d.png"]
+    assert ("1 paths are spelled otherwise than their files" in "".join(found.notes)) == (not name.startswith("./"))
+
+
+def test_the_file_that_is_named_exactly_is_meant(images):
+    (images / "e .png").touch()
+    (images / "a%20b.png").touch()
+    (images / "a b.png").touch()
+    found = listed(images, "path\n e .png\na%20b.png\n")
+    assert found.paths == [images / " e .png", images / "a%20b.png"] and not found.notes
+
+
+def test_names_and_classes_of_other_forms_of_unicode(images):
+    name = unicodedata.normalize("NFD", "é.png")
+    assert listed(images, f"path\n{name}\n").paths == [images / "é.png"]
+
+
+def test_a_name_that_is_no_utf_8_is_read_as_it_was_written(images):
+    path = Path(os.fsdecode(os.fsencode(images) + b"/\xff.png"))
+    path.touch()
+    assert listed(images, b"path,label\n\xff.png,cat\n").paths == [path]
+    (images / "list.txt").write_bytes(b"\xff.png\r\n\r\n a.png\n")
+    found = read_list(images / "list.txt", None)
+    assert (found.paths, found.lines) == ([path, images / "a.png"], [1, 3])
+
+
+def test_a_class_that_is_no_text_is_refused_with_its_line(images):
+    with pytest.raises(InputError, match=r"list\.csv, line 3: b'K\\xe4fer' is not UTF-8 text: save the file as UTF-8"):
+        listed(images, b"path,label\na.png,cat\nb.png,K\xe4fer\n")
+
+
+@pytest.mark.parametrize("word", ["NaN", "None", "null", "-1", "NA", "#N/A", "<NA>"])
+def test_words_for_no_label_are_unknown_unless_they_are_classes(images, word):
+    text = f"path,label\na.png,cat\nb.png,{word}\n"
+    assert listed(images, text).labels == ["cat", ""]
+    assert f"1 labels, such as {word!r}, say that the class is unknown" in listed(images, text).notes[0]
+    assert listed(images, text, classes=(word,)).labels == ["cat", word]
+    with pytest.raises(InputError, match=rf"line 3: b\.png has no label: '{word}' says that it is unknown, unless a"):
+        listed(images, text, needs_labels=True)
+    (images / "classes.json").write_text(json.dumps(["cat", word]))
+    assert listed(images, text, needs_labels=True).labels == ["cat", word]
+
+
+# Paths that are not below the list.
+
+
+def test_absolute_paths_below_the_root_are_used(images, tmp_path):
+    (tmp_path / "lists").mkdir()
+    for name in (str(images / "a.png"), "../images/a.png", "a.png"):
+        assert listed(tmp_path / "lists", f"path\n{name}\n", images).paths == [images / "a.png"]
+
+
+def test_the_root_may_be_named_by_a_link(images, tmp_path):
+    (tmp_path / "link").symlink_to(images, target_is_directory=True)
+    assert listed(tmp_path, f"path\n{images / 'a.png'}\n", tmp_path / "link").paths == [tmp_path / "link" / "a.png"]
+    found = listed(tmp_path, f"path\n{tmp_path / 'link' / 'a.png'}\n", images)
+    assert found.paths == [images / "a.png"]
+
+
+@pytest.mark.parametrize(("setting", "words"), [("data.root", "set data.root to"), ("--root", "pass --root")])
+def test_what_lies_elsewhere_is_told_with_the_folder_of_all(images, tmp_path, setting, words):
+    (tmp_path / "lists").mkdir()
+    names = f"path\n../images/deep/c d.png\n{images / 'a.png'}\n"
+    with pytest.raises(InputError, match="line 2: '../images/deep/c d.png' lies outside") as caught:
+        listed(tmp_path / "lists", names, root_setting=setting)
+    assert f"to read files there, {words} {str(images)!r}" in str(caught.value)
+    assert len(listed(tmp_path / "lists", names, images).paths) == 2
+
+
+@pytest.mark.parametrize(("setting", "words"), [("data.root", "set data.root to"), ("--root", "pass --root")])
+def test_a_path_of_no_file_says_what_it_is_relative_to(images, setting, words):
+    with pytest.raises(InputError, match=f"where paths are not relative to .*, {words} their folder"):
+        listed(images, "path\nx.png\n", root_setting=setting)
+    with pytest.raises(InputError, match=f"is {setting} right"):
+        listed(images, "path\nx.png\n", images, root_setting=setting)
+
+
+# Rows of labels.csv and of probs.npy.
+
+
+def test_labels_that_somebody_has_sorted_are_refused_with_the_row(labels: Path):
+    images, first = [str(labels.parent / "images" / "0.png")], (labels / "labels.csv").read_text()
+    read_probs(labels, labels.parent / "images", images, CLASSES)
+    head, *rows = ROWS
+    for changed in (sorted(rows, key=lambda row: row.split(",")[2]), [rows[0], rows[2], rows[1], *rows[3:]]):
+        (labels / "labels.csv").write_text("\n".join([head, *changed]) + "\n")
+        with pytest.raises(InputError, match=r"labels\.csv, line \d: .*probs\.npy has '.*sorted or changed"):
+            read_probs(labels, labels.parent / "images", images, CLASSES)
+    (labels / "labels.csv").write_text(first.replace("0.png,dog,0.99", "0.png,cat,0.99"))
+    with pytest.raises(InputError, match=r"line 2: 'cat' with confidence 0\.990, but row 0 of probs\.npy has 'dog'"):
+        read_probs(labels, labels.parent / "images", images, CLASSES)
+
+
+def test_labels_of_close_probabilities_and_without_confidence_are_accepted(labels: Path):
+    images = [str(labels.parent / "images" / "0.png")]
+    close = np.tile(np.array([0.1, 0.45, 0.4501], dtype=np.float16), (5, 1))
+    np.save(labels / "probs.npy", close)
+    rows = ["path,label,confidence", *(f"{i}.png,{('dog', 'cat')[i % 2]},0.45005" for i in range(5))]
+    (labels / "labels.csv").write_text("\n".join(rows) + "\n")
+    read_probs(labels, labels.parent / "images", images, CLASSES)
+    (labels / "labels.csv").write_text("\n".join(row.rpartition(",")[0] for row in rows) + "\n")
+    read_probs(labels, labels.parent / "images", images, CLASSES)
+    (labels / "labels.csv").write_text("\n".join(row.rpartition(",")[0].replace("dog", "owl") for row in rows) + "\n")
+    with pytest.raises(InputError, match="line 2: 'owl', but row 0"):
+        read_probs(labels, labels.parent / "images", images, CLASSES)
+
+
+def test_a_spreadsheets_decimal_commas_are_confidences(labels: Path):
+    text = (labels / "labels.csv").read_text()
+    (labels / "labels.csv").write_text("sep=;\r\n" + text.replace(",", ";").replace(".", ",").replace(",png", ".png"))
+    assert read_confidence(labels / "labels.csv").tolist() == [0.99, 0.55, 0.6, 0.96, 0.95]
+    read_probs(labels, labels.parent / "images", [str(labels.parent / "images" / "0.png")], CLASSES)
