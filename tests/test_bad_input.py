@@ -202,12 +202,23 @@ def test_images_of_any_name_are_labeled(tmp_path: Path, monkeypatch, capsys):
     predict.main(["--run", str(run), "--images", images, "--workers", "0", "--out", str(tmp_path / "p.csv")])
     with (tmp_path / "p.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert {Path(row["path"]).name for row in csv.DictReader(file)} == {Path(path).name for path in listed}
-    # What was written is read again, by the reader of label files: it can name them, or says which line it cannot.
-    try:
-        paths, _ = read_label_file(tmp_path / "out" / "labels.csv", tmp_path / "images")
-        assert len(paths) == len(listed)
-    except InputError as error:
-        assert "labels.csv" in str(error)
+    # What was written is read again: by the trainer's reader, as a list to label, and as truth.
+    painted = {Path(os.path.abspath(tmp_path / "images" / name)) for name in listed}
+    for file in (tmp_path / "out" / "labels.csv", tmp_path / "p.csv"):
+        assert {Path(os.path.abspath(path)) for path in read_label_file(file, tmp_path / "images").paths} == painted
+    flags = ["--classes", str(tmp_path / "classes.txt"), "--model", model, "--workers", "0", "--precision", "fp32"]
+    flags += ["--images", str(tmp_path / "out" / "labels.csv"), "--root", images]
+    capsys.readouterr()
+    label.main([*flags, "--truth", str(tmp_path / "out" / "labels.csv"), "--out", str(tmp_path / "again")])
+    number = len(painted)
+    assert f"{number} of {number} rows of {tmp_path / 'out' / 'labels.csv'} matched" in capsys.readouterr().out
+    assert (tmp_path / "again" / "labels.csv").read_bytes() == (tmp_path / "out" / "labels.csv").read_bytes()
+    assert json.loads((tmp_path / "again" / "summary.json").read_text())["debiased"]["accuracy"] == 1
+    data = {"labeled": tmp_path / "out" / "labels.csv", "test": tmp_path / "out" / "labels.csv", "root": images}
+    data |= {"name": "folder", "image_size": 8, "labels_per_class": "null", "probs": tmp_path / "out"}
+    settings = [f"--data.{name}={value}" for name, value in data.items()]
+    flags = ["--steps", "1", "--checkpoint_every", "1", "--eval_every", "1", "--batch_size", "2", *settings]
+    train.main(["--config", str(DIGITS), *flags, "--out", str(tmp_path / "assisted")])
 
 
 def test_unreadable_files_are_skipped_whatever_their_names(tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import refused, rows_of
+from scipy.stats import binomtest
 
 from debias_ssl.debias import main
 
@@ -87,6 +88,50 @@ def test_predictions_of_predict_keep_their_paths(predictions: Path):
     of_probs = rows_of(out)
     assert [row["path"] for row in of_probs] == [f"img/{i}.png" for i in range(NUM)]
     assert [row["label"] for row in of_probs] == [row["label"] for row in of_logits]
+
+
+def test_figures_of_few_rows_say_of_how_many(predictions: Path, capsys):
+    truth = predictions.parent / "truth.csv"
+    right = np.load(predictions).argmax(1)
+    truth.write_text("row;label\r\n" + "".join(f"{i};{CLASSES[right[i]]}\r\n" for i in range(3)), "utf-8-sig")
+    out = run(predictions, "--truth", str(truth), "--prior", "none")
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["num"], summary["num_known"], summary["plain"]["accuracy"]) == (NUM, 3, 1)
+    expected = binomtest(3, 3).proportion_ci(method="wilson")
+    assert summary["plain"]["accuracy_interval"] == pytest.approx([expected.low, 1])
+    of_class = summary["debiased"]["recalls"][CLASSES[right[0]]]
+    number = int((right[:3] == right[0]).sum())
+    low = binomtest(number, number).proportion_ci(method="wilson").low
+    assert of_class["recall"] == 1 and of_class["interval"] == pytest.approx([low, 1])
+    said = capsys.readouterr().out
+    assert f"3 of 3 rows of {truth} matched: the classes of 3 of {NUM} are known" in said
+    assert f"of 3 of {NUM} rows, whose truth is known; accuracy, 95 % interval: plain 43.85 to 100.00 %" in said
+    assert "43.9 to 100.0\u00a0%" in (out / "report.html").read_text()
+
+
+def test_truth_whose_paths_differ_is_told(predictions: Path, capsys):
+    file, truth, logits = predictions.parent / "p.csv", predictions.parent / "t.csv", np.load(predictions)
+    rows = [f"img/{i}.png," + ",".join(map(str, row)) for i, row in enumerate(logits.astype(float).tolist())]
+    file.write_text("\n".join(["path," + ",".join(f"p_{name}" for name in CLASSES), *rows]))
+    lines = [f"img/{i}.png,{CLASSES[k]}" for i, k in enumerate(TRUTH)]
+    flags = ["--truth", str(truth), "--overwrite"]
+    # All but two rows lack the folder.
+    truth.write_text("path,label\n" + "\n".join(lines[:2] + [line.removeprefix("img/") for line in lines[2:]]))
+    summary = json.loads((run(file, *flags) / "summary.json").read_text())
+    said = capsys.readouterr()
+    assert summary["num_known"] == NUM and f"{NUM} of {NUM} rows of {truth} matched" in said.out
+    assert f"note: {truth}: {NUM - 2} paths lack 'img/', with which the rows begin: '2.png' is taken for" in said.err
+    truth.write_text("path,label\n" + "\n".join(lines[:2] + [line.replace("img", "IMG") for line in lines[2:]]))
+    summary = json.loads((run(file, *flags) / "summary.json").read_text())
+    said = capsys.readouterr()
+    assert summary["num_known"] == 2 and f"2 of {NUM} rows of {truth} matched" in said.out
+    assert "the first is 'IMG/2.png', and the first row without one 'img/2.png'; names differ by upper" in said.err
+    truth.write_text("path,label\n" + "\n".join(line.replace(".png", ".jpg") for line in lines))
+    before = (predictions.parent / "out" / "labels.csv").read_bytes()
+    arguments = ["--predictions", str(file), "--out", str(predictions.parent / "out"), *flags]
+    message = refused(main, arguments, capsys)
+    assert "lists none of the rows" in message and "differ by what comes after the last dot" in message
+    assert (predictions.parent / "out" / "labels.csv").read_bytes() == before
 
 
 def test_nothing_is_replaced_unless_it_is_told_so(predictions: Path, capsys):

@@ -11,6 +11,7 @@ import torch
 from jobs import refused
 from launched import DIGITS, Launched
 from pages import check_self_contained
+from scipy.stats import binomtest
 
 from debias_ssl import evaluate, train
 from debias_ssl.formulas.calibration import calibration_figures, fit_temperature
@@ -124,6 +125,23 @@ def test_probabilities_with_paths_are_read_as_debias_reads_them(predictions: Pat
     assert calibration["num"] == 1000
     for name, value in expected(predictions, np.arange(1000), 1.0).items():
         assert calibration["before"][name] == pytest.approx(value, abs=1e-4)
+
+
+def test_figures_of_few_rows_have_intervals(predictions: Path, capsys):
+    truth, right = predictions.parent / "few.csv", np.load(predictions).argmax(1)
+    truth.write_text("Row,Class\n" + "".join(f"{i},{CLASSES[right[i]]}\n" for i in range(3)))
+    out = predictions.parent / "o.json"
+    evaluate.main(["--predictions", str(predictions), "--truth", str(truth), "--out", str(out)])
+    figures = json.loads(out.read_text())
+    assert (figures["num"], figures["num_known"], figures["accuracy"]) == (NUM, 3, 1)
+    expected = binomtest(3, 3).proportion_ci(method="wilson")
+    assert figures["accuracy_interval"] == pytest.approx([expected.low, 1])
+    assert [interval is None for interval in figures["recall_intervals"]] == [r is None for r in figures["recalls"]]
+    said = capsys.readouterr().out
+    assert f"3 of 3 rows of {truth} matched" in said and f"3 of {NUM} rows, whose truth is known" in said
+    assert "accuracy        100.00 %   (95 % interval: 43.85 to 100.00 %)" in said
+    truth.write_text("row,label\n3,\n")
+    assert "labels none" in refused(evaluate.main, ["--predictions", str(predictions), "--truth", str(truth)], capsys)
 
 
 def test_the_page_shows_both(predictions: Path):

@@ -19,6 +19,7 @@ from small_clip import paint_images, save_clip
 from debias_ssl import label, predict, train
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.data.sources import shards
+from debias_ssl.data.sources.label_files import read_label_file
 from debias_ssl.label import main
 from debias_ssl.labels import embedding as features
 from debias_ssl.labels.images import images_to_label
@@ -238,10 +239,47 @@ def test_images_come_from_folders_lists_and_csv_files(tmp_path, images):
     assert images_to_label(str(root / "labels.csv"), classes)[0].labels.tolist() == [1]
 
 
+@pytest.mark.usefixtures("no_page")
+def test_lists_of_absolute_paths_are_used_with_their_root(tmp_path, images, arguments, capsys):
+    (tmp_path / "lists").mkdir()
+    listed, csv_file = tmp_path / "lists" / "list.txt", tmp_path / "lists" / "list.csv"
+    listed.write_text("".join(f"{path}\n" for path in images))
+    message = refused(main, arguments(images=listed), capsys)
+    root = tmp_path / "images"
+    assert "line 1" in message and f"lies outside {str(listed.parent)!r}; to read files there, pass --root" in message
+    assert "data.root" not in message
+    main(arguments(images=listed, root=root))
+    main(arguments(out=tmp_path / "of_folder"))
+    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "of_folder")
+    rows = [f"../images/{path.relative_to(root)},{path.parent.name}" for path in images]
+    csv_file.write_text("\n".join(["File;Class", *(row.replace(",", ";") for row in rows), ";", ""]), "utf-16")
+    capsys.readouterr()
+    main(arguments(images=csv_file, root=root, out=tmp_path / "of_table"))
+    assert rows_of(tmp_path / "of_table") == rows_of(tmp_path / "of_folder")
+    assert "1 empty rows are left out" in capsys.readouterr().err
+    summaries = [json.loads((tmp_path / out / "summary.json").read_text()) for out in ("of_table", "of_folder")]
+    assert summaries[0]["plain"] == summaries[1]["plain"]
+    assert "--root is for lists" in refused(main, arguments(root=root, out=tmp_path / "x"), capsys)
+    # The trainer finds them by the same root.
+    found = read_label_file(tmp_path / "out" / "labels.csv", root)
+    assert found.paths == images
+
+
+@pytest.mark.usefixtures("no_page")
+def test_truth_below_another_folder_is_told(tmp_path, images, arguments, capsys):
+    names = [path.relative_to(tmp_path / "images").as_posix() for path in images]
+    truth = tmp_path / "truth.csv"
+    truth.write_text("file,class\n" + "".join(f"data\\{name}, bee\n".replace("/", "\\") for name in names))
+    main(arguments(truth=truth))
+    said = capsys.readouterr()
+    assert f"10 of 10 rows of {truth} matched" in said.out and "10 paths begin with 'data/'" in said.err
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_known"] == 10
+
+
 def test_a_label_that_is_no_class_is_refused(tmp_path, images, arguments, capsys):
     listed = tmp_path / "images" / "labels.csv"
     listed.write_text("path,label\nbee/1.png,wasp\n")
-    assert "has the label 'wasp', which is not a class of --classes" in refused(main, arguments(images=listed), capsys)
+    assert "line 2: 'wasp' is not a class of --classes" in refused(main, arguments(images=listed), capsys)
 
 
 def test_imagenets_names_differ_and_its_prompts_are_open_clips():

@@ -1,5 +1,6 @@
 """`debias-ssl predict`: rows are written as they come, and a job that was killed goes on."""
 
+import csv
 import os
 import time
 from pathlib import Path
@@ -201,3 +202,15 @@ def test_nothing_of_a_run_gathers_all_rows(finished, images, tmp_path, monkeypat
     for name in ("predict", "probabilities"):
         monkeypatch.setattr(TrainedRun, name, lambda *_, **__: pytest.fail("all rows at once"))
     predict.main(flags(finished, images, tmp_path / "o.csv"))
+
+
+def test_lists_of_absolute_paths_are_used_with_their_root(finished: Path, images: Path, whole: bytes, tmp_path, capsys):
+    listed, out = tmp_path / "list.csv", tmp_path / "o.csv"
+    with listed.open("w", newline="") as file:
+        csv.writer(file).writerows([["image"], *([str(path)] for path in sorted(images.iterdir()))])
+    message = refused(predict.main, flags(finished, listed, out), capsys)
+    assert f"to read files there, pass --root {str(images)!r}" in message
+    predict.main(flags(finished, listed, out, "--root", str(images)))
+    assert out.read_bytes() == whole
+    out.unlink()
+    assert "--root is for lists" in refused(predict.main, flags(finished, images, out, "--root", str(images)), capsys)

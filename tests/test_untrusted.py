@@ -18,7 +18,7 @@ from launched import DIGITS, SHORT
 from small_clip import paint_images, save_clip
 
 from debias_ssl import evaluate, label, predict, report, train
-from debias_ssl.data.sources.label_files import read_label_file
+from debias_ssl.data.sources.label_files import read_label_file, read_list
 from debias_ssl.debias import main as debias_main
 from debias_ssl.finetune.__main__ import main as finetune
 from debias_ssl.system.errors import InputError
@@ -188,14 +188,37 @@ def test_reports_escape_every_name(finished, tmp_path):
         assert "<script>alert" not in html and not re.search(r"<img[^>]*onerror", html), page
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "a/../../images/../secret.png"])
-def test_paths_in_label_files_stay_below_their_root(name, tmp_path):
-    (tmp_path / "images" / "a").mkdir(parents=True)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.png",
+        "/etc/passwd",
+        "a/../../secret.png",
+        "a/../../images/../secret.png",
+        # Other spellings of such names.
+        "..\\secret.png",
+        "%2e%2e/secret.png",
+        "a%2F..%2F..%2Fsecret.png",
+        "file:///etc/passwd",
+        " ../secret.png",
+        "%252e%252e/secret.png",
+    ],
+)
+def test_paths_in_label_files_and_lists_stay_below_their_root(name, tmp_path):
+    folder = tmp_path / "images"
+    (folder / "a").mkdir(parents=True)
     (tmp_path / "secret.png").touch()
-    (tmp_path / "images" / "labels.csv").write_text(f"path,label\n{name},x\n")
-    for root in (None, tmp_path / "images"):
-        with pytest.raises(InputError, match="lies outside"):
-            read_label_file(tmp_path / "images" / "labels.csv", root)
+    (folder / "labels.csv").write_text(f"path,label\n{name},x\n")
+    (folder / "list.txt").write_text(f"{name}\n")
+    for root in (None, folder):
+        with pytest.raises(InputError, match=r"lies outside|there is no file"):
+            read_label_file(folder / "labels.csv", root)
+        with pytest.raises(InputError, match=r"lies outside|there is no file"):
+            read_list(folder / "list.txt", root)
+    # Nor does a list lead to where it lies itself, if the root is another folder.
+    (tmp_path / "list.txt").write_text("secret.png\n")
+    with pytest.raises(InputError, match="there is no file"):
+        read_list(tmp_path / "list.txt", folder)
 
 
 def test_nothing_goes_to_the_network_unless_asked(tmp_path, monkeypatch):

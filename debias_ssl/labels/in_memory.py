@@ -121,13 +121,12 @@ def label_images(
         classes: names; or a file of NAME or NAME<tab>PROMPT NAME a line; or `imagenet`.
         model, pretrained: a name of open_clip's, local-dir:FOLDER or hf-hub:NAME; its tag, or a file of weights.
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
-        root, features: folder that paths of a list are relative to, None is that of the list; folder that keeps features
-            of images for the next time, None keeps them in memory.
+        root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
+        features: folder that keeps features of images for the next time; None keeps them in memory.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
         bits, max_pixels: how files become pixels, as `data.bits` and `data.max_pixels` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
-        precision: of the network; `auto` is bf16 where the device multiplies in it.
-        device: where the network goes; None is the accelerator if there is one, else the CPU.
+        precision, device: of the network; `auto` is bf16 where the device has it, None the accelerator, else the CPU.
 
     Returns:
         The labels; `names` are the paths of the images.

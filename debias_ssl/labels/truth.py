@@ -89,7 +89,8 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> K
         )
     rows = [*table]
     # A table that pandas wrote may have paths in its index.
-    if kind is ROWS and not isinstance(names, RowNumbers) and not all(_is_number(cells[key]) for _, cells in rows):
+    may_be_paths = kind is ROWS and "row" not in table.header[key].lower() and not isinstance(names, RowNumbers)
+    if may_be_paths and not all(_is_number(cells[key]) for _, cells in rows):
         kind = PATHS
     number = {name: k for k, name in enumerate(classes)}
     if kind is ROWS:

@@ -94,7 +94,7 @@ def headline(labeling: Labeling) -> Section:
             [key, *(percent(summary[key][name]) for name in TABLE), between(summary[key]["accuracy_interval"])]
             for key in which
         ]
-        caption = f"On the {known:,} rows, of {summary['num']:,}, whose truth is known."
+        caption = f"On {known:,} of {summary['num']:,} rows, whose truth is known."
         head = ["", *TABLE.values(), "accuracy, 95 % interval"]
         tables.append(Table(title="Against the truth", head=head, rows=rows, caption=caption))
     rows = []
@@ -223,7 +223,10 @@ def against_truth(labeling: Labeling) -> Section:
         confusion_figure(confusion_counts(truth, label, len(names)), names, f"Confusion, {kind}", f"{kind} labels")
         for kind, (label, _) in which.items()
     ]
-    drawn.append(_scores_by_count(confusion_counts(truth, labeling.plain, len(names)), names))
+    confusion = confusion_counts(truth, labeling.plain, len(names))
+    # Of a few known rows, no class may be both true and predicted.
+    if ((confusion.sum(0) > 0) & (confusion.sum(1) > 0)).any():
+        drawn.append(_scores_by_count(confusion, names))
     drawn += [
         reliability_figure(confidence, label, truth, f"Reliability, {kind}")
         for kind, (label, confidence) in which.items()

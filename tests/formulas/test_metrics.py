@@ -1,17 +1,21 @@
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 
 from debias_ssl.formulas.logits import confusion_matrix
 from debias_ssl.formulas.metrics import (
     accuracy,
+    accuracy_interval,
     g_mean,
     group_recalls,
     h_mean,
     mean_recall,
     min_recall,
+    recall_intervals,
     recalls,
     summarize,
+    wilson_interval,
 )
 
 # Recalls 3/4, 1/2 and 1/5 of 4, 2 and 10 images.
@@ -97,3 +101,22 @@ def test_group_recalls_are_of_the_classes_that_have_images():
     matrix[0, 5] = 1
     groups = group_recalls(matrix, torch.tensor([9, 8, 5, 4, 2, 1]))
     assert groups == {"head_recall": 0.75, "medium_recall": 1, "tail_recall": 1}
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 10, 897, 10_000, 10**9])
+@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.5, 0.99, 1])
+def test_wilson_intervals_are_scipys(num: int, share: float):
+    hits = round(share * num)
+    expected = binomtest(hits, num).proportion_ci(method="wilson")
+    assert wilson_interval(hits, num) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-12)
+
+
+def test_three_rows_that_are_right_say_little():
+    low, high = wilson_interval(3, 3)
+    assert 0.43 < low < 0.44 and high == 1
+
+
+def test_intervals_of_a_confusion_are_of_its_counts():
+    confusion = torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    assert accuracy_interval(confusion) == wilson_interval(5, 6)
+    assert recall_intervals(confusion) == [wilson_interval(3, 4), wilson_interval(2, 2), None]

@@ -167,7 +167,9 @@ def test_headline_is_the_summary():
     page, summary = page_of(labeling), summary_of(labeling)
     for row, key in zip(rows_of(page, "Against the truth"), ("plain", "debiased"), strict=True):
         figures = [summary[key][name] for name in ("accuracy", "mean_recall", "min_recall", "h_mean", "ece")]
-        assert row == [key, *(f"{100 * value:.2f}\u00a0%" for value in figures)]
+        low, high = summary[key]["accuracy_interval"]
+        between = f"{100 * low:.1f} to {100 * high:.1f}\u00a0%"
+        assert row == [key, *(f"{100 * value:.2f}\u00a0%" for value in figures), between]
     plain, debiased = rows_of(page, "What is predicted")
     number = labeling.counts("plain")
     assert plain[1] == f"{summary['count_entropy']['plain']:.4f}" and plain[0] == "plain"

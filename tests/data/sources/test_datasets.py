@@ -236,7 +236,10 @@ def test_paths_cannot_leave_the_root(
     monkeypatch.chdir(tmp_path if root else files)
     labels = write_rows(files / "labels.csv", "path,label", "a.png,cat", f"{name.format(outside=outside)},cat")
     config = of_files(files, labels if root else "labels.csv", root=root)
-    with pytest.raises(InputError, match=r"labels\.csv, line 3: '.*secret\.png' lies outside .*; to read files there, set data\.root to"):
+    with pytest.raises(
+        InputError,
+        match=r"labels\.csv, line 3: '.*secret\.png' lies outside .*; to read files there, set data\.root to",
+    ):
         load_data(config)
 
 
