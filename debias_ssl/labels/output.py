@@ -66,9 +66,9 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
             recalls = (confusion.diagonal() / confusion.sum(1)).tolist()
             summary[key] = metrics.summarize(confusion) | {
                 "ece": expected_calibration_error(torch.from_numpy(confidence[known]), predicted == truth).item(),
-                "accuracy_interval": metrics.accuracy_interval(confusion),
+                "accuracy_interval": [*metrics.accuracy_interval(confusion)],
                 "recalls": {
-                    name: {"recall": recall, "interval": interval}
+                    name: {"recall": recall, "interval": [*interval]}
                     for name, recall, interval in zip(
                         classes, recalls, metrics.recall_intervals(confusion), strict=True
                     )
@@ -110,7 +110,7 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
     return "\n".join(lines)
 
 
-def interval_text(interval: tuple[float, float]) -> str:
+def interval_text(interval: Sequence[float]) -> str:
     return "{:.2f} to {:.2f} %".format(*(100 * end for end in interval))
 
 

@@ -110,7 +110,7 @@ def percent(value: float | None, digits: int = 2) -> str:
     return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f}\u00a0%"
 
 
-def between(interval: tuple[float, float] | None) -> str:
+def between(interval: Sequence[float] | None) -> str:
     """An interval of fractions as percent; a dash where there is none."""
     return "-" if interval is None else f"{100 * interval[0]:.1f} to {percent(interval[1], 1)}"
 

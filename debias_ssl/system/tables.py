@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,12 +18,13 @@ DELIMITERS = (",", ";", "\t", "|")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Rows that are looked at to find the delimiter.
 LOOKED_AT = 20
-# What columns are by their names, the more exact ones first: the file that a row is of, or its number, and its class.
-PATHS = ("path", "filepath", "file_path", "image_path", "img_path", "filename", "file_name", "file", "image_file")
-PATHS += ("image", "img", "image_name", "img_name", "name", "image_id", "id")
-ROWS = ("row", "row_number", "index", "idx", "unnamed:_0", "")
-LABELS = ("label", "class", "class_name", "label_name", "category", "category_name", "target", "y", "truth")
-LABELS += ("true_label", "y_true", "ground_truth")
+# What columns are by their names, without blanks, dots, dashes and underscores, the more exact ones first: the file
+# that a row is of, or its number, and its class.
+PATHS = ("path", "filepath", "imagepath", "imgpath", "file", "filename", "imagefile", "image", "imagename", "img")
+PATHS += ("imgname", "photo", "picture", "imageurl", "url", "uri", "name", "key", "id", "imageid", "imgid", "fileid")
+ROWS = ("row", "rownumber", "rowid", "index", "idx", "unnamed:0", "")
+LABELS = ("label", "labels", "class", "classname", "labelname", "classlabel", "category", "categoryname", "target")
+LABELS += ("targets", "y", "truth", "groundtruth", "gt", "truelabel", "ytrue")
 
 
 def read_text(path: Path) -> str:
@@ -108,7 +110,7 @@ class Table:
         return sum(1 for cells in self._reader() if cells and not any(map(str.strip, cells)))
 
     def column(self, usual: Sequence[str]) -> int | None:
-        """The place of the first of some usual names among the columns, as `File Name` is `file_name`."""
+        """The place of the first of some usual names among the columns, as `File Name` is `filename`."""
         found = [_usual(name) for name in self.header]
         return next((found.index(name) for name in usual if name in found), None)
 
@@ -183,7 +185,7 @@ def _delimiter(text: str) -> str:
 
 def _usual(name: str) -> str:
     """A name of a column as lists of usual names have it."""
-    return name.lower().replace(" ", "_").replace("-", "_")
+    return re.sub(r"[\s_.-]", "", name).lower()
 
 
 def _called(delimiter: str) -> str:

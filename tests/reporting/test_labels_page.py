@@ -285,7 +285,8 @@ def test_a_class_that_is_never_predicted_is_named():
     page = page_of(labeling, with_features=False, with_pictures=False)
     assert "Never predicted, and not drawn: 1 (c)." in render(page, "1.2.3")
     row = next(row for row in rows_of(page, "Each class in numbers") if row[0] == "c")
-    assert row[3:] == ["0", "2", "2", "0.0\u00a0%", "100.0\u00a0%", "-", "100.0\u00a0%"]
+    interval = "34.2 to 100.0\u00a0%"  # Wilson's of 2 of 2
+    assert row[3:] == ["0", "2", "2", "0.0\u00a0%", "100.0\u00a0%", interval, "-", "100.0\u00a0%"]
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.tables import is_text, read_table
+from debias_ssl.system.tables import LABELS, PATHS, is_text, read_table
 
 ROWS = [
     ["path", "label"],
@@ -92,3 +92,28 @@ def test_what_is_no_table_is_refused(tmp_path, data):
 def test_columns_are_found_by_usual_names(tmp_path, name):
     table = table_of(tmp_path, f"id,{name}\n1,x.jpg\n")
     assert (table.column(("path", "file", "image")), table.column(("label",))) == (1, None)
+
+
+def test_the_more_exact_of_several_columns_is_taken_and_told(tmp_path):
+    table = table_of(tmp_path, "id,Image Path,name,label\n1,x.jpg,y,cat\n,,,\n")
+    assert table.header[table.column(PATHS) or 0] == "Image Path"
+    told = "of the columns 'id', 'Image Path', 'name', 'Image Path' is taken for the path"
+    assert table.notes(PATHS, LABELS) == [f"{table.path}: {told}", f"{table.path}: 1 empty rows are left out"]
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "cell", "number"), [(";", "0,5", 0.5), (";", "0.5", 0.5), (",", "0.5", 0.5), ("\t", " 1e-3", 1e-3)]
+)
+def test_numbers_may_have_decimal_commas_where_these_divide_no_cells(tmp_path, delimiter, cell, number):
+    assert table_of(tmp_path, f"a{delimiter}b\n").number(cell) == number
+
+
+@pytest.mark.parametrize(("delimiter", "cell"), [(",", "1,234"), (";", "1.234,5"), (";", "5 %"), (",", "")])
+def test_what_may_be_another_number_is_none(tmp_path, delimiter, cell):
+    with pytest.raises(ValueError, match="float"):
+        table_of(tmp_path, f"a{delimiter}b\n").number(cell)
+
+
+def test_a_workbook_is_told_how_to_be_saved(tmp_path):
+    with pytest.raises(InputError, match="a spreadsheet saves text as CSV UTF-8"):
+        table_of(tmp_path, b"PK\3\4\0\0\x14\0")

@@ -252,7 +252,7 @@ def test_a_listed_file_that_is_not_there_is_named(files: Path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["picture,label", "a.png,cat"], "the first line must name the columns, path and label"),
+        (["thing,label", "a.png,cat"], "the first line must name the columns, path and label"),
         ([], "the first line must name the columns; it is empty"),
         (["path,label"], "lists no images"),
         (["path,label", "a.png,cat", "deep/d.png,"], r"deep/d\.png has no label"),
