@@ -165,7 +165,7 @@ def _bounds(figures: dict[str, Any], evaluated: Evaluated) -> dict[str, Any]:
 
 
 def _say(result: dict[str, Any], rescaled: Rescaled | None) -> None:
-    print(f"{result['num_known']} of {result['num']} rows, whose truth is known")
+    print(f"known         {result['num_known']} of {result['num']} rows")
     for name, value in result.items():
         if isinstance(value, float):
             few = name == "accuracy" and result["num_known"] < FEW_ROWS

@@ -104,8 +104,8 @@ def test_figures_of_few_rows_say_of_how_many(predictions: Path, capsys):
     low = binomtest(number, number).proportion_ci(method="wilson").low
     assert of_class["recall"] == 1 and of_class["interval"] == pytest.approx([low, 1])
     said = capsys.readouterr().out
-    assert f"3 of 3 rows of {truth} matched: the classes of 3 of {NUM} are known" in said
-    assert f"of 3 of {NUM} rows, whose truth is known; accuracy, 95 % interval: plain 43.85 to 100.00 %" in said
+    assert f"3 of 3 rows of {truth} matched: the classes of 3 of {NUM} rows are known" in said
+    assert f"known     3 of {NUM} rows; accuracy, 95 % interval: plain 43.85 to 100.00 %" in said
     assert "43.9 to 100.0\u00a0%" in (out / "report.html").read_text()
 
 

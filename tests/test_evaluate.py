@@ -138,7 +138,7 @@ def test_figures_of_few_rows_have_intervals(predictions: Path, capsys):
     assert figures["accuracy_interval"] == pytest.approx([expected.low, 1])
     assert [interval is None for interval in figures["recall_intervals"]] == [r is None for r in figures["recalls"]]
     said = capsys.readouterr().out
-    assert f"3 of 3 rows of {truth} matched" in said and f"3 of {NUM} rows, whose truth is known" in said
+    assert f"3 of 3 rows of {truth} matched" in said and f"known         3 of {NUM} rows\n" in said
     assert "accuracy        100.00 %   (95 % interval: 43.85 to 100.00 %)" in said
     truth.write_text("row,label\n3,\n")
     assert "labels none" in refused(evaluate.main, ["--predictions", str(predictions), "--truth", str(truth)], capsys)

@@ -94,11 +94,11 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
         cells = [summary[key][figure] for figure in figures] + [summary["count_entropy"][key]]
         lines.append(f"{key:<10}" + "".join(f"{100 * value:>13.2f} %" for value in cells))
     if known:
-        told = f"of {known} of {num} rows, whose truth is known"
+        told = f"{known} of {num} rows"
         if known < FEW_ROWS:
             intervals = [interval_text(summary[key]["accuracy_interval"]) for key in ("plain", "debiased")]
             told += "; accuracy, 95 % interval: plain {}, debiased {}".format(*intervals)
-        lines.append(f"{'figures':<10}{told}")
+        lines.append(f"{'known':<10}{told}")
     plain, debiased = summary["counts"]["plain"], summary["counts"]["debiased"]
     by_change = sorted(plain, key=lambda name: plain[name] - debiased[name])
     for title, order, sign in (("risen", by_change, 1), ("fallen", by_change[::-1], -1)):

@@ -123,7 +123,7 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> K
 
 
 def _num_known(labels: Int64[np.ndarray, " N"]) -> str:
-    return f"the classes of {(labels >= 0).sum()} of {len(labels)} are known"
+    return f"the classes of {(labels >= 0).sum()} of {len(labels)} rows are known"
 
 
 def _is_number(cell: str) -> bool:

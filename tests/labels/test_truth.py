@@ -28,7 +28,7 @@ def test_usual_names_of_columns(tmp_path, head, encoding):
 def test_numbers_of_rows(tmp_path, head):
     found = labels_of(tmp_path, f"{head}\n2,bee\n0,0\n1.0,-1\n")
     assert found.labels.tolist() == [0, -1, 1]
-    assert found.matched == f"3 of 3 rows of {tmp_path / 'truth.csv'} matched: the classes of 2 of 3 are known"
+    assert found.matched == f"3 of 3 rows of {tmp_path / 'truth.csv'} matched: the classes of 2 of 3 rows are known"
 
 
 def test_an_index_of_pandas_may_be_paths(tmp_path):
@@ -65,7 +65,7 @@ def test_a_folder_in_front_is_told_and_taken_off(tmp_path, capsys):
 
 def test_entries_that_are_of_no_row_are_told_with_an_example_of_each_side(tmp_path):
     found = labels_of(tmp_path, "path,label\na.png,bee\nB.png,bee\n")
-    assert found.matched.endswith("matched: the classes of 1 of 3 are known") and found.matched.startswith(
+    assert found.matched.endswith("matched: the classes of 1 of 3 rows are known") and found.matched.startswith(
         "1 of 2 rows"
     )
     assert found.notes[0].endswith(
@@ -102,4 +102,4 @@ def test_a_name_that_is_no_utf_8_is_found(tmp_path):
 def test_arrays_say_how_many_are_known(tmp_path):
     np.save(tmp_path / "t.npy", np.array([1, -1, 0]))
     found = read_labels(tmp_path / "t.npy", NAMES, CLASSES)
-    assert found.said == (f"{tmp_path / 't.npy'}: the classes of 2 of 3 are known",)
+    assert found.said == (f"{tmp_path / 't.npy'}: the classes of 2 of 3 rows are known",)

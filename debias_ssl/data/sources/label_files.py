@@ -62,7 +62,7 @@ def read_label_file(
     """
     table = read_table(path)
     key, label = table.column(PATHS), table.column(LABELS)
-    if key is None:
+    if key is None or (label is None and needs_labels):
         raise InputError(f"{path}: the first line must name the columns, path and label; it is {[*table.header]}")
     names, labels, words = [], [], []
     for line, cells in table:

@@ -253,6 +253,7 @@ def test_a_listed_file_that_is_not_there_is_named(files: Path):
     ("rows", "message"),
     [
         (["thing,label", "a.png,cat"], "the first line must name the columns, path and label"),
+        (["path,Klasse", "a.png,cat"], r"must name the columns, path and label; it is \['path', 'Klasse'\]"),
         ([], "the first line must name the columns; it is empty"),
         (["path,label"], "lists no images"),
         (["path,label", "a.png,cat", "deep/d.png,"], r"deep/d\.png has no label"),
