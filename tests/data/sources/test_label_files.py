@@ -289,6 +289,8 @@ def test_absolute_paths_below_the_root_are_used(images, tmp_path):
     (tmp_path / "lists").mkdir()
     for name in (str(images / "a.png"), "../images/a.png", "a.png"):
         assert listed(tmp_path / "lists", f"path\n{name}\n", images).paths == [images / "a.png"]
+    # Relative to the list, where it does not lie below the root by itself.
+    assert listed(tmp_path / "lists", "path\n../images/a.png\n", tmp_path).paths == [images / "a.png"]
 
 
 def test_the_root_may_be_named_by_a_link(images, tmp_path):
@@ -323,7 +325,9 @@ def test_labels_that_somebody_has_sorted_are_refused_with_the_row(labels: Path):
     images, first = [str(labels.parent / "images" / "0.png")], (labels / "labels.csv").read_text()
     read_probs(labels, labels.parent / "images", images, CLASSES)
     head, *rows = ROWS
-    for changed in (sorted(rows, key=lambda row: row.split(",")[2]), [rows[0], rows[2], rows[1], *rows[3:]]):
+    # The last has two rows of one class in the other's place.
+    orders = (sorted(range(5), key=lambda i: rows[i].split(",")[2]), [0, 2, 1, 3, 4], [2, 1, 0, 3, 4])
+    for changed in ([rows[i] for i in order] for order in orders):
         (labels / "labels.csv").write_text("\n".join([head, *changed]) + "\n")
         with pytest.raises(InputError, match=r"labels\.csv, line \d: .*probs\.npy has '.*sorted or changed"):
             read_probs(labels, labels.parent / "images", images, CLASSES)
