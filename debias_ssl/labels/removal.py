@@ -55,6 +55,8 @@ def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) ->
     if tuning is not None and config.strength is None and rows.target is not None:
         # With shares to be estimated, each strength would take many passes.
         strength = min(STRENGTHS, key=lambda tau: tuning.loss(temperature, shift_of(tau)))
+    if tuning is not None and config.strength is None and strength == STRENGTHS[-1]:
+        notes.append(f"tune_on chose strength {strength:g}, the largest that is tried: another prior may fit better")
     return Removal(
         prior=prior,
         shift=shift_of(strength),
