@@ -142,6 +142,7 @@ class Labeling(RowLabels):
     temperature: float
     supported: float = 1.0
     notes: tuple[str, ...] = ()
+    """As in `Removal`."""
 
     def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
         """Predictions of each class, of the reported rows."""

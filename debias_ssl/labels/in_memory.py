@@ -63,8 +63,9 @@ def debias_matrix(
         classes: names of the columns; None numbers them.
         names: of the rows; None numbers them.
         prior: what the classifier prefers, as the settings of the job describe it.
-        strength: tau, how much of it is removed; None is 1, or is chosen on `tune_on`.
-        temperature: logits are divided by it first; None is 1, or is fitted on `tune_on`.
+        strength: tau, how much of it is removed; None is 1, or is chosen on `tune_on`, and less of a prior that is
+            estimated from fewer than ten rows a class: `notes` and `supported` of the result say so.
+        temperature: logits are divided by it first; None is 1, or is fitted on `tune_on` together with the strength.
         target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, C weights, or a
             file of class and weight.
         momentum: of the prior `momentum`, for each batch of 64 rows.
