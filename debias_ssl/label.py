@@ -27,7 +27,7 @@ from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.labels.truth import say
-from debias_ssl.labels.zero_shot import Request, read_request, zero_shot_rows
+from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import write_errors_told
@@ -97,6 +97,7 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
     store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
     check_agreement(lambda: _facts(parsed, clip, request, store))
+    vectors = vectors_of_classes(clip, request)
     cache = embed(
         clip,
         request.files,
@@ -118,7 +119,7 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         " ".join(filter(None, [parsed.model, parsed.pretrained])),
         f"templates {parsed.templates}",
     ]
-    rows, further = zero_shot_rows(clip, cache, request), made_with | {"num_unreadable": len(cache.unreadable)}
+    rows, further = zero_shot_rows(clip, cache, request, vectors), made_with | {"num_unreadable": len(cache.unreadable)}
     unreadable = cache.named_unreadable
 
     def page(labeling: Labeling) -> str:

@@ -74,7 +74,8 @@ def expected_logits(model: str, images: list[Path], names: list[str]) -> torch.T
 
 
 def test_labels_are_clips_without_its_preference(tmp_path, model, images, arguments, capsys):
-    main(arguments())
+    # Of ten images, less would be removed.
+    main(arguments(strength=1))
     out = tmp_path / "out"
     probs = expected_logits(model, images, ["ant", "bumble bee"]).softmax(-1)
     rows = rows_of(out)
@@ -216,6 +217,43 @@ def test_wrong_input_is_told_before_the_model_is_loaded(tmp_path, arguments, cap
     ):
         assert message in refused(main, arguments(**settings), capsys)
     assert not (tmp_path / "out").exists()
+
+
+# Fifteen tokens, of which the small model reads sixteen with two of its own.
+LONG = "a very long description of a small animal that lives in the old wood "
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (f"ant\t{LONG}and is black\nbee\t{LONG}and is yellow\n", "reads 16 tokens, and up to there they are the same"),
+        ("ant\tfly\nbee\tfly\n", "their names in prompts are the same"),
+        ("ant\nAnt\n", "does not tell their names apart"),
+    ],
+)
+def test_classes_that_the_model_cannot_tell_apart_are_refused_before_images_are_read(
+    names, why, tmp_path, arguments, capsys
+):
+    (tmp_path / "classes.txt").write_text(names)
+    message = refused(main, arguments(templates=_templates(tmp_path, "{}.")), capsys)
+    first, second = (line.split("\t")[0] for line in names.splitlines())
+    assert f"the classes {first!r} and {second!r} have the same prompts" in message and why in message
+    assert not [*tmp_path.glob("out/features/*.npy")]
+
+
+def test_prompts_that_are_cut_are_told(tmp_path, arguments, capsys):
+    (tmp_path / "classes.txt").write_text(f"ant\nbee\t{LONG}\n")
+    # Of the second sentence only that of the long name is too long; the end of the third is not read for either.
+    main(arguments(templates=_templates(tmp_path, "{}", "an image of {}", f"{{}} {LONG}{LONG}")))
+    told = "3 of 6 prompts are cut, as the model reads 16 tokens; the first one is 'ant a very long"
+    assert told in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["notes"][0].startswith(told)
+    assert "3 of 6 prompts are cut" in (tmp_path / "out" / "report.html").read_text()
+
+
+def _templates(folder: Path, *sentences: str) -> Path:
+    (folder / "templates.txt").write_text("".join(f"{sentence}\n" for sentence in sentences))
+    return folder / "templates.txt"
 
 
 def test_a_wrong_model_leaves_nothing_behind(tmp_path, arguments, capsys):

@@ -1,11 +1,12 @@
 """SelMix: trains the classifier on mixtures of two classes' features, chosen by their effect on the objective."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from debias_ssl.finetune.post_hoc import BiasSearch, LogitAdjustment
@@ -15,6 +16,8 @@ from debias_ssl.system.ranges import AtLeastOne, Fraction, Positive
 
 # exp(-300)^2 is still a normal number in fp64.
 SMALLEST_EXPONENT = -300.0
+# Of torch.multinomial.
+MOST_CATEGORIES = 2**24
 
 
 def slope_at_prototypes(prototypes: Float[Tensor, "C D"], logit_gradient: Float[Tensor, "C C"]) -> Head:
@@ -89,6 +92,26 @@ def pair_probabilities(gain: Float[Tensor, "C C"], temperature: float) -> Float[
     return gain.masked_fill(gain <= 0, -torch.inf).div(temperature).flatten().softmax(0).view_as(gain)
 
 
+def pair_draws(pairs: Float[Tensor, "C C"]) -> Callable[[int, torch.Generator], Int[Tensor, " _"]]:
+    """Draws pairs, as places in the flattened matrix of their probabilities: so many of them, with a generator.
+
+    torch.multinomial takes 2^24 categories, the pairs of 4,096 classes. Of more, the inverse of their distribution
+    function gives the pair of a random number.
+    """
+    flat = pairs.flatten().cpu()
+    if len(flat) <= MOST_CATEGORIES:
+        return lambda number, random: torch.multinomial(flat, number, replacement=True, generator=random)
+    reached = flat.double().cumsum(0)
+
+    def draw(number: int, random: torch.Generator) -> Int[Tensor, " _"]:
+        # Below the last sum, so that a pair of probability 0 at the end is none.
+        numbers = torch.rand(number, dtype=torch.float64, generator=random) * reached[-1]
+        largest = reached[-1].nextafter(torch.zeros((), dtype=torch.float64))
+        return torch.searchsorted(reached, numbers.clamp(max=largest), right=True)
+
+    return draw
+
+
 def class_means(features: Float[Tensor, "N D"], classes: Tensor, num_classes: int) -> Float[Tensor, "C D"]:
     """Mean features of each class; each must have at least one row."""
     sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, classes, features)
@@ -133,11 +156,11 @@ class Mixup(Training):
         else:
             features, other = stage.labeled, own
         pairs = self.pairs(stage, head, own[1].double(), other[1].double())
-        return None if pairs is None else (pairs.flatten().cpu(), own, features, other)
+        return None if pairs is None else (pair_draws(pairs), own, features, other)
 
     def loss(self, stage: Stage, head: Head, prepared: Any, random: torch.Generator) -> Float[Tensor, ""]:
-        pairs, own, features, other = prepared
-        drawn = torch.multinomial(pairs, self.batch_size, replacement=True, generator=random).to(stage.labels.device)
+        draw_pairs, own, features, other = prepared
+        drawn = draw_pairs(self.batch_size, random).to(stage.labels.device)
         i, j = drawn // stage.num_classes, drawn % stage.num_classes
         numbers = torch.rand(self.batch_size, 1, generator=random).to(stage.labeled)
         share = self.smallest_share + (1 - self.smallest_share) * numbers

@@ -1,23 +1,19 @@
 """Labels of rows of logits, before and after a class prior is removed. Nothing here reads or writes a file.
 
-`Rows` are logits and what is known of them, `find_removal` says what is subtracted from them, and `label_rows` gives
-their labels chunk by chunk.
+`Rows` are logits and what is known of them, a `Removal` is what is subtracted from them, and `label_rows` gives their
+labels chunk by chunk.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 from tqdm import tqdm
 
 from debias_ssl.data.sources.images import UNKNOWN
-from debias_ssl.formulas import priors
-from debias_ssl.formulas.calibration import fit_temperature, negative_log_likelihood
-from debias_ssl.formulas.logits import finite_log, floored_log
 from debias_ssl.formulas.priors import Chunks
 from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, check_ranges
@@ -37,8 +33,6 @@ PriorName = Literal[
 CHUNK_NUMBERS = 2**22
 # The settings that may name files.
 LABEL_FILES = ("truth", "tune_on", "target_prior")
-# What `tune_on` chooses the strength among.
-STRENGTHS = tuple(step / 10 for step in range(21))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +45,9 @@ class DebiasConfig:
             running mean over batches, `confidence` the mean with sure rows counting more, `stationary` of the chain
             from predicted class to probabilities, `centering` of the mean logits, `content_free` of blank images, and
             `none` removes nothing.
-        strength: tau, how much of it is removed; null is 1, or is chosen on `tune_on`.
-        temperature: logits are divided by it first; null is 1, or is fitted on `tune_on`.
+        strength: tau, how much of it is removed; null is 1, or is chosen on `tune_on`, and less of a prior that is
+            estimated from fewer than ten rows a class.
+        temperature: logits are divided by it first; null is 1, or is fitted on `tune_on` together with the strength.
         target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, or a JSON or CSV
             file of class and weight.
         momentum: of the prior `momentum`, for each batch of 64 rows.
@@ -97,6 +92,8 @@ class Rows:
     """Logits of images that show nothing."""
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""
+    notes: tuple[str, ...] = ()
+    """What is to be known about the logits, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +106,10 @@ class Removal:
     """What is subtracted from f / T."""
     strength: float
     temperature: float
+    supported: float = 1.0
+    """Share of what the rows say that is made use of: below 1 where they are few."""
+    notes: tuple[str, ...] = ()
+    """What is to be known about it, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,9 @@ class Labeling(RowLabels):
     config: DebiasConfig
     strength: float
     temperature: float
+    supported: float = 1.0
+    notes: tuple[str, ...] = ()
+    """As in `Removal`."""
 
     def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
         """Predictions of each class, of the reported rows."""
@@ -163,7 +167,7 @@ def check_finite(logits: Float[Tensor, "n C"], first_row: int, classes: Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pass:
+class Pass:
     """f / T of all rows, checked, with a progress bar each time that they are gone through."""
 
     chunks: Chunks
@@ -185,8 +189,9 @@ class _Pass:
                 bar.update(len(logits))
 
 
-def _pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> _Pass:
-    return _Pass(
+def pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> Pass:
+    """f / T of all rows; the title is that of the progress bar."""
+    return Pass(
         chunks=rows.chunks,
         temperature=temperature,
         num_rows=len(rows.names),
@@ -194,34 +199,6 @@ def _pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> _P
         title=title,
         is_quiet=is_quiet,
     )
-
-
-def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) -> Removal:
-    """The prior that a setting names, and how much of it is removed at which temperature.
-
-    Args:
-        rows: the logits.
-        config: what is removed.
-        is_quiet: no progress bars.
-
-    Raises:
-        InputError: a number is not finite, or the settings need what is not there.
-    """
-    if config.prior == "content_free" and rows.blank is None:
-        raise InputError("the prior content_free needs the logits of a blank image: give them by --blank FILE")
-    tuned, labels = np.array([], dtype=np.int64), torch.tensor([], dtype=torch.int64)
-    if rows.tuning is not None:
-        tuned = np.flatnonzero(rows.tuning >= 0)
-        labels = torch.from_numpy(rows.tuning[tuned])
-        if not len(tuned):
-            raise InputError(f"tune_on ({config.tune_on}) labels none of the rows")
-    few = _gather(_pass_over(rows, 1.0, "tuning", is_quiet), tuned)
-    temperature = config.temperature or (fit_temperature(few, labels) if len(few) else 1.0)
-    prior, shift_of = _find_shift(_pass_over(rows, temperature, "prior", is_quiet), rows, config, temperature)
-    strength = config.strength
-    if strength is None:
-        strength = _best_strength(few / temperature, labels, shift_of) if len(few) else 1.0
-    return Removal(prior=prior, shift=shift_of(strength), strength=strength, temperature=temperature)
 
 
 def label_rows(
@@ -232,7 +209,7 @@ def label_rows(
     Raises:
         InputError: a number is not finite.
     """
-    for logits in _pass_over(rows, removal.temperature, "labels", is_quiet):
+    for logits in pass_over(rows, removal.temperature, "labels", is_quiet):
         plain_confidence, plain = logits.softmax(-1).max(-1)
         probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
         confidence, label = probs.max(-1)
@@ -262,73 +239,6 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Seque
         config=config,
         strength=removal.strength,
         temperature=removal.temperature,
+        supported=removal.supported,
+        notes=removal.notes,
     )
-
-
-def _find_shift(
-    chunks: Chunks, rows: Rows, config: DebiasConfig, temperature: float
-) -> tuple[Float[Tensor, " C"], Callable[[float], Float[Tensor, " C"]]]:
-    """The prior q, and the shift as a function of the strength tau.
-
-    tau log q where q balances towards the target; else tau (log q - log target), or tau log q - log pi with pi the
-    shares of the rows by expectation maximization, given that the classifier's own prior is softmax(tau log q).
-    """
-    num_classes, target = len(rows.classes), rows.target
-    uniform = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
-    if config.prior in ("fixed_point", "transport"):
-        towards = priors.expectation_maximization(chunks, uniform) if target is None else target
-        balance = priors.balancing if config.prior == "fixed_point" else priors.transport
-        q = balance(chunks, towards)
-        # Its classes are all possible: cut off, a rare one would stay unbalanced.
-        log_q = finite_log(q)
-        return q, lambda strength: strength * log_q
-    if config.prior == "none":
-        q, log_q = uniform, torch.zeros_like(uniform)
-    else:
-        q = _estimate(chunks, config, rows.blank, temperature)
-        log_q = floored_log(q)
-
-    def shift_of(strength: float) -> Float[Tensor, " C"]:
-        if target is None:
-            source = (strength * log_q).softmax(-1)
-            return strength * log_q - floored_log(priors.expectation_maximization(chunks, source))
-        # The logarithm of a uniform target is a constant, which softmax does not see.
-        return strength * (log_q if config.target_prior == "uniform" else log_q - floored_log(target))
-
-    return q, shift_of
-
-
-def _estimate(
-    chunks: Chunks, config: DebiasConfig, blank: Float[Tensor, "K C"] | None, temperature: float
-) -> Float[Tensor, " C"]:
-    match config.prior:
-        case "momentum":
-            return priors.running_mean(chunks, config.momentum)
-        case "confidence":
-            return priors.confidence_weighted(chunks)
-        case "stationary":
-            return priors.stationary(chunks)
-        case "centering":
-            return priors.centering(chunks)
-        case "content_free":
-            assert blank is not None
-            return priors.content_free(blank / temperature)
-        case _:
-            return priors.mean_probs(chunks)
-
-
-def _gather(chunks: Chunks, rows: Int64[np.ndarray, " R"]) -> Float[Tensor, "R C"]:
-    """A few rows, in their order; none without a pass."""
-    found, first = [], 0
-    for logits in chunks if len(rows) else ():
-        inside = rows[(rows >= first) & (rows < first + len(logits))] - first
-        found.append(logits[torch.from_numpy(inside)].double())
-        first += len(logits)
-    return torch.cat(found) if found else torch.zeros(0, 0, dtype=torch.float64)
-
-
-def _best_strength(
-    logits: Float[Tensor, "R C"], labels: Int64[Tensor, " R"], shift_of: Callable[[float], Float[Tensor, " C"]]
-) -> float:
-    """The strength, of 0, .1, ..., 2, of the smallest cross-entropy of softmax(f / T - shift)."""
-    return min(STRENGTHS, key=lambda strength: negative_log_likelihood(logits - shift_of(strength), labels).item())

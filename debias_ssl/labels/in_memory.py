@@ -16,12 +16,13 @@ from debias_ssl.data.reading.config import Decoding
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
 from debias_ssl.labels.arguments import LabelsOfRows, Settings, TargetPrior, array, flags_are_arguments, named, text
 from debias_ssl.labels.class_names import distinct
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling, PriorName, Rows, find_removal, label_rows, labeling_of
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling, PriorName, Rows, label_rows, labeling_of
 from debias_ssl.labels.embedding import embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore
 from debias_ssl.labels.matrix import check_shape, predictions_of
 from debias_ssl.labels.output import summary_of
-from debias_ssl.labels.zero_shot import Request, read_request, zero_shot_rows
+from debias_ssl.labels.removal import find_removal
+from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
 
@@ -62,8 +63,9 @@ def debias_matrix(
         classes: names of the columns; None numbers them.
         names: of the rows; None numbers them.
         prior: what the classifier prefers, as the settings of the job describe it.
-        strength: tau, how much of it is removed; None is 1, or is chosen on `tune_on`.
-        temperature: logits are divided by it first; None is 1, or is fitted on `tune_on`.
+        strength: tau, how much of it is removed; None is 1, or is chosen on `tune_on`, and less of a prior that is
+            estimated from fewer than ten rows a class: `notes` and `supported` of the result say so.
+        temperature: logits are divided by it first; None is 1, or is fitted on `tune_on` together with the strength.
         target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, C weights, or a
             file of class and weight.
         momentum: of the prior `momentum`, for each batch of 64 rows.
@@ -216,6 +218,7 @@ def _label(
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise InputError(f"{name} is {value}, must be at least {least}")
+    vectors = vectors_of_classes(clip, request)
     cache = embed(
         clip,
         request.files,
@@ -230,7 +233,7 @@ def _label(
     )
     names = [request.files[i] for i in cache.places.tolist()]
     unreadable = {request.files[i]: why for i, why in cache.unreadable.items()}
-    return _debiased(replace(zero_shot_rows(clip, cache, request), names=names), config, unreadable)
+    return _debiased(replace(zero_shot_rows(clip, cache, request, vectors), names=names), config, unreadable)
 
 
 def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | None = None) -> DebiasedLabels:

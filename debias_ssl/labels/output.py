@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from debias_ssl.labels.debiasing import (
     Removal,
     RowLabels,
     Rows,
-    find_removal,
     label_rows,
     labeling_of,
 )
+from debias_ssl.labels.removal import find_removal
 from debias_ssl.labels.truth import RowNumbers
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_writable, write_aside, writing_parts
@@ -49,6 +50,8 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
         "prior": labeling.config.prior,
         "strength": labeling.strength,
         "temperature": labeling.temperature,
+        "supported": labeling.supported,
+        "notes": list(labeling.notes),
         "target_prior": labeling.config.target_prior,
         "class_prior": dict(zip(classes, labeling.prior.tolist(), strict=True)),
         "counts": {key: dict(zip(classes, each.tolist(), strict=True)) for key, each in counts.items()},
@@ -155,6 +158,8 @@ def write_folder(
         InputError: a number is not finite, or the settings need what is not there; nothing is written then.
     """
     removal = find_removal(rows, config)
+    for note in removal.notes:
+        print(f"note: {note}", file=sys.stderr)
     labeling = write_labels(rows, config, removal, out)
     if unreadable:
         outputs_in(out).claim("unreadable.json")

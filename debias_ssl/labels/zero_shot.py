@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -14,7 +15,11 @@ from debias_ssl.labels.embedding import FeatureCache, Logits
 from debias_ssl.labels.images import images_to_label
 from debias_ssl.labels.prompts import Templates, class_names, read_templates
 from debias_ssl.labels.truth import read_labels, read_target
-from debias_ssl.models.clip import Clip, blank_features, zero_shot_weights
+from debias_ssl.models.clip import ClassVectors, Clip, blank_features, class_vectors
+from debias_ssl.system.errors import InputError
+
+# Characters of a prompt or of a name in messages.
+SHOWN = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,8 @@ class Request:
     tuning: Int64[np.ndarray, " N"] | None
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""
+    repeats: bool = False
+    """Whether some classes may have the same prompts: open_clip's names of ImageNet call two pairs of classes alike."""
 
     @property
     def names(self) -> list[str]:
@@ -78,12 +85,51 @@ def read_request(
         truth=found.labels if truth is None else truth,
         tuning=tuning,
         said=(*(f"note: {note}" for note in found.notes), *(line for each in known if each for line in each.said)),
+        repeats=classes == "imagenet",
     )
 
 
-def zero_shot_rows(clip: Clip, cache: FeatureCache, request: Request) -> Rows:
+def vectors_of_classes(clip: Clip, request: Request) -> ClassVectors:
+    """The vectors that images are compared with; made before images are looked at, as they may be refused.
+
+    Raises:
+        InputError: two classes have the same prompts, so that the second one could not be predicted.
+    """
+    vectors = class_vectors(clip, request.prompt_names, request.templates)
+    if vectors.same and not request.repeats:
+        first, second = vectors.same[0]
+        one, other = (shorten(repr(request.classes[k]), SHOWN, placeholder=" ...'") for k in (first, second))
+        names = [" ".join(request.prompt_names[k].split()) for k in (first, second)]
+        if names[0] == names[1]:
+            why = "their names in prompts are the same"
+        elif vectors.cut and names[0].lower() != names[1].lower():
+            why = f"the model reads {_tokens_read(clip)} tokens, and up to there they are the same"
+        else:
+            why = "the model's tokenizer does not tell their names apart, as it may take capital letters for small ones"
+        raise InputError(
+            f"the classes {one} and {other} have the same prompts, and the second would never be predicted: {why}; "
+            "give one of them another name for prompts, behind a tab in --classes"
+        )
+    return vectors
+
+
+def _tokens_read(clip: Clip) -> int:
+    return clip.tokenizer(["a"]).shape[1]
+
+
+def zero_shot_rows(clip: Clip, cache: FeatureCache, request: Request, vectors: ClassVectors) -> Rows:
     """The logits of the images that have features: logit scale times cosine similarities to the classes' prompts."""
-    weights = clip.logit_scale * zero_shot_weights(clip, request.prompt_names, request.templates)
+    weights = clip.logit_scale * vectors.weights
+    notes = []
+    if vectors.cut:
+        first = shorten(repr(vectors.cut[0]), SHOWN, placeholder=" ...'")
+        notes.append(
+            f"{len(vectors.cut):,} of {vectors.num_prompts:,} prompts are cut, as the model reads {_tokens_read(clip)} "
+            f"tokens; the first one is {first}"
+        )
+    if vectors.same:
+        pairs = ", ".join(f"{request.classes[k]!r} (as {request.classes[first]!r})" for first, k in vectors.same[:5])
+        notes.append(f"the prompts of {len(vectors.same):,} classes are those of others; never predicted: {pairs}")
     return Rows(
         chunks=Logits(cache=cache, weights=weights),
         names=cache.names,
@@ -92,4 +138,5 @@ def zero_shot_rows(clip: Clip, cache: FeatureCache, request: Request) -> Rows:
         truth=request.truth[cache.places],
         tuning=None if request.tuning is None else request.tuning[cache.places],
         blank=(blank_features(clip) @ weights).cpu(),
+        notes=tuple(notes),
     )

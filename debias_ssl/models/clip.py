@@ -8,7 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,21 @@ def load_clip(model: str, pretrained: str | None, device: torch.device) -> Clip:
     )
 
 
-@torch.no_grad()
-def zero_shot_weights(
+@dataclass(frozen=True, kw_only=True)
+class ClassVectors:
+    """Vectors of classes, and what the tokenizer made of their prompts."""
+
+    weights: Float[Tensor, "D C"]
+    same: Sequence[tuple[int, int]]
+    """Classes whose prompts are the same tokens as those of an earlier one, which comes first."""
+    cut: Sequence[str]
+    """Prompts of which the model reads the beginning alone."""
+    num_prompts: int
+
+
+def class_vectors(
     clip: Clip, prompt_names: Sequence[str], templates: Sequence[str] | Sequence[Callable[[str], str]]
-) -> Float[Tensor, "D C"]:
+) -> ClassVectors:
     """A vector for each class: the normalized mean over templates of its prompts' normalized vectors (2103.00020).
 
     Args:
@@ -105,6 +116,42 @@ def zero_shot_weights(
         prompt_names: of the classes, as they stand in a sentence.
         templates: sentences with one `{}` each, or functions of the name.
     """
+    first_of: dict[bytes, int] = {}
+    same, cut = [], []
+    number = 0
+
+    def tokenizer(texts: list[str]) -> Tensor:
+        nonlocal number
+        tokens = clip.tokenizer(texts)
+        for of_class in tokens.split(len(templates)):
+            first = first_of.setdefault(of_class.numpy().tobytes(), number)
+            if first < number:
+                same.append((first, number))
+            number += 1
+        cut.extend(_cut(clip, texts, tokens.shape[1]))
+        return tokens
+
+    weights = zero_shot_weights(replace(clip, tokenizer=tokenizer), prompt_names, templates)
+    return ClassVectors(weights=weights, same=same, cut=cut, num_prompts=len(prompt_names) * len(templates))
+
+
+def _cut(clip: Clip, texts: Sequence[str], length: int) -> list[str]:
+    """Those of some prompts that have more tokens than the model reads."""
+    # No tokenizer makes more tokens than there are bytes, and a few at both ends.
+    long = [text for text in texts if len(text.encode()) > length - 4]
+    if not long:
+        return []
+    further: Any = clip.tokenizer
+    # Behind the end of a text there is padding alone; some tokenizers close the row with one other token.
+    rest = further(long, context_length=4 * length)[:, length:-1]
+    return [text for text, row in zip(long, rest, strict=True) if (row != row[-1]).any()]
+
+
+@torch.no_grad()
+def zero_shot_weights(
+    clip: Clip, prompt_names: Sequence[str], templates: Sequence[str] | Sequence[Callable[[str], str]]
+) -> Float[Tensor, "D C"]:
+    """The weights of `class_vectors` alone."""
     weights = open_clip.build_zero_shot_classifier(
         clip.network, clip.tokenizer, prompt_names, templates, device=clip.device
     )

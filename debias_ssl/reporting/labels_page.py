@@ -51,7 +51,7 @@ def labels_page(
         f"prior {config.prior}, strength {labeling.strength:g}, temperature {labeling.temperature:.4g}, "
         f"target {config.target_prior}"
     )
-    notes = []
+    notes = [f"{note[0].upper()}{note[1:]}." for note in labeling.notes]
     if len(kept) < len(labeling.reported):
         tuned = len(labeling.reported) - len(kept)
         notes.append(f"Left out of all figures: {tuned:,} rows that strength and temperature may be chosen on.")

@@ -3,8 +3,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from debias_ssl.finetune import BalancedMixup, LogitAdjustment, Mixup, SelMix
-from debias_ssl.finetune.selmix import class_means, mixup_gain, pair_probabilities, slope_at_images, slope_at_prototypes
+from debias_ssl.finetune import BalancedMixup, LogitAdjustment, Mixup, SelMix, selmix
+from debias_ssl.finetune.selmix import (
+    class_means,
+    mixup_gain,
+    pair_draws,
+    pair_probabilities,
+    slope_at_images,
+    slope_at_prototypes,
+)
 from debias_ssl.finetune.stage import Head, Stage
 from debias_ssl.formulas.objectives import OBJECTIVES, Goal, shares_of
 from debias_ssl.system.errors import InputError
@@ -114,6 +121,22 @@ def test_pairs_of_positive_gain_alone_are_drawn():
     assert found is not None
     assert found.tolist() == [pytest.approx([1 / (1 + torch.e**-2), 0]), pytest.approx([1 / (1 + torch.e**2), 0])]
     assert pair_probabilities(torch.tensor([[-1.0, 0.0], [-2.0, -3.0]]), 0.1) is None
+
+
+def test_pairs_of_more_than_4096_classes_are_drawn(monkeypatch: pytest.MonkeyPatch):
+    pairs = torch.zeros(4097, 4097)
+    pairs[0, 1], pairs[2, 4096], pairs[4096, 3] = 0.5, 0.2, 0.3
+    drawn = pair_draws(pairs)(20_000, torch.Generator().manual_seed(0))
+    places, counts = drawn.unique(return_counts=True)
+    assert places.tolist() == [1, 2 * 4097 + 4096, 4096 * 4097 + 3]
+    assert (counts / 20_000).tolist() == pytest.approx([0.5, 0.2, 0.3], abs=0.02)
+    # Of few classes, the draws are those of torch.multinomial, and the other way has the same distribution.
+    few = torch.tensor([[0.0, 0.1], [0.6, 0.3]])
+    first = pair_draws(few)(50, torch.Generator().manual_seed(1))
+    assert first.equal(torch.multinomial(few.flatten(), 50, True, generator=torch.Generator().manual_seed(1)))
+    monkeypatch.setattr(selmix, "MOST_CATEGORIES", 3)
+    drawn = pair_draws(few)(20_000, torch.Generator().manual_seed(1))
+    assert (drawn.bincount(minlength=4) / 20_000).tolist() == pytest.approx([0, 0.1, 0.6, 0.3], abs=0.02)
 
 
 def test_class_means_worked():

@@ -13,8 +13,9 @@ from torch import Tensor
 from debias_ssl.formulas import priors
 from debias_ssl.formulas.calibration import expected_calibration_error
 from debias_ssl.formulas.logits import debias
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling, Rows, find_removal
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling, Rows
 from debias_ssl.labels.output import check_folder, finish, outputs_in, summary_of, summary_table, write_labels
+from debias_ssl.labels.removal import find_removal
 from debias_ssl.labels.truth import RowNumbers, read_labels, read_target
 from debias_ssl.system.errors import InputError
 
@@ -172,20 +173,6 @@ def test_shares_are_estimated_for_what_the_prior_leaves(logits: Tensor, tmp_path
 
 def few(truth: np.ndarray, num: int = 80) -> np.ndarray:
     return np.where(np.arange(NUM) < num, truth, -1)
-
-
-def test_temperature_and_strength_are_those_of_the_smallest_loss(logits: Tensor, truth: np.ndarray, tmp_path: Path):
-    # Logits five times as large as they should be, of a classifier whose preference is known.
-    labeling = run(5 * logits, tmp_path, prior="centering", tune_on="x", further={"tuning": few(truth), "truth": truth})
-
-    def loss(temperature: float, shift: np.ndarray | float = 0.0) -> float:
-        left = 5 * logits[:80].double() / temperature - torch.as_tensor(shift)
-        return torch.nn.functional.cross_entropy(left, torch.from_numpy(truth[:80])).item()
-
-    best = min(np.geomspace(0.1, 100, 2000), key=loss)
-    assert labeling.temperature == pytest.approx(best, rel=0.01)
-    losses = [loss(labeling.temperature, step / 10 * np.log(labeling.prior)) for step in range(21)]
-    assert labeling.strength == pytest.approx(np.argmin(losses) / 10) and 0.5 < labeling.strength < 2
 
 
 def test_what_is_given_is_not_tuned(logits: Tensor, truth: np.ndarray, tmp_path: Path):
