@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +264,112 @@ def test_what_a_run_cannot_be_calibrated_on(trained: Path, tmp_path: Path, capsy
     (bare / "split.json").write_text(json.dumps(split | {"validation": []}))
     message = refused(evaluate.main, ["--run", str(bare), "--calibrate"], capsys)
     assert "data.validation_per_class" in message and "--folds 5" in message
+
+
+# -- memory
+
+MEASURED = """
+import sys, threading
+from debias_ssl import evaluate
+
+
+def now():
+    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) / 1024
+
+
+most = start = now()
+done = threading.Event()
+
+
+def watch():
+    global most
+    while not done.wait(0.005):
+        most = max(most, now())
+
+
+watching = threading.Thread(target=watch)
+watching.start()
+evaluate.main(sys.argv[1:])
+done.set()
+watching.join()
+print(most - start)
+"""
+
+MANY = """
+import numpy as np
+from debias_ssl.data.sources import Data, Images
+from torch import nn
+
+
+def images(config):
+    def images(num, part):
+        pixels = np.random.default_rng(num).integers(0, 255, (num, 4, 4, 1), dtype=np.uint8)
+        return Images(pixels=pixels, labels=np.arange(num) % 500, names=[f"{part}/{i}" for i in range(num)])
+
+    train, test = images(2_000, "train"), images(60_000, "test")
+    return Data(classes=tuple(map(str, range(500))), train=train, test=test, mean=(0.5,), std=(0.3,))
+
+
+class Linear(nn.Module):
+    def __init__(self, num_classes, in_chans):
+        super().__init__()
+        self.num_features = 16
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward_features(self, images):
+        return images
+
+    def forward_head(self, maps, pre_logits=False):
+        return maps.flatten(1) if pre_logits else self.fc(maps.flatten(1))
+
+    def get_classifier(self):
+        return self.fc
+"""
+
+
+def megabytes_above_the_start(*arguments: str, path: Path) -> float:
+    """Of an evaluation in a process of its own; pages of a file that is mapped do not count, as the system may drop
+    them.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", MEASURED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell how much memory is used")
+def test_memory_holds_a_part_of_the_rows(tmp_path: Path):
+    """60,000 rows of 500 classes are 120 MB in fp32, and 240 MB in fp64.
+
+    Measured: 55 MB, 72 MB with rows to fit a temperature on, 76 MB in folds, and 85 MB where they are probabilities.
+    """
+    labels = np.arange(60_000) % 500
+    matrix = np.random.default_rng(0).standard_normal((60_000, 500), dtype=np.float32)
+    matrix[np.arange(60_000), labels] += 2
+    np.save(tmp_path / "logits.npy", matrix)
+    np.exp(matrix, out=matrix)
+    np.save(tmp_path / "probs.npy", matrix / matrix.sum(1, keepdims=True))
+    np.save(tmp_path / "truth.npy", labels)
+    for kind, flags in (
+        ("logits", []),
+        ("logits", ["--calibrate", "--tune_on", ".1"]),
+        ("logits", ["--calibrate", "--folds", "3"]),
+        ("probs", ["--calibrate", "--folds", "2"]),
+    ):
+        files = ["--predictions", str(tmp_path / f"{kind}.npy"), "--truth", str(tmp_path / "truth.npy")]
+        assert megabytes_above_the_start(*files, *flags, path=tmp_path) < 120, (kind, flags)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell how much memory is used")
+def test_memory_holds_a_part_of_the_predictions_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Measured: 79 MB, and 104 MB in folds."""
+    (tmp_path / "many_images.py").write_text(MANY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = ["--data.name", "many_images.images", "--data.labels_per_class", "1", "--model.name"]
+    settings += ["many_images.Linear", "--steps", "1", "--batch_size", "8", "--unlabeled_ratio", "1"]
+    train.main([*settings, "--out", str(tmp_path / "run")])
+    for flags in ([], ["--calibrate", "--folds", "3"]):
+        assert megabytes_above_the_start("--run", str(tmp_path / "run"), *flags, path=tmp_path) < 150, flags
