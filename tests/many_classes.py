@@ -24,6 +24,10 @@ def thousand(config: SourceConfig) -> Data:
     return _data(1_000, 4_000, 2_000)
 
 
+def hundred(config: SourceConfig) -> Data:
+    return _data(100, 400, 1_000)
+
+
 def five_hundred(config: SourceConfig) -> Data:
     """Whose predictions are 120 MB in fp32."""
     return _data(500, 2_000, 60_000)

@@ -328,5 +328,5 @@ def _gather(chunks: Chunks, rows: Int64[np.ndarray, " R"]) -> Float[Tensor, "R C
 def _best_strength(
     logits: Float[Tensor, "R C"], labels: Int64[Tensor, " R"], shift_of: Callable[[float], Float[Tensor, " C"]]
 ) -> float:
-    """The strength, of 0, .1, ..., 2, of the smallest cross-entropy of softmax(f / T - shift)."""
+    """The strength, of 0, 0.1, ..., 2, of the smallest cross-entropy of softmax(f / T - shift)."""
     return min(STRENGTHS, key=lambda strength: negative_log_likelihood(logits - shift_of(strength), labels).item())
