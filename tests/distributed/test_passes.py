@@ -31,7 +31,7 @@ def trained(place: Place, *, compiled: bool) -> Found:
         if compiled:
             learner.compile_networks()
         shared, optimizer = wrapped(learner, place), make_optimizer(learner, OptimConfig(lr=0.05))
-        passed = 0.0
+        passed, gradients = 0.0, {}
         for k in range(STEPS):
             step = shared(batch_of(k, place), k / STEPS)
             torch.stack([*step.losses.values()]).sum().backward()
