@@ -128,7 +128,7 @@ def _check_rows(parsed: Namespace) -> None:
         raise InputError("--predictions needs --truth: CSV of path,label or row,label, or .npy of class numbers")
     if parsed.calibrate and parsed.tune_on is None and parsed.folds is None:
         raise InputError(
-            "--calibrate needs rows to fit a temperature on: --tune_on FILE of their labels, --tune_on .2 for a fifth "
+            "--calibrate needs rows to fit a temperature on: --tune_on FILE of their labels, --tune_on 0.2 for a fifth "
             "of the rows, or --folds 5 to fit and judge it in turns"
         )
 

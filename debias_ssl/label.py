@@ -25,6 +25,7 @@ from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
+from debias_ssl.labels.images import likely_folder
 from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.labels.truth import say
 from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
@@ -94,6 +95,8 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         request = read_request(parsed.images, parsed.classes, parsed.templates, config, parsed.root)
     if accelerator.is_main_process:
         say(request.said)
+        if config.truth is None and (request.truth < 0).all():
+            _say_likely_folder(parsed.images, request)
     clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
     store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
     check_agreement(lambda: _facts(parsed, clip, request, store))
@@ -130,6 +133,16 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         listed = out / "unreadable.json"
         print(f"note: left out {len(unreadable)} files that cannot be read: {listed}", file=sys.stderr)
     print(said)
+
+
+def _say_likely_folder(where: str, request: Request) -> None:
+    meant = likely_folder(where, request.files, request.classes)
+    if meant is not None:
+        print(
+            f"note: no image's first folder below --images {where!r} is a class, but folders of {str(meant)!r} are: "
+            "name that one to have figures of true classes",
+            file=sys.stderr,
+        )
 
 
 def _facts(parsed: Namespace, clip: Clip, request: Request, store: FolderStore) -> dict[str, str]:

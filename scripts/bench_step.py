@@ -20,21 +20,19 @@ import argparse
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from benchmark import Apart, Taken, answer, in_turns, ratio, seconds, table, taken
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
+from usual_loading import PassOrder, PerImage, collated
 
 from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.reading.config import ReadingConfig
@@ -163,53 +161,6 @@ def make_floor(setting: Setting) -> Callable[[], Taken]:
     return lambda: taken(step, setting.device)
 
 
-# ---- the usual way ----
-
-
-class PerImage(Dataset):
-    """One image at a time, as a labeled or an unlabeled one."""
-
-    def __init__(self, pixels: Tensor):
-        self.pixels = pixels.numpy()
-        side = pixels.shape[1]
-        weak = [
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomCrop(side, padding=side // 8, padding_mode="reflect"),
-        ]
-        tensor = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-        cutout = transforms.RandomErasing(p=1, scale=(0.25, 0.25), ratio=(1, 1))
-        self.weak = transforms.Compose([*weak, *tensor])
-        self.strong = transforms.Compose([*weak, transforms.RandAugment(2, 10), *tensor, cutout])
-
-    def __getitem__(self, item: tuple[int, bool]) -> tuple[int, tuple[Any, ...]]:
-        index, is_labeled = item
-        image = Image.fromarray(self.pixels[index])
-        return index, (self.weak(image),) if is_labeled else (self.weak(image), self.strong(image))
-
-
-def collated(items: list[tuple[int, tuple[Tensor, ...]]]) -> tuple[Tensor, Tensor]:
-    """Labeled, weak and strong views in one tensor, and the images' numbers."""
-    views = [views for _, views in items]
-    labeled = [view[0] for view in views if len(view) == 1]
-    unlabeled = [view for view in views if len(view) == 2]
-    images = torch.stack([*labeled, *(view[0] for view in unlabeled), *(view[1] for view in unlabeled)])
-    return images, torch.tensor([index for index, _ in items])
-
-
-class PassOrder:
-    """Endless batches of image numbers."""
-
-    def __init__(self, setting: Setting, num: int):
-        self.setting, self.num = setting, num
-
-    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
-        generator = torch.Generator().manual_seed(0)
-        while True:
-            labeled = torch.randint(NUM_LABELED, (self.setting.batch_size,), generator=generator).tolist()
-            unlabeled = torch.randint(self.num, (self.setting.unlabeled,), generator=generator).tolist()
-            yield [(index, True) for index in labeled] + [(index, False) for index in unlabeled]
-
-
 def make_usual(setting: Setting) -> Callable[[], Taken]:
     pixels = make_pixels(num_images(setting), setting.image_size)
     model = make_network(setting).to(setting.device)
@@ -218,8 +169,8 @@ def make_usual(setting: Setting) -> Callable[[], Taken]:
         model.parameters(), lr=OPTIM.lr, momentum=0.9, nesterov=True, weight_decay=OPTIM.weight_decay
     )
     loader = DataLoader(
-        PerImage(pixels),
-        batch_sampler=PassOrder(setting, len(pixels)),  # pyright: ignore[reportArgumentType]
+        PerImage(pixels, MEAN, STD),
+        batch_sampler=PassOrder(NUM_LABELED, len(pixels), setting.batch_size, setting.unlabeled),  # pyright: ignore[reportArgumentType]
         num_workers=os.cpu_count() or 1,
         collate_fn=collated,
         pin_memory=setting.device == "cuda",

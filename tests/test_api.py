@@ -77,25 +77,72 @@ def test_types_are_shipped():
     assert (Path(debias_ssl.__file__).parent / "py.typed").is_file()
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import debias_ssl; debias_ssl.debias; import debias_ssl.debias",
-        "import debias_ssl.debias",
-        "from debias_ssl.debias import main; from debias_ssl import debias; assert debias is debias_ssl.debias",
-        "import importlib; importlib.import_module('debias_ssl.debias')",
-    ],
+WAYS = (
+    "import debias_ssl; debias_ssl.debias; import debias_ssl.debias",
+    "import debias_ssl.debias",
+    "from debias_ssl.debias import main; from debias_ssl import debias; assert debias is debias_ssl.debias",
+    "import importlib; importlib.import_module('debias_ssl.debias')",
 )
-def test_debias_is_the_function_whatever_was_imported_before(code: str):
-    said = python(f"import debias_ssl, sys; {code}; print(debias_ssl.debias.__module__, 'debias_ssl.debias')").stdout
-    assert said.split() == ["debias_ssl.formulas.logits", "debias_ssl.debias"]
+COMMANDS = (["debias_ssl.debias", "--help"], ["debias_ssl", "debias", "--help"])
+# The package is imported anew each time, and what is slow to import once.
+ANEW = """
+import contextlib, io, json, runpy, sys, warnings
+
+# timm has our networks from the time before.
+warnings.filterwarnings("ignore", "Overwriting .* in registry")
+ways, commands, found = *json.loads(sys.argv[1]), {"names": [], "said": []}
 
 
-def test_debias_is_the_job_for_commands():
-    for command in (["debias_ssl.debias", "--help"], ["debias_ssl", "debias", "--help"]):
-        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=True)
-        assert "usage: debias-ssl debias" in done.stdout and not done.stderr
-    assert debias_ssl.debias is formulas.debias
+def forget():
+    for name in [name for name in sys.modules if name.partition(".")[0] == "debias_ssl"]:
+        del sys.modules[name]
+
+
+for way in ways:
+    forget()
+    import debias_ssl
+
+    exec(way, {"debias_ssl": debias_ssl})
+    found["names"].append(debias_ssl.debias.__module__)
+for module, *arguments in commands:
+    forget()
+    out, err, sys.argv[1:] = io.StringIO(), io.StringIO(), arguments
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        # As python -m does.
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    found["said"].append([out.getvalue(), err.getvalue()])
+forget()
+import debias_ssl
+
+try:
+    debias_ssl.debias_matrix([[1.0, 0.0], [0.0, 1.0]], prior="marginl")
+except Exception as error:
+    found["error"] = f"{type(error).__name__}: {error}"
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def anew() -> dict[str, Any]:
+    """What a process says that has imported the package in several ways, without the suite's checks of types."""
+    command = [sys.executable, "-c", ANEW, json.dumps([WAYS, COMMANDS])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode and not done.stderr, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_debias_is_the_function_whatever_was_imported_before(anew: dict[str, Any]):
+    assert anew["names"] == ["debias_ssl.formulas.logits"] * len(WAYS)
+
+
+def test_debias_is_the_job_for_commands(anew: dict[str, Any]):
+    for out, err in anew["said"]:
+        assert "usage: debias-ssl debias" in out and not err
+    assert len(anew["said"]) == len(COMMANDS) and debias_ssl.debias is formulas.debias
+
+
+def test_a_wrong_prior_is_told_with_the_right_ones(anew: dict[str, Any]):
+    assert anew["error"].startswith("InputError: prior is marginl, must be one of none, marginal")
 
 
 # Matrices.
@@ -209,12 +256,6 @@ def test_wrong_arguments_are_named(settings: dict[str, Any], words: str, logits:
     with pytest.raises(InputError, match=words):
         given: dict[str, Any] = {"logits": logits}
         debias_ssl.debias_matrix(**(given | settings))
-
-
-def test_a_wrong_prior_is_told_with_the_right_ones():
-    code = "import numpy, debias_ssl; debias_ssl.debias_matrix(numpy.eye(3), prior='marginl')"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
-    assert "InputError: prior is marginl, must be one of none, marginal" in said
 
 
 # Images.

@@ -398,7 +398,7 @@ def test_grid_marks_the_value_chosen_on_validation_images(tmp_path: Path, capsys
         ([*TWO, "--seeds", "0,0"], ["--seeds", "0,0"]),
         ([*TWO, "--jobs", "0"], ["--jobs", "0"]),
         ([*TWO, "--choose_on", "validation"], ["--choose_on", "--grid"]),
-        (["--grid", "method.strength"], ["method.strength", "method.strength=0,.25,.5,1"]),
+        (["--grid", "method.strength"], ["method.strength", "method.strength=0,0.25,0.5,1"]),
         (["--grid", "method.strength=0,,1"], ["method.strength=0,,1"]),
         (["--grid", "method.strength=0,0.0"], ["0.0 twice"]),
         (["--grid", "method.strenth=0,1"], ["strenth=0", "strenth", "DebiasPL", "FixMatch"]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import tarfile
 from collections.abc import Callable
@@ -312,6 +313,54 @@ def test_truth_below_another_folder_is_told(tmp_path, images, arguments, capsys)
     said = capsys.readouterr()
     assert f"10 of 10 rows of {truth} matched" in said.out and "10 paths begin with 'data/'" in said.err
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_known"] == 10
+
+
+HINT = "no image's first folder below --images"
+
+
+@pytest.mark.parametrize(
+    ("moved", "named", "meant"),
+    [
+        ({"ant": "L/data/ant", "bee": "L/data/bee"}, "L", "L/data"),
+        ({"ant": "L/a/b/ant", "bee": "L/a/b/bee"}, "L", "L/a/b"),
+        # Parts of a data set: one of them is named.
+        ({"ant": "L/train/ant", "bee": "L/test/bee"}, "L", "L/t"),
+        # The images of one class.
+        ({"ant": "L/ant", "bee": "L/bee"}, "L/ant", "L"),
+        # Half of the images and no more, or one class alone.
+        ({"ant": "L/data/ant", "bee": "L/data/wasp"}, "L", None),
+        ({"ant": "L/ant", "bee": "L/wasp"}, "L/ant", None),
+        ({"ant": "L/ant", "bee": "L/bee"}, "L", None),
+    ],
+)
+def test_a_folder_one_level_off_is_told_with_the_one_that_is_meant(
+    moved, named, meant, tmp_path, images, arguments, capsys, no_page
+):
+    for name, place in moved.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).rename(tmp_path / place)
+    main(arguments(images=tmp_path / named))
+    said = capsys.readouterr()
+    notes = [line for line in said.err.splitlines() if HINT in line]
+    assert (tmp_path / "out" / "labels.csv").exists()
+    if meant is None:
+        assert not notes
+        return
+    assert len(notes) == 1 and f"--images {str(tmp_path / named)!r}" in notes[0]
+    assert f"folders of '{tmp_path / meant}" in notes[0]
+    # Whoever follows the note has figures and no note.
+    (folder,) = re.findall("folders of '(.*)' are", notes[0])
+    main(arguments(images=folder, out=tmp_path / "again"))
+    assert HINT not in capsys.readouterr().err
+    assert "plain" in json.loads((tmp_path / "again" / "summary.json").read_text())
+
+
+def test_a_file_of_true_classes_needs_no_hint(tmp_path, images, arguments, capsys, no_page):
+    (tmp_path / "L").mkdir()
+    (tmp_path / "images").rename(tmp_path / "L" / "data")
+    (tmp_path / "truth.csv").write_text("path,label\ndata/bee/1.png,bee\n")
+    main(arguments(images=tmp_path / "L", truth=tmp_path / "truth.csv"))
+    assert HINT not in capsys.readouterr().err
 
 
 def test_a_label_that_is_no_class_is_refused(tmp_path, images, arguments, capsys):

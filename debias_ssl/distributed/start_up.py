@@ -1,12 +1,10 @@
 """The start of processes that share a host: one of them does what is slow, and the others find what it has kept."""
 
 import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -24,8 +22,8 @@ class SharedStart:
     """The same in all processes of this host, and in no others and at no other time."""
     is_first: bool
     """Whether this process is the one that goes first."""
-    folders: list[Path] = field(default_factory=list)
-    """What it gives to the others and is removed after the start."""
+    kept: ExitStack = field(default_factory=ExitStack)
+    """Removes, after the start, what this process gives to the others."""
 
 
 _under_way: list[SharedStart] = []
@@ -53,16 +51,15 @@ def first_of_each_host_first(accelerator: Accelerator) -> Iterator[None]:
     # Hosts may share a disk, and even their names.
     host = accelerator.process_index - accelerator.local_process_index
     start = SharedStart(name=f"{names[0]}-{host}", is_first=accelerator.is_local_main_process)
-    if not start.is_first:
+    with start.kept:
+        if not start.is_first:
+            dist.barrier(group)
+        _under_way.append(start)
+        try:
+            yield
+        finally:
+            _under_way.remove(start)
+        if start.is_first:
+            dist.barrier(group)
         dist.barrier(group)
-    _under_way.append(start)
-    try:
-        yield
-    finally:
-        _under_way.remove(start)
-    if start.is_first:
-        dist.barrier(group)
-    dist.barrier(group)
-    for folder in start.folders:
-        shutil.rmtree(folder, ignore_errors=True)
     dist.destroy_process_group(group)

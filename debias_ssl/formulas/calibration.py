@@ -28,16 +28,31 @@ def expected_calibration_error(
     A bin holds the confidences in (lower edge, upper edge]. A confidence of k / num_bins is in the lower bin, also
     where its rounding puts it above the edge by up to 1e-6. Confidences are best computed in fp64.
     """
-    share, mean_confidence, accuracy = reliability_bins(confidence, correct, num_bins)
-    return (share * (accuracy - mean_confidence).abs()).nansum()
+    return error_of_bins(sums_of_bins(confidence, correct, num_bins))
 
 
 def reliability_bins(
     confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = NUM_BINS
 ) -> Float[Tensor, "3 num_bins"]:
     """Share of the images, mean confidence and accuracy of the bins above; the latter two are nan in empty bins."""
+    return _means(sums_of_bins(confidence, correct, num_bins))
+
+
+def sums_of_bins(
+    confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = NUM_BINS
+) -> Float[Tensor, "3 num_bins"]:
+    """Of the bins above, of equal width: images, the sum of their confidence, and how many are right.
+
+    The sums of parts of the images add up to those of all.
+    """
     confidence = confidence.double()
-    return _means_of_bins(bins_of(confidence, num_bins), confidence, correct, num_bins)
+    return _sums(bins_of(confidence, num_bins), confidence, correct, num_bins)
+
+
+def error_of_bins(sums: Float[Tensor, "3 bins"]) -> Float[Tensor, ""]:
+    """The calibration error of such sums."""
+    share, mean_confidence, accuracy = _means(sums)
+    return (share * (accuracy - mean_confidence).abs()).nansum()
 
 
 def bins_of(confidence: Float[Tensor, "*shape"], num_bins: int) -> Int[Tensor, "*shape"]:
@@ -58,16 +73,21 @@ def equal_mass_calibration_error(
     # Twice the middle rank, so that it is a whole number.
     middle = 2 * number.cumsum(0) - number
     bins = (middle * num_bins // (2 * len(confidence)))[place]
-    share, mean_confidence, accuracy = _means_of_bins(bins, confidence, correct, num_bins)
-    return (share * (accuracy - mean_confidence).abs()).nansum()
+    return error_of_bins(_sums(bins, confidence, correct, num_bins))
 
 
-def _means_of_bins(
+def _sums(
     bins: Int[Tensor, " N"], confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int
 ) -> Float[Tensor, "3 num_bins"]:
     sums = torch.zeros(3, num_bins, dtype=torch.float64, device=confidence.device)
     sums.index_add_(1, bins, torch.stack([torch.ones_like(confidence), confidence, correct.double()]))
-    return torch.stack([sums[0] / len(confidence), sums[1] / sums[0], sums[2] / sums[0]])
+    return sums
+
+
+def _means(sums: Float[Tensor, "3 bins"]) -> Float[Tensor, "3 bins"]:
+    """Share of the images, mean confidence and accuracy of each bin."""
+    images, confidence, correct = sums
+    return torch.stack([images / images.sum(), confidence / images, correct / images])
 
 
 def class_wise_calibration_error(
@@ -166,17 +186,20 @@ class Calibration:
         }
 
 
-def calibration_of(chunks: Chunks) -> Calibration:
-    """Judges predictions softmax(f) of known labels that come a chunk at a time."""
-    parts, scores, class_sums = [], torch.zeros(2, dtype=torch.float64), torch.zeros(())
+def calibration_of(chunks: Chunks, num: int) -> Calibration:
+    """Judges predictions softmax(f) of known labels that come a chunk at a time, `num` rows in all."""
+    # Made before the chunks: small results between large ones would keep the memory of each chunk from the next.
+    confidence, correct = torch.zeros(num, dtype=torch.float64), torch.zeros(num, dtype=torch.bool)
+    scores, class_sums, first = torch.zeros(2, dtype=torch.float64), torch.zeros(()), 0
     for logits, labels in chunks:
         probs = logits.double().softmax(1)
-        confidence, predicted = probs.max(1)
-        parts.append((confidence, predicted == labels))
+        rows = slice(first, first + len(labels))
+        first += len(labels)
+        confidence[rows], predicted = probs.max(1)
+        correct[rows] = predicted == labels
         scores += len(labels) * torch.stack([negative_log_likelihood(logits, labels), brier_score(probs, labels)])
         class_sums = class_sums + _class_sums(probs, labels)
-    confidence, correct = (torch.cat(each) for each in zip(*parts, strict=True))
-    nll, brier = (scores / len(correct)).tolist()
+    nll, brier = (scores / num).tolist()
     return Calibration(confidence=confidence, correct=correct, nll=nll, brier=brier, class_sums=class_sums)
 
 
@@ -192,4 +215,4 @@ def _class_sums(probs: Float[Tensor, "n C"], labels: Int[Tensor, " n"]) -> Float
 
 def calibration_figures(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> dict[str, float]:
     """Accuracy and all of the above for predictions softmax(f) of known labels; only nll (nats) may be above 2."""
-    return calibration_of([(logits, labels)]).figures()
+    return calibration_of([(logits, labels)], len(labels)).figures()

@@ -1,6 +1,7 @@
 """The images to label, with their true classes where these are known."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,3 +76,30 @@ def _first_folders(paths: Sequence[str], number: dict[str, int]) -> Int64[np.nda
     """Numbers of the classes that paths begin with, if they do."""
     folders = [path.rpartition("/")[0].partition("/")[0] for path in paths]
     return np.array([number.get(folder, UNKNOWN) for folder in folders], dtype=np.int64)
+
+
+def likely_folder(where: str, images: Sequence[str], classes: tuple[str, ...]) -> Path | None:
+    """The folder that was probably meant where `--images` names one, and none of the classes is right below it.
+
+    It lies deeper, if the deeper folders of most images are named as classes; or it is the one above, if the folder
+    itself and another beside it are named as classes.
+
+    Args:
+        where: what `--images` names.
+        images: paths of the images below it, whose first folders are no classes.
+        classes: names of all classes.
+    """
+    folder, names = Path(where), set(classes)
+    if not folder.is_dir():
+        return None
+    deeper: Counter[Path] = Counter()
+    for image in images:
+        below = Path(os.path.relpath(image, folder)).parts[:-1]
+        depth = next((k for k, name in enumerate(below) if name in names), None)
+        if depth is not None:
+            deeper[folder.joinpath(*below[:depth])] += 1
+    if 2 * deeper.total() > len(images):
+        return deeper.most_common(1)[0][0]
+    above = folder.resolve().parent
+    others = {child.name for child in above.iterdir() if child.is_dir()} - {folder.resolve().name}
+    return above if folder.resolve().name in names and others & names else None

@@ -169,7 +169,7 @@ def _tuning_labels(
     try:
         share = float(tune_on)
     except ValueError:
-        raise InputError(f"there is no file {tune_on!r}, and it is not a share of the rows, such as .2") from None
+        raise InputError(f"there is no file {tune_on!r}, and it is not a share of the rows, such as 0.2") from None
     known = (truth >= 0).nonzero().squeeze(1)
     number = round(share * len(known)) if 0 < share < 1 else 0
     if not 0 < number < len(known):

@@ -16,7 +16,7 @@ from debias_ssl.labels.debiasing import rows_of_chunk
 from debias_ssl.system.files import writes
 
 # Of a chunk: what is computed of it takes some ten arrays of fp64.
-MOST_NUMBERS = 2**20
+MOST_NUMBERS = 2**19
 
 
 @dataclass(frozen=True, kw_only=True)

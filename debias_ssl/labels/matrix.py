@@ -38,7 +38,7 @@ class Predictions:
     def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
         """The logits in chunks, in fp32; those of probabilities p are log max(p, 1e-8)."""
         for _, values in _chunks(self.values):
-            yield values.clamp(min=SMALLEST_PROBABILITY).log() if self.kind == "probs" else values
+            yield values.clamp_(min=SMALLEST_PROBABILITY).log_() if self.kind == "probs" else values
 
 
 def read_predictions(

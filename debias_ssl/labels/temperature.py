@@ -67,7 +67,8 @@ class Rescaled:
     @cached_property
     def judged(self) -> dict[str, Calibration]:
         """The rows as they are, and divided by their temperatures."""
-        return {"before": calibration_of(self.rows), "after": calibration_of(self._divided())}
+        num = len(self.rows)
+        return {"before": calibration_of(self.rows, num), "after": calibration_of(self._divided(), num)}
 
     def _divided(self) -> Iterator[tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]]:
         first = 0

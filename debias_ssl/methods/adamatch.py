@@ -28,7 +28,7 @@ class AdaMatch(PseudoLabeling):
     threshold 0 and the second labeled loss, once mu is 1.
 
     The labeled loss is the sum of both views' here, half of it in the authors' code. q is a running mean of
-    momentum .999 here, the mean of the last 128 batches there; p~ divides by at least 1e-8 here, 1e-6 is added to pi
+    momentum 0.999 here, the mean of the last 128 batches there; p~ divides by at least 1e-8 here, 1e-6 is added to pi
     and to q there.
 
     Args:

@@ -16,7 +16,7 @@ class CDMAD(PseudoLabeling):
 
     L = CE(f(weak(x)), y) + lambda_u * mean_u 1[max p >= threshold] CE(f(strong(u)), p)
 
-    and f* predicts at test time. hard = true, threshold = .95 and warm_up = 1 train the network of FixMatch.
+    and f* predicts at test time. hard = true, threshold = 0.95 and warm_up = 1 train the network of FixMatch.
 
     I is 1 in every channel as the network takes it, which is the data's mean plus one deviation and what the authors'
     code has, or white: 1 before it is normalized, which is 1.8 on digits and 2.1 on CIFAR-10. The farther I is from all

@@ -33,7 +33,7 @@ class DASO(PseudoLabeling):
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts.
-        temperature: T; 1.5 where labeled and unlabeled images have the same imbalance, .3 where not, in the paper.
+        temperature: T; 1.5 where labeled and unlabeled images have the same imbalance, 0.3 where not, in the paper.
         prototype_temperature: T_proto.
         warm_up: share of the run with FixMatch's pseudo-labels; 5,000 of 250,000 steps in the paper.
         momentum: of m and of the prototypes, each of which moves in steps that have labeled images of its class.

@@ -46,7 +46,7 @@ class DebiasPL(PseudoLabeling):
         threshold: confidence from which a debiased pseudo-label counts; where there is a base, it has its own, as
             `--method.base.init_args.threshold`, and this one must stay as it is.
         strength: tau, how much of the preference is removed from the targets and added as a margin.
-        momentum: m of the marginal; .999 in the paper, .99 in the authors' ImageNet scripts.
+        momentum: m of the marginal; 0.999 in the paper, 0.99 in the authors' ImageNet scripts.
         unlabeled_weight: lambda_u; likewise.
         num_views: weak and strong views of each unlabeled image.
         assist_threshold: confidence from which labels of `data.probs` or of a teacher help out, 0.4 in the authors'

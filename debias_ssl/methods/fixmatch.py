@@ -25,8 +25,8 @@ class FixMatch(PseudoLabeling):
         threshold: confidence from which a pseudo-label counts.
         unlabeled_weight: lambda_u.
         prior: pi, a share for each class; null aligns nothing.
-        prior_momentum: of q, which is uniform at first and is kept only where there is a prior; .99 looks back about as
-            far as the 128 batches of ReMixMatch.
+        prior_momentum: of q, which is uniform at first and is kept only where there is a prior; 0.99 looks back about
+            as far as the 128 batches of ReMixMatch.
     """
 
     prior: Float[Tensor, " C"] | None

@@ -161,7 +161,7 @@ class LabelSmoothing(LabeledLoss):
 
     Args:
         problem: what is fixed before training.
-        smoothing: eps; .1 for ImageNet, .05 for CIFAR-100 (arXiv 1906.02629); 0 is CrossEntropy.
+        smoothing: eps; 0.1 for ImageNet, 0.05 for CIFAR-100 (arXiv 1906.02629); 0 is CrossEntropy.
     """
 
     def __init__(self, problem: Problem, *, smoothing: BelowOne = 0.1):
@@ -182,8 +182,8 @@ class LabelAwareSmoothing(LabeledLoss):
 
     Args:
         problem: what is fixed before training.
-        head: eps of the most frequent class; .3 for CIFAR-10, .4 for CIFAR-100 in the paper.
-        tail: eps of the rarest class, 0 and .1; both 0 is CrossEntropy.
+        head: eps of the most frequent class; 0.3 for CIFAR-10, 0.4 for CIFAR-100 in the paper.
+        tail: eps of the rarest class, 0 and 0.1; both 0 is CrossEntropy.
     """
 
     def __init__(self, problem: Problem, *, head: BelowOne = 0.3, tail: BelowOne = 0.0):

@@ -31,7 +31,7 @@ class SimPro(PseudoLabeling):
 
     Args:
         problem: what is fixed before training.
-        threshold: confidence from which a pseudo-label counts; .2 for CIFAR-100 in the paper.
+        threshold: confidence from which a pseudo-label counts; 0.2 for CIFAR-100 in the paper.
         strength: tau; 1 for CIFAR-100 in the paper.
         momentum: of pi_u.
         unlabeled_weight: lambda_u.

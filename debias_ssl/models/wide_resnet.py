@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 SLOPE = 0.1
-# TensorFlow's .999: long runs only; short ones set model.batch_norm_momentum.
+# TensorFlow's 0.999: long runs only; short ones set model.batch_norm_momentum.
 BATCH_NORM_MOMENTUM = 0.001
 
 

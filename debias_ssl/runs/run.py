@@ -139,7 +139,7 @@ def make_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, re
         task=task,
         stream=stream,
         learner=learner,
-        optimizer=make_optimizer(learner, config.optim, model.net),
+        optimizer=make_optimizer(learner, config.optim, model.net, is_scaled=accelerator.scaler is not None),
         checkpoints=folder.checkpoints,
         metrics=folder.metrics,
     )

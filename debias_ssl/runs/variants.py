@@ -69,10 +69,10 @@ def flags_of(overrides: dict[str, Any], prefix: str = "--") -> list[str]:
 
 
 def grid_of(text: str) -> dict[str, dict[str, Any]]:
-    """The variants of --grid, by name: `method.strength=0,.25` gives `strength=0` and `strength=0.25`."""
+    """The variants of --grid, by name: `method.strength=0,0.25` gives `strength=0` and `strength=0.25`."""
     field, _, values = text.partition("=")
     if not field or not all(value.strip() for value in values.split(",")):
-        raise InputError(f"--grid {text!r} is not a field and its values, such as method.strength=0,.25,.5,1")
+        raise InputError(f"--grid {text!r} is not a field and its values, such as method.strength=0,0.25,0.5,1")
     *parents, last = field.strip().split(".")
     found = {}
     for value in values.split(","):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from debias_ssl.data.streams import EvaluationStream
 from debias_ssl.distributed.collectives import all_sum_, gathered, num_processes
 from debias_ssl.formulas import metrics
-from debias_ssl.formulas.calibration import expected_calibration_error, negative_log_likelihood
+from debias_ssl.formulas.calibration import NUM_BINS, error_of_bins, negative_log_likelihood, sums_of_bins
 from debias_ssl.formulas.logits import confusion_matrix
 
 # Numbers that processes send each other at a time.
@@ -114,21 +114,22 @@ def evaluate_logits(
 def evaluate_rows(
     chunks: Iterable[tuple[Float[Tensor, "_ C"], Int[Tensor, " _"]]], labeled_counts: Int[Tensor, " C"]
 ) -> dict[str, Any]:
-    """The same figures of logits and their labels, all known, that come a chunk at a time."""
-    parts, nlls, confusion = [], [], torch.zeros(len(labeled_counts), len(labeled_counts), dtype=torch.int64)
+    """The same figures of logits and their labels, all known, that come a chunk at a time; no row is kept."""
+    confusion = torch.zeros(len(labeled_counts), len(labeled_counts), dtype=torch.int64)
+    bins, nlls, numbers = torch.zeros(3, NUM_BINS, dtype=torch.float64), [], []
     for logits, labels in chunks:
         confidence, predicted = logits.double().softmax(-1).max(-1)
         confusion += confusion_matrix(labels, predicted, logits.shape[1])
-        parts.append((confidence, predicted == labels))
-        nlls.append(negative_log_likelihood(logits, labels))
-    confidence, correct = (torch.cat(each) for each in zip(*parts, strict=True))
-    shares = torch.tensor([len(part) for part, _ in parts], dtype=torch.float64) / max(1, len(correct))
+        bins += sums_of_bins(confidence, predicted == labels)
+        nlls.append(negative_log_likelihood(logits, labels).item())
+        numbers.append(len(labels))
+    num = max(1, sum(numbers))
     hits, images = confusion.diagonal(), confusion.sum(1)
     return {
         **metrics.summarize(confusion),
         **metrics.group_recalls(confusion, labeled_counts),
-        "ece": expected_calibration_error(confidence, correct).item(),
-        "nll": (torch.stack(nlls) * shares).sum().item(),
+        "ece": error_of_bins(bins).item(),
+        "nll": sum(nll * (number / num) for nll, number in zip(nlls, numbers, strict=True)),
         "recalls": [hit / total if total else None for hit, total in zip(hits.tolist(), images.tolist(), strict=True)],
         "confusion": confusion.tolist(),
     }

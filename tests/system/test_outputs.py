@@ -45,6 +45,15 @@ def test_other_names_are_nobodys_business(tmp_path: Path):
     outputs_in(tmp_path).check_foreign()
 
 
+def test_what_came_after_the_last_look_and_was_not_claimed_stays(tmp_path: Path):
+    outputs = outputs_in(tmp_path)
+    outputs.claim("done.json")
+    for name in ("done.json", "run.yaml"):
+        (tmp_path / name).touch()
+    outputs.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
 def test_what_was_claimed_is_removed_and_nothing_beside_it_or_in_it(tmp_path: Path):
     outputs = written(tmp_path)
     outputs.check_foreign()

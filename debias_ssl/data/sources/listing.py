@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+from filelock import FileLock, Timeout
 from jaxtyping import Bool, Int64, UInt8
 
 from debias_ssl.data.sources.shard_index import EXTENSIONS
-from debias_ssl.distributed.start_up import shared_start
-from debias_ssl.system.files import cache_folder, read_array
+from debias_ssl.distributed.start_up import SharedStart, shared_start
+from debias_ssl.system.files import LOCK, cache_folder, read_array
 
 # Names that are unpacked at a time where all are gone through.
 BLOCK = 4096
+# Of the folders in a cache that hold a list during a start.
+SUFFIX = ".listing"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,23 +179,39 @@ def shared_listing(
     if start is None:
         return find()
     key = hashlib.sha256(os.fsencode(f"{os.path.abspath(what)}\0{what}")).hexdigest()[:16]
-    folder = cache_folder(cache) / f"{start.name}-{key}.listing"
+    folder = cache_folder(cache) / f"{start.name}-{key}{SUFFIX}"
     if not start.is_first:
         # Where it could not be written, each looks for itself.
         with suppress(OSError, ValueError):
             return _read(folder)
     names, texts = find()
     if start.is_first:
-        start.folders.append(folder)
+        _remove_abandoned(folder.parent)
         try:
+            _make(folder, start)
             _write(folder, names, texts)
-        except OSError:
+        except (OSError, Timeout):
             shutil.rmtree(folder, ignore_errors=True)
     return names, texts
 
 
-def _write(folder: Path, names: FileNames, texts: list[str]) -> None:
+def _make(folder: Path, start: SharedStart) -> None:
+    """Makes a folder that is locked during a start, and removed after it."""
+    start.kept.callback(shutil.rmtree, folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    start.kept.enter_context(FileLock(folder / LOCK, timeout=0))
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Removes the listings of starts whose first process was killed: the system has given their locks back."""
+    for folder in cache.glob(f"*{SUFFIX}"):
+        with suppress(OSError, Timeout):
+            with FileLock(folder / LOCK, timeout=0):
+                pass
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(folder: Path, names: FileNames, texts: list[str]) -> None:
     number = {text: k for k, text in enumerate(dict.fromkeys(texts))}
     for field in fields(FileNames):
         np.save(folder / f"{field.name}.npy", getattr(names, field.name))

@@ -1,6 +1,8 @@
 """Lists of files as arrays, and what listing many files costs: counts of looks at the disk, not seconds."""
 
 import os
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -184,7 +186,47 @@ def test_another_process_of_a_start_looks_at_no_file(many: Path, monkeypatch: py
     (many / "labeled" / "class 0" / "0.png").unlink()
     monkeypatch.setattr(start_up, "_under_way", [SharedStart(name="next", is_first=False)])
     assert start(many, monkeypatch)[0] != alone
-    assert len(first.folders) == 2 and all(folder.parent == cache for folder in first.folders)
+    assert len([*cache.glob("start-*.listing")]) == 2
+    first.kept.close()
+    assert not [*cache.glob("start-*.listing")]
+
+
+LISTS_UNTIL_KILLED = """
+import sys, time
+from debias_ssl.data.sources.listing import FileNames, shared_listing
+from debias_ssl.distributed import start_up
+
+with (start := start_up.SharedStart(name="killed", is_first=True)).kept:
+    start_up._under_way.append(start)
+    shared_listing("a", sys.argv[1], lambda: (FileNames.of([("a/1.png", 1, 2, False)]), ["x"]))
+    print("listed", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_listing_of_a_start_that_was_killed_goes_at_the_next_one(monkeypatch: pytest.MonkeyPatch, cache: Path):
+    process = subprocess.Popen([sys.executable, "-c", LISTS_UNTIL_KILLED, str(cache)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"listed\n"
+        (abandoned,) = cache.glob("killed-*.listing")
+        left = sorted(path.name for path in abandoned.iterdir())
+        for is_killed in (False, True):
+            if is_killed:
+                process.kill()
+                process.wait(30)
+            first = SharedStart(name="start", is_first=True)
+            with first.kept:
+                monkeypatch.setattr(start_up, "_under_way", [first])
+                shared_listing("a", str(cache), lambda: (names_of("a/1"), ["x"]))
+                # One that is under way keeps all that it has, and is read by its other processes.
+                assert [path.name for path in cache.glob("killed-*")] == ([] if is_killed else [abandoned.name])
+                assert is_killed or sorted(path.name for path in abandoned.iterdir()) == left
+            assert not [*cache.glob("start-*")]
+    finally:
+        process.kill()
+        process.wait(30)
+        process.stdout.close()
 
 
 def test_a_listing_that_cannot_be_written_is_made_by_each(many: Path, monkeypatch: pytest.MonkeyPatch):
