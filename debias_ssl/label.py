@@ -55,6 +55,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
     parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
     parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is Pillow's limit")
+    parser.add_argument(
+        "--background", type=str, default="white", help="of transparent pixels: name of a color, or '#rrggbb' in quotes"
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="images of a batch in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
     parser.add_argument(
@@ -83,7 +86,7 @@ def _inputs(parsed: Namespace) -> dict[str, str | None]:
 
 
 def _decoding(parsed: Namespace) -> Decoding:
-    return Decoding(bits=parsed.bits, max_pixels=parsed.max_pixels)
+    return Decoding(bits=parsed.bits, max_pixels=parsed.max_pixels, background=parsed.background)
 
 
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
@@ -91,6 +94,8 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     with first_of_each_host_first(accelerator):
         request = read_request(parsed.images, parsed.classes, parsed.templates, config)
     clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
+    for note in request.notes if accelerator.is_main_process else ():
+        print(f"note: {note}", file=sys.stderr)
     store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
     check_agreement(lambda: _facts(parsed, clip, request, store))
     cache = embed(
@@ -134,7 +139,7 @@ def _facts(parsed: Namespace, clip: Clip, request: Request, store: FolderStore) 
         "the hash of --images": fingerprint(images),
         "the list of classes": ", ".join(request.classes),
         "the model": json.dumps(clip.description),
-        **{f"--{name}": str(parsed[name]) for name in ("precision", "on_error", "bits", "max_pixels")},
+        **{f"--{name}": str(parsed[name]) for name in ("precision", "on_error", "bits", "max_pixels", "background")},
         "the folder of features": os.path.abspath(store.folder),
     }
 

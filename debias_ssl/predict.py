@@ -14,7 +14,7 @@ from debias_ssl.contract import Place
 from debias_ssl.data.reading.cache import without_unreadable
 from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.sources.folder import find_files, folder_of
-from debias_ssl.data.sources.images import Images, fingerprint
+from debias_ssl.data.sources.images import Images, fingerprint, left_out_notes
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     with locked(parts_folder(out)) if is_first() else nullcontext():
         accelerator.wait_for_everyone()
         features = parsed.features and Path(parsed.features).resolve()
-        settings = [parsed.batch_size, features, data.bits, data.crop, machine()]
+        settings = [parsed.batch_size, features, data.decoding.of_pixels, data.crop, machine()]
         # One process looks at the files, which may be many, and the others have its word.
         key = broadcast_object_list([key_of(folder.path, images.names, *settings) if is_main else ""])[0]
         table = LabelTable(out=out, key=key, place=place_of(accelerator))
@@ -90,6 +90,8 @@ def _listed(parsed: Namespace, run: TrainedRun, accelerator: Accelerator) -> Ima
         images, bad = find_files(parsed.images, "--images"), {}
         if parsed.on_error == "skip" and not parsed.features:
             images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
+    for note in left_out_notes(images) if accelerator.is_main_process else ():
+        print(f"note: {note}", file=sys.stderr)
     if bad and accelerator.is_main_process:
         print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)
     return images

@@ -20,7 +20,7 @@ from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.features import read_manifest
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sources.config import SourceConfig
-from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint
+from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint, left_out_notes
 from debias_ssl.data.sources.label_files import read_probs
 from debias_ssl.data.sources.load import check_classes, load_data
 from debias_ssl.data.sources.shards import ShardedNames
@@ -82,11 +82,12 @@ class Task:
     @property
     def notes(self) -> list[str]:
         """What people should know of the images and of their split."""
+        notes = [*left_out_notes(self.data.train, self.data.test), *self.data.notes]
         border = len(self.data.train) - self.data.num_separate
         shared = int((self.split.validation >= border - self.data.num_shared).sum())
-        if not shared:
-            return [*self.data.notes]
-        return [*self.data.notes, f"{shared} validation images are in data.unlabeled too: not trained on"]
+        if shared:
+            notes.append(f"{shared} validation images are in data.unlabeled too: not trained on")
+        return notes
 
     @property
     def channels(self) -> int:

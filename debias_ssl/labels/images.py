@@ -39,7 +39,7 @@ def images_to_label(where: str | Sequence[str | Path], classes: tuple[str, ...])
         return images, root
     if path.suffix.lower() == ".csv" and path.is_file():
         paths, labels = read_label_file(path, None)
-        files = [member_named(str(file)) or str(file) for file in paths]
+        files, left_out = [member_named(str(file)) or str(file) for file in paths], ()
         wrong = next((i for i, label in enumerate(labels) if label and label not in number), None)
         if wrong is not None:
             raise InputError(
@@ -47,8 +47,9 @@ def images_to_label(where: str | Sequence[str | Path], classes: tuple[str, ...])
                 "leave it empty if it is unknown"
             )
     else:
-        files, labels = find_files(where, "--images").names, []
-    images = Images(pixels=None, labels=np.full(len(files), UNKNOWN), names=files)
+        found = find_files(where, "--images")
+        files, labels, left_out = found.names, [], found.left_out
+    images = Images(pixels=None, labels=np.full(len(files), UNKNOWN), names=files, left_out=left_out)
     root = folder_of(where, images)
     if any(labels):
         truth = np.array([number.get(label, UNKNOWN) for label in labels], dtype=np.int64)

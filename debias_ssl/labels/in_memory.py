@@ -106,6 +106,7 @@ def label_images(
     on_error: Literal["stop", "skip"] = "stop",
     bits: int | None = None,
     max_pixels: int | None = None,
+    background: str = "white",
     batch_size: int = 256,
     workers: int = 0,
     precision: Precision = "auto",
@@ -123,7 +124,7 @@ def label_images(
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
         features: folder that keeps features of images for the next time; None keeps them in memory.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
-        bits, max_pixels: how files become pixels, as `data.bits` and `data.max_pixels` of a run.
+        bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
         precision: of the network; `auto` is bf16 where the device multiplies in it.
         device: where the network goes; None is the accelerator if there is one, else the CPU.
@@ -146,7 +147,7 @@ def label_images(
     with flags_are_arguments():
         request = _request(text(images), text(classes), text(templates), settings)
         config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
-        decoding = Decoding(bits=bits, max_pixels=max_pixels)
+        decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
         return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
 
 

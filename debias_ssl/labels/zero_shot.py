@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from debias_ssl.data.sources.images import left_out_notes
 from debias_ssl.labels.debiasing import DebiasConfig, Rows
 from debias_ssl.labels.embedding import FeatureCache, Logits
 from debias_ssl.labels.images import images_to_label
@@ -33,6 +34,8 @@ class Request:
     truth: Int64[np.ndarray, " N"]
     """Of all files, negative where unknown."""
     tuning: Int64[np.ndarray, " N"] | None
+    notes: Sequence[str]
+    """What people should know of the images, such as what is left out of their folder."""
 
     @property
     def names(self) -> list[str]:
@@ -74,6 +77,7 @@ def read_request(
         target=target,
         truth=found.labels if truth is None else truth,
         tuning=tuning,
+        notes=left_out_notes(found),
     )
 
 
