@@ -108,6 +108,7 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         workers=parsed.workers,
         on_error=parsed.on_error,
         decoding=_decoding(parsed),
+        precision=accelerator.mixed_precision.replace("no", "fp32"),
         autocast=lambda: accelerator.autocast(),
         progress=accelerator.is_main_process,
     )

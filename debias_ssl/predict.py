@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.cache import without_unreadable
+from debias_ssl.data.reading.features import feature_notes
 from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.sources.folder import find_files, folder_of
 from debias_ssl.data.sources.images import Images, fingerprint, left_out_notes
@@ -90,7 +91,8 @@ def _listed(parsed: Namespace, run: TrainedRun, accelerator: Accelerator) -> Ima
         images, bad = find_files(parsed.images, "--images"), {}
         if parsed.on_error == "skip" and not parsed.features:
             images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
-    for note in left_out_notes(images) if accelerator.is_main_process else ():
+    notes = [*left_out_notes(images), *feature_notes([parsed.features] if parsed.features else [])]
+    for note in notes if accelerator.is_main_process else ():
         print(f"note: {note}", file=sys.stderr)
     if bad and accelerator.is_main_process:
         print(f"note: left out {len(bad)} files that cannot be read, such as {next(iter(bad))!r}", file=sys.stderr)

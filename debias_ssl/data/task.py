@@ -17,7 +17,7 @@ from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import readable
 from debias_ssl.data.reading.config import ReadingConfig
-from debias_ssl.data.reading.features import read_manifest
+from debias_ssl.data.reading.features import feature_notes, read_manifest
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint, left_out_notes
@@ -82,7 +82,8 @@ class Task:
     @property
     def notes(self) -> list[str]:
         """What people should know of the images and of their split."""
-        notes = [*left_out_notes(self.data.train, self.data.test), *self.data.notes]
+        notes = [*left_out_notes(self.data.train, self.data.test), *feature_notes(self.config.features)]
+        notes += self.data.notes
         border = len(self.data.train) - self.data.num_separate
         shared = int((self.split.validation >= border - self.data.num_shared).sum())
         if shared:

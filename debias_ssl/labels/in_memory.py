@@ -213,6 +213,8 @@ def _label(
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise InputError(f"{name} is {value}, must be at least {least}")
+    if precision == "auto":
+        precision = "bf16" if computes_in_bf16(clip.device) else "fp32"
     cache = embed(
         clip,
         request.files,
@@ -223,6 +225,7 @@ def _label(
         workers=workers,
         on_error=on_error,
         decoding=decoding,
+        precision=precision,
         autocast=_autocast(precision, clip.device),
     )
     names = [request.files[i] for i in cache.places.tolist()]
@@ -243,8 +246,6 @@ def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | 
 
 def _autocast(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager]:
     """The precision that the network runs in."""
-    if precision == "auto":
-        precision = "bf16" if computes_in_bf16(device) else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU: take bf16 or fp32")
     if precision == "fp32":

@@ -1,4 +1,8 @@
-"""Features of images that `debias-ssl label` keeps on disk: a manifest, and shards of rows in its order."""
+"""Features of images that `debias-ssl label` keeps on disk: a manifest, and shards of rows in its order.
+
+Where images were added, changed or removed, the features of the new list are another generation of shards, which the
+manifest names as soon as it is whole. The first generation is 0, and manifests of earlier versions name none.
+"""
 
 import json
 import os
@@ -9,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16
 
+from debias_ssl.data.reading.config import DECODER
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import members_of
 from debias_ssl.system.errors import InputError, reason
@@ -17,19 +22,30 @@ from debias_ssl.system.files import read_array
 MANIFEST = "manifest.json"
 
 
-def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard_{number:05d}.npy"
+def shard_path(folder: Path, number: int, generation: int = 0) -> Path:
+    return folder / (f"shard_{number:05d}.{generation}.npy" if generation else f"shard_{number:05d}.npy")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a folder of features holds: model, root, files, shard_size and dim."""
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """What a folder of features holds: model, root, files, shard_size, dim and generation."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {key: manifest[key] for key in ("model", "root", "files", "shard_size", "dim")}
+        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
+        found = {key: manifest[key] for key in ("model", "root", "files", "shard_size", "dim")}
+        return found | {"generation": int(manifest.get("generation", 0))}
     except FileNotFoundError as error:
-        raise InputError(f"{str(folder)!r} holds no features of debias-ssl label: it has no {MANIFEST}") from error
+        raise InputError(f"{str(folder)!r} holds no features of debias-ssl label: it has no {name}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{str(folder / MANIFEST)!r} cannot be read: {reason(error)}") from error
+        raise InputError(f"{str(folder / name)!r} cannot be read: {reason(error)}") from error
+
+
+def feature_notes(folders: Sequence[str]) -> list[str]:
+    """What people should know of features that another version of this program has made."""
+    older = [folder for folder in folders if read_manifest(Path(folder))["model"].get("decoder") != DECODER]
+    return [
+        f"the features in {folder} are of another version, which may have read photos sideways and transparency as "
+        "black: debias-ssl label makes new ones in another folder"
+        for folder in older
+    ]
 
 
 def _rows(manifest: dict[str, Any], root: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
@@ -103,7 +119,7 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
         shard, offset = divmod(row, manifests[number]["shard_size"])
         shards.setdefault((number, shard), []).append((i, offset))
     for (number, shard), rows in shards.items():
-        path = shard_path(Path(folders[number]), shard)
+        path = shard_path(Path(folders[number]), shard, manifests[number]["generation"])
         try:
             values = read_array(path, "r")
             to, where = np.array(rows).T
