@@ -56,6 +56,12 @@ def test_the_models_own_scale_and_preprocessing_are_taken(clip: Clip):
     assert gray[:, 0, 0].tolist() == pytest.approx([0, (128 / 255 - 0.5) / 0.2, 0], abs=1e-5)
 
 
+def usual(**settings: Any) -> Any:
+    """open_clip's own preprocessing for the small model."""
+    config: dict[str, Any] = {**PREPROCESSING, "size": 16, **settings}
+    return image_transform_v2(PreprocessCfg(**config), is_train=False)
+
+
 def strip(width: int, height: int) -> Image.Image:
     """A picture in which colors change smoothly, along its long side too."""
     rows, columns = np.mgrid[:height, :width]
@@ -66,8 +72,7 @@ def strip(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("size", [(2000, 1), (1, 2001), (900, 4), (4, 901), (800, 16)])
 def test_of_a_strip_nothing_is_resized_that_is_cropped_away(clip: Clip, size: tuple[int, int], monkeypatch):
     image = strip(*size)
-    usual = image_transform_v2(PreprocessCfg(**(PREPROCESSING | {"size": 16})), is_train=False)
-    expected, resize, sizes = usual(image), Image.Image.resize, []
+    expected, resize, sizes = usual()(image), Image.Image.resize, []
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, size, *rest, **more: sizes.append(size) or resize(self, size, *rest, **more)
     )
@@ -77,9 +82,8 @@ def test_of_a_strip_nothing_is_resized_that_is_cropped_away(clip: Clip, size: tu
 
 @pytest.mark.parametrize("size", [(1000, 3), (7, 555), (3000, 37), (613, 24)])
 def test_of_a_strip_of_any_sides_the_same_is_seen_within_a_pixel(clip: Clip, size: tuple[int, int]):
-    usual = image_transform_v2(PreprocessCfg(**(PREPROCESSING | {"size": 16})), is_train=False)
     # One of the 16 columns is a 48th of a wave: 13 of 255, in units of the deviation.
-    assert (clip.preprocess(strip(*size)) - usual(strip(*size))).abs().max() < 13 / 255 / 0.2
+    assert (clip.preprocess(strip(*size)) - usual()(strip(*size))).abs().max() < 13 / 255 / 0.2
 
 
 def test_what_is_no_strip_goes_as_it_is(clip: Clip):
@@ -90,8 +94,7 @@ def test_what_is_no_strip_goes_as_it_is(clip: Clip):
 
 def test_where_the_whole_picture_is_seen_none_of_it_is_cut_off(tmp_path: Path):
     squashing = load_clip(save_clip(tmp_path, preprocess_cfg=PREPROCESSING | {"resize_mode": "squash"}), None, CPU)
-    usual = image_transform_v2(PreprocessCfg(**(PREPROCESSING | {"size": 16, "resize_mode": "squash"})), is_train=False)
-    assert squashing.preprocess(strip(900, 2)).equal(usual(strip(900, 2)))
+    assert squashing.preprocess(strip(900, 2)).equal(usual(resize_mode="squash")(strip(900, 2)))
 
 
 def test_the_network_does_not_train_and_workers_can_take_its_preprocessing(clip: Clip):
