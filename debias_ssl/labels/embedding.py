@@ -93,11 +93,10 @@ def embed(
 
     Each process makes the shards of one stretch of the list, so that it reads few tar files where images are in them.
     No batch crosses a shard's border, and a whole shard is never made again: however many processes there are, and
-    whenever they were stopped before, the shards have the same bits. Where a store has features of most of the images
-    from an earlier list, their rows are taken over as they are, and a shard's other images alone pass through the
-    network. These batches are smaller than those of features that are made from nothing, which may change the last
-    bits of the new rows; for any number of processes and kills, they are the same. Images that could not be read are
-    tried again.
+    whenever they were stopped before, the shards have the same bits. Where a store has features of an earlier list of
+    images, rows of the same images are taken over as they are, and a shard's other images alone pass through the
+    network: in smaller batches than of fresh features, which may change the last bits of the new rows, but in the same
+    for any number of processes and kills. Images that could not be read are tried again.
 
     Args:
         clip: the model.
@@ -121,13 +120,7 @@ def embed(
     if not isinstance(files, ShardedNames):
         # As text, the absolute path of a member would not know any more where in its tar file it is.
         files = [file if isinstance(file, Member) else os.path.abspath(file) for file in files]
-    manifest = _manifest(clip, root, files, decoding, precision)
-    # The others find what the first one has said.
-    if place.rank == 0:
-        store = store.claim(manifest, True)
-    _first_of_all(0, place)
-    if place.rank != 0:
-        store = store.claim(manifest, False)
+    store = _claimed(store, _manifest(clip, root, files, decoding, precision), place)
     if store.note and progress:
         print(f"note: {store.note}", file=sys.stderr)
     preparing = Preparing(files=files, preprocess=clip.preprocess, decoding=decoding)
@@ -141,6 +134,14 @@ def embed(
     if place.rank == 0:
         store.finish()
     return _opened(store, root, on_error, preparing)
+
+
+def _claimed(store: FeatureStore, manifest: dict[str, Any], place: Place) -> FeatureStore:
+    """The store of these features; the first process says whose they are, and the others find what it has said."""
+    if place.rank == 0:
+        store = store.claim(manifest, True)
+    _first_of_all(0, place)
+    return store if place.rank == 0 else store.claim(manifest, False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,8 +119,7 @@ def label_images(
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
         classes: names; or a file of NAME or NAME<tab>PROMPT NAME a line; or `imagenet`.
-        model: a name of open_clip's, local-dir:FOLDER or hf-hub:NAME.
-        pretrained: a tag of open_clip's, or a file of weights.
+        model, pretrained: a name of open_clip's and a tag of it or a file of weights; local-dir:FOLDER or hf-hub:NAME.
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
         features: folder that keeps features of images for the next time; None keeps them in memory.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -107,11 +107,54 @@ def read_index(path: str, size: int, mtime_ns: int, cache: str | None) -> Index:
     )
 
 
+@dataclass(kw_only=True)
+class _Members:
+    """What is found in a tar file, member after member."""
+
+    path: str
+    offsets: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    """Of the images, as the two before."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Of .cls members, by what the names of a sample have in common."""
+    left_out: Tally = field(default_factory=Tally)
+
+    def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+        # Links, devices, folders and files with holes have no bytes of their own, and are left out.
+        if not member.isreg() or member.issparse():
+            if not member.isdir():
+                self.left_out.add(SPARSE if member.isreg() else LINKS)
+            return
+        name = _inner(member.name, self.path)
+        suffix = suffix_of(name)
+        if any(part.startswith(".") for part in name.split("/")):
+            self.left_out.add(hidden(os.path.basename(name)))
+        elif suffix in EXTENSIONS:
+            self.offsets.append(member.offset_data)
+            self.lengths.append(member.size)
+            self.names.append(name)
+        elif suffix == ".cls":
+            content = tar.extractfile(member)
+            assert content is not None
+            if member.size > LONGEST_CLASS:
+                raise InputError(f"shard {self.path!r}: {name!r} is too long to be a class")
+            self.texts[_key(name)] = content.read().decode("utf-8").strip()
+        else:
+            self.left_out.add(by_suffix(name))
+
+    def check(self) -> None:
+        """Raises InputError where there are no images, or two of one name."""
+        if not self.names:
+            raise InputError(f"shard {self.path!r} holds no images{none_told(self.left_out.counts)}")
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise InputError(f"shard {self.path!r} holds {twice!r} twice")
+
+
 def make_index(path: str) -> dict[str, np.ndarray]:
     """Goes through the headers of a tar file."""
-    offsets, lengths, names = [], [], []
-    texts: dict[str, str] = {}
-    left_out = Tally()
+    found = _Members(path=path)
     try:
         # A file system may ask for megabytes at a time, and headers are far apart.
         with open(path, "rb", buffering=8 * BLOCK) as file:
@@ -121,28 +164,7 @@ def make_index(path: str) -> dict[str, np.ndarray]:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                 while (member := tar.next()) is not None:
-                    # Links, devices, folders and files with holes have no bytes of their own, and are left out.
-                    if not member.isreg() or member.issparse():
-                        if not member.isdir():
-                            left_out.add(SPARSE if member.isreg() else LINKS)
-                        continue
-                    name = _inner(member.name, path)
-                    suffix = suffix_of(name)
-                    if any(part.startswith(".") for part in name.split("/")):
-                        left_out.add(hidden(os.path.basename(name)))
-                        continue
-                    if suffix in EXTENSIONS:
-                        offsets.append(member.offset_data)
-                        lengths.append(member.size)
-                        names.append(name)
-                    elif suffix == ".cls":
-                        content = tar.extractfile(member)
-                        assert content is not None
-                        if member.size > LONGEST_CLASS:
-                            raise InputError(f"shard {path!r}: {name!r} is too long to be a class")
-                        texts[_key(name)] = content.read().decode("utf-8").strip()
-                    else:
-                        left_out.add(by_suffix(name))
+                    found.add(member, tar)
                 file.seek(tar.offset)
                 # What tarfile cannot read, it takes for the end.
                 if file.read(BLOCK) != bytes(BLOCK):
@@ -151,22 +173,18 @@ def make_index(path: str) -> dict[str, np.ndarray]:
         raise
     except DAMAGED as error:
         raise InputError(f"shard {path!r} cannot be read as a tar file: {reason(error)}") from error
-    if not names:
-        raise InputError(f"shard {path!r} holds no images{none_told(left_out.counts)}")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"shard {path!r} holds {twice!r} twice")
-    classes = sorted({text for text in texts.values() if text})
+    found.check()
+    classes = sorted({text for text in found.texts.values() if text})
     code = {text: k for k, text in enumerate(classes)} | {"": -1}
-    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+    encoded = [name.encode("utf-8", "surrogateescape") for name in found.names]
     return {
-        "offsets": np.array(offsets, dtype=np.int64),
-        "lengths": np.array(lengths, dtype=np.int64),
+        "offsets": np.array(found.offsets, dtype=np.int64),
+        "lengths": np.array(found.lengths, dtype=np.int64),
         "ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
         "names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        "codes": np.array([code[texts.get(_key(name), "")] for name in names], dtype=np.int64),
+        "codes": np.array([code[found.texts.get(_key(name), "")] for name in found.names], dtype=np.int64),
         "classes": np.frombuffer(json.dumps(classes).encode(), dtype=np.uint8),
-        "left_out": np.frombuffer(json.dumps(left_out.counts).encode(), dtype=np.uint8),
+        "left_out": np.frombuffer(json.dumps(found.left_out.counts).encode(), dtype=np.uint8),
     }
 
 

@@ -161,7 +161,7 @@ def test_members_of_tar_files_are_counted_too(shard: Path):
         images = find_files(str(shard), "--images")
         counts = {".json": 1, ".mp4": 2, left_out.HIDDEN_IMAGES: 1, left_out.HIDDEN: 1, left_out.LINKS: 1}
         assert [each.counts for each in images.left_out] == [counts]
-    assert left_out_notes(images) == [
+    assert left_out_notes(find_files(str(shard), "--images")) == [
         f"{shard}: 6 of 7 entries are left out: 2 .mp4, 1 hidden images, 1 links, devices and the like, 2 others"
     ]
 
