@@ -12,10 +12,11 @@ from jsonargparse import Namespace
 
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.cache import without_unreadable
-from debias_ssl.data.reading.features import feature_notes
+from debias_ssl.data.reading.features import feature_notes, hash_of_model
 from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.sources.folder import find_files, folder_of
 from debias_ssl.data.sources.images import Images, fingerprint, left_out_notes
+from debias_ssl.data.splits import saved_inputs
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
@@ -91,7 +92,15 @@ def _listed(parsed: Namespace, run: TrainedRun, accelerator: Accelerator) -> Ima
         images, bad = find_files(parsed.images, "--images"), {}
         if parsed.on_error == "skip" and not parsed.features:
             images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
-    notes = [*left_out_notes(images), *feature_notes([parsed.features] if parsed.features else [])]
+    notes = left_out_notes(images)
+    if parsed.features:
+        notes += feature_notes([parsed.features])
+        trained_on = (saved_inputs(RunFolder(Path(parsed.run)).split) or {}).get("data.features")
+        if trained_on not in (None, hash_of_model(parsed.features)):
+            notes.append(
+                f"the features in {parsed.features} were made by another model, precision or settings than those that "
+                "the run was trained on"
+            )
     for note in notes if accelerator.is_main_process else ():
         print(f"note: {note}", file=sys.stderr)
     if bad and accelerator.is_main_process:

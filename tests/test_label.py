@@ -136,6 +136,21 @@ def test_features_of_another_precision_are_told_with_the_flag_that_takes_them(tm
     assert "holds features of --precision bf16, not fp32: pass --precision bf16, name another folder" in message
     main(arguments(**again, precision="bf16"))
     assert rows_of(tmp_path / "again") == rows_of(tmp_path / "out")
+    # A run that was trained on them says so of others.
+    main(arguments(out=tmp_path / "fp32"))
+    features = [str(tmp_path / name / "features") for name in ("out", "fp32")]
+    data = {"labeled": tmp_path / "out" / "labels.csv", "root": tmp_path / "images", "test": tmp_path / "images"}
+    data |= {"name": "folder", "labels_per_class": "null"}
+    run = ["--config", str(DIGITS), "--model.name", "linear", "--steps", "2", "--batch_size", "2"]
+    run += [*(f"--data.{name}={value}" for name, value in data.items()), "--out", str(tmp_path / "run")]
+    message = refused(train.main, [*run, "--data.features", json.dumps(features)], capsys)
+    assert "hold features of different models (precision differ)" in message
+    train.main([*run, "--data.features", json.dumps(features[:1])])
+    flags = ["--run", str(tmp_path / "run"), "--images", str(tmp_path / "images"), "--overwrite"]
+    for number, folder in enumerate(features):
+        capsys.readouterr()
+        predict.main([*flags, "--features", folder, "--out", str(tmp_path / "p.csv")])
+        assert capsys.readouterr().err.count("made by another model, precision or settings") == number
 
 
 @pytest.mark.usefixtures("no_page")

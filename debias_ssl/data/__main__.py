@@ -48,7 +48,7 @@ def check(config: DataConfig, seed: int) -> bool:
 
 def _print_left_out(data: Data) -> None:
     """Prints what of each folder or tar file is left out, and how often for which reason."""
-    for place in {each.where: each for each in (*data.train.left_out, *data.test.left_out)}.values():
+    for place in {(each.where, each.number): each for each in (*data.train.left_out, *data.test.left_out)}.values():
         print(f"left out   {sum(place.counts.values()):,} entries of {place.where}")
         for reason, number in sorted(place.counts.items(), key=lambda each: (-each[1], each[0])):
             print(f"{number:>19,} {explained(reason)}")

@@ -1,6 +1,5 @@
 """The stages of data one after another: a source, the readable images of it, their split, readers, and streams."""
 
-import json
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +16,7 @@ from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import readable
 from debias_ssl.data.reading.config import ReadingConfig
-from debias_ssl.data.reading.features import feature_notes, read_manifest
+from debias_ssl.data.reading.features import feature_notes, hash_of_model
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint, left_out_notes
@@ -259,8 +258,7 @@ def input_hashes(data: Data, config: DataConfig, probs: Float16[np.ndarray, "N C
     """Hashes of the test images, of the model that features are of, and of probabilities from outside."""
     hashes = {"data.test": fingerprint(data.test)}
     if config.features:
-        model = read_manifest(Path(config.features[0]))["model"]
-        hashes["data.features"] = sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:32]
+        hashes["data.features"] = hash_of_model(config.features[0])
     if probs is not None:
         hashes["data.probs"] = sha256(np.ascontiguousarray(probs).data).hexdigest()[:32]
     return hashes

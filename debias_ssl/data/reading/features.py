@@ -4,6 +4,7 @@ Where images were added, changed or removed, the features of the new list are an
 manifest names as soon as it is whole. The first generation is 0, and manifests of earlier versions name none.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,12 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
         raise InputError(f"{str(folder)!r} holds no features of debias-ssl label: it has no {name}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{str(folder / name)!r} cannot be read: {reason(error)}") from error
+
+
+def hash_of_model(folder: str) -> str:
+    """A hash of the model, the precision and the settings that a folder's features were made by."""
+    model = read_manifest(Path(folder))["model"]
+    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def feature_notes(folders: Sequence[str]) -> list[str]:
@@ -95,8 +102,13 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
     """
     manifests = [read_manifest(Path(folder)) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
-        if manifest["model"] != manifests[0]["model"]:
-            raise InputError(f"{folders[0]!r} and {folder!r} hold features of different models")
+        one, other = manifest["model"], manifests[0]["model"]
+        differing = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
+        if differing:
+            raise InputError(
+                f"{folders[0]!r} and {folder!r} hold features of different models ({' and '.join(differing)} differ): "
+                "run debias-ssl label with the same model and settings for both"
+            )
     files = [os.path.abspath(path.shard.path if isinstance(path, Member) else path) for path in paths]
     files = [*dict.fromkeys(files)]
     place = {
