@@ -58,6 +58,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
     parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
     parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is Pillow's limit")
+    parser.add_argument(
+        "--background", type=str, default="white", help="of transparent pixels: name of a color, or '#rrggbb' in quotes"
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="images of a batch in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
     parser.add_argument(
@@ -86,7 +89,7 @@ def _inputs(parsed: Namespace) -> dict[str, str | None]:
 
 
 def _decoding(parsed: Namespace) -> Decoding:
-    return Decoding(bits=parsed.bits, max_pixels=parsed.max_pixels)
+    return Decoding(bits=parsed.bits, max_pixels=parsed.max_pixels, background=parsed.background)
 
 
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
@@ -111,6 +114,7 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         workers=parsed.workers,
         on_error=parsed.on_error,
         decoding=_decoding(parsed),
+        precision=accelerator.mixed_precision.replace("no", "fp32"),
         autocast=lambda: accelerator.autocast(),
         progress=accelerator.is_main_process,
     )
@@ -152,7 +156,7 @@ def _facts(parsed: Namespace, clip: Clip, request: Request, store: FolderStore) 
         "the hash of --images": fingerprint(images),
         "the list of classes": ", ".join(request.classes),
         "the model": json.dumps(clip.description),
-        **{f"--{name}": str(parsed[name]) for name in ("precision", "on_error", "bits", "max_pixels")},
+        **{f"--{name}": str(parsed[name]) for name in ("precision", "on_error", "bits", "max_pixels", "background")},
         "the folder of features": os.path.abspath(store.folder),
     }
 

@@ -12,9 +12,11 @@ from jsonargparse import Namespace
 
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.cache import without_unreadable
+from debias_ssl.data.reading.features import feature_notes, hash_of_model
 from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.sources.folder import find_files, folder_of
-from debias_ssl.data.sources.images import Images, fingerprint
+from debias_ssl.data.sources.images import Images, fingerprint, left_out_notes
+from debias_ssl.data.splits import saved_inputs
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> None:
         accelerator.wait_for_everyone()
         features = parsed.features and Path(parsed.features).resolve()
         root = parsed.root and Path(parsed.root).resolve()
-        settings = [parsed.batch_size, features, root, data.bits, data.crop, machine()]
+        settings = [parsed.batch_size, features, root, data.decoding.of_pixels, data.crop, machine()]
         # One process looks at the files, which may be many, and the others have its word.
         key = broadcast_object_list([key_of(folder.path, images.names, *settings) if is_main else ""])[0]
         table = LabelTable(out=out, key=key, place=place_of(accelerator))
@@ -93,6 +95,15 @@ def _listed(parsed: Namespace, run: TrainedRun, accelerator: Accelerator) -> Ima
         notes = images.notes
         if parsed.on_error == "skip" and not parsed.features:
             images, bad = without_unreadable(images, run.reading(parsed.workers), accelerator.is_local_main_process)
+    notes = [*left_out_notes(images), *notes]
+    if parsed.features:
+        notes += feature_notes([parsed.features])
+        trained_on = (saved_inputs(RunFolder(Path(parsed.run)).split) or {}).get("data.features")
+        if trained_on not in (None, hash_of_model(parsed.features)):
+            notes.append(
+                f"the features in {parsed.features} were made by another model, precision or settings than those that "
+                "the run was trained on"
+            )
     for note in notes if accelerator.is_main_process else ():
         print(f"note: {note}", file=sys.stderr)
     if bad and accelerator.is_main_process:

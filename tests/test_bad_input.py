@@ -127,12 +127,13 @@ def test_images_of_every_kind_are_read_as_they_look(tmp_path: Path):
     assert np.abs(np.asarray(decode(str(tmp_path / "cmyk.jpg"))).astype(int) - [200, 0, 0]).max() < 8
     palette = red.quantize(4)
     save(tmp_path / "palette.png", palette, transparency=b"\x80\x00\xff\xff")
-    assert (np.asarray(decode(str(tmp_path / "palette.png"))) == [200, 0, 0]).all()
+    # Half of it is on white.
+    assert (np.asarray(decode(str(tmp_path / "palette.png"))) == [227, 127, 127]).all()
     frames = [Image.new("RGB", (8, 8), color) for color in ((200, 0, 0), (0, 200, 0))]
     save(tmp_path / "animated.gif", frames[0], save_all=True, append_images=frames[1:])
     assert (np.asarray(decode(str(tmp_path / "animated.gif"))) == [200, 0, 0]).all()
     save(tmp_path / "alpha.png", Image.new("RGBA", (8, 8), (200, 0, 0, 0)))
-    assert (np.asarray(decode(str(tmp_path / "alpha.png"))) == [200, 0, 0]).all()
+    assert (np.asarray(decode(str(tmp_path / "alpha.png"))) == 255).all()
     save(tmp_path / "bits.png", Image.new("1", (8, 8), 1))
     assert (np.asarray(decode(str(tmp_path / "bits.png"))) == 255).all()
 

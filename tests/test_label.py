@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import tarfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 import torch
 from jobs import refused, rows_of
 from launched import DIGITS, start_ranks
+from PIL import Image
 from small_clip import paint_images, save_clip
 
 from debias_ssl import label, predict, train
@@ -127,6 +129,64 @@ def test_features_of_other_bits_are_others(tmp_path, arguments, capsys):
     (tmp_path / "images").rename(tmp_path / "moved")
     main(arguments(out=tmp_path / "again", features=tmp_path / "out" / "features", images=tmp_path / "moved"))
     assert rows_of(tmp_path / "again") == rows_of(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("no_page")
+def test_features_of_another_precision_are_told_with_the_flag_that_takes_them(tmp_path, arguments, capsys):
+    main(arguments(precision="bf16"))
+    again = {"out": tmp_path / "again", "features": tmp_path / "out" / "features"}
+    message = refused(main, arguments(**again), capsys)
+    assert "holds features of --precision bf16, not fp32: pass --precision bf16, name another folder" in message
+    main(arguments(**again, precision="bf16"))
+    assert rows_of(tmp_path / "again") == rows_of(tmp_path / "out")
+    # A run that was trained on them says so of others.
+    main(arguments(out=tmp_path / "fp32"))
+    features = [str(tmp_path / name / "features") for name in ("out", "fp32")]
+    data = {"labeled": tmp_path / "out" / "labels.csv", "root": tmp_path / "images", "test": tmp_path / "images"}
+    data |= {"name": "folder", "labels_per_class": "null"}
+    run = ["--config", str(DIGITS), "--model.name", "linear", "--steps", "2", "--batch_size", "2"]
+    run += [*(f"--data.{name}={value}" for name, value in data.items()), "--out", str(tmp_path / "run")]
+    message = refused(train.main, [*run, "--data.features", json.dumps(features)], capsys)
+    assert "hold features of different models (precision differ)" in message
+    train.main([*run, "--data.features", json.dumps(features[:1])])
+    flags = ["--run", str(tmp_path / "run"), "--images", str(tmp_path / "images"), "--overwrite"]
+    for number, folder in enumerate(features):
+        capsys.readouterr()
+        predict.main([*flags, "--features", folder, "--out", str(tmp_path / "p.csv")])
+        assert capsys.readouterr().err.count("made by another model, precision or settings") == number
+
+
+@pytest.mark.usefixtures("no_page")
+def test_photos_are_labeled_upright_and_drawings_on_the_background(tmp_path, images, arguments, capsys):
+    turned = Image.open(images[0]).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[274] = 6
+    turned.save(tmp_path / "images" / "turned.png", exif=exif)
+    Image.new("RGB", (20, 16), "lime").save(tmp_path / "images" / "plain.png")
+    Image.new("RGBA", (20, 16), (9, 9, 9, 0)).save(tmp_path / "images" / "clear.png")
+    flags = {"prior": "none", "background": "#00ff00"}
+    main(arguments(**flags))
+    rows = {row["path"]: row["confidence"] for row in rows_of(tmp_path / "out")}
+    assert rows["turned.png"] == rows["ant/0.png"] and rows["clear.png"] == rows["plain.png"]
+    white = {"out": tmp_path / "white", "features": tmp_path / "out" / "features"}
+    assert "another model (background differ)" in refused(main, arguments(**white), capsys)
+    message = refused(main, arguments(background="grren", out=tmp_path / "wrong"), capsys)
+    assert "background is 'grren', must be the name of a color such as black, or '#rrggbb' in quotes" in message
+    assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_strip_of_twenty_thousand_pixels_is_labeled_like_any_picture(tmp_path, arguments, monkeypatch):
+    Image.new("RGB", (20_000, 1), "red").save(tmp_path / "images" / "strip.png")
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "images" / "square.png")
+    resize, sizes = Image.Image.resize, []
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, to, *rest, **more: sizes.append(to) or resize(self, to, *rest, **more)
+    )
+    main(arguments(prior="none"))
+    rows = {row["path"]: row["confidence"] for row in rows_of(tmp_path / "out")}
+    assert rows["strip.png"] == rows["square.png"]
+    assert max(width * height for width, height in sizes) <= 17 * 16 * 16
 
 
 @pytest.mark.usefixtures("no_page")
@@ -413,13 +473,21 @@ def test_two_processes_do_what_one_does(tmp_path, images, arguments):
                 tar.add(path, path.relative_to(tmp_path / "images").as_posix())
     packed = arguments(features=tmp_path / "four", out=tmp_path / "packed", images=tmp_path / "x-{0..2}.tar")
     bad = arguments(features=tmp_path / "three", out=tmp_path / "broken", images=broken)
-    context = start_ranks(work, port, tmp_path, good, packed, bad)
+    # The same images elsewhere, with one more at the front: their features are kept.
+    shutil.copytree(tmp_path / "images", tmp_path / "more")
+    Image.new("RGB", (20, 16), "red").save(tmp_path / "more" / "0.png")
+    shutil.copytree(tmp_path / "one", tmp_path / "older")
+    main(arguments(features=tmp_path / "older", out=tmp_path / "one_more", images=tmp_path / "more"))
+    joined = arguments(features=tmp_path / "two", out=tmp_path / "two_more", images=tmp_path / "more")
+    context = start_ranks(work, port, tmp_path, good, joined, packed, bad)
     processes = [process for process in context.processes if process is not None]
     for process in processes:
         process.join()
     for number in range(3):
         name = f"shard_{number:05d}.npy"
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        later = f"shard_{number:05d}.1.npy"
+        assert (tmp_path / "older" / later).read_bytes() == (tmp_path / "two" / later).read_bytes()
+        assert not (tmp_path / "two" / name).exists()
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "four" / name).read_bytes()
     assert (tmp_path / "alone" / "probs.npy").read_bytes() == (tmp_path / "packed" / "probs.npy").read_bytes()
     # Features are made in groups of four images: the first of three is one process's, the others are the other's.

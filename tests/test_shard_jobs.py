@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import refused, rows_of
+from jobs import rows_of
 from launched import DIGITS, SHORT, Job, Launched
 from PIL import Image
 from safetensors.numpy import load_file
@@ -20,8 +20,10 @@ from small_clip import paint_images, save_clip
 from debias_ssl import label
 from debias_ssl.data.reading.features import find_features
 from debias_ssl.data.sources import shards
+from debias_ssl.data.sources.folder import find_files
 from debias_ssl.labels import embedding as features
 from debias_ssl.runs.folder import RunFolder
+from debias_ssl.system.errors import InputError
 from debias_ssl.train import main as train_main
 from debias_ssl.training.journal import read_journal
 
@@ -130,13 +132,18 @@ def test_labels_of_shards_are_those_of_the_folder(labeled_folder, tmp_path: Path
     assert rows_of(tmp_path / "again") == rows_of(tmp_path / "sharded")
 
 
-def test_features_of_a_shard_that_has_changed_are_refused(labeled_folder, tmp_path: Path, capsys):
+def test_features_of_a_shard_that_has_changed_are_made_anew(labeled_folder, tmp_path: Path, capsys):
     where = str(tmp_path / "shards" / "x-{0..2}.tar")
     label.main([*labeled_folder, "--images", where, "--out", str(tmp_path / "out")])
     os.utime(tmp_path / "shards" / "x-1.tar", ns=(0, 0))
+    member = find_files(where, "--images").names[3]
+    with pytest.raises(InputError, match="has changed since its features were made"):
+        find_features([str(tmp_path / "out" / "features")], [member])
     arguments = [*labeled_folder, "--images", where, "--out", str(tmp_path / "b")]
-    message = refused(label.main, [*arguments, "--features", str(tmp_path / "out" / "features")], capsys)
-    assert "'x-1.tar' has changed" in message
+    label.main([*arguments, "--features", str(tmp_path / "out" / "features")])
+    assert "features of 5 images are used again, 5 are new or have changed" in capsys.readouterr().err
+    assert rows_of(tmp_path / "b") == rows_of(tmp_path / "out")
+    assert find_features([str(tmp_path / "out" / "features")], [member]).shape == (1, 8)
 
 
 def test_a_run_takes_labels_of_shards_as_labels(labeled_folder, tmp_path: Path):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from debias_ssl.data.checking import Findings, describe, doubles, examine, parts_of, scale_told
 from debias_ssl.data.config import DataConfig
-from debias_ssl.data.sources.images import Data, fingerprint
+from debias_ssl.data.sources.images import Data, fingerprint, left_out_notes
+from debias_ssl.data.sources.left_out import explained
 from debias_ssl.data.sources.load import check_classes, load_data
 from debias_ssl.data.splits import class_counts, draw_split, save_split
 from debias_ssl.data.task import readable_data
@@ -24,8 +25,9 @@ def check(config: DataConfig, seed: int) -> bool:
     data = load_data(config)
     check_classes(config, data.classes)
     print(f"{len(data.classes)} classes: {', '.join(data.classes[:20])}{' ...' if len(data.classes) > 20 else ''}")
-    for note in data.notes:
+    for note in [*left_out_notes(data.train, data.test), *data.notes]:
         print(f"note: {note}")
+    _print_left_out(data)
     found = {}
     for name, images in parts_of(data).items():
         found[name] = examine(images, name, decoding=config.decoding)
@@ -42,6 +44,14 @@ def check(config: DataConfig, seed: int) -> bool:
     _print_doubles(data, found)
     _print_split(config, seed)
     return not bad
+
+
+def _print_left_out(data: Data) -> None:
+    """Prints what of each folder or tar file is left out, and how often for which reason."""
+    for place in {(each.where, each.number): each for each in (*data.train.left_out, *data.test.left_out)}.values():
+        print(f"left out   {sum(place.counts.values()):,} entries of {place.where}")
+        for reason, number in sorted(place.counts.items(), key=lambda each: (-each[1], each[0])):
+            print(f"{number:>19,} {explained(reason)}")
 
 
 def _print_doubles(data: Data, found: dict[str, Findings]) -> None:

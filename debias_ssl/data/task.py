@@ -1,6 +1,5 @@
 """The stages of data one after another: a source, the readable images of it, their split, readers, and streams."""
 
-import json
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,10 +16,10 @@ from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import readable
 from debias_ssl.data.reading.config import ReadingConfig
-from debias_ssl.data.reading.features import read_manifest
+from debias_ssl.data.reading.features import feature_notes, hash_of_model
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sources.config import SourceConfig
-from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint
+from debias_ssl.data.sources.images import UNKNOWN, Data, fingerprint, left_out_notes
 from debias_ssl.data.sources.label_files import read_probs
 from debias_ssl.data.sources.load import check_classes, load_data
 from debias_ssl.data.sources.shards import ShardedNames
@@ -82,11 +81,13 @@ class Task:
     @property
     def notes(self) -> list[str]:
         """What people should know of the images and of their split."""
+        notes = [*left_out_notes(self.data.train, self.data.test), *feature_notes(self.config.features)]
+        notes += self.data.notes
         border = len(self.data.train) - self.data.num_separate
         shared = int((self.split.validation >= border - self.data.num_shared).sum())
-        if not shared:
-            return [*self.data.notes]
-        return [*self.data.notes, f"{shared} validation images are in data.unlabeled too: not trained on"]
+        if shared:
+            notes.append(f"{shared} validation images are in data.unlabeled too: not trained on")
+        return notes
 
     @property
     def channels(self) -> int:
@@ -257,8 +258,7 @@ def input_hashes(data: Data, config: DataConfig, probs: Float16[np.ndarray, "N C
     """Hashes of the test images, of the model that features are of, and of probabilities from outside."""
     hashes = {"data.test": fingerprint(data.test)}
     if config.features:
-        model = read_manifest(Path(config.features[0]))["model"]
-        hashes["data.features"] = sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:32]
+        hashes["data.features"] = hash_of_model(config.features[0])
     if probs is not None:
         hashes["data.probs"] = sha256(np.ascontiguousarray(probs).data).hexdigest()[:32]
     return hashes

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,6 +142,8 @@ def prepare(folder: RunFolder, config: FinetuneConfig, data: DataConfig | None =
     model: Any = run.predictor.model
     classifier = _linear_classifier(run)
     task = make_task(data or run.data, seed=run.config.seed, place=place, split_file=folder.split)
+    for note in task.notes:
+        print(f"note: {note}", file=sys.stderr)
     truth = _held_out_labels(task, folder)
     objective = find_objective(config.objective, torch.tensor(run.labeled_counts))
     network = FeatureExtractor(model)

@@ -1,10 +1,11 @@
 """CLIP's features of images, made once and kept."""
 
 import os
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,16 +18,18 @@ from tqdm import tqdm
 
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.config import STANDARD, Decoding
-from debias_ssl.data.reading.decode import decode, unreadable
+from debias_ssl.data.reading.decode import decode, in_threads
 from debias_ssl.data.reading.workers import Caught, raising
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
 from debias_ssl.distributed.collectives import all_sum_
 from debias_ssl.labels.feature_store import FeatureStore
 from debias_ssl.models.clip import Clip, encode
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.errors import InputError, reason
 
 SHARD_SIZE = 1024
+# What resizing and cropping have been seen to raise for images of odd sides.
+UNPREPARED = (ValueError, MemoryError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,7 @@ def embed(
     workers: int = 0,
     on_error: Literal["stop", "skip"] = "stop",
     decoding: Decoding = STANDARD,
+    precision: str = "fp32",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     progress: bool = False,
 ) -> FeatureCache:
@@ -89,7 +93,10 @@ def embed(
 
     Each process makes the shards of one stretch of the list, so that it reads few tar files where images are in them.
     No batch crosses a shard's border, and a whole shard is never made again: however many processes there are, and
-    whenever they were stopped before, the shards have the same bits.
+    whenever they were stopped before, the shards have the same bits. Where a store has features of an earlier list of
+    images, rows of the same images are taken over as they are, and a shard's other images alone pass through the
+    network: in smaller batches than of fresh features, which may change the last bits of the new rows, but in the same
+    for any number of processes and kills. Images that could not be read are tried again.
 
     Args:
         clip: the model.
@@ -101,41 +108,70 @@ def embed(
         workers: processes that decode; 0 decodes in this one.
         on_error: `stop` at an image that cannot be read, or `skip` it.
         decoding: how files become pixels.
-        autocast: the precision that the network runs in.
-        progress: whether to show a progress bar.
+        precision: that the network runs in, by its name: features of another one are others.
+        autocast: the same, for torch.
+        progress: whether to show a progress bar, and to print notes.
 
     Raises:
-        InputError: the store holds features of other images or of another model, or an image cannot be read; every
-            process raises it.
-        StoppedError: a tar file is gone or has changed.
+        InputError: the store holds features of other images, of another model or precision, or an image cannot be read.
+        StoppedError: a tar file or a shard of features is gone or has changed.
     """
     root = Path(os.path.abspath(root))
     if not isinstance(files, ShardedNames):
         # As text, the absolute path of a member would not know any more where in its tar file it is.
         files = [file if isinstance(file, Member) else os.path.abspath(file) for file in files]
-    store.claim(_manifest(clip, root, files, decoding), place.rank == 0)
-    _first_of_all(0, place)
-    shards = _shards(len(files))
-    first, stop = (rank * len(shards) // place.num_processes for rank in (place.rank, place.rank + 1))
-    missing = [n for n in range(first, stop) if not store.is_whole(n, (len(shards[n]), clip.embed_dim))]
-    batches = _Batches(
-        files=files,
-        preprocess=clip.preprocess,
-        decoding=decoding,
-        batches=_cut(missing, len(files), batch_size),
-    )
+    store = _claimed(store, _manifest(clip, root, files, decoding, precision), place)
+    if store.note and progress:
+        print(f"note: {store.note}", file=sys.stderr)
+    preparing = Preparing(files=files, preprocess=clip.preprocess, decoding=decoding)
+    plan = _planned(store, len(files), clip.embed_dim, place)
     # Closed before an error is told: its progress bar would stand in front of the message.
-    with closing(_made(clip, batches, place.device, workers, autocast, progress)) as made:
+    with closing(_made(clip, store, plan, preparing, batch_size, place.device, workers, autocast, progress)) as made:
         failed = _kept(store, made, len(files), on_error, stops=place.num_processes == 1)
     failed = _first_of_all(failed, place)
     if failed < len(files):
-        raise _without_features(files[failed], decoding)
-    return _opened(store, root, files, on_error, decoding)
+        raise preparing.error(failed)
+    if place.rank == 0:
+        store.finish()
+    return _opened(store, root, on_error, preparing)
+
+
+def _claimed(store: FeatureStore, manifest: dict[str, Any], place: Place) -> FeatureStore:
+    """The store of these features; the first process says whose they are, and the others find what it has said."""
+    if place.rank == 0:
+        store = store.claim(manifest, True)
+    _first_of_all(0, place)
+    return store if place.rank == 0 else store.claim(manifest, False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """A shard to make."""
+
+    number: int
+    rows: range
+    lacking: Int64[np.ndarray, " n"]
+    """The images among all that have to be read."""
+    is_whole: bool
+    """Whether it is there, so that it is written again only if an image can be read that could not be before."""
+
+
+def _planned(store: FeatureStore, num_files: int, dim: int, place: Place) -> list[_Planned]:
+    """The shards of this process that are not there, or in which images lack that could not be read."""
+    shards, plan = _shards(num_files), []
+    first, stop = (rank * len(shards) // place.num_processes for rank in (place.rank, place.rank + 1))
+    for number in range(first, stop):
+        rows = shards[number]
+        lacking = rows.start + np.flatnonzero(np.isnan(store.known(number, rows, dim)[:, 0]))
+        is_whole = store.is_whole(number, (len(rows), dim))
+        if len(lacking) or not is_whole:
+            plan.append(_Planned(number=number, rows=rows, lacking=lacking, is_whole=is_whole))
+    return plan
 
 
 def _kept(
     store: FeatureStore,
-    made: Iterable[tuple[int, Float[Tensor, "n D"]]],
+    made: Iterable[tuple[_Planned, Float[Tensor, "n D"]]],
     num_files: int,
     on_error: Literal["stop", "skip"],
     *,
@@ -143,12 +179,13 @@ def _kept(
 ) -> int:
     """Keeps shards that are made; the number of the first image that has no features, where it must."""
     failed = num_files
-    for number, values in made:
+    for shard, values in made:
         lacking = values[:, 0].isnan().nonzero()
         if on_error == "skip" or not len(lacking):
-            store.write(number, values.half().cpu().numpy())
+            if not shard.is_whole or len(lacking) < len(shard.lacking):
+                store.write(shard.number, values.half().cpu().numpy())
             continue
-        failed = min(failed, number * SHARD_SIZE + int(lacking[0]))
+        failed = min(failed, shard.rows.start + int(lacking[0]))
         # Several processes go on to their end: those that are done wait for the others, but not for ever.
         if stops:
             break
@@ -157,14 +194,18 @@ def _kept(
 
 def _made(
     clip: Clip,
-    batches: "_Batches",
+    store: FeatureStore,
+    plan: Sequence[_Planned],
+    preparing: "Preparing",
+    batch_size: int,
     device: torch.device,
     workers: int,
     autocast: Callable[[], AbstractContextManager],
     progress: bool,
-) -> Generator[tuple[int, Float[Tensor, "n D"]], None, None]:
-    """The features of some shards, each with its number."""
-    shards = _shards(len(batches.files))
+) -> Generator[tuple[_Planned, Float[Tensor, "n D"]], None, None]:
+    """The features of the shards of a plan."""
+    cut = [[shard.lacking[i : i + batch_size] for i in range(0, len(shard.lacking), batch_size)] for shard in plan]
+    batches = _Batches(preparing=preparing, batches=[rows for of_shard in cut for rows in of_shard])
     loader = DataLoader(
         Caught(dataset=batches),
         sampler=range(len(batches)),
@@ -175,77 +216,47 @@ def _made(
     )
     num_images, is_quiet = sum(map(len, batches.batches)), not (progress and len(batches))
     with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar:
-        for number, loaded in groupby(
-            zip(batches.batches, raising(loader), strict=True), lambda pair: pair[0].start // SHARD_SIZE
-        ):
-            yield number, _encoded(clip, shards[number], loaded, device, autocast, bar)
+        loaded = zip(batches.batches, raising(loader), strict=True)
+        for shard, own in zip(plan, cut, strict=True):
+            values = torch.from_numpy(store.known(shard.number, shard.rows, clip.embed_dim).astype(np.float32))
+            values = values.to(device)
+            for rows, (images, good) in islice(loaded, len(own)):
+                if len(good):
+                    with autocast():
+                        features = encode(clip, images.to(device, non_blocking=True))
+                    values[(torch.from_numpy(rows)[good] - shard.rows.start).to(device)] = features
+                bar.update(len(rows))
+            yield shard, values
 
 
-def _encoded(
-    clip: Clip,
-    shard: range,
-    batches: Iterable[tuple[range, Any]],
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager],
-    bar: tqdm,
-) -> Float[Tensor, "n D"]:
-    """The features of a shard's images; of those that could not be read, rows that are no numbers."""
-    values = torch.full((len(shard), clip.embed_dim), torch.nan, device=device)
-    for rows, (images, good) in batches:
-        if len(good):
-            with autocast():
-                features = encode(clip, images.to(device, non_blocking=True))
-            values[(rows.start - shard.start + good).to(device)] = features
-        bar.update(len(rows))
-    return values
-
-
-def _opened(
-    store: FeatureStore, root: Path, files: Sequence[str], on_error: Literal["stop", "skip"], decoding: Decoding
-) -> FeatureCache:
+def _opened(store: FeatureStore, root: Path, on_error: Literal["stop", "skip"], preparing: "Preparing") -> FeatureCache:
     """All shards, in which images that could not be read have rows that are no numbers."""
+    files = preparing.files
     has_features = np.concatenate([np.isfinite(store.read(number)[:, 0]) for number in range(len(_shards(len(files))))])
     lacking, places = np.flatnonzero(~has_features).tolist(), np.flatnonzero(has_features)
     if lacking and on_error == "stop":
-        raise _without_features(files[lacking[0]], decoding)
+        raise preparing.error(lacking[0])
     if not len(places):
-        raise InputError(f"none of {len(files)} images can be read, such as {files[0]!r}")
-    reasons = unreadable([files[i] for i in lacking], progress=False, decoding=decoding)
+        raise InputError(f"none of {len(files)} images can be read, such as {files[0]!r}: {preparing.reason(0)}")
     return FeatureCache(
         store=store,
         root=root,
         files=files,
         names=[os.path.relpath(files[i], root) for i in places.tolist()],
         places=places,
-        unreadable={i: reasons.get(files[i], "its features are no numbers") for i in lacking},
+        unreadable=dict(zip(lacking, in_threads(preparing.reason, lacking), strict=True)),
     )
-
-
-def _without_features(file: str, decoding: Decoding) -> InputError:
-    """The error to raise for an image that has no features."""
-    try:
-        decode(file, decoding=decoding)
-    except InputError as error:
-        return error
-    return InputError(f"the features of {file!r} are no numbers; remove it or skip it (--on_error skip)")
 
 
 def _shards(num_files: int) -> list[range]:
     return [range(first, min(first + SHARD_SIZE, num_files)) for first in range(0, num_files, SHARD_SIZE)]
 
 
-def _cut(missing: Sequence[int], num_files: int, batch_size: int) -> list[range]:
-    """The batches of some shards."""
-    shards = [_shards(num_files)[number] for number in missing]
-    return [shard[i : i + batch_size] for shard in shards for i in range(0, len(shard), batch_size)]
-
-
-def _manifest(clip: Clip, root: Path, files: Sequence[str], decoding: Decoding) -> dict[str, Any]:
+def _manifest(clip: Clip, root: Path, files: Sequence[str], decoding: Decoding, precision: str) -> dict[str, Any]:
     """Whose features these are."""
-    bits = {} if decoding.bits is None else {"bits": decoding.bits}
     return {
-        "version": 1,
-        "model": {**clip.description, **bits},
+        "version": 2,
+        "model": {**clip.description, **decoding.of_pixels, "precision": precision},
         "root": str(root),
         "files": [[os.path.relpath(file.path, root), file.size, file.mtime_ns, *file.part] for file in on_disk(files)],
         "shard_size": SHARD_SIZE,
@@ -261,22 +272,56 @@ def _first_of_all(number: int, place: Place) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Batches(Dataset):
-    """What workers send: the preprocessed images of a batch that can be read, and their places in it."""
+class Preparing:
+    """How image files become what the network takes."""
 
     files: Sequence[str]
     preprocess: Callable[[Any], Tensor]
     decoding: Decoding
-    batches: Sequence[range]
+
+    def __call__(self, row: int) -> Float[Tensor, "K H W"]:
+        """The image of a row.
+
+        Raises:
+            InputError: it cannot be read, or cannot be resized and cropped as the model wants it.
+        """
+        image = decode(self.files[row], decoding=self.decoding)
+        try:
+            return self.preprocess(image)
+        except UNPREPARED as error:
+            raise InputError(
+                f"cannot prepare image {self.files[row]!r} of {image.width} x {image.height} pixels for the model: "
+                f"{reason(error)}; remove it or skip it (--on_error skip)"
+            ) from error
+
+    def error(self, row: int) -> InputError:
+        """The error to raise for an image that has no features."""
+        try:
+            self(row)
+        except InputError as error:
+            return error
+        return InputError(f"the features of {self.files[row]!r} are no numbers; remove it or skip it (--on_error skip)")
+
+    def reason(self, row: int) -> str:
+        """Why an image has no features."""
+        return str(self.error(row).__cause__ or "its features are no numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batches(Dataset):
+    """What workers send: the prepared images of a batch that can be read, and their places in it."""
+
+    preparing: Preparing
+    batches: Sequence[Int64[np.ndarray, " _"]]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Int64[Tensor, " n"]]:
         images, good = [], []
-        for i, row in enumerate(self.batches[number]):
+        for i, row in enumerate(self.batches[number].tolist()):
             try:
-                images.append(self.preprocess(decode(self.files[row], decoding=self.decoding)))
+                images.append(self.preparing(row))
             except InputError:
                 continue
             good.append(i)

@@ -109,6 +109,7 @@ def label_images(
     on_error: Literal["stop", "skip"] = "stop",
     bits: int | None = None,
     max_pixels: int | None = None,
+    background: str = "white",
     batch_size: int = 256,
     workers: int = 0,
     precision: Precision = "auto",
@@ -116,17 +117,16 @@ def label_images(
 ) -> DebiasedLabels:
     """Labels images with CLIP without its preference for classes, as `debias-ssl label` does.
 
-    Settings from `prior` to `tune_on` are those of `debias_matrix`; without `truth`, folders named like classes are it.
-
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
         classes: names; or a file of NAME or NAME<tab>PROMPT NAME a line; or `imagenet`.
-        model, pretrained: a name of open_clip's, local-dir:FOLDER or hf-hub:NAME; its tag, or a file of weights.
+        model, pretrained: a name of open_clip's and a tag of it or a file of weights; local-dir:FOLDER or hf-hub:NAME.
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
+        prior, ..., tune_on: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
-        bits, max_pixels: how files become pixels, as `data.bits` and `data.max_pixels` of a run.
+        bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
         precision, device: of the network; `auto` is bf16 where the device has it, None the accelerator, else the CPU.
 
@@ -148,7 +148,7 @@ def label_images(
     with flags_are_arguments():
         request = _request(text(images), text(classes), text(templates), text(root), settings)
         config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
-        decoding = Decoding(bits=bits, max_pixels=max_pixels)
+        decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
         return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
 
 
@@ -219,6 +219,8 @@ def _label(
         if value < least:
             raise InputError(f"{name} is {value}, must be at least {least}")
     vectors = vectors_of_classes(clip, request)
+    if precision == "auto":
+        precision = "bf16" if computes_in_bf16(clip.device) else "fp32"
     cache = embed(
         clip,
         request.files,
@@ -229,6 +231,7 @@ def _label(
         workers=workers,
         on_error=on_error,
         decoding=decoding,
+        precision=precision,
         autocast=_autocast(precision, clip.device),
     )
     names = [request.files[i] for i in cache.places.tolist()]
@@ -249,8 +252,6 @@ def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | 
 
 def _autocast(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager]:
     """The precision that the network runs in."""
-    if precision == "auto":
-        precision = "bf16" if computes_in_bf16(device) else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU: take bf16 or fp32")
     if precision == "fp32":

@@ -1,5 +1,6 @@
 """Predictions whose labels are known, of a run or of a file, to judge them and to fit a temperature."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.reader import make_reader
 from debias_ssl.data.sampling.keyed import Purpose, permutation
-from debias_ssl.data.sources.images import fingerprint
+from debias_ssl.data.sources.images import fingerprint, left_out_notes
 from debias_ssl.data.sources.load import load_test
 from debias_ssl.data.task import Part, make_task
 from debias_ssl.distributed.accelerator import make_accelerator, place_of
@@ -103,6 +104,8 @@ def _predict(
                 raise InputError(f"the run has no validation images: train with --data.validation_per_class{hint}")
             reader, index = task.readers["train"], task.split.validation
             images, labels = task.data.train, task.data.train.labels[index]
+    for note in (*left_out_notes(images), *images.notes) if accelerator.is_main_process else ():
+        print(f"note: {note}", file=sys.stderr)
     check_agreement(
         lambda: {
             "the hash of --run": folder.hash_of_model(),

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from debias_ssl.data.sources.images import left_out_notes
 from debias_ssl.labels.debiasing import DebiasConfig, Rows
 from debias_ssl.labels.embedding import FeatureCache, Logits
 from debias_ssl.labels.images import images_to_label
@@ -84,7 +85,10 @@ def read_request(
         target=target,
         truth=found.labels if truth is None else truth,
         tuning=tuning,
-        said=(*(f"note: {note}" for note in found.notes), *(line for each in known if each for line in each.said)),
+        said=(
+            *(f"note: {note}" for note in (*left_out_notes(found), *found.notes)),
+            *(line for each in known if each for line in each.said),
+        ),
         repeats=classes == "imagenet",
     )
 

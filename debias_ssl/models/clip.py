@@ -19,6 +19,7 @@ from jaxtyping import Float
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import Compose
 
 from debias_ssl.system.errors import InputError, reason
 
@@ -26,6 +27,8 @@ LOCAL, HUB = "local-dir:", "hf-hub:"
 CONFIG = "open_clip_config.json"
 WEIGHTS = (".safetensors", ".bin", ".pth")
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+# How many times as long as wide a picture may be before it is resized whole.
+LONGEST = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +80,12 @@ def load_clip(model: str, pretrained: str | None, device: torch.device) -> Clip:
     network.eval().requires_grad_(False)
     assert config is not None
     preprocessing = PreprocessCfg(**network.visual.preprocess_cfg)
-    preprocess: Any = image_transform_v2(preprocessing, is_train=False)
+    transform: Any = image_transform_v2(preprocessing, is_train=False)
+    crops = (preprocessing.resize_mode or "shortest") == "shortest"
     vision = {key: value for key, value in config["vision_cfg"].items() if key != "timm_model_pretrained"}
     return Clip(
         network=network,
-        preprocess=preprocess,
+        preprocess=Compose([middle, transform]) if crops else transform,
         tokenizer=tokenizer,
         logit_scale=network.logit_scale.exp().item(),
         embed_dim=config["embed_dim"],
@@ -92,6 +96,18 @@ def load_clip(model: str, pretrained: str | None, device: torch.device) -> Clip:
             "preprocessing": _plain(asdict(preprocessing)),
         },
     )
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """The middle of a picture that is more than `LONGEST` times as long as wide, and of others the whole.
+
+    Preprocessing that resizes the shorter side and crops the central square sees no more of it; but it resizes the
+    whole picture first, and a line of 20,000 x 1 pixels would become one of 4.5 million x 224, which takes 5 GB. Both
+    ends lose as much, so that the center stays where it is.
+    """
+    most = LONGEST * min(image.size)
+    left, top = (max(0, side - most) // 2 for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,9 @@
 """Features of images on disk: made once, in the same bits however, and never those of other images."""
 
+import json
 import os
+import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,16 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_clip import paint_images, save_clip
+from PIL import Image
+from small_clip import PREPROCESSING, paint_images, save_clip
 
 from debias_ssl.contract import Place
+from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.decode import decode
-from debias_ssl.data.reading.features import find_features
+from debias_ssl.data.reading.features import feature_notes, find_features
+from debias_ssl.data.sources.folder import find_files
 from debias_ssl.labels import embedding as features
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore
 from debias_ssl.models.clip import Clip, encode, load_clip
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.errors import InputError, StoppedError
 
 CPU = torch.device("cpu")
 
@@ -144,29 +150,250 @@ def test_a_damaged_shard_is_made_anew(clip: Clip, images: list[Path], damage):
     assert shards(cached(clip, images)) == before
 
 
-def test_features_of_other_images_or_models_are_not_used(tmp_path: Path, clip: Clip, images: list[Path]):
+FIX = r": name another folder by --features, or delete that one$"
+
+
+def test_features_of_another_model_or_without_a_manifest_are_not_used(tmp_path: Path, clip: Clip, images: list[Path]):
     cache = cached(clip, images)
     before = shards(cache)
-    fix = r": name another folder by --features, or delete that one$"
     other = load_clip(save_clip(tmp_path / "other", seed=1), None, CPU)
-    with pytest.raises(InputError, match=r"holds features of another model \(weights differ\)" + fix):
+    with pytest.raises(InputError, match=r"holds features of another model \(weights differ\)" + FIX):
         cached(other, images)
-    with pytest.raises(InputError, match=r"other images \('bee/9.png' was removed\)" + fix):
-        cached(clip, images[:-1])
-    with pytest.raises(InputError, match=r"these images in another order"):
-        cached(clip, images[::-1])
-    new = images[0].with_name("new.png")
-    new.write_bytes(images[0].read_bytes())
-    with pytest.raises(InputError, match=r"other images \('ant/new.png' is new\)"):
-        cached(clip, [*images, new])
-    images[3].touch()
-    images[4].touch()
-    with pytest.raises(InputError, match=r"other images \('ant/6.png' has changed, and 1 more differ\)" + fix):
-        cached(clip, images)
     (folder_of(cache) / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"it has no manifest.json"):
         cached(clip, images)
     assert shards(cache) == before
+
+
+def test_features_of_another_precision_are_not_used(clip: Clip, images: list[Path]):
+    before = shards(cached(clip, images, precision="bf16"))
+    message = r"holds features of --precision bf16, not fp32: pass --precision bf16, name another folder by --features"
+    with pytest.raises(InputError, match=message):
+        cached(clip, images)
+    assert shards(cached(clip, images, precision="bf16")) == before
+
+
+@pytest.mark.parametrize("key", ["decoder", "precision"])
+def test_features_of_an_earlier_version_are_not_used(clip: Clip, images: list[Path], key: str):
+    folder = folder_of(cached(clip, images))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in ("decoder", "precision") if key == "precision" else (key,):
+        del manifest["model"][name]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        InputError, match=r"holds features of another version, which read some images otherwise .*" + FIX
+    ):
+        cached(clip, images)
+    assert "are of another version" in feature_notes([str(folder)])[0]
+
+
+def test_features_are_of_one_background(clip: Clip, images: list[Path]):
+    before = shards(cached(clip, images, decoding=Decoding(background="#FFF")))
+    assert shards(cached(clip, images, decoding=Decoding(background="white"))) == before
+    with pytest.raises(InputError, match=r"another model \(background differ\)"):
+        cached(clip, images, decoding=Decoding(background="black"))
+
+
+# Lists of images that have changed.
+
+
+def changed(images: list[Path]) -> list[Path]:
+    """One image is new, so that all others move by one, one is another one, and one is gone."""
+    new = images[0].with_name("00.png")
+    Image.new("RGB", (20, 16), "red").save(new)
+    Image.new("RGB", (20, 16), "blue").save(images[6])
+    images[3].unlink()
+    return sorted([new, *images[:3], *images[4:]])
+
+
+def rows_of(cache: FeatureCache) -> dict[str, bytes]:
+    values = torch.cat([*cache.chunks()])
+    return {name: row.numpy().tobytes() for name, row in zip(cache.names, values, strict=True)}
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that pass through the network."""
+    sizes: list[int] = []
+    monkeypatch.setattr(features, "encode", lambda clip, batch: sizes.append(len(batch)) or encode(clip, batch))
+    return sizes
+
+
+def test_only_new_and_changed_images_are_read(clip: Clip, images: list[Path], encoded: list[int], capsys):
+    before = rows_of(cached(clip, images))
+    kept = images[1]
+    now = changed(images)
+    spoil(kept)
+    encoded.clear()
+    cache = cached(clip, now, progress=True)
+    assert encoded == [1, 1], "the new one in the first shard, the changed one in the second"
+    after = rows_of(cache)
+    assert [*after] == [path.relative_to(cache.root).as_posix() for path in now]
+    others = before.keys() - {"ant/6.png", "bee/3.png"}
+    assert {name: after[name] for name in others} == {name: before[name] for name in others}
+    expected = encode(clip, torch.stack([clip.preprocess(decode(str(path))) for path in (now[0], images[6])]))
+    found = np.stack([np.frombuffer(after[name], np.float32) for name in (cache.names[0], "bee/3.png")])
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=0)
+    note = "features of 8 images are used again, 2 are new or have changed, 2 are not needed any more\n"
+    assert f"note: {folder_of(cache)}: {note}" in capsys.readouterr().err
+    # Nothing of the earlier list stays, and the trainer finds the features of the new one.
+    assert sorted(path.name for path in folder_of(cache).iterdir()) == [
+        "manifest.json",
+        *(f"shard_0000{number}.1.npy" for number in range(3)),
+    ]
+    found = find_features([str(folder_of(cache))], [str(path) for path in now[::-1]])
+    assert [row.astype(np.float32).tobytes() for row in found[::-1]] == [*after.values()]
+    encoded.clear()
+    assert rows_of(cached(clip, now)) == after and not encoded
+
+
+def test_another_order_is_the_same_features(clip: Clip, images: list[Path], encoded: list[int]):
+    before = rows_of(cached(clip, images))
+    encoded.clear()
+    cache = cached(clip, images[::-1])
+    assert rows_of(cache) == before and cache.names == [*before][::-1] and not encoded
+
+
+def test_images_that_were_moved_and_joined_by_one_are_known(clip: Clip, images: list[Path], encoded: list[int]):
+    before, root = rows_of(cached(clip, images)), images[0].parents[1]
+    moved = root.rename(root.with_name("moved"))
+    now = [moved / path.relative_to(root) for path in images]
+    encoded.clear()
+    assert rows_of(cached(clip, now)) == before and not encoded
+    Image.new("RGB", (20, 16), "red").save(moved / "new.png")
+    assert before.items() <= rows_of(cached(clip, [*now, moved / "new.png"])).items() and encoded == [1]
+
+
+def test_features_that_would_largely_be_lost_are_kept(clip: Clip, images: list[Path]):
+    before = shards(cached(clip, images))
+    message = r"holds features of 10 images, of which 4 are among these 4 as they were"
+    with pytest.raises(InputError, match=message + FIX):
+        cached(clip, images[:4])
+    other = paint_images(images[0].parents[1].with_name("others"), num=3, classes=("cat", "eel"))
+    with pytest.raises(InputError, match=r"features of images in '.*images', not in '.*others'" + FIX):
+        cached(clip, other)
+    assert shards(cached(clip, images)) == before
+
+
+def test_a_kill_while_features_are_brought_up_to_date_loses_nothing(clip: Clip, images: list[Path], monkeypatch):
+    """Stopped at every change of a file: old or new features are whole all the time, and no work is done twice."""
+    folder = folder_of(cached(clip, images))
+    shutil.copytree(folder, folder.with_name("whole"))
+    now = changed(images)
+    stay = [str(path) for path in now if path in images and path != images[6]]
+    expected = shards(cached(clip, now, "whole"))
+    old = find_features([str(folder)], stay).tobytes()
+    steps = done = 0
+    while not done:
+        place = f"killed_{steps}"
+        shutil.copytree(folder, folder.with_name(place))
+        calls, made, rename, unlink = iter(range(1000)), [], os.replace, Path.unlink
+
+        def counted(act, calls=calls, after=steps):
+            def wrapped(*arguments, **settings):
+                if next(calls) >= after:
+                    raise KeyboardInterrupt
+                return act(*arguments, **settings)
+
+            return wrapped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", counted(rename))
+            patch.setattr(Path, "unlink", counted(unlink))
+            try:
+                cached(clip, now, place)
+                done = 1
+            except KeyboardInterrupt:
+                pass
+        assert find_features([str(folder.with_name(place))], stay).tobytes() == old
+        whole = {path.name for path in folder.with_name(place).glob("shard_*.1.npy")}
+        with monkeypatch.context() as patch:
+            patch.setattr(features, "encode", lambda clip, batch, made=made: made.append(1) or encode(clip, batch))
+            assert shards(cached(clip, now, place)) == expected
+        # One batch in each of the first two shards.
+        assert len(made) == 2 - sum(f"shard_0000{number}.1.npy" in whole for number in range(2))
+        left = {path.name for path in folder.with_name(place).iterdir() if not path.name.startswith(".")}
+        assert left == {"manifest.json", *expected}
+        steps += 1
+    assert steps > 8
+
+
+def test_images_that_change_again_before_the_end_lose_nothing(clip: Clip, images: list[Path], encoded, monkeypatch):
+    cached(clip, images)
+    now = changed(images)
+    calls, write = iter(range(100)), FolderStore.write
+
+    def killed(self: FolderStore, number: int, values: np.ndarray) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        write(self, number, values)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FolderStore, "write", killed)
+        cached(clip, now)
+    encoded.clear()
+    cache = cached(clip, now[:-1])
+    assert not encoded, "the first two shards had been made, with all that is new"
+    assert sorted(path.name for path in folder_of(cache).iterdir()) == [
+        "manifest.json",
+        *(f"shard_0000{number}.2.npy" for number in range(3)),
+    ]
+
+
+def test_an_image_that_could_not_be_read_is_tried_again(clip: Clip, images: list[Path], encoded: list[int]):
+    content, stat = images[5].read_bytes(), images[5].stat()
+    spoil(images[5])
+    before = rows_of(cached(clip, images, on_error="skip"))
+    shard = images[0].parents[2] / "features" / "shard_00001.npy"
+    time = shard.stat().st_mtime_ns
+    assert rows_of(cached(clip, images, on_error="skip")) == before and shard.stat().st_mtime_ns == time
+    images[5].write_bytes(content)
+    os.utime(images[5], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    encoded.clear()
+    after = rows_of(cached(clip, images))
+    assert encoded == [1] and len(after) == 10 and before.items() <= after.items()
+
+
+def test_tar_files_that_have_not_changed_keep_their_features(clip: Clip, images: list[Path], encoded: list[int]):
+    root = images[0].parents[1]
+    for number, part in enumerate((images[:6], images[6:])):
+        with tarfile.open(root / f"{number}.tar", "w") as tar:
+            for path in part:
+                tar.add(path, path.name)
+
+    def labeled() -> FeatureCache:
+        names = find_files(str(root / "*.tar"), "--images").names
+        return embed(clip, names, root, FolderStore(folder=root.parent / "of_tars"), Place())
+
+    before = rows_of(labeled())
+    with tarfile.open(root / "1.tar", "a") as tar:
+        tar.add(images[0], "new.png")
+    encoded.clear()
+    after = rows_of(labeled())
+    assert sum(encoded) == 5 and len(after) == 11
+    assert {name: after[name] for name in before if name.startswith("0.tar")}.items() <= before.items()
+
+
+# Images that cannot be prepared.
+
+
+def test_a_strip_is_read_like_another_picture(clip: Clip, images: list[Path]):
+    Image.new("RGB", (20_000, 1), "red").save(images[0])
+    Image.new("RGB", (20, 20), "red").save(images[1])
+    values = torch.cat([*cached(clip, images).chunks()])
+    torch.testing.assert_close(values[0], values[1], atol=1e-3, rtol=0)
+
+
+def test_an_image_that_the_model_cannot_take_stops_or_is_left_out(tmp_path: Path, images: list[Path]):
+    longest = save_clip(tmp_path / "longest", preprocess_cfg=PREPROCESSING | {"resize_mode": "longest"})
+    clip = load_clip(longest, None, CPU)
+    Image.new("RGB", (2000, 1)).save(images[4])
+    message = (
+        rf"cannot prepare image '{images[4]}' of 2000 x 1 pixels for the model: height and width must be > 0; .*skip"
+    )
+    with pytest.raises(InputError, match=message):
+        cached(clip, images)
+    assert cached(clip, images, on_error="skip").unreadable == {4: "height and width must be > 0"}
 
 
 def test_stop_names_the_first_image_that_cannot_be_read(clip: Clip, images: list[Path]):
@@ -212,7 +439,7 @@ def test_a_process_makes_its_own_shards_alone(clip: Clip, images: list[Path], mo
     before = shards(cache)
     (folder_of(cache) / "shard_00001.npy").unlink()
     monkeypatch.setattr(features, "_first_of_all", lambda number, place: number)
-    with pytest.raises(FileNotFoundError, match=r"shard_00001\.npy"):
+    with pytest.raises(StoppedError, match=r"shard_00001\.npy' is gone or damaged \(No such file or directory\)"):
         cached(clip, images, place=Place(rank=0, num_processes=2))
     cached(clip, images, place=Place(rank=1, num_processes=2))
     assert shards(cache) == before

@@ -7,14 +7,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from harmful import Harmful
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from small_clip import MODEL, PREPROCESSING, save_clip
 
-from debias_ssl.models.clip import Clip, blank_features, encode, load_clip, zero_shot_weights
+from debias_ssl.models.clip import Clip, blank_features, encode, load_clip, middle, zero_shot_weights
 from debias_ssl.system.errors import InputError
 
 CPU = torch.device("cpu")
@@ -52,6 +54,47 @@ def test_the_models_own_scale_and_preprocessing_are_taken(clip: Clip):
     assert gray.shape == (3, 16, 16)
     # (value - mean) / std of each channel
     assert gray[:, 0, 0].tolist() == pytest.approx([0, (128 / 255 - 0.5) / 0.2, 0], abs=1e-5)
+
+
+def usual(**settings: Any) -> Any:
+    """open_clip's own preprocessing for the small model."""
+    config: dict[str, Any] = {**PREPROCESSING, "size": 16, **settings}
+    return image_transform_v2(PreprocessCfg(**config), is_train=False)
+
+
+def strip(width: int, height: int) -> Image.Image:
+    """A picture in which colors change smoothly, along its long side too."""
+    rows, columns = np.mgrid[:height, :width]
+    waves = [128 + 100 * np.sin(columns / (3 * height) + k) * np.cos(rows / height) for k in range(3)]
+    return Image.fromarray(np.stack(waves, -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (1, 2001), (900, 4), (4, 901), (800, 16)])
+def test_of_a_strip_nothing_is_resized_that_is_cropped_away(clip: Clip, size: tuple[int, int], monkeypatch):
+    image = strip(*size)
+    expected, resize, sizes = usual()(image), Image.Image.resize, []
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *rest, **more: sizes.append(size) or resize(self, size, *rest, **more)
+    )
+    assert clip.preprocess(image).equal(expected), "its own preprocessing gives the same"
+    assert all(np.prod(each) <= 17 * 16 * 16 for each in sizes)
+
+
+@pytest.mark.parametrize("size", [(1000, 3), (7, 555), (3000, 37), (613, 24)])
+def test_of_a_strip_of_any_sides_the_same_is_seen_within_a_pixel(clip: Clip, size: tuple[int, int]):
+    # One of the 16 columns is a 48th of a wave: 13 of 255, in units of the deviation.
+    assert (clip.preprocess(strip(*size)) - usual()(strip(*size))).abs().max() < 13 / 255 / 0.2
+
+
+def test_what_is_no_strip_goes_as_it_is(clip: Clip):
+    for size in ((16, 1), (20, 15), (33, 33), (5, 80)):
+        assert middle(strip(*size)) == strip(*size)
+    assert middle(strip(17, 1)).size == (17, 1) and middle(strip(18, 1)).size == (16, 1)
+
+
+def test_where_the_whole_picture_is_seen_none_of_it_is_cut_off(tmp_path: Path):
+    squashing = load_clip(save_clip(tmp_path, preprocess_cfg=PREPROCESSING | {"resize_mode": "squash"}), None, CPU)
+    assert squashing.preprocess(strip(900, 2)).equal(usual(resize_mode="squash")(strip(900, 2)))
 
 
 def test_the_network_does_not_train_and_workers_can_take_its_preprocessing(clip: Clip):

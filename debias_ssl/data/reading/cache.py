@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from debias_ssl.data.reading.config import Decoding, ReadingConfig
+from debias_ssl.data.reading.config import DECODER, Decoding, ReadingConfig
 from debias_ssl.data.reading.decode import center_crop, decode, in_threads, unreadable
 from debias_ssl.data.sources.images import Data, Images
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
@@ -32,12 +32,9 @@ from debias_ssl.system.files import (
 # Images that are decoded, or found to be readable, before what was found is written.
 PART, LIST_PART = 1024, 16_384
 
-# Of what is kept, which depends on how files become pixels.
-VERSION = 2
-
 
 def _cache_key(files: Sequence[str], *settings: object) -> str:
-    digest = hashlib.sha256(repr((VERSION, *settings)).encode())
+    digest = hashlib.sha256(repr((DECODER, *settings)).encode())
     for file in on_disk(files):
         path = os.path.abspath(file.path)
         fields = (path, file.size, file.mtime_ns, *file.part)
@@ -52,7 +49,7 @@ def decoded_array(
 
     What was decoded is kept in parts until all is, so that decoding goes on where it was interrupted.
     """
-    path = cache_folder(cache) / f"{_cache_key(files, size, side, decoding.bits)}.npy"
+    path = cache_folder(cache) / f"{_cache_key(files, size, side, decoding.of_pixels)}.npy"
     shape = (len(files), size, size, 3)
     found = _whole_array(path, shape)
     if found is not None:
@@ -141,7 +138,7 @@ def without_unreadable(images: Images, config: ReadingConfig, progress: bool = T
     )
     # Several processes that begin together go different ways, and find what the others have done.
     for names in random.SystemRandom().sample(groups, len(groups)):
-        known = cache_folder(config.cache) / f"{_cache_key(names, 'unreadable', config.decoding)}.json"
+        known = cache_folder(config.cache) / f"{_cache_key(names, 'unreadable', config.bits, config.max_pixels)}.json"
         found = _listed(known)
         if found is None:
             found = unreadable(names, progress, config.decoding)

@@ -1,12 +1,17 @@
 """The settings of reading: how files become pixels."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from debias_ssl.system.errors import check_settings
+from PIL import ImageColor
+
+from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import AtLeastOne, Finite, Natural, Positive, Range, Share, check_ranges
 
 Bits = Annotated[int, Range(8, 16, below=False)]
+# Raised wherever a file begins to give other pixels: caches of pixels are made anew then, and old features refused.
+DECODER = 3
+WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,14 +21,37 @@ class Decoding:
     Args:
         bits: of gray images with 16 bits, how many hold the picture; null is what the file says of itself, else 16.
         max_pixels: of one image; null is Pillow's limit, and a note of images above half of it.
+        background: what transparent pixels are put on: the name of a color, or `#rrggbb`.
     """
 
     bits: Bits | None = None
     max_pixels: AtLeastOne | None = None
+    background: str = "white"
 
     def check(self, prefix: str) -> None:
-        """Raises InputError where a setting, called `prefix` and its name, is out of its range."""
+        """Raises InputError where a setting, called `prefix` and its name, is not right."""
         check_ranges(self, prefix)
+        try:
+            is_color = len(ImageColor.getrgb(self.background)) == 3
+        except ValueError:
+            is_color = False
+        if not is_color:
+            raise InputError(
+                f"{prefix}background is {self.background!r}, must be the name of a color such as black, or '#rrggbb' "
+                "in quotes"
+            )
+
+    @property
+    def color(self) -> tuple[int, ...]:
+        """Red, green and blue of the background."""
+        return ImageColor.getrgb(self.background)
+
+    @property
+    def of_pixels(self) -> dict[str, Any]:
+        """On what pixels depend beside the file: the decoder, and the settings that are not the default."""
+        bits = {} if self.bits is None else {"bits": self.bits}
+        background = {} if self.color == WHITE else {"background": "#{:02x}{:02x}{:02x}".format(*self.color)}
+        return {"decoder": DECODER, **bits, **background}
 
 
 STANDARD = Decoding()
@@ -44,6 +72,7 @@ class ReadingConfig:
         bits: of gray images with 16 bits, how many hold the picture, such as 12; null is what the file says of itself,
             else 16. `debias-ssl data check` says the largest value.
         max_pixels: most pixels of an image that is decoded; null is Pillow's limit, about 179 million.
+        background: what transparent pixels are put on: the name of a color, or '#rrggbb' in quotes.
         on_error: `stop` at an image that cannot be read, or `skip` it and list it in the run folder.
         input: `resident` decodes all images once into a cached array, `streaming` decodes as it goes in `workers`;
             `auto` streams what needs more than 4 GiB.
@@ -59,6 +88,7 @@ class ReadingConfig:
     std: tuple[Positive, ...] | None = None
     bits: Bits | None = None
     max_pixels: AtLeastOne | None = None
+    background: str = "white"
     on_error: Literal["stop", "skip"] = "stop"
     input: Literal["auto", "resident", "streaming"] = "auto"
     workers: Natural = 4
@@ -66,10 +96,11 @@ class ReadingConfig:
 
     def __post_init__(self):
         check_ranges(self, "data.", ReadingConfig)
+        self.decoding.check("data.")
         is_ascending = self.crop_scale[0] <= self.crop_scale[1]
         check_settings(self, "data.", crop_scale=(is_ascending, "two shares of the area, the smaller first"))
 
     @property
     def decoding(self) -> Decoding:
         """How files become pixels, before they are cropped."""
-        return Decoding(bits=self.bits, max_pixels=self.max_pixels)
+        return Decoding(bits=self.bits, max_pixels=self.max_pixels, background=self.background)

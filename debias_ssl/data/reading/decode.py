@@ -1,21 +1,24 @@
 """Image files as pixels: decoding, and crops."""
 
+import importlib.util
 import struct
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Lock
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 from debias_ssl.data.reading.config import STANDARD, Decoding
+from debias_ssl.data.sources.left_out import HEIF
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import OpenMember
 from debias_ssl.system.errors import InputError
@@ -28,10 +31,18 @@ BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281
 # What Pillow's readers of damaged files have been seen to raise.
 UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, OverflowError, EOFError, struct.error)
 UNREADABLE += (zlib.error, MemoryError)
+# What Pillow multiplies the gray levels of PNG files with 2 and 4 bits by.
+LEVELS = {"L;2": 85, "L;4": 17}
+# Such EXIF data says nothing, and the picture is read all the same.
+warnings.filterwarnings("ignore", "Corrupt EXIF data")
+if importlib.util.find_spec(HEIF) is not None:
+    importlib.import_module(HEIF).register_heif_opener()
 
 
 def decode(path: str, channels: int = 3, side: int | None = None, decoding: Decoding = STANDARD) -> Image.Image:
     """An RGB image, or with one channel a gray one, from a file or from a member of a shard.
+
+    It stands as its EXIF orientation says, and what is transparent shows the background.
 
     Raises:
         InputError: the file cannot be read as an image, or is not a square of `side` pixels where that is given.
@@ -39,7 +50,11 @@ def decode(path: str, channels: int = 3, side: int | None = None, decoding: Deco
     """
     try:
         with _opened(path, decoding) as file:
-            image = _eight_bits(file, decoding.bits).convert("RGB" if channels == 3 else "L")
+            _check_bits(file, decoding.bits)
+            _scale_transparent(file)
+            _turn(file)
+            image = _flat(_eight_bits(file, decoding.bits), decoding.color)
+            image = image.convert("RGB" if channels == 3 else "L")
     except UNREADABLE as error:
         raise InputError(
             f"cannot read image {path!r}: {error}; remove it or skip it (--on_error skip, train: --data.on_error skip)"
@@ -131,19 +146,59 @@ def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
     """What Pillow would cut off at 255 is scaled to it instead: 16 bits by their range, other numbers by their own."""
     if _has_sixteen_bits(image):
         shift = (bits or _own_bits(image)) - 8
-        return Image.fromarray((np.asarray(image, dtype=np.int32) >> shift).clip(0, 255).astype(np.uint8))
-    if bits not in (None, 16) and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
-        raise ValueError(
-            f"its colors have 16 bits, of which Pillow reads the upper 8: write it with 8 bits, bits {bits} is for gray"
-        )
+        values = np.asarray(image, dtype=np.int32)
+        gray = Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8))
+        if isinstance(clear := image.info.get("transparency"), int):
+            gray.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        return gray
     if image.mode in ("I", "F"):
         pixels = np.asarray(image, dtype=np.float64)
         if not np.isfinite(pixels).all():
             raise ValueError("its pixels are not all numbers")
         low, high = pixels.min(), pixels.max()
         return Image.fromarray(((pixels - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
-    # Straight to RGB, Pillow warns; the colors are the same.
-    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+    return image
+
+
+def _check_bits(image: Image.Image, bits: int | None) -> None:
+    """Raises ValueError where `bits` cannot be kept to; of an image that is not loaded, which still knows its file."""
+    if bits not in (None, 16) and not _has_sixteen_bits(image) and any(";16" in mode for mode in _raw_modes(image)):
+        raise ValueError(
+            f"its colors have 16 bits, of which Pillow reads the upper 8: write it with 8 bits, bits {bits} is for gray"
+        )
+
+
+def _raw_modes(image: Image.Image) -> list[str]:
+    """How the pixels lie in a file that is not loaded yet, part by part."""
+    return [str(tile[-1]) for tile in getattr(image, "tile", ())]
+
+
+def _scale_transparent(image: Image.Image) -> None:
+    """Gives the transparent color of a PNG file the scale of its pixels: Pillow leaves it as it is in the file."""
+    clear = image.info.get("transparency")
+    for mode in _raw_modes(image) if image.format == "PNG" else ():
+        if isinstance(clear, int):
+            image.info["transparency"] = clear * LEVELS.get(mode, 1)
+        elif isinstance(clear, tuple) and ";16" in mode:
+            # Of the pixels, too, only the upper eight bits are read.
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
+
+
+def _turn(image: Image.Image) -> None:
+    """Turns and mirrors an image as its EXIF data or XMP data says; damaged data says nothing."""
+    if isinstance(image, ImageFile.ImageFile) and image.format == "TIFF":
+        # By its name, Pillow would map the file with the sides of the turned picture, and scramble its rows (13.0).
+        image.filename = ""
+    image.load()
+    with suppress(*UNREADABLE):
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _flat(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
+    """An image without transparency: where it has some, on a background of this color."""
+    if not image.has_transparency_data:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, color), image.convert("RGBA"))
 
 
 def center_crop(image: Image.Image, size: int, share: float = 1.0) -> UInt8[np.ndarray, "H W K"]:

@@ -1,5 +1,10 @@
-"""Features of images that `debias-ssl label` keeps on disk: a manifest, and shards of rows in its order."""
+"""Features of images that `debias-ssl label` keeps on disk: a manifest, and shards of rows in its order.
 
+Where images were added, changed or removed, the features of the new list are another generation of shards, which the
+manifest names as soon as it is whole. The first generation is 0, and manifests of earlier versions name none.
+"""
+
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -9,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16
 
+from debias_ssl.data.reading.config import DECODER
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import members_of
 from debias_ssl.system.errors import InputError, reason
@@ -17,19 +23,36 @@ from debias_ssl.system.files import read_array
 MANIFEST = "manifest.json"
 
 
-def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard_{number:05d}.npy"
+def shard_path(folder: Path, number: int, generation: int = 0) -> Path:
+    return folder / (f"shard_{number:05d}.{generation}.npy" if generation else f"shard_{number:05d}.npy")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a folder of features holds: model, root, files, shard_size and dim."""
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """What a folder of features holds: model, root, files, shard_size, dim and generation."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {key: manifest[key] for key in ("model", "root", "files", "shard_size", "dim")}
+        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
+        found = {key: manifest[key] for key in ("model", "root", "files", "shard_size", "dim")}
+        return found | {"generation": int(manifest.get("generation", 0))}
     except FileNotFoundError as error:
-        raise InputError(f"{str(folder)!r} holds no features of debias-ssl label: it has no {MANIFEST}") from error
+        raise InputError(f"{str(folder)!r} holds no features of debias-ssl label: it has no {name}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{str(folder / MANIFEST)!r} cannot be read: {reason(error)}") from error
+        raise InputError(f"{str(folder / name)!r} cannot be read: {reason(error)}") from error
+
+
+def hash_of_model(folder: str) -> str:
+    """A hash of the model, the precision and the settings that a folder's features were made by."""
+    model = read_manifest(Path(folder))["model"]
+    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def feature_notes(folders: Sequence[str]) -> list[str]:
+    """What people should know of features that another version of this program has made."""
+    older = [folder for folder in folders if read_manifest(Path(folder))["model"].get("decoder") != DECODER]
+    return [
+        f"the features in {folder} are of another version, which may have read photos sideways and transparency as "
+        "black: debias-ssl label makes new ones in another folder"
+        for folder in older
+    ]
 
 
 def _rows(manifest: dict[str, Any], root: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
@@ -79,8 +102,13 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
     """
     manifests = [read_manifest(Path(folder)) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
-        if manifest["model"] != manifests[0]["model"]:
-            raise InputError(f"{folders[0]!r} and {folder!r} hold features of different models")
+        one, other = manifest["model"], manifests[0]["model"]
+        differing = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
+        if differing:
+            raise InputError(
+                f"{folders[0]!r} and {folder!r} hold features of different models ({' and '.join(differing)} differ): "
+                "run debias-ssl label with the same model and settings for both"
+            )
     files = [os.path.abspath(path.shard.path if isinstance(path, Member) else path) for path in paths]
     files = [*dict.fromkeys(files)]
     place = {
@@ -103,7 +131,7 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
         shard, offset = divmod(row, manifests[number]["shard_size"])
         shards.setdefault((number, shard), []).append((i, offset))
     for (number, shard), rows in shards.items():
-        path = shard_path(Path(folders[number]), shard)
+        path = shard_path(Path(folders[number]), shard, manifests[number]["generation"])
         try:
             values = read_array(path, "r")
             to, where = np.array(rows).T

@@ -1,5 +1,6 @@
 """The data set `folder`: image files in folders, label files, lists of paths and tar files."""
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from debias_ssl.data.sources.label_files import (
     read_label_file,
     read_list,
 )
-from debias_ssl.data.sources.listing import FileNames, find_images, joined, shared_listing
-from debias_ssl.data.sources.shard_index import EXTENSIONS
+from debias_ssl.data.sources.left_out import BESIDE, EXTENSIONS, LeftOut, Tally, none_told, summed
+from debias_ssl.data.sources.listing import FileNames, find_images, joined, look_at, shared_listing
 from debias_ssl.data.sources.shards import is_shards, member_named, on_disk, open_shards
 from debias_ssl.system.errors import InputError, shortened
 
@@ -159,7 +160,9 @@ def images_of_files(paths: FileNames | list[Path], names: list[str], classes: tu
         )
     labels = np.array([number[name] for name in names], dtype=np.int64)
     files = paths if isinstance(paths, FileNames) else [member_named(str(path)) or str(path) for path in paths]
-    return Images(pixels=None, labels=labels, names=files)
+    counts = files.left_out if isinstance(files, FileNames) else {}
+    left_out = (LeftOut(where=where, number=len(files), counts=counts),) if counts else ()
+    return Images(pixels=None, labels=labels, names=files, left_out=left_out)
 
 
 def _images_of(found: Found, classes: tuple[str, ...], where: str) -> Images:
@@ -183,7 +186,8 @@ def images_in_shards(where: str, classes: tuple[str, ...], setting: str, cache: 
             f"nor one of their numbers, 0 to {len(classes) - 1}"
         )
     found = np.array([*(number.get(text, UNKNOWN) for text in texts), UNKNOWN], dtype=np.int64)
-    return Images(pixels=None, labels=found[codes], names=names)
+    left_out = (LeftOut(where=where, number=len(names), counts=names.left_out),) if names.left_out else ()
+    return Images(pixels=None, labels=found[codes], names=names, left_out=left_out)
 
 
 def _class_names(names: list[str]) -> tuple[str, ...]:
@@ -236,12 +240,24 @@ def _tree(where: str, setting: str) -> tuple[FileNames, list[str]]:
     for folder in folders:
         found = find_images(folder)
         if not len(found):
-            raise InputError(f"{setting}: class folder {str(folder)!r} has no images; remove it or fill it")
+            why = none_told(found.left_out)
+            raise InputError(f"{setting}: class folder {str(folder)!r} has no images{why}; remove it or fill it")
         lists.append(found)
         names += [folder.name] * len(found)
     paths = joined(*lists)
     assert isinstance(paths, FileNames)
-    return paths, names
+    return replace(paths, left_out=summed([paths.left_out, _left_beside(Path(where))])), names
+
+
+def _left_beside(folder: Path) -> dict[str, int]:
+    """What lies beside the folders of the classes, and is of no class."""
+    left_out = Tally()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.is_dir():
+                seen = look_at(entry)
+                left_out.add(seen if isinstance(seen, str) else BESIDE)
+    return left_out.counts
 
 
 def _unlabeled_files(
@@ -259,7 +275,7 @@ def _unlabeled_files(
         paths, names = shared_listing(f"{where}/.", cache, lambda: _images_below(path))
         if not len(paths):
             shards = f"; for its tar files, write {str(path / '*.tar')!r}" if any(path.glob("*.tar")) else ""
-            raise InputError(f"{setting} is {where!r}: it has no images{shards}")
+            raise InputError(f"{setting} is {where!r}: it has no images{shards or none_told(paths.left_out)}")
         return Found(paths=paths, labels=names)
     if not path.is_file():
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")

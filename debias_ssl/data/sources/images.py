@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from debias_ssl.data.sources.left_out import LeftOut
 from debias_ssl.data.sources.listing import joined, picked
 from debias_ssl.data.sources.shards import ShardedNames, on_disk, paths_on_disk
 
@@ -28,6 +29,8 @@ class Images:
     """Of decoded images, names for people, which must differ; else the paths of the files."""
     notes: tuple[str, ...] = ()
     """What people should know of how a list was read; parts of it have none."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What is left out of the folders and tar files that the images are in."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,7 +43,7 @@ class Images:
             names: Sequence[str] = self.names.part(index)
         else:
             names = picked(self.names, index)
-        return Images(pixels=pixels, labels=self.labels[order], names=names)
+        return replace(self, pixels=pixels, labels=self.labels[order], names=names)
 
     def __add__(self, other: "Images") -> "Images":
         pixels = None if self.pixels is None or other.pixels is None else np.concatenate([self.pixels, other.pixels])
@@ -48,7 +51,8 @@ class Images:
             names: Sequence[str] = replace(other.names, before=joined(self.names, other.names.before))
         else:
             names = joined(self.names, other.names)
-        return Images(pixels=pixels, labels=np.concatenate([self.labels, other.labels]), names=names)
+        labels, left_out = np.concatenate([self.labels, other.labels]), (*self.left_out, *other.left_out)
+        return Images(pixels=pixels, labels=labels, names=names, left_out=left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,12 @@ class Data:
     """Whether a mirrored image is of the same class; digits are not."""
     notes: tuple[str, ...] = ()
     """What people should know of the images, such as that some are listed twice."""
+
+
+def left_out_notes(*several: Images) -> list[str]:
+    """What people should know of what is left out of the places that images are in, of each place once."""
+    notes = [each.note for images in several for each in images.left_out]
+    return [note for note in dict.fromkeys(notes) if note is not None]
 
 
 def fingerprint(images: Images, num_separate: int = 0) -> str:

@@ -5,18 +5,31 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from filelock import FileLock, Timeout
 from jaxtyping import Bool, Int64, UInt8
 
-from debias_ssl.data.sources.shard_index import EXTENSIONS
+from debias_ssl.data.sources.left_out import (
+    CLOSED,
+    EXTENSIONS,
+    HIDDEN_FOLDERS,
+    NO_FILES,
+    NOWHERE,
+    TO_FOLDERS,
+    UNSEEN,
+    Tally,
+    by_suffix,
+    hidden,
+    suffix_of,
+    summed,
+)
 from debias_ssl.distributed.start_up import SharedStart, shared_start
 from debias_ssl.system.files import LOCK, cache_folder, read_array
 
@@ -40,9 +53,11 @@ class FileNames(Sequence[str]):
     """When each file was changed last, in nanoseconds."""
     links: Bool[np.ndarray, " N"]
     """Whether the path is a symbolic link, so that it may be a file that is listed by another path too."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many other entries the folders have, by the reason for which they are left out."""
 
     @classmethod
-    def of(cls, files: Iterable[tuple[str, int, int, bool]]) -> "FileNames":
+    def of(cls, files: Iterable[tuple[str, int, int, bool]], left_out: Mapping[str, int] | None = None) -> "FileNames":
         """The list of some paths, each with its size and time, and whether it is a symbolic link."""
         paths, sizes, mtimes, links = [], [], [], []
         for path, size, mtime, is_link in files:
@@ -56,6 +71,7 @@ class FileNames(Sequence[str]):
             sizes=np.array(sizes, dtype=np.int64),
             mtimes=np.array(mtimes, dtype=np.int64),
             links=np.array(links, dtype=bool),
+            left_out=left_out or {},
         )
 
     def __len__(self) -> int:
@@ -106,6 +122,9 @@ class FileNames(Sequence[str]):
         return self.text[np.repeat(moved, lengths) + np.arange(lengths.sum())]
 
 
+ARRAYS = tuple(each.name for each in fields(FileNames) if each.name != "left_out")
+
+
 def _numbers(values: Int64[np.ndarray, " N"]) -> Iterator[int]:
     for first in range(0, len(values), BLOCK):
         yield from values[first : first + BLOCK].tolist()
@@ -134,6 +153,7 @@ def joined(*lists: Sequence[str]) -> Sequence[str]:
         sizes=np.concatenate([names.sizes for names in files]),
         mtimes=np.concatenate([names.mtimes for names in files]),
         links=np.concatenate([names.links for names in files]),
+        left_out=summed(names.left_out for names in files),
     )
 
 
@@ -141,26 +161,41 @@ def find_images(folder: Path) -> FileNames:
     """Image files at any depth below a folder, by suffix, in the order of their names; each is looked at once.
 
     Hidden files and folders, such as the `._x.jpg` that macOS puts beside `x.jpg`, are not looked at; links to folders
-    are not followed.
+    are not followed. What is left out is counted.
     """
-    found, folders = [], [""]
+    found, folders, left_out = [], [""], Tally()
     while folders:
         inner = folders.pop()
         # What may not be looked into is as good as empty.
-        with suppress(PermissionError), os.scandir(folder / inner) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{inner}{entry.name}/")
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                    with suppress(OSError):
-                        of_file = entry.stat()
-                        if stat.S_ISREG(of_file.st_mode):
-                            found.append((inner + entry.name, of_file.st_size, of_file.st_mtime_ns, entry.is_symlink()))
+        try:
+            with os.scandir(folder / inner) as entries:
+                for entry in entries:
+                    if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{inner}{entry.name}/")
+                    elif isinstance(seen := look_at(entry), str):
+                        left_out.add(seen)
+                    else:
+                        found.append((inner + entry.name, seen.st_size, seen.st_mtime_ns, entry.is_symlink()))
+        except PermissionError:
+            left_out.add(CLOSED)
     found.sort()
     prefix = "" if str(folder) == "." else os.path.join(folder, "")
-    return FileNames.of((prefix + inner, *of_file) for inner, *of_file in found)
+    return FileNames.of(((prefix + inner, *of_file) for inner, *of_file in found), left_out.counts)
+
+
+def look_at(entry: Any) -> os.stat_result | str:
+    """What the disk says of an image, or the reason for which an entry of a folder (os.DirEntry) is left out."""
+    if entry.name.startswith("."):
+        return HIDDEN_FOLDERS if entry.is_dir(follow_symlinks=False) else hidden(entry.name)
+    if suffix_of(entry.name) not in EXTENSIONS:
+        return TO_FOLDERS if entry.is_symlink() and entry.is_dir() else by_suffix(entry.name)
+    try:
+        seen = entry.stat()
+    except OSError:
+        return NOWHERE if entry.is_symlink() else UNSEEN
+    if stat.S_ISREG(seen.st_mode):
+        return seen
+    return TO_FOLDERS if stat.S_ISDIR(seen.st_mode) else NO_FILES
 
 
 def shared_listing(
@@ -213,14 +248,15 @@ def _remove_abandoned(cache: Path) -> None:
 
 def _write(folder: Path, names: FileNames, texts: list[str]) -> None:
     number = {text: k for k, text in enumerate(dict.fromkeys(texts))}
-    for field in fields(FileNames):
-        np.save(folder / f"{field.name}.npy", getattr(names, field.name))
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", getattr(names, name))
     np.save(folder / "texts.npy", np.array([number[text] for text in texts], dtype=np.int64))
     # Last: it says that the others are whole.
-    (folder / "texts.json").write_text(json.dumps([*number]))
+    (folder / "texts.json").write_text(json.dumps({"texts": [*number], "left_out": names.left_out}))
 
 
 def _read(folder: Path) -> tuple[FileNames, list[str]]:
-    texts = json.loads((folder / "texts.json").read_text())
-    names = FileNames(**{field.name: read_array(folder / f"{field.name}.npy", "r") for field in fields(FileNames)})
-    return names, [texts[k] for k in read_array(folder / "texts.npy").tolist()]
+    said = json.loads((folder / "texts.json").read_text())
+    arrays = {name: read_array(folder / f"{name}.npy", "r") for name in ARRAYS}
+    names = FileNames(**arrays, left_out=said["left_out"])
+    return names, [said["texts"][k] for k in read_array(folder / "texts.npy").tolist()]

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Int64
 from safetensors.numpy import load, save
 
+from debias_ssl.data.sources.left_out import EXTENSIONS, LINKS, SPARSE, Tally, by_suffix, hidden, none_told, suffix_of
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import CHECK_BYTES, cache_folder, is_whole, writing_to_cache
 
-EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 # How files of gzip, bzip2, xz, zstd and lz4 begin.
 COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
@@ -27,7 +27,7 @@ COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x
 DAMAGED = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, IndexError, MemoryError)
 BLOCK = 512
 LONGEST_CLASS = 1024
-VERSION = 1
+VERSION = 2
 
 
 class Shard(NamedTuple):
@@ -78,6 +78,8 @@ class Index:
     """Class of each image as a position in `classes`; negative where there is no class."""
     classes: tuple[str, ...]
     """The different texts of the shard's .cls members, which say the classes."""
+    left_out: dict[str, int]
+    """How many other members there are, by the reason for which they are left out."""
 
     def __getitem__(self, i: int) -> Member:
         name = self.names[self.ends[i - 1] if i else 0 : self.ends[i]]
@@ -88,7 +90,7 @@ class Index:
 @lru_cache(maxsize=128)
 def read_index(path: str, size: int, mtime_ns: int, cache: str | None) -> Index:
     """The index of a tar file, from the cache; it is made if it is not there or not whole."""
-    key = f"{VERSION}\0{os.path.abspath(path)}\0{size}\0{mtime_ns}"
+    key = f"{VERSION}\0{os.path.abspath(path)}\0{size}\0{mtime_ns}\0{sorted(EXTENSIONS)}"
     kept = cache_folder(cache) / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.index"
     if is_whole(kept):
         arrays = load(kept.read_bytes()[:-CHECK_BYTES])
@@ -100,14 +102,59 @@ def read_index(path: str, size: int, mtime_ns: int, cache: str | None) -> Index:
         shard=Shard(path, size, mtime_ns, len(arrays["offsets"])),
         names=arrays["names"].tobytes(),
         classes=tuple(json.loads(arrays["classes"].tobytes())),
+        left_out=json.loads(arrays["left_out"].tobytes()),
         **{name: arrays[name] for name in ("offsets", "lengths", "ends", "codes")},
     )
 
 
+@dataclass(kw_only=True)
+class _Members:
+    """What is found in a tar file, member after member."""
+
+    path: str
+    offsets: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    """Of the images, as the two before."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Of .cls members, by what the names of a sample have in common."""
+    left_out: Tally = field(default_factory=Tally)
+
+    def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+        # Links, devices, folders and files with holes have no bytes of their own, and are left out.
+        if not member.isreg() or member.issparse():
+            if not member.isdir():
+                self.left_out.add(SPARSE if member.isreg() else LINKS)
+            return
+        name = _inner(member.name, self.path)
+        suffix = suffix_of(name)
+        if any(part.startswith(".") for part in name.split("/")):
+            self.left_out.add(hidden(os.path.basename(name)))
+        elif suffix in EXTENSIONS:
+            self.offsets.append(member.offset_data)
+            self.lengths.append(member.size)
+            self.names.append(name)
+        elif suffix == ".cls":
+            content = tar.extractfile(member)
+            assert content is not None
+            if member.size > LONGEST_CLASS:
+                raise InputError(f"shard {self.path!r}: {name!r} is too long to be a class")
+            self.texts[_key(name)] = content.read().decode("utf-8").strip()
+        else:
+            self.left_out.add(by_suffix(name))
+
+    def check(self) -> None:
+        """Raises InputError where there are no images, or two of one name."""
+        if not self.names:
+            raise InputError(f"shard {self.path!r} holds no images{none_told(self.left_out.counts)}")
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise InputError(f"shard {self.path!r} holds {twice!r} twice")
+
+
 def make_index(path: str) -> dict[str, np.ndarray]:
     """Goes through the headers of a tar file."""
-    offsets, lengths, names = [], [], []
-    texts: dict[str, str] = {}
+    found = _Members(path=path)
     try:
         # A file system may ask for megabytes at a time, and headers are far apart.
         with open(path, "rb", buffering=8 * BLOCK) as file:
@@ -117,23 +164,7 @@ def make_index(path: str) -> dict[str, np.ndarray]:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                 while (member := tar.next()) is not None:
-                    # Links, devices, folders and files with holes have no bytes of their own, and are left out.
-                    if not member.isreg() or member.issparse():
-                        continue
-                    name = _inner(member.name, path)
-                    suffix = os.path.splitext(name)[1].lower()
-                    if any(part.startswith(".") for part in name.split("/")):
-                        continue
-                    if suffix in EXTENSIONS:
-                        offsets.append(member.offset_data)
-                        lengths.append(member.size)
-                        names.append(name)
-                    elif suffix == ".cls":
-                        content = tar.extractfile(member)
-                        assert content is not None
-                        if member.size > LONGEST_CLASS:
-                            raise InputError(f"shard {path!r}: {name!r} is too long to be a class")
-                        texts[_key(name)] = content.read().decode("utf-8").strip()
+                    found.add(member, tar)
                 file.seek(tar.offset)
                 # What tarfile cannot read, it takes for the end.
                 if file.read(BLOCK) != bytes(BLOCK):
@@ -142,21 +173,18 @@ def make_index(path: str) -> dict[str, np.ndarray]:
         raise
     except DAMAGED as error:
         raise InputError(f"shard {path!r} cannot be read as a tar file: {reason(error)}") from error
-    if not names:
-        raise InputError(f"shard {path!r} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"shard {path!r} holds {twice!r} twice")
-    classes = sorted({text for text in texts.values() if text})
+    found.check()
+    classes = sorted({text for text in found.texts.values() if text})
     code = {text: k for k, text in enumerate(classes)} | {"": -1}
-    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+    encoded = [name.encode("utf-8", "surrogateescape") for name in found.names]
     return {
-        "offsets": np.array(offsets, dtype=np.int64),
-        "lengths": np.array(lengths, dtype=np.int64),
+        "offsets": np.array(found.offsets, dtype=np.int64),
+        "lengths": np.array(found.lengths, dtype=np.int64),
         "ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
         "names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        "codes": np.array([code[texts.get(_key(name), "")] for name in names], dtype=np.int64),
+        "codes": np.array([code[found.texts.get(_key(name), "")] for name in found.names], dtype=np.int64),
         "classes": np.frombuffer(json.dumps(classes).encode(), dtype=np.uint8),
+        "left_out": np.frombuffer(json.dumps(found.left_out.counts).encode(), dtype=np.uint8),
     }
 
 

@@ -6,8 +6,8 @@ import os
 import random
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
+from debias_ssl.data.sources.left_out import summed
 from debias_ssl.data.sources.listing import FileNames, picked
 from debias_ssl.data.sources.shard_index import COMPRESSED, Member, Shard, read_index
 from debias_ssl.system.errors import InputError, StoppedError
@@ -36,6 +37,8 @@ class ShardedNames(Sequence[str]):
     """Which of the shards' images these are, ascending; None is all."""
     cache: str | None = None
     """Folder of the indexes; None is the user's."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many other members the shards have, by the reason for which they are left out."""
 
     @cached_property
     def _starts(self) -> Int64[np.ndarray, " borders"]:
@@ -190,6 +193,7 @@ def open_shards(
     """
     paths = shard_paths(where, setting)
     indexes: dict[str, tuple[Shard, Int64[np.ndarray, " n"], tuple[str, ...]]] = {}
+    left_out = []
     # Several processes that begin together go different ways, and find what the others have done.
     for path in tqdm(random.SystemRandom().sample(paths, len(paths)), "indexing", unit="shard", leave=False, delay=2):
         try:
@@ -198,13 +202,15 @@ def open_shards(
             raise InputError(f"{setting}: cannot read shard {path!r}: {error.strerror}") from error
         index = read_index(path, stat.st_size, stat.st_mtime_ns, cache)
         indexes[path] = index.shard, index.codes, index.classes
+        left_out.append(index.left_out)
     classes = tuple(sorted({text for _, _, texts in indexes.values() for text in texts}))
     number = {text: k for k, text in enumerate(classes)}
     codes = []
     for path in paths:
         _, own, texts = indexes[path]
         codes.append(np.array([*(number[text] for text in texts), -1], dtype=np.int64)[own])
-    names = ShardedNames(shards=tuple(indexes[path][0] for path in paths), cache=cache)
+    shards = tuple(indexes[path][0] for path in paths)
+    names = ShardedNames(shards=shards, cache=cache, left_out=summed(left_out))
     return names, np.concatenate(codes), classes
 
 

@@ -1,0 +1,118 @@
+"""Which files are images, by their suffix; and what of a folder or a tar file is left out, counted by reason."""
+
+import importlib.util
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from PIL import features
+
+HEIF = "pillow_heif"
+# What Pillow reads with all libraries that it may be built with, and what it or another package needs for the others.
+OF_PILLOW = {".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm"}
+OF_PILLOW |= {".ppm", ".qoi", ".tga", ".tif", ".tiff"}
+OF_OTHERS = (
+    (features.check("webp"), "a Pillow with WebP", {".webp"}),
+    (features.check("avif"), "a Pillow with AVIF", {".avif"}),
+    (features.check("jpg_2000"), "a Pillow with JPEG 2000", {".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"}),
+    (importlib.util.find_spec(HEIF) is not None, "the package pillow-heif", {".heic", ".heif", ".hif"}),
+)
+EXTENSIONS = frozenset(OF_PILLOW.union(*(suffixes for is_there, _, suffixes in OF_OTHERS if is_there)))
+NEEDED = {suffix: needs for is_there, needs, suffixes in OF_OTHERS if not is_there for suffix in suffixes}
+# Nobody takes these for images, so that they are worth no note.
+NO_IMAGES = {".cls", ".csv", ".db", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log", ".md", ".npy", ".npz"}
+NO_IMAGES |= {".parquet", ".pkl", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
+
+# Reasons, beside suffixes.
+HIDDEN, HIDDEN_IMAGES, HIDDEN_FOLDERS = "hidden files", "hidden images", "hidden folders"
+NOWHERE, TO_FOLDERS = "links to nothing", "links to folders"
+CLOSED, UNSEEN, NO_FILES = "folders that may not be read", "files that may not be looked at", "no regular files"
+NO_SUFFIX, OTHER_SUFFIXES = "without a suffix", "of other suffixes"
+# In a folder with a folder for each class, and in tar files.
+BESIDE, LINKS, SPARSE = "images beside the folders of the classes", "links, devices and the like", "files with holes"
+# Names like "scan.1", "scan.2" have as many suffixes as there are files: some are counted, and the others together.
+MOST_SUFFIXES, LONGEST_SUFFIX = 500, 10
+# Reasons in a note.
+SHOWN = 5
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts entries of a folder or a tar file that are left out, by reason; no names are held."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, reason: str) -> None:
+        if reason not in self.counts and len(self.counts) >= MOST_SUFFIXES:
+            reason = OTHER_SUFFIXES
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What is left out of a place that images are in."""
+
+    where: str
+    """The folder or the tar files."""
+    number: int
+    """How many images are taken."""
+    counts: Mapping[str, int]
+    """How many other entries there are, by reason."""
+
+    @property
+    def note(self) -> str | None:
+        """What people should know of it; None where it is only what nobody takes for images."""
+        if not any(map(is_worth_a_note, self.counts)):
+            return None
+        others = sum(self.counts.values())
+        return f"{self.where}: {others:,} of {self.number + others:,} entries are left out: {reasons_told(self.counts)}"
+
+
+def summed(several: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The counts of several folders or tar files together."""
+    total: dict[str, int] = {}
+    for counts in several:
+        for reason, number in counts.items():
+            total[reason] = total.get(reason, 0) + number
+    return total
+
+
+def suffix_of(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def hidden(name: str) -> str:
+    """The reason for which a file whose name begins with a dot is left out."""
+    # macOS puts `._x.jpg` beside `x.jpg`, which is no image.
+    is_image = suffix_of(name) in EXTENSIONS.union(NEEDED) and not name.startswith("._")
+    return HIDDEN_IMAGES if is_image else HIDDEN
+
+
+def by_suffix(name: str) -> str:
+    """The reason for which a file that is no image by its name is left out."""
+    suffix = suffix_of(name)
+    if not suffix:
+        return NO_SUFFIX
+    return suffix if len(suffix) <= LONGEST_SUFFIX and suffix[1:].isalnum() else OTHER_SUFFIXES
+
+
+def explained(reason: str) -> str:
+    """A reason, and where a package is missing, which."""
+    return f"{reason} (needs {NEEDED[reason]})" if reason in NEEDED else reason
+
+
+def is_worth_a_note(reason: str) -> bool:
+    return reason not in NO_IMAGES and reason != HIDDEN
+
+
+def reasons_told(left_out: Mapping[str, int]) -> str:
+    """The most frequent reasons with their numbers, such as "40 .heic (needs the package pillow-heif), 3 others"."""
+    worth = sorted((reason for reason in left_out if is_worth_a_note(reason)), key=lambda each: (-left_out[each], each))
+    told = [f"{left_out[reason]:,} {explained(reason)}" for reason in worth[:SHOWN]]
+    others = sum(left_out.values()) - sum(left_out[reason] for reason in worth[:SHOWN])
+    return ", ".join([*told, *([f"{others:,} others"] if others else [])])
+
+
+def none_told(left_out: Mapping[str, int]) -> str:
+    """What to add to the words that there are no images; empty where nothing else is there."""
+    return f" (left out: {reasons_told(left_out)})" if left_out else ""
