@@ -28,12 +28,12 @@ from debias_ssl.runs.folder import WRITTEN, RunFolder, inputs_of
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError, shortened
 from debias_ssl.system.files import (
+    ends_told,
     read_yaml,
     replacing,
     unfinished,
     write_array,
     write_aside,
-    write_errors_told,
     writes,
 )
 from debias_ssl.system.locking import locked
@@ -186,9 +186,10 @@ def finetune_run(
     """
     saved = completed(read_yaml(source / "config.yaml")) if RunFolder(source).holds_run() else None
     check_apart(out, "--out", {"--run": source, **(inputs_of(saved) if saved else {})})
-    with locked(out), write_errors_told("run the same command again, with --overwrite if something was written"):
+    with locked(out), ends_told("run the same command again"):
         target = RunFolder(out)
-        target.check(resolved, resume=False, overwrite=overwrite)
+        # What an interrupted job has left of a run is replaced: all files of one move at once.
+        target.check(resolved, resume=False, overwrite=overwrite or target.outputs.is_incomplete())
         _finetune_into(target, config, resolved, source, data)
 
 

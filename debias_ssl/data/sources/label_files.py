@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float16, Float64, Int64
 from debias_ssl.data.sources.shards import member_named
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
+from debias_ssl.system.outputs import check_whole
 
 
 def read_label_file(path: Path, root: Path | None) -> tuple[list[Path], list[str]]:
@@ -34,6 +35,7 @@ def read_label_file(path: Path, root: Path | None) -> tuple[list[Path], list[str
 
 
 def read_text(path: Path) -> str:
+    check_whole(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -120,6 +122,7 @@ def read_probs(
     Raises:
         InputError: files are missing or do not fit together, or none of the images is listed.
     """
+    check_whole(folder / "probs.npy")
     own = read_classes(folder / "labels.csv")
     if set(own) != set(classes):
         differing = sorted(set(own) ^ set(classes))
