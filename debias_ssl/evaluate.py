@@ -17,9 +17,9 @@ from debias_ssl.labels.known import Evaluated, rescaled_rows, rows_of_matrix, ro
 from debias_ssl.labels.matrix import read_predictions
 from debias_ssl.labels.temperature import Rescaled
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.errors import InputError, StoppedError, reason
 from debias_ssl.system.files import ends_told, write_aside
-from debias_ssl.system.locking import locked_file
+from debias_ssl.system.locking import locked_file, undisturbed
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.evaluation import evaluate_rows
 from debias_ssl.training.parser import Parser
@@ -153,15 +153,23 @@ def _finish(evaluated: Evaluated, parsed: Namespace) -> None:
     result: dict[str, Any] = {"classes": evaluated.classes, **figures}
     if rescaled is not None:
         result["calibration"] = rescaled.summary()
-    if parsed.out:
-        write_aside(Path(parsed.out), json.dumps(result) + "\n")
-    _say(figures, evaluated, rescaled)
-    if parsed.out:
-        print(parsed.out)
-    # Last: where it cannot be drawn, the figures are there.
+    page, undrawn = None, None
     if rescaled is not None and parsed.report:
-        write_aside(Path(parsed.report), _page(rescaled, evaluated, parsed.run or parsed.predictions))
-        print(parsed.report)
+        try:
+            page = _page(rescaled, evaluated, parsed.run or parsed.predictions)
+        except Exception as error:
+            # The figures are written all the same.
+            undrawn = error
+    _say(figures, evaluated, rescaled)
+    # Both or none, where a signal comes in between.
+    with undisturbed():
+        for path, text in ((parsed.out, json.dumps(result) + "\n"), (parsed.report, page)):
+            if path and text is not None:
+                write_aside(Path(path), text)
+                print(path)
+    if undrawn is not None:
+        told = f"cannot draw --report {parsed.report!r}: {type(undrawn).__name__}: {reason(undrawn)}"
+        raise StoppedError(told) from undrawn
 
 
 def _say(figures: dict[str, Any], evaluated: Evaluated, rescaled: Rescaled | None) -> None:

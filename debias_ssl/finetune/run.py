@@ -188,8 +188,11 @@ def finetune_run(
     check_apart(out, "--out", {"--run": source, **(inputs_of(saved) if saved else {})})
     with locked(out), ends_told("run the same command again"):
         target = RunFolder(out)
-        # What an interrupted job has left of a run is replaced: all files of one move at once.
-        target.check(resolved, resume=False, overwrite=overwrite or target.outputs.is_incomplete())
+        # What an interrupted job has left of a run is replaced: the same command goes on.
+        replaces = overwrite or target.outputs.is_incomplete()
+        if not replaces and target.outputs.held():
+            raise InputError(f"{str(out)!r} holds a run: choose another --out, or pass --overwrite to replace it")
+        target.check(resolved, resume=False, overwrite=replaces)
         _finetune_into(target, config, resolved, source, data)
 
 

@@ -217,7 +217,8 @@ def against_truth(labeling: Labeling) -> Section:
         confusion_figure(confusion_counts(truth, label, len(names)), names, f"Confusion, {kind}", f"{kind} labels")
         for kind, (label, _) in which.items()
     ]
-    drawn.append(_scores_by_count(confusion_counts(truth, labeling.plain, len(names)), names))
+    scores = _scores_by_count(confusion_counts(truth, labeling.plain, len(names)), names)
+    drawn += [] if scores is None else [scores]
     drawn += [
         reliability_figure(confidence, label, truth, f"Reliability, {kind}")
         for kind, (label, confidence) in which.items()
@@ -242,10 +243,13 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
     return f"{found.statistic:.2f}"
 
 
-def _scores_by_count(confusion: Confusion, names: Sequence[str]) -> Figure:
+def _scores_by_count(confusion: Confusion, names: Sequence[str]) -> Figure | None:
+    """None where no class that is predicted is true too: there is no dot to draw."""
     precision, recall = precisions_and_recalls(confusion)
     predicted = confusion.sum(0)
     seen = np.flatnonzero((predicted > 0) & (confusion.sum(1) > 0))
+    if not len(seen):
+        return None
     never = [names[k] for k in np.flatnonzero(predicted == 0).tolist()]
     by_recall, by_precision = (rank_correlation(predicted[seen], each[seen]) for each in (recall, precision))
     words = f"rank correlation with the count: recall {by_recall}, precision {by_precision}"

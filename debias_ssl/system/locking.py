@@ -3,6 +3,7 @@
 import glob
 import os
 import platform
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,8 +34,13 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
         raise InputError(f"--out {str(folder)!r} is a file")
     with _held(folder / LOCK, folder, "--out", patience):
         remove_unfinished(folder)
-        check_writable(folder, "--out")
-        yield
+        try:
+            check_writable(folder, "--out")
+            yield
+        finally:
+            # What a signal has kept from being removed.
+            with undisturbed():
+                remove_unfinished(folder)
 
 
 @contextmanager
@@ -50,10 +56,20 @@ def locked_file(path: Path, flag: str, *, overwrite: bool) -> Iterator[None]:
         InputError: another process writes it, it is a folder, is not to be replaced, or cannot be written.
     """
     with _held(path.with_name(f".{path.name}{LOCK}"), path, flag, PATIENCE):
-        for begun in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
+        _remove_begun(path)
+        try:
+            check_new_file(path, flag, overwrite)
+            yield
+        finally:
+            # What a signal has kept from being removed.
+            with undisturbed():
+                _remove_begun(path)
+
+
+def _remove_begun(path: Path) -> None:
+    for begun in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
+        with suppress(OSError):
             begun.unlink(missing_ok=True)
-        check_new_file(path, flag, overwrite)
-        yield
 
 
 @contextmanager
@@ -85,10 +101,24 @@ def _held(path: Path, what: Path, flag: str, patience: float) -> Iterator[None]:
             path.write_text(f"process {os.getpid()} on {platform.node()}")
         yield
     finally:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        lock.release()
-        _remove_empty(made)
+        with undisturbed():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            lock.release()
+            _remove_empty(made)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keeps signals that end a job waiting while it cleans up, where the system has a mask for them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _remove_empty(folders: list[Path]) -> None:
