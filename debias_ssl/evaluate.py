@@ -18,7 +18,7 @@ from debias_ssl.labels.matrix import read_predictions
 from debias_ssl.labels.temperature import Rescaled
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError, StoppedError, reason
-from debias_ssl.system.files import ends_told, write_aside
+from debias_ssl.system.files import check_new_file, ends_told, write_aside
 from debias_ssl.system.locking import locked_file, undisturbed
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.evaluation import evaluate_rows
@@ -83,9 +83,11 @@ def main(arguments: list[str]) -> None:
 def _writing(parsed: Namespace) -> Iterator[None]:
     """Keeps other jobs from writing the files that are asked for."""
     with ExitStack() as stack:
-        for flag in ("out", "report"):
-            if parsed[flag]:
-                stack.enter_context(locked_file(Path(parsed[flag]), f"--{flag}", overwrite=parsed.overwrite))
+        files = {f"--{flag}": Path(parsed[flag]) for flag in ("out", "report") if parsed[flag]}
+        for flag, path in files.items():
+            stack.enter_context(locked_file(path, flag))
+        for flag, path in files.items():
+            check_new_file(path, flag, parsed.overwrite)
         stack.enter_context(ends_told("run the same command again"))
         yield
 

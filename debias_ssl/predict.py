@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
     out = Path(parsed.out)
     check_apart(out, "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
     goes_on = "the same command goes on with what was labeled so far"
-    lock = locked_file(out, "--out", overwrite=True) if is_first() else nullcontext()
+    lock = locked_file(out, "--out") if is_first() else nullcontext()
     with lock, dead_workers_told("--workers", goes_on), ends_told(goes_on):
         if is_first():
             check_table(out, parsed.overwrite)

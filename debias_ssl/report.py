@@ -34,12 +34,11 @@ def main(arguments: list[str]) -> None:
     if not is_own:
         check_apart(out, "--out", {"the run": runs})
     # A page of the run's own belongs to what is written into its folder.
-    lock = locked(runs[0]) if is_own else locked_file(out, "--out", overwrite=parsed.overwrite)
-    with lock, ends_told("run the same command again"):
+    with locked(runs[0]) if is_own else locked_file(out, "--out"), ends_told("run the same command again"):
         if is_own:
             # What was made of the same run is replaced; what somebody else put there is not.
             outputs_of(runs[0]).check_foreign([NAME])
-            check_new_file(out, "--out", overwrite=True)
+        check_new_file(out, "--out", is_own or parsed.overwrite)
         write_report(runs, out, data)
     print(out)
 

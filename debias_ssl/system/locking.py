@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import LOCK, UNFINISHED, check_new_file, check_writable, remove_unfinished
+from debias_ssl.system.files import LOCK, UNFINISHED, check_writable, remove_unfinished
 
 # Processes that decode images notice within five seconds that the one they worked for is dead; until then they hold on.
 PATIENCE = 8.0
@@ -44,21 +44,19 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
 
 
 @contextmanager
-def locked_file(path: Path, flag: str, *, overwrite: bool) -> Iterator[None]:
+def locked_file(path: Path, flag: str) -> Iterator[None]:
     """Keeps other jobs from writing a file, by a lock beside it; what a job that was killed had begun of it is removed.
 
     Args:
         path: the file.
         flag: what names it.
-        overwrite: whether it may be there.
 
     Raises:
-        InputError: another process writes it, it is a folder, is not to be replaced, or cannot be written.
+        InputError: another process writes it, or nothing can be written beside it.
     """
     with _held(path.with_name(f".{path.name}{LOCK}"), path, flag, PATIENCE):
         _remove_begun(path)
         try:
-            check_new_file(path, flag, overwrite)
             yield
         finally:
             # What a signal has kept from being removed.

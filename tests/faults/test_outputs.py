@@ -238,7 +238,7 @@ def test_a_limit_on_files_is_told_in_a_line_and_the_job_goes_on(case: Case, unbr
 def test_the_second_of_two_writers_is_refused_by_the_process_of_the_first(case: Case, capsys):
     out = Path(case.out)
     holds_file = "." in case.out
-    first = locked_file(out, "--out", overwrite=False) if holds_file else locked(out)
+    first = locked_file(out, "--out") if holds_file else locked(out)
     with first, pytest.raises(SystemExit) as stopped:
         case.run()
     assert stopped.value.code == 2
