@@ -1,0 +1,94 @@
+"""CSV and TSV files as programs and spreadsheets write them."""
+
+import csv
+import io
+
+import pytest
+
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.tables import is_text, read_table
+
+ROWS = [
+    ["path", "label"],
+    ["a b.jpg", "cat"],
+    ['say "x".jpg', "dog, big"],
+    ["ü.jpg", "dog;old"],
+    ["two\nlines.jpg", "cat"],
+]
+
+
+def written(delimiter: str = ",", end: str = "\r\n") -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter, lineterminator=end).writerows(ROWS)
+    return text.getvalue()
+
+
+def table_of(folder, data: str | bytes, name: str = "table.csv"):
+    path = folder / name
+    path.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
+    return read_table(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_delimiters_line_ends_and_encodings_are_found(tmp_path, delimiter, end, encoding):
+    table = table_of(tmp_path, written(delimiter, end).encode(encoding))
+    assert (table.delimiter, table.header) == (delimiter, ("path", "label"))
+    assert [cells for _, cells in table] == ROWS[1:]
+    assert [number for number, _ in table] == [2, 3, 4, 6]
+
+
+def test_a_spreadsheet_may_name_its_delimiter(tmp_path):
+    table = table_of(tmp_path, "sep=;\r\n" + written(";"))
+    assert [cells for _, cells in table] == ROWS[1:]
+    assert next(iter(table))[0] == 3
+
+
+def test_blanks_after_delimiters_are_no_part_of_a_cell(tmp_path):
+    table = table_of(tmp_path, 'path, label\nx.jpg, "cat, big"\n')
+    assert (table.header, [*table]) == (("path", "label"), [(2, ["x.jpg", "cat, big"])])
+
+
+def test_names_may_begin_and_end_with_blanks(tmp_path):
+    assert [*table_of(tmp_path, "path,label\n x.jpg ,cat\n")] == [(2, [" x.jpg ", "cat"])]
+
+
+def test_empty_rows_are_left_out_and_counted(tmp_path):
+    table = table_of(tmp_path, "path,label\nx.jpg,cat\n\n,\n , \ny.jpg\n")
+    assert [*table] == [(2, ["x.jpg", "cat"]), (6, ["y.jpg", ""])]
+    assert table.num_empty == 2
+
+
+def test_columns_that_a_spreadsheet_left_empty_are_none(tmp_path):
+    assert table_of(tmp_path, "path,label,,\nx.jpg,cat,,\n").header == ("path", "label")
+
+
+def test_a_cell_too_many_is_told_with_its_line(tmp_path):
+    with pytest.raises(InputError, match="line 3: 3 cells for 2 columns; put a cell that has a comma"):
+        list(table_of(tmp_path, "path,label\nx.jpg,cat\ny, z.jpg,cat\n"))
+
+
+@pytest.mark.parametrize("number", [1, 20_000])
+def test_a_quote_that_does_not_end_is_told(tmp_path, number):
+    with pytest.raises(InputError, match="line 2 or below"):
+        list(table_of(tmp_path, 'path,label\n"x.jpg,cat\n' + "y.jpg,cat\n" * number))
+
+
+def test_bytes_that_are_no_text_stay_in_names(tmp_path):
+    table = table_of(tmp_path, b"path,label\nx\xff.jpg,cat\n")
+    assert [cells for _, cells in table] == [["x\udcff.jpg", "cat"]]
+    assert not is_text("x\udcff.jpg")
+    assert is_text("ü.jpg")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b",,\n", "path,label\n".encode("utf-16-le"), b"\xff\xfe\x00"])
+def test_what_is_no_table_is_refused(tmp_path, data):
+    with pytest.raises(InputError, match=r"table\.csv"):
+        table_of(tmp_path, data)
+
+
+@pytest.mark.parametrize("name", ["file", "File", "IMAGE"])
+def test_columns_are_found_by_usual_names(tmp_path, name):
+    table = table_of(tmp_path, f"id,{name}\n1,x.jpg\n")
+    assert (table.column(("path", "file", "image")), table.column(("label",))) == (1, None)
