@@ -4,12 +4,16 @@ Nothing is lost, the same command goes on to what the unbroken job gives, and no
 """
 
 import importlib
+import io
 import os
+import re
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -150,11 +154,27 @@ def goes_on(case: Case, unbroken: Unbroken, capsys: pytest.CaptureFixture[str]) 
         # All of it is there, or of two files one.
         assert before and before.items() <= unbroken.written.items(), said
         assert stopped.code == 2 and "pass --overwrite to replace" in said
+        check_flags(case, said)
         if before != unbroken.written:
             case.main([*case.flags, "--overwrite"])
     assert case.written() == unbroken.written
     assert strays(Path()) == []
     case.remove()
+
+
+@cache
+def flags_of(module: str) -> set[str]:
+    """The flags that a job's help lists."""
+    shown = io.StringIO()
+    arguments = ["split", "--help"] if module == "data.__main__" else ["--help"]
+    with redirect_stdout(shown), pytest.raises(SystemExit):
+        importlib.import_module(f"debias_ssl.{module}").main(arguments)
+    return set(re.findall(r"--[a-z]\w*", shown.getvalue()))
+
+
+def check_flags(case: Case, said: str) -> None:
+    """A message names only flags that the job which says it has."""
+    assert set(re.findall(r"--[a-z]\w*", said)) <= flags_of(case.module), said
 
 
 def kept() -> list[str]:
@@ -180,7 +200,9 @@ def test_a_job_that_is_terminated_says_so_and_cleans_up(case: Case, unbroken: Un
             terminated_at(step, case.run)
         lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
         assert stopped.value.code == 128 + signal.SIGTERM, step
-        assert [line.startswith("SIGTERM: ") for line in lines].count(True) == 1, lines
+        told = [line for line in lines if line.startswith("SIGTERM: ")]
+        assert len(told) == 1, lines
+        check_flags(case, told[0])
         assert kept() == [], step
         goes_on(case, unbroken, capsys)
     assert signal.getsignal(signal.SIGTERM) == before
@@ -195,6 +217,7 @@ def test_a_full_disk_is_told_in_a_line_and_the_job_goes_on(case: Case, unbroken:
             error = capsys.readouterr().err.rpartition("error: ")[2]
             assert stopped.code in (1, 2) and error.count("\n") == 1, error
             assert "No space left on device" in error or "--resume tries them again" in error, error
+            check_flags(case, error)
         else:
             # All but the page is there.
             assert "warning: no report.html: cannot write to" in capsys.readouterr().err
@@ -231,7 +254,9 @@ def test_a_limit_on_files_is_told_in_a_line_and_the_job_goes_on(case: Case, unbr
         case.run()
     said = capsys.readouterr().err
     assert stopped.value.code in (1, 2) and "File too large" in said and "Traceback" not in said
-    assert said.rpartition("error: ")[2].count("\n") == 1, said
+    error = said.rpartition("error: ")[2]
+    assert error.count("\n") == 1, said
+    check_flags(case, error)
     goes_on(case, unbroken, capsys)
 
 
@@ -242,7 +267,9 @@ def test_the_second_of_two_writers_is_refused_by_the_process_of_the_first(case: 
     with first, pytest.raises(SystemExit) as stopped:
         case.run()
     assert stopped.value.code == 2
-    assert f"error: {case.out!r} is in use by process {os.getpid()} on " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"error: {case.out!r} is in use by process {os.getpid()} on " in said
+    check_flags(case, said.rpartition("error: ")[2])
     assert not out.exists() and strays(Path()) == []
 
 
@@ -250,8 +277,6 @@ def test_the_second_of_two_writers_is_refused_by_the_process_of_the_first(case: 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_jobs_in_processes_of_their_own_go_on(case: Case, number: int, place: Path, capsys):
     """At ten moments by the clock; pages are drawn."""
-    import time
-
     log, random = place / "log", np.random.default_rng(0)
     started = time.monotonic()
     job = Job(case.module, case.flags, log)
