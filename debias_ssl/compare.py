@@ -9,8 +9,8 @@ from debias_ssl.distributed.processes import num_launched
 from debias_ssl.reporting.report import write_report
 from debias_ssl.runs.comparison import PLAN_FILE, prepare_folder, print_status, raise_if_any_failed, run_comparison
 from debias_ssl.runs.variants import adding_method_names, read_plan, requested_plan
-from debias_ssl.system.errors import InputError, WriteError
-from debias_ssl.system.files import write_errors_told
+from debias_ssl.system.errors import InputError, only_warned
+from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.config import Config
@@ -43,11 +43,9 @@ def _parse(arguments: list[str]) -> tuple[Any, list[str]]:
 
 def _write_page(out: Path) -> None:
     """Writes the page of the finished runs; the comparison is complete without it."""
-    try:
+    with only_warned("no report.html"):
         write_report([out], out / "report.html")
         print(out / "report.html", flush=True)
-    except (InputError, WriteError) as error:
-        print_status(f"note: no report.html: {error}")
 
 
 @entry_point
@@ -70,7 +68,7 @@ def main(arguments: list[str]) -> None:
         prepare_folder(out, plan, recorded, resume=parsed.resume, overwrite=parsed.overwrite)
         for note in notes:
             print_status(f"note: {note}")
-        with write_errors_told():
+        with ends_told():
             results = run_comparison(plan, out, parsed.jobs)
             if parsed.report:
                 _write_page(out)

@@ -13,7 +13,7 @@ from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.matrix import read_predictions, rows_of
 from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.labels.truth import say
-from debias_ssl.system.files import write_errors_told
+from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     out = Path(parsed.out)
     inputs = {f"--{name}": parsed[name] for name in ("predictions", "classes", "blank", *LABEL_FILES)}
     check_apart(out, "--out", inputs)
-    with locked(out), write_errors_told("run the same command again, with --overwrite if it says so"):
+    with locked(out), ends_told("run the same command again"):
         check_folder(out, parsed.overwrite)
         _debias(parsed, config, out)
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from debias_ssl.labels.output import FEW_ROWS, interval_text
 from debias_ssl.labels.temperature import Rescaled
 from debias_ssl.labels.truth import say
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import check_new_file, write_aside
+from debias_ssl.system.errors import InputError, StoppedError, reason
+from debias_ssl.system.files import check_new_file, ends_told, write_aside
+from debias_ssl.system.locking import locked_file, undisturbed
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.evaluation import evaluate_rows
 from debias_ssl.training.parser import Parser
@@ -62,20 +65,34 @@ def main(arguments: list[str]) -> None:
         _check(parsed, parser.parse_args(arguments, defaults=False), OF_RUN)
         # There is nothing that processes could share.
         if is_first():
-            _finish(_of_file(parsed), parsed)
+            with _writing(parsed):
+                _finish(_of_file(parsed), parsed)
     else:
         parsed, data = parse_data(parser, arguments)
         _check(parsed, parser.parse_args(arguments, defaults=False), OF_PREDICTIONS)
-        needs_held_out = parsed.calibrate and parsed.folds is None
-        evaluated = rows_of_run(
-            RunFolder(Path(parsed.run)),
-            data,
-            parsed.part,
-            batch_size=parsed.batch_size,
-            needs_held_out=needs_held_out,
-        )
-        if evaluated is not None:
-            _finish(evaluated, parsed)
+        with _writing(parsed) if is_first() else nullcontext():
+            evaluated = rows_of_run(
+                RunFolder(Path(parsed.run)),
+                data,
+                parsed.part,
+                batch_size=parsed.batch_size,
+                needs_held_out=parsed.calibrate and parsed.folds is None,
+            )
+            if evaluated is not None:
+                _finish(evaluated, parsed)
+
+
+@contextmanager
+def _writing(parsed: Namespace) -> Iterator[None]:
+    """Keeps other jobs from writing the files that are asked for."""
+    with ExitStack() as stack:
+        files = {f"--{flag}": Path(parsed[flag]) for flag in ("out", "report") if parsed[flag]}
+        for flag, path in files.items():
+            stack.enter_context(locked_file(path, flag))
+        for flag, path in files.items():
+            check_new_file(path, flag, parsed.overwrite)
+        stack.enter_context(ends_told("run the same command again"))
+        yield
 
 
 def _of_file(parsed: Namespace) -> Evaluated:
@@ -110,7 +127,6 @@ def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
     for flag in ("out", "report"):
         if parsed[flag]:
             check_apart(parsed[flag], f"--{flag}", inputs)
-            check_new_file(Path(parsed[flag]), f"--{flag}", parsed.overwrite)
     if parsed.out and parsed.report and Path(parsed.out).resolve() == Path(parsed.report).resolve():
         raise InputError(f"--out and --report are both {parsed.out!r}: choose two files")
     if source == "--predictions":
@@ -144,13 +160,23 @@ def _finish(evaluated: Evaluated, parsed: Namespace) -> None:
     result: dict[str, Any] = {"classes": evaluated.classes, **figures, **_bounds(figures, evaluated)}
     if rescaled is not None:
         result["calibration"] = rescaled.summary()
-        if parsed.report:
-            write_aside(Path(parsed.report), _page(rescaled, evaluated, parsed.run or parsed.predictions))
-    if parsed.out:
-        write_aside(Path(parsed.out), json.dumps(result) + "\n")
+    page, undrawn = None, None
+    if rescaled is not None and parsed.report:
+        try:
+            page = _page(rescaled, evaluated, parsed.run or parsed.predictions)
+        except Exception as error:
+            # The figures are written all the same.
+            undrawn = error
     _say(result, rescaled)
-    for path in filter(None, (parsed.report, parsed.out)):
-        print(path)
+    # Both or none, where a signal comes in between.
+    with undisturbed():
+        for path, text in ((parsed.out, json.dumps(result) + "\n"), (parsed.report, page)):
+            if path and text is not None:
+                write_aside(Path(path), text)
+                print(path)
+    if undrawn is not None:
+        told = f"cannot draw --report {parsed.report!r}: {type(undrawn).__name__}: {reason(undrawn)}"
+        raise StoppedError(told) from undrawn
 
 
 def _bounds(figures: dict[str, Any], evaluated: Evaluated) -> dict[str, Any]:

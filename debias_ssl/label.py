@@ -31,7 +31,7 @@ from debias_ssl.labels.truth import say
 from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import write_errors_told
+from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
@@ -77,9 +77,9 @@ def main(arguments: list[str]) -> None:
     out = Path(parsed.out)
     check_apart(out, "--out", _inputs(parsed))
     # One process writes most of it; the others end when it may not.
-    with locked(out) if is_first() else nullcontext(), dead_workers_told():
+    with locked(out) if is_first() else nullcontext(), dead_workers_told("--workers", "the same command goes on"):
         check_folder(out, parsed.overwrite)
-        with write_errors_told("run the same command again, with --overwrite if it says so, to continue"):
+        with ends_told("the same command goes on"):
             _label(parsed, config, out)
 
 

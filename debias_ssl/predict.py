@@ -11,9 +11,11 @@ from accelerate.utils import broadcast_object_list
 from jsonargparse import Namespace
 
 from debias_ssl.contract import Place
+from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import without_unreadable
 from debias_ssl.data.reading.features import feature_notes, hash_of_model
 from debias_ssl.data.reading.reader import Reader
+from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.folder import find_files, folder_of
 from debias_ssl.data.sources.images import Images, fingerprint, left_out_notes
 from debias_ssl.data.splits import saved_inputs
@@ -23,11 +25,11 @@ from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.label_table import LabelTable, key_of, parts_folder
+from debias_ssl.runs.label_table import LabelTable, check_table, key_of
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import check_new_file, write_errors_told
-from debias_ssl.system.locking import locked
+from debias_ssl.system.files import ends_told, remove_unfinished, writes
+from debias_ssl.system.locking import locked_file
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.checkpoint import machine
 from debias_ssl.training.evaluation import predict_batches
@@ -52,12 +54,22 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is the run's limit")
-    parsed, data = parse_data(parser, arguments, _writable)
+    parsed, data = parse_data(parser, arguments)
     if parsed.max_pixels is not None:
         data = replace(data, max_pixels=parsed.max_pixels)
-    out = Path(parsed.out)
     if parsed.batch_size < 1:
         raise InputError(f"--batch_size is {parsed.batch_size}, must be at least 1")
+    out = Path(parsed.out)
+    check_apart(out, "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
+    goes_on = "the same command goes on with what was labeled so far"
+    lock = locked_file(out, "--out") if is_first() else nullcontext()
+    with lock, dead_workers_told("--workers", goes_on), ends_told(goes_on):
+        if is_first():
+            check_table(out, parsed.overwrite)
+        _predict(parsed, data, out)
+
+
+def _predict(parsed: Namespace, data: DataConfig, out: Path) -> None:
     accelerator = make_accelerator("fp32")
     folder = RunFolder(Path(parsed.run))
     run = replace(load_trained(folder, accelerator.device), data=data)
@@ -65,27 +77,25 @@ def main(arguments: list[str]) -> None:
     images, is_main = _listed(parsed, run, accelerator), accelerator.is_main_process
     check_agreement(lambda: {"the hash of --run": folder.hash_of_model(), "the hash of --images": fingerprint(images)})
     reader = run.file_reader(images, place_of(accelerator), features=parsed.features or None, workers=parsed.workers)
-    with locked(parts_folder(out)) if is_first() else nullcontext():
-        accelerator.wait_for_everyone()
-        features = parsed.features and Path(parsed.features).resolve()
-        root = parsed.root and Path(parsed.root).resolve()
-        settings = [parsed.batch_size, features, root, data.decoding.of_pixels, data.crop, machine()]
-        # One process looks at the files, which may be many, and the others have its word.
-        key = broadcast_object_list([key_of(folder.path, images.names, *settings) if is_main else ""])[0]
-        table = LabelTable(out=out, key=key, place=place_of(accelerator))
-        with write_errors_told("the same command goes on with what was labeled so far"):
-            _label(run, reader, images, table, parsed, accelerator)
+    features = parsed.features and Path(parsed.features).resolve()
+    root = parsed.root and Path(parsed.root).resolve()
+    settings = [parsed.batch_size, features, root, data.decoding.of_pixels, data.crop, machine()]
+    # One process looks at the files, which may be many, and the others have its word.
+    key = broadcast_object_list([key_of(folder.path, images.names, *settings) if is_main else ""])[0]
+    table = LabelTable(out=out, key=key, place=place_of(accelerator))
     if is_main:
-        with suppress(OSError):
-            table.folder.rmdir()
+        with writes(table.folder):
+            table.folder.mkdir(exist_ok=True)
+        remove_unfinished(table.folder)
+    accelerator.wait_for_everyone()
+    try:
+        _label(run, reader, images, table, parsed, accelerator)
+    finally:
+        if is_main:
+            with suppress(OSError):
+                table.folder.rmdir()
+    if is_main:
         print(f"{len(images)} images labeled: {out}")
-
-
-def _writable(parsed: Namespace) -> str:
-    """The run, once it is known that what is asked for may be written."""
-    check_apart(Path(parsed.out), "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
-    check_new_file(Path(parsed.out), "--out", parsed.overwrite)
-    return parsed.run
 
 
 def _listed(parsed: Namespace, run: TrainedRun, accelerator: Accelerator) -> Images:

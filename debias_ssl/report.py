@@ -8,7 +8,8 @@ from debias_ssl.data.config import DataConfig
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.reporting.report import NAME, is_own_page, outputs_of, write_report
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import check_new_file
+from debias_ssl.system.files import check_new_file, ends_told
+from debias_ssl.system.locking import locked, locked_file
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
 from debias_ssl.training.saved import parse_data
@@ -29,14 +30,16 @@ def main(arguments: list[str]) -> None:
     if parsed.out is None and len(runs) > 1:
         raise InputError("several runs make one page: say where with --out FILE")
     out = Path(parsed.out or runs[0] / NAME)
-    if is_own_page(runs, out):
-        # What was made of the same run is replaced; what somebody else put there is not.
-        outputs_of(runs[0]).check_foreign([NAME])
-        check_new_file(out, "--out", overwrite=True)
-    else:
+    is_own = is_own_page(runs, out)
+    if not is_own:
         check_apart(out, "--out", {"the run": runs})
-        check_new_file(out, "--out", parsed.overwrite)
-    write_report(runs, out, data)
+    # A page of the run's own belongs to what is written into its folder.
+    with locked(runs[0]) if is_own else locked_file(out, "--out"), ends_told("run the same command again"):
+        if is_own:
+            # What was made of the same run is replaced; what somebody else put there is not.
+            outputs_of(runs[0]).check_foreign([NAME])
+        check_new_file(out, "--out", is_own or parsed.overwrite)
+        write_report(runs, out, data)
     print(out)
 
 

@@ -12,7 +12,8 @@ from debias_ssl.data.splits import class_counts, draw_split, save_split
 from debias_ssl.data.task import readable_data
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import check_new_file
+from debias_ssl.system.files import check_new_file, ends_told
+from debias_ssl.system.locking import locked_file
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.config import Config
 from debias_ssl.training.parser import make_parser, resolve
@@ -78,11 +79,12 @@ def _print_pairs(pairs: list[tuple[str, str]]) -> None:
 
 def split(config: DataConfig, seed: int, out: Path, overwrite: bool) -> None:
     """Writes a split and prints its counts."""
-    check_new_file(out, "--out", overwrite)
     inputs = {f"data.{name}": getattr(config, name) for name in ("labeled", "unlabeled", "test", "probs", "split")}
     check_apart(out, "--out", inputs | {"data.features": config.features})
-    data, drawn = _print_split(config, seed)
-    save_split(out, drawn, data.classes, fingerprint(data.train, data.num_separate))
+    with locked_file(out, "--out"), ends_told("run the same command again"):
+        check_new_file(out, "--out", overwrite)
+        data, drawn = _print_split(config, seed)
+        save_split(out, drawn, data.classes, fingerprint(data.train, data.num_separate))
     print(out)
 
 

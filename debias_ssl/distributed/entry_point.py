@@ -5,7 +5,8 @@ from collections.abc import Callable
 from functools import wraps
 
 from debias_ssl.distributed.processes import GONE, Companions, is_first, says_that_another_is_gone
-from debias_ssl.system.errors import InputError, Interrupted, StoppedError
+from debias_ssl.distributed.signals import ended_by_signals
+from debias_ssl.system.errors import InputError, Interrupted, StoppedError, Terminated
 
 
 def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
@@ -13,13 +14,21 @@ def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
 
     @wraps(main)
     def command(arguments: list[str] | None = None) -> None:
+        with ended_by_signals():
+            told(sys.argv[1:] if arguments is None else arguments)
+
+    def told(arguments: list[str]) -> None:
         companions = Companions()
         try:
-            main(sys.argv[1:] if arguments is None else arguments)
+            main(arguments)
         except (InputError, StoppedError) as error:
             status = 2 if isinstance(error, InputError) else 1
             companions.fail(status, f"error: {error}")
             sys.exit(status)
+        except Terminated as stopped:
+            # In the middle of its work, so that the others cannot go on.
+            companions.fail(128 + stopped.number, str(stopped))
+            sys.exit(128 + stopped.number)
         except Interrupted as stopped:
             if is_first():
                 print(stopped, file=sys.stderr)

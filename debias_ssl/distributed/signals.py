@@ -11,8 +11,11 @@ import torch
 import torch.distributed as dist
 
 from debias_ssl.distributed.collectives import num_processes
+from debias_ssl.system.errors import Terminated
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Those by which Python would end at once, with its locks and unfinished files left behind.
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Asked:
@@ -44,9 +47,34 @@ def asked_to_stop() -> Iterator[Asked]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise an error, so that a job cleans up; those that somebody handles stay as they are.
+
+    Raises:
+        Terminated: such a signal came. Later ones are ignored, as launchers and schedulers may send them twice.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.SIG_DFL for number in ENDING if signal.getsignal(number) is signal.SIG_DFL}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated(f"{signal.Signals(number).name}: stopped", number)
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def ignore_signals(_: int) -> None:
     """For processes that decode images: they end with the one that they work for, which still needs them to stop."""
-    for number in SIGNALS:
+    for number in {*SIGNALS, *ENDING}:
         signal.signal(number, signal.SIG_IGN)
 
 

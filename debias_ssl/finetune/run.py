@@ -29,12 +29,12 @@ from debias_ssl.runs.folder import WRITTEN, RunFolder, inputs_of
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError, shortened
 from debias_ssl.system.files import (
+    ends_told,
     read_yaml,
     replacing,
     unfinished,
     write_array,
     write_aside,
-    write_errors_told,
     writes,
 )
 from debias_ssl.system.locking import locked
@@ -189,9 +189,13 @@ def finetune_run(
     """
     saved = completed(read_yaml(source / "config.yaml")) if RunFolder(source).holds_run() else None
     check_apart(out, "--out", {"--run": source, **(inputs_of(saved) if saved else {})})
-    with locked(out), write_errors_told("run the same command again, with --overwrite if something was written"):
+    with locked(out), ends_told("run the same command again"):
         target = RunFolder(out)
-        target.check(resolved, resume=False, overwrite=overwrite)
+        # What an interrupted job has left of a run is replaced: the same command goes on.
+        replaces = overwrite or target.outputs.is_incomplete()
+        if not replaces and target.outputs.held():
+            raise InputError(f"{str(out)!r} holds a run: choose another --out, or pass --overwrite to replace it")
+        target.check(resolved, resume=False, overwrite=replaces)
         _finetune_into(target, config, resolved, source, data)
 
 

@@ -23,6 +23,7 @@ from debias_ssl.data.reading.workers import Caught, raising
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
 from debias_ssl.distributed.collectives import all_sum_
+from debias_ssl.distributed.signals import ignore_signals
 from debias_ssl.labels.feature_store import FeatureStore
 from debias_ssl.models.clip import Clip, encode
 from debias_ssl.system.errors import InputError, reason
@@ -213,6 +214,7 @@ def _made(
         # More decoding processes than cores only get into each other's way.
         num_workers=min(workers, os.cpu_count() or 1, len(batches)),
         pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_signals,
     )
     num_images, is_quiet = sum(map(len, batches.batches)), not (progress and len(batches))
     with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar:

@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
+from debias_ssl.system.outputs import check_whole
 
 # Columns of a table that are no class: those of labels.csv, and names of rows.
 NO_CLASSES = {"path", "row", "name", "label", "confidence", "top2_gap", "plain_label", "plain_confidence"}
@@ -42,6 +43,7 @@ def read_matrix(path: Path) -> Matrix:
     """
     if path.is_dir():
         raise InputError(f"{str(path)!r} is a folder: name a file")
+    check_whole(path)
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")
     readers = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}

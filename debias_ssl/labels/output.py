@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Float16, Int64
+from torch import Tensor
 
 from debias_ssl.formulas import metrics
 from debias_ssl.formulas.calibration import expected_calibration_error
@@ -27,7 +28,7 @@ from debias_ssl.labels.debiasing import (
 )
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.labels.truth import RowNumbers
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.errors import InputError, only_warned
 from debias_ssl.system.files import check_writable, write_aside, writing_parts
 from debias_ssl.system.outputs import Outputs
 
@@ -123,13 +124,16 @@ def outputs_in(out: Path) -> Outputs:
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
-    """Raises InputError where the folder cannot be written to, or holds what may not be replaced."""
+    """Raises InputError where the folder cannot be written to, or holds what may not be replaced.
+
+    What a job that was interrupted has left is replaced: the same command goes on.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"cannot write to --out {str(out)!r}: it is not a folder")
     check_writable(out, "--out")
     outputs = outputs_in(out)
     outputs.check_foreign()
-    if not overwrite and (held := outputs.held()):
+    if not overwrite and not outputs.is_incomplete() and (held := outputs.held()):
         raise InputError(f"{str(out)!r} holds {held[0]}: choose another --out, or pass --overwrite to replace it")
 
 
@@ -141,7 +145,9 @@ def write_folder(
     further: Mapping[str, Any],
     unreadable: Mapping[str, str] | None = None,
 ) -> str:
-    """Debiases rows, and writes labels.csv, probs.npy, classes.json, report.html, summary.json and unreadable.json.
+    """Debiases rows, and writes labels.csv, probs.npy, classes.json, unreadable.json, summary.json and report.html.
+
+    The page comes last: where it cannot be drawn or written, that is a warning.
 
     Args:
         rows: the logits.
@@ -164,7 +170,11 @@ def write_folder(
     if unreadable:
         outputs_in(out).claim("unreadable.json")
         write_aside(out / "unreadable.json", json.dumps(unreadable, indent=1))
-    return finish(labeling, out, page(labeling), further)
+    said = write_summary(labeling, out, further)
+    with only_warned("no report.html"):
+        write_aside(out / "report.html", page(labeling))
+    outputs_in(out).complete()
+    return said
 
 
 def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, *, is_quiet: bool = False) -> Labeling:
@@ -180,7 +190,7 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
         write_probs(_npy_header((len(rows.names), len(text))))
         for part, probs in label_rows(rows, removal, is_quiet=is_quiet):
             stop = first + len(probs)
-            write_probs(probs.half().cpu().numpy().tobytes())
+            write_probs(stored(probs, part.label).tobytes())
             write_labels_part(_as_csv(_lines(part, rows.names[first:stop], text)))
             parts.append(part)
             first = stop
@@ -189,6 +199,25 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
         outputs.claim("labels.csv", "probs.npy", "classes.json", "report.html", "summary.json")
     write_aside(out / "classes.json", json.dumps(text, ensure_ascii=False) + "\n")
     return labeling_of(rows, config, removal, parts)
+
+
+def stored(probs: Float[Tensor, "n C"], label: Int64[np.ndarray, " n"]) -> Float16[np.ndarray, "n C"]:
+    """Probabilities in fp16, as probs.npy holds them, in which the label alone is the largest of its row.
+
+    Rounding makes close numbers equal. There the label's goes up to the next number of fp16, by .1 % at most, as
+    labels are those of the exact numbers and readers may take the largest of the stored ones.
+
+    Args:
+        probs: the exact ones.
+        label: of the rows, each the largest of its row.
+    """
+    rounded = probs.half().cpu()
+    # Numbers of fp16 that are not negative have the order of their bits, and the next one is the next integer.
+    bits, own = rounded.view(torch.int16), torch.from_numpy(label)[:, None]
+    largest = bits.gather(1, own)
+    is_tied = (bits == largest).sum(1, keepdim=True) > 1
+    bits.scatter_(1, own, largest + is_tied.to(torch.int16))
+    return rounded.numpy()
 
 
 def _as_csv(lines: Iterable[Sequence[Any]]) -> bytes:
@@ -220,12 +249,10 @@ def _lines(part: RowLabels, names: Sequence[str], classes: Sequence[str]) -> Ite
         yield [name, classes[k], f"{high:.6f}", f"{gap:.6f}", classes[before], f"{high_before:.6f}"]
 
 
-def finish(labeling: Labeling, out: Path, page: str, further: Mapping[str, Any]) -> str:
-    """Writes summary.json and report.html beside the labels; returns what was done, for a terminal."""
+def write_summary(labeling: Labeling, out: Path, further: Mapping[str, Any]) -> str:
+    """Writes summary.json, which says that the labels are whole; returns what was done, for a terminal."""
     summary = summary_of(labeling)
-    write_aside(out / "report.html", page)
     write_aside(out / "summary.json", json.dumps(summary | dict(further), indent=1, ensure_ascii=False) + "\n")
-    outputs_in(out).complete()
     chosen = f", on {summary['num_tuned_on']} rows of {labeling.config.tune_on}" if labeling.config.tune_on else ""
     settings = (
         f"prior {labeling.config.prior}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "

@@ -195,7 +195,8 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
     )
     without = sorted_shares.sum((0, 2)) == 0
     sorted_shares[:, without] = np.nan
-    top = 1.08 * max(np.nan_to_num(sorted_shares).max(), 0 if truth is None else truth.max())
+    # Where nothing is drawn, the axis has some height all the same.
+    top = 1.08 * max(np.nan_to_num(sorted_shares).max(), 0 if truth is None else truth.max()) or 1
     legend = keys(variants) + ([] if truth is None else [(f"line-{NUM_COLORS - 1}", "true shares")])
     for shares, m in zip(sorted_shares, range(-number, 0), strict=True):
         step = moments[0][0][m]["step"]

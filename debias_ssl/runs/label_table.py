@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from debias_ssl import __version__
 from debias_ssl.contract import Place
 from debias_ssl.data.sources.shards import on_disk
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import READ_BYTES, replacing, write_aside, writes
+from debias_ssl.system.files import READ_BYTES, check_new_file, replacing, write_aside, writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +94,7 @@ class LabelTable:
                 if part.exists():
                     with part.open("rb") as rows:
                         shutil.copyfileobj(rows, file)
-        with writes(self.folder):
-            for path in (*self.folder.glob("*.csv"), *self.folder.glob("*.json")):
-                path.unlink()
+        _remove_parts(self.folder)
 
     def _part(self, rank: int) -> Path:
         return self.folder / f"{self.key}-{rank}.csv"
@@ -114,6 +113,27 @@ class LabelTable:
 def parts_folder(out: Path) -> Path:
     """The folder where the parts of a table grow."""
     return out.with_name(f".{out.name}.parts")
+
+
+def check_table(out: Path, overwrite: bool) -> None:
+    """Raises InputError where a table may not be written; parts that one which is there was made of do not stay.
+
+    A job that is killed once the table is whole leaves them. Those of a job that replaces it are younger than it.
+    """
+    parts = parts_folder(out)
+    if not overwrite and out.is_file() and parts.is_dir():
+        latest = max((path.stat().st_mtime_ns for path in parts.iterdir()), default=0)
+        if latest <= out.stat().st_mtime_ns:
+            _remove_parts(parts)
+            with suppress(OSError):
+                parts.rmdir()
+    check_new_file(out, "--out", overwrite)
+
+
+def _remove_parts(folder: Path) -> None:
+    with writes(folder):
+        for path in (*folder.glob("*.csv"), *folder.glob("*.json")):
+            path.unlink()
 
 
 def key_of(run: Path, names: Sequence[str], *settings: Any) -> str:

@@ -27,7 +27,7 @@ from debias_ssl.runs.folder import RunFolder, inputs_of
 from debias_ssl.runs.summary import summarize, summary_table
 from debias_ssl.runs.teacher import taught, teacher_hash
 from debias_ssl.system.errors import InputError, Interrupted, shortened
-from debias_ssl.system.files import write_array, write_errors_told
+from debias_ssl.system.files import ends_told, write_array
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.config import Config
@@ -72,7 +72,7 @@ def train(
     # One process writes; the others end when it may not.
     with locked(out) if is_first() else nullcontext():
         folder.check(resolved, resume=resume, overwrite=overwrite)
-        with write_errors_told(), dead_workers_told():
+        with ends_told(), dead_workers_told():
             _train_into(folder, config, resolved, resume=resume and not overwrite, quiet=quiet)
 
 

@@ -25,6 +25,7 @@ from debias_ssl.models import build
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_yaml
+from debias_ssl.system.outputs import check_whole
 from debias_ssl.training.config import Config
 from debias_ssl.training.evaluation import predict_logits
 from debias_ssl.training.learner import Predictor, blank_pixel
@@ -215,6 +216,7 @@ def load_trained(folder: RunFolder, device: torch.device) -> TrainedRun:
 
 
 def load_config(folder: RunFolder) -> Config:
+    check_whole(folder.path / "config.yaml")
     if not folder.holds_run():
         raise InputError(f"{str(folder.path)!r} holds no run: it has no config.yaml")
     return config_from(read_yaml(folder.path / "config.yaml"))

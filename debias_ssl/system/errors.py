@@ -1,6 +1,8 @@
 """The exceptions that are shown to users as a message instead of a traceback."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -28,6 +30,10 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+class Terminated(Interrupted):
+    """A job was stopped by a signal wherever it was."""
+
+
 Verdict = tuple[bool, str]
 """Whether a value is right, and what it must be, in words."""
 
@@ -48,6 +54,21 @@ def check_settings(settings: Any, prefix: str, /, **rules: Callable[[Any], Verdi
 def shortened(names: Sequence[str]) -> str:
     """The first ten of many names."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+@contextmanager
+def only_warned(what: str) -> Iterator[None]:
+    """What goes wrong inside is a warning on stderr: for pages of what has been written already.
+
+    Args:
+        what: the outcome, such as "no report.html".
+    """
+    try:
+        yield
+    except (InputError, StoppedError) as error:
+        print(f"warning: {what}: {reason(error)}", file=sys.stderr)
+    except Exception as error:
+        print(f"warning: {what}: {type(error).__name__}: {reason(error)}", file=sys.stderr)
 
 
 def reason(error: Exception) -> str:

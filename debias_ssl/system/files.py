@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from safetensors import SafetensorError
 
-from debias_ssl.system.errors import InputError, StoppedError, WriteError, reason
+from debias_ssl.system.errors import InputError, StoppedError, Terminated, WriteError, reason
 
 # Of the checksum at the end of a file in a cache.
 CHECK_BYTES = 4
@@ -23,6 +23,8 @@ READ_BYTES = 2**20
 UNFINISHED = ".debias_ssl.tmp"
 # Of the job that works in a folder.
 LOCK = ".debias_ssl.lock"
+# How a cache that cannot be written to is mended: only some jobs have data settings.
+ELSEWHERE = "set XDG_CACHE_HOME to a folder elsewhere, or data.cache in a job with data settings"
 # What is written to find out whether a disk has room: a block.
 PROBE_BYTES = 4096
 
@@ -120,16 +122,21 @@ def read_array(path: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.nda
 
 
 @contextmanager
-def write_errors_told(mend: str = "--resume goes on") -> Iterator[None]:
-    """Adds to what is said of a file that cannot be written how to go on; other errors stay as they are.
+def ends_told(mend: str = "--resume goes on") -> Iterator[None]:
+    """Adds how to go on to what is said of a file that cannot be written, or of a signal.
+
+    Other errors stay as they are.
 
     Raises:
         StoppedError: a file cannot be written.
+        Interrupted: a signal came.
     """
     try:
         yield
     except WriteError as error:
         raise StoppedError(f"{error}; {mend}") from error
+    except Terminated as stopped:
+        raise Terminated(f"{stopped}; {mend}", stopped.number) from stopped
 
 
 def cache_folder(where: str | None) -> Path:
@@ -138,7 +145,7 @@ def cache_folder(where: str | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder {str(folder)!r}: {error.strerror}; set data.cache") from error
+        raise InputError(f"cannot make the folder {str(folder)!r}: {error.strerror}; {ELSEWHERE}") from error
     return folder
 
 
@@ -161,7 +168,7 @@ def writing_to_cache(path: Path) -> Iterator[Callable[[bytes], None]]:
             yield write_checked
             write(check.to_bytes(CHECK_BYTES))
     except WriteError as error:
-        raise InputError(f"{error}; set data.cache") from error
+        raise InputError(f"{error}; {ELSEWHERE}") from error
 
 
 def is_whole(path: Path) -> bool:
@@ -206,7 +213,8 @@ def check_writable(path: Path, flag: str) -> None:
     nearest = next(place for place in places if os.path.lexists(place))
     if not nearest.is_dir():
         raise InputError(f"cannot write to {flag} {str(path)!r}: {str(nearest)!r} is not a folder")
-    probe = unfinished(nearest / "probe")
+    # Whoever is killed meanwhile leaves it to those that remove what was begun for `path`.
+    probe = unfinished(nearest / f"{path.name}.probe")
     try:
         with probe.open("wb") as file:
             file.write(bytes(PROBE_BYTES))

@@ -1,7 +1,9 @@
-"""One job at a time in a folder."""
+"""One job at a time in a folder, or at a file."""
 
+import glob
 import os
 import platform
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import LOCK, check_writable, remove_unfinished
+from debias_ssl.system.files import LOCK, UNFINISHED, check_writable, remove_unfinished
 
 # Processes that decode images notice within five seconds that the one they worked for is dead; until then they hold on.
 PATIENCE = 8.0
@@ -28,34 +30,93 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     Raises:
         InputError: another process holds the folder, or it cannot be written to.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    path = folder / LOCK
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {str(folder)!r} is a file")
+    with _held(folder / LOCK, folder, "--out", patience):
+        remove_unfinished(folder)
+        try:
+            check_writable(folder, "--out")
+            yield
+        finally:
+            # What a signal has kept from being removed.
+            with undisturbed():
+                remove_unfinished(folder)
+
+
+@contextmanager
+def locked_file(path: Path, flag: str) -> Iterator[None]:
+    """Keeps other jobs from writing a file, by a lock beside it; what a job that was killed had begun of it is removed.
+
+    Args:
+        path: the file.
+        flag: what names it.
+
+    Raises:
+        InputError: another process writes it, or nothing can be written beside it.
+    """
+    with _held(path.with_name(f".{path.name}{LOCK}"), path, flag, PATIENCE):
+        _remove_begun(path)
+        try:
+            yield
+        finally:
+            # What a signal has kept from being removed.
+            with undisturbed():
+                _remove_begun(path)
+
+
+def _remove_begun(path: Path) -> None:
+    for begun in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
+        with suppress(OSError):
+            begun.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(path: Path, what: Path, flag: str, patience: float) -> Iterator[None]:
+    """Holds the lock in a file, whose folder is made if it is not there, and removed again if nothing is put into it.
+
+    Args:
+        path: of the lock.
+        what: what is locked.
+        flag: what names that.
+        patience: seconds to wait for a lock whose owner is not there any more.
+    """
+    made = [each for each in path.parents if not each.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         lock.acquire(timeout=0 if _is_owner_alive(path) else patience)
     except Timeout as error:
         raise InputError(
-            f"{str(folder)!r} is in use by {_owner(path) or 'another process'}: "
-            "wait for it, stop it, or choose another --out"
+            f"{str(what)!r} is in use by {_owner(path) or 'another process'}: "
+            f"wait for it, stop it, or choose another {flag}"
         ) from error
     except OSError as error:
         _remove_empty(made)
-        raise InputError(f"cannot write to {str(folder)!r}: {error.strerror}") from error
+        raise InputError(f"cannot write to {flag} {str(what)!r}: {error.strerror}") from error
     try:
         # For people; on Windows nobody else can read it.
         with suppress(OSError):
             path.write_text(f"process {os.getpid()} on {platform.node()}")
-        remove_unfinished(folder)
-        check_writable(folder, "--out")
         yield
     finally:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        lock.release()
-        _remove_empty(made)
+        with undisturbed():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            lock.release()
+            _remove_empty(made)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keeps signals that end a job waiting while it cleans up, where the system has a mask for them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _remove_empty(folders: list[Path]) -> None:

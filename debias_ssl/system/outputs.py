@@ -13,6 +13,8 @@ from debias_ssl.system.errors import InputError, shortened
 from debias_ssl.system.files import write_aside, writes
 
 MANIFEST = "written.json"
+# Of a run or of labels: the last file of figures that is written, and the first that is removed.
+SUMMARY = "summary.json"
 Given = str | Path | Sequence[str] | Sequence[Path] | None
 
 
@@ -144,6 +146,25 @@ class Outputs:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         raise InputError(f"{str(path)!r} does not say what was written there: choose another --out, or move it away")
+
+
+def check_whole(path: Path) -> None:
+    """Before a file is read that a job of this package may have written.
+
+    Raises:
+        InputError: the job has not come to its end, so that the files beside this one may be of another, or missing.
+    """
+    try:
+        manifest = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
+        kinds = [kind for kind, of_kind in manifest.items() if of_kind.get("is_incomplete")]
+        known = [name for kind in kinds for name in manifest[kind]["names"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # There is none, or it is another program's.
+        return
+    if kinds and not (path.parent / SUMMARY).exists() and (path.name in known or not path.exists()):
+        raise InputError(
+            f"{str(path.parent)!r} holds parts of {kinds[0]}, as the job that wrote them was interrupted: run it again"
+        )
 
 
 def _tops(names: Sequence[str]) -> list[str]:

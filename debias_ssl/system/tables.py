@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.outputs import check_whole
 
 # In this order where several fit.
 DELIMITERS = (",", ";", "\t", "|")
@@ -34,8 +35,9 @@ def read_text(path: Path) -> str:
     read as it was written. What must be text is held to it by `is_text`.
 
     Raises:
-        InputError: the file cannot be read, or is not text.
+        InputError: the file cannot be read, or is not text, or a job that wrote it has not come to its end.
     """
+    check_whole(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -11,6 +11,7 @@ from jobs import refused
 from launched import DIGITS
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.metrics import recall_score
 
 from debias_ssl import evaluate, predict, report, train
 from debias_ssl.finetune import __main__ as job
@@ -95,10 +96,23 @@ def test_no_method_is_worse_on_held_out_images_than_what_it_was_given(method, ru
     flags = QUICK if hasattr(METHODS[method](), "steps") else []
     job.main(["--run", str(run), "--method", method, *flags, "--out", str(tmp_path / "b")])
     facts = json.loads((tmp_path / "b" / "summary.json").read_text())["finetune"]
+    assert facts["method"]["class_path"] == method
+    # What is said is what the predictions in the folders are worth to somebody else, before and after.
+    objective = {}
+    for part in ("validation", "test"):
+        for moment, folder in (("before", run), ("after", tmp_path / "b")):
+            logits, labels = (np.load(folder / "predictions" / f"{part}_{name}.npy") for name in ("ema", "labels"))
+            counts = np.bincount(labels)
+            recalls = np.array([recall_score(labels == k, logits.argmax(1) == k) for k in range(len(counts))])
+            said = facts[part][moment]
+            assert said["mean_recall"] == pytest.approx(recalls.mean())
+            assert said["min_recall"] == pytest.approx(recalls.min())
+            # Of as many images of each class, to which the objective adds one that is spread evenly.
+            objective[part, moment] = ((recalls * counts + 0.1) / (counts + 1)).mean()
+            assert said["objective"] == pytest.approx(objective[part, moment])
     # A new classifier starts from nothing.
     if method != "Retraining":
-        assert facts["validation"]["after"]["objective"] >= facts["validation"]["before"]["objective"]
-    assert facts["method"]["class_path"] == method
+        assert objective["validation", "after"] >= objective["validation", "before"]
 
 
 def test_coverage_is_said(run, tmp_path):

@@ -14,7 +14,7 @@ from debias_ssl.formulas import priors
 from debias_ssl.formulas.calibration import expected_calibration_error
 from debias_ssl.formulas.logits import debias
 from debias_ssl.labels.debiasing import DebiasConfig, Labeling, Rows
-from debias_ssl.labels.output import check_folder, finish, outputs_in, summary_of, summary_table, write_labels
+from debias_ssl.labels.output import check_folder, outputs_in, summary_of, summary_table, write_labels, write_summary
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.labels.truth import RowNumbers, read_labels, read_target
 from debias_ssl.system.errors import InputError
@@ -239,14 +239,13 @@ def test_one_predicted_class_has_no_entropy(tmp_path: Path):
     assert summary_of(labeling)["count_entropy"] == {"plain": 0, "debiased": 0}
 
 
-def test_finish_writes_summary_and_page_and_says_what_was_chosen(logits: Tensor, truth, tmp_path: Path):
+def test_the_summary_is_written_and_what_was_chosen_is_said(logits: Tensor, truth, tmp_path: Path):
     labeling = run(logits, tmp_path, tune_on="few.csv", further={"tuning": few(truth, 50), "truth": truth})
-    said = finish(labeling, tmp_path, "<p>page</p>", {"kind": "logits"})
+    said = write_summary(labeling, tmp_path, {"kind": "logits"})
     assert f"strength {labeling.strength:g}, temperature {labeling.temperature:.4g}, on 50 rows of few.csv" in said
     assert said.endswith(f"\n{tmp_path}")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["kind"] == "logits" and summary["prior"] == "stationary" and summary["target_prior"] == "uniform"
-    assert (tmp_path / "report.html").read_text() == "<p>page</p>"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

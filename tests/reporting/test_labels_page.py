@@ -289,6 +289,27 @@ def test_a_class_that_is_never_predicted_is_named():
     assert row[3:] == ["0", "2", "2", "0.0\u00a0%", "100.0\u00a0%", interval, "-", "100.0\u00a0%"]
 
 
+@pytest.mark.parametrize("num", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("plain", "truth"),
+    [
+        # None of the classes that are predicted is true: there is no precision beside a recall.
+        ([0, 0, 0], [1, 1, 2]),
+        ([0, 1, 0], [2, -1, -1]),
+        ([0, 0, 0], [-1, -1, -1]),
+        ([0, 0, 0], [0, -1, 0]),
+        ([2, 2, 1], [2, 2, 1]),
+    ],
+)
+def test_a_few_rows_whatever_is_known_of_them(num: int, plain: list[int], truth: list[int]):
+    """With names that are no usual ones; warnings are errors here."""
+    labeling = labeled(plain[:num], plain[:num], truth[:num], ["$x^2$", "two\nlines", "\ud800<b>%s {0}"])
+    text = html(labeling)
+    check_self_contained(text, min_figures=2)
+    is_seen = bool({*plain[:num]} & {*truth[:num]})
+    assert ("Precision and recall by predicted count" in text) == is_seen
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_two_classes_and_two_rows(known: bool):
     labeling = labeled([0, 0], [0, 1], [0, 1] if known else [-1, -1], "ab")

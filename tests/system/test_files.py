@@ -52,6 +52,6 @@ def test_a_file_of_a_cache_is_whole_as_it_was_written_and_not_otherwise(tmp_path
 
 def test_a_cache_that_cannot_be_written_to_is_told_with_the_mend(tmp_path: Path):
     (tmp_path / "file").touch()
-    message = r"cannot write to '.*file/a': .*; set data\.cache"
+    message = r"cannot write to '.*file/a': .*; set XDG_CACHE_HOME .* or data\.cache"
     with pytest.raises(InputError, match=message), writing_to_cache(tmp_path / "file" / "a") as write:
         write(b"content")

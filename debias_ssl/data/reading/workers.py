@@ -15,8 +15,12 @@ from debias_ssl.system.errors import InputError, StoppedError, reason
 
 
 @contextmanager
-def dead_workers_told() -> Iterator[None]:
+def dead_workers_told(flag: str = "--data.workers", mend: str = "start again with --resume") -> Iterator[None]:
     """Tells people of a process that decodes images and has died; torch says so wherever this process then is.
+
+    Args:
+        flag: what sets their number.
+        mend: how the job goes on.
 
     Raises:
         StoppedError: one has.
@@ -28,7 +32,7 @@ def dead_workers_told() -> Iterator[None]:
             raise
         raise StoppedError(
             f"a process that decodes images has died ({reason(error)}): "
-            "if memory was short, take fewer by data.workers or --workers, and start again with --resume"
+            f"if memory was short, take fewer by {flag}; {mend}"
         ) from error
 
 

@@ -14,6 +14,7 @@ from debias_ssl.data.sources.shards import member_named
 from debias_ssl.data.sources.spellings import spellings
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
+from debias_ssl.system.outputs import check_whole
 from debias_ssl.system.tables import LABELS, PATHS, check_text, read_table, read_text
 
 # What programs write where there is no label, in any case of its letters; -1 is scikit-learn's.
@@ -245,6 +246,7 @@ def read_probs(
         InputError: files are missing or do not fit together, or none of the images is listed. Where somebody has sorted
             labels.csv, its rows are no longer those of the probabilities.
     """
+    check_whole(folder / "probs.npy")
     own = read_classes(folder / "labels.csv")
     if set(own) != set(classes):
         differing = sorted(set(own) ^ set(classes))
