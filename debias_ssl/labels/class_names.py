@@ -4,19 +4,23 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from debias_ssl.data.sources.label_files import read_text
 from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.files import read_array
+from debias_ssl.system.tables import read_text
 
 
 def read_class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of classes, and what prompts call them: where nothing else is said, the same.
 
     Args:
-        path: text of one class a line, NAME or NAME<tab>PROMPT NAME, or a JSON list of names.
+        path: text of one class a line, NAME or NAME<tab>PROMPT NAME, or a JSON list of names, or .npy of text or
+            whole numbers, as the `classes_` of scikit-learn.
 
     Raises:
         InputError: a name is blank or there twice, or there are none.
     """
+    if path.suffix == ".npy":
+        return distinct([(name, name) for name in _of_array(path)], str(path))
     text = read_text(path)
     if path.suffix == ".json":
         try:
@@ -32,6 +36,18 @@ def read_class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return distinct(pairs, str(path), unit, units)
 
 
+def _of_array(path: Path) -> list[str]:
+    try:
+        names = read_array(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {path}: {reason(error)}; save names by np.save of np.array(names, str)"
+        ) from error
+    if names.ndim != 1 or names.dtype.kind not in "Uiu":
+        raise InputError(f"{path} holds {names.dtype} of shape {names.shape}; names of classes are needed, as text")
+    return [str(name) for name in names]
+
+
 def distinct(
     pairs: Sequence[tuple[str, str]], source: str, unit: str = "entry", units: str = "entries"
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -44,7 +60,7 @@ def distinct(
         units: several of them.
 
     Raises:
-        InputError: a name is blank or there twice, or there are none.
+        InputError: a name is blank, there twice or no text, or there are none.
     """
     if not pairs:
         raise InputError(f"{source} has no class names")
@@ -52,6 +68,10 @@ def distinct(
     for line, (name, prompt) in enumerate(pairs, start=1):
         if not name.strip() or not prompt:
             raise InputError(f"{source}, {unit} {line}: the name of a class is blank; remove it or fill it in")
+        try:
+            (name + prompt).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{source}, {unit} {line}: {name!r} is not UTF-8 text; save the file as UTF-8") from error
         if name in lines_of:
             raise InputError(f"{source}: {units} {lines_of[name]} and {line} are both {name!r}; names must differ")
         lines_of[name] = line

@@ -19,26 +19,35 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LOOKED_AT = 20
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: int | None = None) -> str:
     """The text of a file in UTF-8, with a byte order mark or without, or in UTF-16 with one.
 
     Bytes that are no text become surrogates, as names of files with such bytes do in Python: a list of such names is
     read as it was written. What must be text is held to it by `is_text`.
 
+    Args:
+        path: the file.
+        most: bytes to read; of a longer file, the whole lines in so many of them.
+
     Raises:
         InputError: the file cannot be read, or is not text.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(-1 if most is None else most)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    is_cut = len(data) == most
     try:
-        text = data.decode("utf-16") if data.startswith(UTF_16) else data.decode("utf-8-sig", "surrogateescape")
+        if data.startswith(UTF_16):
+            text = codecs.getincrementaldecoder("utf-16")().decode(data, final=not is_cut)
+        else:
+            text = data.decode("utf-8-sig", "surrogateescape")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text: {error.reason}") from error
     if "\0" in text:
         raise InputError(f"{path} is not text: it has bytes of value 0")
-    return text
+    return text[: text.rfind("\n") + 1] or text if is_cut else text
 
 
 def is_text(value: str) -> bool:
@@ -86,6 +95,20 @@ class Table:
         except csv.Error as error:
             raise InputError(f"{self.path}, line {number + 1} or below: {error}") from error
 
+    def cells(self) -> Iterator[list[str]]:
+        """The cells of all rows as they are, however many; those of the first line are the first.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        reader = self._reader()
+        try:
+            yield from reader
+        except csv.Error as error:
+            raise InputError(
+                f"{self.path}, line {self.first_line + reader.line_num} or below: {reason(error)}"
+            ) from error
+
     @property
     def num_empty(self) -> int:
         """How many rows are left out because their cells are all empty; lines without any cell do not count."""
@@ -100,13 +123,17 @@ class Table:
         return _cells(self.text, self.delimiter, self.has_blanks)
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, most: int | None = None) -> Table:
     """Reads a CSV or TSV file; what divides its cells is found, or named by a first line `sep=;`.
+
+    Args:
+        path: the file.
+        most: bytes to read; of a longer file, the rows in so many of them.
 
     Raises:
         InputError: the file cannot be read, is not text, or has no first line of names.
     """
-    text, first_line = read_text(path), 1
+    text, first_line = read_text(path, most), 1
     start, _, rest = text.partition("\n")
     told = start.strip().lower()
     if told.startswith("sep=") and len(told) == 5:
