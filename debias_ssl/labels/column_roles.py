@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from debias_ssl.labels.columns import ROWS, Column, listed
+from debias_ssl.labels.columns import FRACTION, ROWS, Column, listed
+from debias_ssl.labels.ranked_columns import TIMM
 from debias_ssl.system.errors import InputError, shortened
 
 # Before the names of classes in the columns of `debias-ssl predict`.
@@ -81,7 +82,7 @@ def _asked_for(names: Sequence[str], by_name: dict[str, Column], path: Path) -> 
     missing = [name for name in names if name not in by_name]
     if missing:
         raise InputError(
-            f"{path} has no column {shortened(list(map(repr, missing)))}; its columns are {shortened(list(by_name))}"
+            f"{path} has no column {shortened(list(map(repr, missing)))}; its columns are {listed([*by_name.values()])}"
         )
     twice = [name for name, num in Counter(names).items() if num > 1]
     if twice:
@@ -131,21 +132,33 @@ def _found(columns: Sequence[Column], path: Path) -> list[Column]:
         classes = points or whole
         accepted = {*classes}
         doubtful = [c for c in whole if c not in accepted or c.key in TRUTHS | FIGURES]
+        doubtful += [c for c in possible if c.key in ROWS and _cannot_be_names(c)]
     if doubtful:
         beside = f", beside {listed(others)[:200]}" if (others := [c for c in classes if c not in doubtful]) else ""
         raise InputError(
             f"{path}: {listed(doubtful)} has whole numbers alone, as labels and counts have{beside}; {MEND}"
         )
     classes = _without_figures(classes, path)
-    _check_no_mixture([column for column in possible if column.key not in ROWS], path)
+    _check_no_mixture(possible, path)
     if len(classes) < 2:
         raise InputError(_too_few(columns, classes, path))
     return classes
 
 
+def _cannot_be_names(column: Column) -> bool:
+    """Whether whole numbers repeat or are negative, so that a column of a usual name is rather a class."""
+    if not column.is_number and not (column.kind == "text" and column.share_of(r"^[+-]?\d+$") == 1):
+        return False
+    numbers = [float(value or "nan") for value in column.values.to_pylist()]
+    return len({*numbers}) < len(numbers) or min(numbers) < 0
+
+
 def _check_no_mixture(columns: Sequence[Column], path: Path) -> None:
     for column in columns:
-        if column.kind == "text" and (share := column.share_of_numbers()):
+        # Names of rows may look like numbers, but hardly like fractions.
+        if column.kind != "text" or (column.key in ROWS and column.share_of(FRACTION) < 0.5):
+            continue
+        if share := column.share_of_numbers():
             # Text of digits alone may be names of something.
             if share == 1 and not any("." in value or "," in value for value in column.texts(path)):
                 continue
@@ -158,11 +171,12 @@ def _too_few(columns: Sequence[Column], classes: Sequence[Column], path: Path) -
     if lists:
         return (
             f"{path}: column {lists[0].name!r} has lists as text; a column for each class is needed, or lists in "
-            ".parquet or .json (of timm's inference.py, --topk 0 --results-separate-col)"
+            f".parquet or .json; {TIMM}"
         )
+    hint = f"; {TIMM}" if {"prob", "logit"} & {column.name for column in columns} else ""
     return (
         f"{path} has {len(classes)} columns of numbers that may be classes, of {listed(columns, True)[:300]}; at least "
-        "two are needed, one for each class"
+        f"two are needed, one for each class{hint}"
     )
 
 
@@ -190,13 +204,13 @@ def _without_figures(classes: list[Column], path: Path) -> list[Column]:
 
 
 def _names(columns: Sequence[Column], rest: Sequence[Column]) -> Column | None:
-    """The column of names of rows: one of a usual name, text before numbers; else an index, else a first column."""
+    """The column of names of rows: one of a usual name, text before numbers; else an index, else files in the first."""
     usual = [c for c in rest if c.key in ROWS and c.kind in ("text", "integers", "whole numbers", "dates")]
     if usual:
         return min(usual, key=lambda column: (column.kind != "text", ROWS.index(column.key)))
     if index := next((c for c in rest if c.is_index and c.kind in ("text", "integers", "whole numbers")), None):
         return index
     first = columns[0]
-    if first in rest and first.kind == "text" and len(set(first.values.to_pylist())) == len(first.values):
+    if first in rest and first.kind == "text" and first.share_of(r"\.[A-Za-z]{3,4}$|/") == 1:
         return first
     return None

@@ -18,6 +18,8 @@ from debias_ssl.system.errors import InputError
 pc: Any = compute
 # A number in text, with a point or a comma.
 NUMBER = r"[ \t]*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?[ \t]*"
+# A digit after its point that is not 0, or a negative power of ten.
+FRACTION = r"^[ \t]*[+-]?(\d*[.,]\d*[1-9]\d*([eE][+-]?\d+)?|\d+([.,]\d*)?[eE]-\d+)[ \t]*$"
 # Usual names of columns that name rows, without blanks and underscores: the first of them that is there does.
 ROWS = (
     *("path", "filepath", "imagepath", "imgpath", "file", "filename", "imagefile", "image", "imagename", "img"),
@@ -83,7 +85,8 @@ class Column:
 
     @property
     def called(self) -> str:
-        return self.name or "one without a name"
+        """The name on one line, for people."""
+        return (self.name if self.name.isprintable() else repr(self.name)) or "(no name)"
 
     def numbers(self) -> Float32[np.ndarray, " N"]:
         """The values; nan where there is none."""
@@ -101,9 +104,12 @@ class Column:
         return bool(np.nanmin(numbers) >= 0 and np.nanmax(numbers) <= 1)
 
     def share_of_numbers(self) -> float:
-        """How many of the filled cells of a column of text are numbers."""
+        return self.share_of(f"^{NUMBER}$")
+
+    def share_of(self, pattern: str) -> float:
+        """How many of the filled cells of a column of text fit a pattern."""
         filled = pc.sum(pc.greater(pc.binary_length(self.values), 0)).as_py()
-        return (pc.sum(pc.match_substring_regex(self.values, f"^{NUMBER}$")).as_py() or 0) / max(filled or 0, 1)
+        return (pc.sum(pc.match_substring_regex(self.values, pattern)).as_py() or 0) / max(filled or 0, 1)
 
     def texts(self, path: Path) -> list[str]:
         """The values as text: whole numbers without a point, bytes that are no UTF-8 as surrogates.

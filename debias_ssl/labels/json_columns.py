@@ -66,6 +66,8 @@ def _rows_of(content: dict[str, Any], path: Path) -> tuple[Any, list[Any] | None
     if isinstance(content.get("data"), list) and "schema" in content:
         return content["data"], None
     values = list(content.values())
+    if values and not any(isinstance(value, list | dict) for value in values):
+        return [content], None
     if values and all(isinstance(value, list) for value in values):
         return content, None
     if not values or not all(isinstance(value, dict) for value in values):

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tokenize import TokenError
 from zipfile import BadZipFile
@@ -54,7 +55,7 @@ def read_matrix(path: Path, asked: Sequence[str] | None = None, named: Sequence[
         raise InputError(f"there is no file {str(path)!r}")
     arrays = {".npy": _read_npy, ".npz": _read_npz}
     tables: dict[str, Callable[[Path], list[Column] | np.ndarray]] = {
-        **dict.fromkeys((".csv", ".tsv", ".txt"), read_text_columns),
+        **dict.fromkeys((".csv", ".tsv", ".txt"), partial(read_text_columns, classes={*(asked or ()), *(named or ())})),
         **dict.fromkeys((".json", ".jsonl"), read_json_columns),
         ".parquet": _read_parquet,
     }

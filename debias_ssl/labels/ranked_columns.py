@@ -15,7 +15,7 @@ import pyarrow as pa
 from debias_ssl.labels.columns import Column, is_list, is_text, pc
 from debias_ssl.system.errors import InputError
 
-TIMM = "of timm's inference.py, --topk 0 --results-separate-col writes all of them"
+TIMM = "timm's inference.py writes all with --topk 0 --results-separate-col --fullname"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def matrix_of_groups(columns: Sequence[Column], path: Path) -> Ranked | None:
     np.put_along_axis(values, which, group.values, axis=1)
     of = indexes[0] if indexes else texts[0]
     used = tuple(column for each in (group, *indexes[:1], *texts[:1]) for column in each.columns)
-    told = f"classes: of {group.name}, which is ranked, by {of.name}"
+    told = f"classes: those that {of.name} gives for the numbers in {group.name}"
     return Ranked(values=values, classes=classes, columns=used, told=told)
 
 
@@ -79,8 +79,8 @@ def _groups(columns: Sequence[Column], path: Path) -> list[Group]:
                 groups.append(Group(name=column.name, columns=(column,), values=values))
     stems: dict[str, list[Column]] = {}
     for column in columns:
-        # NAME_0, NAME_1, ... in this order.
-        match = re.fullmatch(r"(.+)_(\d+)", column.name)
+        # NAME_0, NAME_1, ... in this order; p_0 is the class 0 of `debias-ssl predict`.
+        match = re.fullmatch(r"(?!p_)(.+)_(\d+)", column.name)
         if match and int(match[2]) == len(stems.get(match[1], [])):
             stems.setdefault(match[1], []).append(column)
     for stem, members in stems.items():
@@ -146,7 +146,7 @@ def _places(
     if found != num_classes or (np.sort(which, axis=1) != np.arange(num_classes)).any():
         raise InputError(
             f"{path} has the best {num_classes} of {found} or more classes in {name}; a number for each class is "
-            f"needed: {TIMM}"
+            f"needed; {TIMM}"
         )
     if indexes and texts:
         by_index = dict(zip(which[0].tolist(), texts[0].values[0].tolist(), strict=True))
@@ -161,5 +161,5 @@ def _check_order(group: Group, is_list_column: bool, path: Path) -> None:
         mend = "" if is_list_column else "; if they are classes, name them by --columns"
         raise InputError(
             f"{path}: each row of {group.name} falls from its first number to its last, as of the best {num_classes} "
-            f"classes; a number for each class is needed, in one order: {TIMM}{mend}"
+            f"classes; a number for each class is needed, in one order; {TIMM}{mend}"
         )

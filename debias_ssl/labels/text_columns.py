@@ -3,15 +3,17 @@
 import csv
 import io
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from debias_ssl.labels.columns import NUMBER, ROWS, Column, pc
+from debias_ssl.labels.columns import FRACTION, NUMBER, ROWS, Column, pc
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.tables import DELIMITERS, UTF_16, Table, is_text, read_table
 
@@ -21,8 +23,12 @@ HEAD, LOOKED_AT = 2**22, 20
 UNNAMED = re.compile(r"(Unnamed: \d+|__index_level_\d+__)(\.\d+)*|")
 
 
-def read_text_columns(path: Path) -> list[Column] | np.ndarray:
+def read_text_columns(path: Path, classes: Collection[str] = ()) -> list[Column] | np.ndarray:
     """The columns of a file; or a matrix, where nothing but blanks divides its numbers.
+
+    Args:
+        path: the file.
+        classes: names of columns that are known to be classes; others of usual names of rows are kept as text.
 
     Raises:
         InputError: it cannot be read.
@@ -35,8 +41,8 @@ def read_text_columns(path: Path) -> list[Column] | np.ndarray:
         table = replace(table, delimiter=delimiter)
         rows = [row for row in islice(table.cells(), LOOKED_AT) if row]
     names, has_header = _header(rows, path)
-    columns = _read(path, table, names, has_header, _has_decimal_commas(rows))
-    return _without_empty_rows(columns)
+    texts = {i for i, name in enumerate(names) if _may_name_rows(i, name) and name not in classes}
+    return _read(path, table, names, texts, has_header, _has_decimal_commas(rows))
 
 
 def is_unnamed(name: str) -> bool:
@@ -69,10 +75,7 @@ def _has_decimal_commas(rows: list[list[str]]) -> bool:
 def _header(rows: list[list[str]], path: Path) -> tuple[list[str], bool]:
     """Names of the columns, and whether the first row is these: else they are numbers."""
     first, rest = rows[0], rows[1:]
-    numbered = [str(k) for k in range(len(first))]
-    # A line 0,1,2,... are the names that pandas gives to columns without any.
-    are_numbers = all(map(_is_number, first)) and first != numbered
-    if are_numbers or any(_is_number(cell) and not cell.strip().isdigit() for cell in first):
+    if not _is_header(first, rest):
         texts = [i for i, cell in enumerate(first) if not _is_number(cell)]
         # The numbers of the columns that hold them; texts before them name the rows.
         numbers = iter(range(len(first)))
@@ -90,8 +93,27 @@ def _header(rows: list[list[str]], path: Path) -> tuple[list[str], bool]:
     return names, True
 
 
-def _read(path: Path, table: Table, names: list[str], has_header: bool, has_decimal_commas: bool) -> list[Column]:
-    texts = [str(i) for i, name in enumerate(names) if _may_name_rows(i, name)]
+def _is_header(first: list[str], rest: list[list[str]]) -> bool:
+    """Whether a row has names of columns: classes may have numbers as names, but no fractions."""
+    numbers = [cell.strip() for cell in first if _is_number(cell)]
+    if not numbers:
+        return True
+    if not all(map(str.isdigit, numbers)):
+        return False
+    texts = [cell for cell in first if cell.strip() and not _is_number(cell)]
+    # A name of a file.
+    if texts and all(re.search(r"\.[A-Za-z]{3,4}$", cell.strip()) for cell in texts):
+        return False
+    if texts or numbers == [str(k) for k in range(len(numbers))]:
+        return True
+    # Names differ; and 0 and 1 may be shares.
+    has_fractions = any(_is_number(cell) and not cell.strip().isdigit() for row in rest for cell in row)
+    return has_fractions and len({*numbers}) == len(first) and not {*numbers} <= {"0", "1"}
+
+
+def _read(
+    path: Path, table: Table, names: list[str], texts: set[int], has_header: bool, has_decimal_commas: bool
+) -> list[Column]:
     source, skipped = _source(path, table)
     try:
         found = arrow_csv.read_csv(
@@ -106,13 +128,13 @@ def _read(path: Path, table: Table, names: list[str], has_header: bool, has_deci
             parse_options=arrow_csv.ParseOptions(delimiter=table.delimiter, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
                 check_utf8=False,
-                column_types={name: pa.binary() for name in texts},
+                column_types={str(i): pa.binary() for i in texts},
                 decimal_point="," if has_decimal_commas else ".",
             ),
         )
     except (OSError, pa.ArrowException) as error:
         raise InputError(_told(error, path, table, len(names))) from error
-    arrays = [_of_fractions(array, has_decimal_commas) for array in found.columns]
+    arrays = [_of_fractions(array, has_decimal_commas) for array in _without_empty_rows(found).columns]
     return [
         Column(name="" if is_unnamed(name) else name, values=array, is_index=i == 0 and is_unnamed(name))
         for i, (name, array) in enumerate(zip(names, arrays, strict=True))
@@ -149,27 +171,26 @@ def _told(error: Exception, path: Path, table: Table, width: int) -> str:
     return f"cannot read {path}: {reason(error)}"
 
 
+def _without_empty_rows(table: Any) -> Any:
+    """A table without rows at its end that have nothing in any cell, as spreadsheets write them."""
+    number = table.num_rows
+    while number and all(column[number - 1].as_py() in (None, "", b"") for column in table.columns):
+        number -= 1
+    return table.slice(0, number)
+
+
 def _of_fractions(array: pa.ChunkedArray, has_decimal_commas: bool) -> pa.ChunkedArray:
     """Numbers instead of text, where it may be names of rows and is fractions: so a class is called."""
-    if not pa.types.is_binary(array.type) or not len(array):
+    if not pa.types.is_binary(array.type):
         return array
-    is_number = pc.match_substring_regex(array, f"^{NUMBER}$")
-    if not pc.all(is_number).as_py() or not pc.any(pc.match_substring_regex(array, r"[.,]\d*[1-9]")).as_py():
+    is_filled = pc.greater(pc.binary_length(array), 0)
+    is_number = pc.or_(pc.match_substring_regex(array, f"^{NUMBER}$"), pc.invert(is_filled))
+    if not pc.all(is_number).as_py() or not pc.any(pc.match_substring_regex(array, FRACTION)).as_py():
         return array
-    text = array.cast(pa.string())
+    text = pc.if_else(is_filled, array.cast(pa.string()), None)
     return pc.utf8_trim_whitespace(pc.replace_substring(text, ",", ".") if has_decimal_commas else text).cast(
         pa.float64()
     )
-
-
-def _without_empty_rows(columns: list[Column]) -> list[Column]:
-    """The columns without rows at their end that have nothing in any cell, as spreadsheets write them."""
-    number = len(columns[0].values)
-    while number and all(column.values[number - 1].as_py() in (None, "", b"") for column in columns):
-        number -= 1
-    if number == len(columns[0].values):
-        return columns
-    return [replace(column, values=column.values.slice(0, number)) for column in columns]
 
 
 def _is_number(cell: str) -> bool:

@@ -135,7 +135,7 @@ def read_table(path: Path, most: int | None = None) -> Table:
     """
     text, first_line = read_text(path, most), 1
     start, _, rest = text.partition("\n")
-    told = start.strip().lower()
+    told = start.strip(" \r").lower()
     if told.startswith("sep=") and len(told) == 5:
         text, first_line, delimiter = rest, 2, told[4]
     else:

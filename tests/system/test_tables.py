@@ -6,7 +6,7 @@ import io
 import pytest
 
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.tables import is_text, read_table
+from debias_ssl.system.tables import is_text, read_table, read_text
 
 ROWS = [
     ["path", "label"],
@@ -39,8 +39,9 @@ def test_delimiters_line_ends_and_encodings_are_found(tmp_path, delimiter, end, 
     assert [number for number, _ in table] == [2, 3, 4, 6]
 
 
-def test_a_spreadsheet_may_name_its_delimiter(tmp_path):
-    table = table_of(tmp_path, "sep=;\r\n" + written(";"))
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_a_spreadsheet_may_name_its_delimiter(tmp_path, delimiter):
+    table = table_of(tmp_path, f"sep={delimiter}\r\n" + written(delimiter))
     assert [cells for _, cells in table] == ROWS[1:]
     assert next(iter(table))[0] == 3
 
@@ -92,3 +93,14 @@ def test_what_is_no_table_is_refused(tmp_path, data):
 def test_columns_are_found_by_usual_names(tmp_path, name):
     table = table_of(tmp_path, f"id,{name}\n1,x.jpg\n")
     assert (table.column(("path", "file", "image")), table.column(("label",))) == (1, None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_of_a_long_file_the_whole_lines_of_its_beginning_can_be_had(tmp_path, encoding):
+    path = tmp_path / "long.csv"
+    path.write_bytes("path,label\nü1.jpg,cat\nü2.jpg,dog\n".encode(encoding))
+    size = path.stat().st_size
+    for most in range(30 * size // 40, size):
+        assert read_text(path, most) == "path,label\nü1.jpg,cat\n"
+    assert read_text(path, size + 1) == read_text(path) and len(list(read_table(path, size + 1))) == 2
+    assert [*read_table(path).cells()] == [["path", "label"], ["ü1.jpg", "cat"], ["ü2.jpg", "dog"]]
