@@ -35,8 +35,9 @@ def read_text_columns(path: Path, classes: Collection[str] = ()) -> list[Column]
     """
     table = read_table(path, HEAD)
     rows = [row for row in islice(table.cells(), LOOKED_AT) if row]
-    if len(rows[0]) == 1 and len(numbers := rows[0][0].split()) > 1 and all(map(_is_number, numbers)):
-        return _of_blanks(path)
+    first = next((row[0].split() for row in rows if not row[0].startswith("#")), [])
+    if all(len(row) == 1 for row in rows) and len(first) > 1 and all(map(_is_number, first)):
+        return _of_blanks(path, rows[0][0])
     if (delimiter := _of_decimal_commas(rows)) is not None:
         table = replace(table, delimiter=delimiter)
         rows = [row for row in islice(table.cells(), LOOKED_AT) if row]
@@ -49,12 +50,16 @@ def is_unnamed(name: str) -> bool:
     return UNNAMED.fullmatch(name) is not None
 
 
-def _of_blanks(path: Path) -> np.ndarray:
-    """As numpy.savetxt writes a matrix."""
+def _of_blanks(path: Path, first: str) -> list[Column] | np.ndarray:
+    """As numpy.savetxt writes a matrix: its header is a comment in the first line."""
     try:
-        return np.loadtxt(path, ndmin=2, encoding="utf-8-sig")
+        values = np.loadtxt(path, ndmin=2, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
+    names = first.removeprefix("#").split()
+    if not first.startswith("#") or len(names) != values.shape[1]:
+        return values
+    return [Column(name=name, values=pa.array(values[:, k])) for k, name in enumerate(names)]
 
 
 def _of_decimal_commas(rows: list[list[str]]) -> str | None:

@@ -241,7 +241,7 @@ def test_rows_that_do_not_fit_are_named(text: str, words: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "classes", "names"),
     [
-        ("# cat dog\n1.5 2.5\n0.5 0.25\n", "", None),
+        ("# cat dog\n1.5 2.5\n0.5 0.25\n", ("cat", "dog"), None),
         ("1.5 2.5\n0.5   0.25\n", ("0", "1"), None),
         ("# cat,dog\n1.5,2.5\n0.5,0.25\n", ("cat", "dog"), None),
         ("cat,dog,\n1.5,2.5,\n0.5,0.25,\n", ("cat", "dog"), None),
@@ -256,11 +256,6 @@ def test_rows_that_do_not_fit_are_named(text: str, words: str, tmp_path: Path):
 )
 def test_text_as_other_programs_write_it(text: str, classes: Any, names: list[str] | None, tmp_path: Path):
     (tmp_path / "p.txt").write_text(text)
-    if not classes:
-        # The names of classes are in a comment; numbers are right, or it is refused.
-        with pytest.raises(InputError, match=r"cells|columns"):
-            read_predictions(tmp_path / "p.txt")
-        return
     found = read_predictions(tmp_path / "p.txt")
     np.testing.assert_array_equal(found.values, [[1.5, 2.5], [0.5, 0.25]])
     assert found.classes == classes and [*found.names] == (names or ["0", "1"])
