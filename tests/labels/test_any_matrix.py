@@ -238,7 +238,10 @@ def run_cases(number: int, folder: Path) -> tuple[int, int]:
 
     @seed(7)
     @settings(
-        max_examples=number, database=None, deadline=None, suppress_health_check=[*HealthCheck], derandomize=False
+        max_examples=number,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
     @given(case=cases())
     def each(case: Case) -> None:

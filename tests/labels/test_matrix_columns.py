@@ -1,6 +1,7 @@
 """What each column of a table of predictions is taken for, and what is asked about instead of guessed."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,12 @@ def test_blank_images_follow_the_classes_by_name(tmp_path: Path, capsys):
     assert "has no class 'dog'" in refused(debias, [*flags, str(other)], capsys)
     other = saved(frame(PROBS[:2]), tmp_path / "b.csv")
     assert "has probabilities" in refused(debias, [*flags, str(other)], capsys)
+
+
+def test_the_example_of_the_guide_says_what_the_guide_says(tmp_path: Path, monkeypatch, capsys):
+    guide = (Path(__file__).parents[2] / "docs" / "debias-labels.md").read_text()
+    table, said = re.findall(r"```\n(.*?)```", guide[guide.index("## What is read from a table") :], re.DOTALL)[:2]
+    monkeypatch.chdir(tmp_path)
+    Path("predictions.csv").write_text(table)
+    debias(["--predictions", "predictions.csv", "--out", "labels"])
+    assert capsys.readouterr().out.startswith(said)

@@ -27,7 +27,7 @@ NAMES = np.array(["ant", "bee", "cat", "dog", "eel"])
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Images of five digits, whose names are text."""
     images, labels = load_digits(n_class=5, return_X_y=True)
-    return images / 16, NAMES[labels]
+    return np.asarray(images) / 16, NAMES[labels]
 
 
 def test_scikit_learn(digits, tmp_path: Path):
