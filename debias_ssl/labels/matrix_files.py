@@ -102,7 +102,6 @@ def _of_archive(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
 
 def _read_parquet(path: Path) -> list[Column]:
     try:
-        # read_table would make a column of a folder k=v above the file.
         table = parquet.ParquetFile(path).read()
         pandas = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
     except (OSError, ValueError, pa.ArrowException) as error:

@@ -136,11 +136,6 @@ def test_an_index_is_no_class(index, tmp_path: Path):
         assert path.stem == "twice" or [*found.names] == [str(i) for i in index]
 
 
-def test_a_folder_with_an_equals_sign_makes_no_column(tmp_path: Path):
-    (tmp_path / "split=3").mkdir()
-    assert [*read_predictions(saved(frame(), tmp_path / "split=3" / "p.parquet")).classes] == CLASSES
-
-
 def test_logits_that_are_all_whole_numbers(tmp_path: Path, capsys):
     whole = np.rint(5 * LOGITS).astype(np.int64)
     path = saved(frame(whole, image_id=range(100, 100 + NUM)), tmp_path / "p.csv")

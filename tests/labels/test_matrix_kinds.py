@@ -95,6 +95,8 @@ def test_percent_is_read_as_percent(decimals: int | None, tmp_path: Path):
     values = 100 * probabilities(4)
     values = values if decimals is None else values.round(decimals)
     assert "sum to 100" in (said := check_probs(values, tmp_path)) and "read as percent" in said
+    shares = torch.cat([*read_predictions(tmp_path / "p.npy")]).exp().sum(1)
+    torch.testing.assert_close(shares, torch.ones_like(shares), rtol=0.03, atol=0)
     assert read_predictions(tmp_path / "p.npy", "probs").kind == "probs"
     assert read_predictions(tmp_path / "p.npy", "logits").kind == "logits"
 
