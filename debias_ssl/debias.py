@@ -10,7 +10,7 @@ from debias_ssl import __version__
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
-from debias_ssl.labels.matrix import read_predictions, rows_of
+from debias_ssl.labels.matrix import column_names, read_predictions, rows_of
 from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.labels.truth import say
 from debias_ssl.system.files import ends_told
@@ -24,9 +24,12 @@ def main(arguments: list[str]) -> None:
     parser = Parser(
         prog="debias-ssl debias", description="Removes a classifier's preference for classes from its predictions."
     )
-    parser.add_argument("--predictions", type=str, required=True, help="N x C matrix: .npy, .npz, .csv or .parquet")
+    parser.add_argument(
+        "--predictions", type=str, required=True, help="N x C matrix: .npy, .npz, .csv, .json, .parquet"
+    )
     parser.add_argument("--kind", choices=["auto", "logits", "probs"], default="auto", help="what its numbers are")
-    parser.add_argument("--classes", type=str, default=None, help="names of its columns: one a line, or a JSON list")
+    parser.add_argument("--classes", type=str, default=None, help="names of its classes: one a line, or a JSON list")
+    parser.add_argument("--columns", type=str, default=None, help="columns of a table that are classes: NAME,NAME,...")
     parser.add_argument("--blank", type=str, default=None, help="such a matrix of images that show nothing")
     parser.add_class_arguments(DebiasConfig, as_group=False)
     parser.add_argument("--out", type=str, required=True, help="folder of labels.csv, probs.npy, report.html and more")
@@ -44,13 +47,17 @@ def main(arguments: list[str]) -> None:
 
 
 def _debias(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
-    path = Path(parsed.predictions)
-    predictions = read_predictions(path, parsed.kind, Path(parsed.classes) if parsed.classes else None)
-    num_rows, found = len(predictions.values), f"{predictions.kind} ({predictions.found})"
-    print(f"{path}: {num_rows} x {len(predictions.classes)}, {found}")
-    rows = rows_of(predictions, config, path, Path(parsed.blank) if parsed.blank else None)
+    path, classes = Path(parsed.predictions), Path(parsed.classes) if parsed.classes else None
+    columns = column_names(parsed.columns) if parsed.columns else None
+    predictions = read_predictions(path, parsed.kind, classes, columns)
+    print(f"{path}: {predictions.told()}")
+    blank = None
+    if parsed.blank:
+        blank = read_predictions(Path(parsed.blank), parsed.kind, classes, columns)
+        print(f"{parsed.blank}: {blank.told()}")
+    rows = rows_of(predictions, config, path, blank)
     say(rows.said)
-    facts = [f"{num_rows:,} rows of {path}", f"{predictions.kind}: {predictions.found}"]
+    facts = [f"{len(predictions.values):,} rows of {path}", f"{predictions.kind}: {predictions.found.words}"]
     print(write_folder(rows, config, out, lambda labeling: _page(labeling, facts), {"kind": predictions.kind}))
 
 

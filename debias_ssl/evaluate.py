@@ -15,7 +15,7 @@ from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.formulas import metrics
 from debias_ssl.labels.known import Evaluated, rescaled_rows, rows_of_matrix, rows_of_run
-from debias_ssl.labels.matrix import read_predictions
+from debias_ssl.labels.matrix import column_names, read_predictions
 from debias_ssl.labels.output import FEW_ROWS, interval_text
 from debias_ssl.labels.temperature import Rescaled
 from debias_ssl.labels.truth import say
@@ -29,7 +29,7 @@ from debias_ssl.training.parser import Parser
 from debias_ssl.training.saved import parse_data
 
 # Flags that one of --run and --predictions does not know.
-OF_RUN, OF_PREDICTIONS = {"part", "batch_size", "data"}, {"kind", "classes", "truth", "tune_on"}
+OF_RUN, OF_PREDICTIONS = {"part", "batch_size", "data"}, {"kind", "classes", "columns", "truth", "tune_on"}
 
 
 @entry_point
@@ -42,9 +42,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--run", type=str, default=None, help="run folder")
     parser.add_argument("--part", choices=["test", "validation"], default="test", help="which images of the run")
     parser.add_argument("--batch_size", type=int, default=500, help="images of a batch in each process")
-    parser.add_argument("--predictions", type=str, default=None, help="instead of a run: .npy, .npz, .csv or .parquet")
+    parser.add_argument("--predictions", type=str, default=None, help="instead of a run: .npy, .csv, .json, .parquet")
     parser.add_argument("--kind", choices=["auto", "logits", "probs"], default="auto", help="what its numbers are")
-    parser.add_argument("--classes", type=str, default=None, help="names of its columns: one a line, or a JSON list")
+    parser.add_argument("--classes", type=str, default=None, help="names of its classes: one a line, or a JSON list")
+    parser.add_argument("--columns", type=str, default=None, help="columns of a table that are classes: NAME,NAME,...")
     parser.add_argument("--truth", type=str, default=None, help="CSV of path,label or row,label, or .npy of numbers")
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature, and say what it does")
     parser.add_argument(
@@ -97,9 +98,9 @@ def _writing(parsed: Namespace) -> Iterator[None]:
 
 def _of_file(parsed: Namespace) -> Evaluated:
     path = Path(parsed.predictions)
-    predictions = read_predictions(path, parsed.kind, Path(parsed.classes) if parsed.classes else None)
-    found = f"{predictions.kind} ({predictions.found})"
-    print(f"{path}: {len(predictions.values)} x {len(predictions.classes)}, {found}")
+    columns = column_names(parsed.columns) if parsed.columns else None
+    predictions = read_predictions(path, parsed.kind, Path(parsed.classes) if parsed.classes else None, columns)
+    print(f"{path}: {predictions.told()}")
     evaluated = rows_of_matrix(predictions, path, Path(parsed.truth), parsed.tune_on, parsed.seed)
     say(evaluated.said)
     return evaluated

@@ -60,7 +60,7 @@ def test_a_file_of_predictions_has_figures(predictions: Path, capsys):
     for name in ("accuracy", "ece", "nll"):
         assert figures[name] == pytest.approx(of_all[name], abs=1e-6)
     said = capsys.readouterr().out
-    assert "3000 x 4, logits" in said and f"nll           {of_all['nll']:>8.4f} nats" in said
+    assert "3000 x 4 logits" in said and f"nll           {of_all['nll']:>8.4f} nats" in said
 
 
 def test_the_temperature_of_a_file_is_judged_on_the_other_rows(predictions: Path, capsys):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.files import read_array
 from debias_ssl.system.tables import check_text, read_text
 
 # A line that begins with the number of a class; after a tab there would be its name in prompts.
@@ -18,13 +19,16 @@ def read_class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of classes, and what prompts call them: where nothing else is said, the same.
 
     Args:
-        path: text of one class a line, NAME or NAME<tab>PROMPT NAME, or a JSON list of names. In a text, lines that
-            begin with # are comments, quotes around a line are a spreadsheet's, and lines 0,NAME or 0: NAME or 0 NAME
-            are numbered: they are sorted by number, which is left out.
+        path: text of one class a line, NAME or NAME<tab>PROMPT NAME, or a JSON list of names, or .npy of text or whole
+            numbers, as the `classes_` of scikit-learn. In a text, lines that begin with # are comments, quotes around a
+            line are a spreadsheet's, and lines 0,NAME or 0: NAME or 0 NAME are numbered: they are sorted by number,
+            which is left out.
 
     Raises:
         InputError: a name is blank, is no text or there twice, there are none, or numbers leave some out.
     """
+    if path.suffix == ".npy":
+        return distinct([(name, name) for name in _of_array(path)], str(path))
     text = read_text(path)
     if path.suffix.lower() == ".json":
         try:
@@ -81,6 +85,18 @@ def _without_numbers(lines: dict[int, str], path: Path) -> dict[int, str]:
     return {number: _unquoted(matches[number][3].strip()) for number in order}
 
 
+def _of_array(path: Path) -> list[str]:
+    try:
+        names = read_array(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {path}: {reason(error)}; save names by np.save of np.array(names, str)"
+        ) from error
+    if names.ndim != 1 or names.dtype.kind not in "Uiu":
+        raise InputError(f"{path} holds {names.dtype} of shape {names.shape}; names of classes are needed, as text")
+    return [str(name) for name in names]
+
+
 def distinct(
     pairs: Sequence[tuple[str, str]],
     source: str,
@@ -98,7 +114,7 @@ def distinct(
         numbers: of the items; None counts them from 1.
 
     Raises:
-        InputError: a name is blank or there twice, or there are none.
+        InputError: a name is blank, there twice or no text, or there are none.
     """
     if not pairs:
         raise InputError(f"{source} has no class names")
@@ -106,6 +122,10 @@ def distinct(
     for line, (name, prompt) in zip(numbers or range(1, len(pairs) + 1), pairs, strict=True):
         if not name.strip() or not prompt:
             raise InputError(f"{source}, {unit} {line}: the name of a class is blank; remove it or fill it in")
+        try:
+            (name + prompt).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{source}, {unit} {line}: {name!r} is not UTF-8 text; save the file as UTF-8") from error
         if name in lines_of:
             raise InputError(f"{source}: {units} {lines_of[name]} and {line} are both {name!r}; names must differ")
         lines_of[name] = line

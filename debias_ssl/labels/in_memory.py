@@ -19,7 +19,7 @@ from debias_ssl.labels.class_names import distinct
 from debias_ssl.labels.debiasing import DebiasConfig, Labeling, PriorName, Rows, label_rows, labeling_of
 from debias_ssl.labels.embedding import embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore
-from debias_ssl.labels.matrix import check_shape, predictions_of
+from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of
 from debias_ssl.labels.output import summary_of
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
@@ -59,7 +59,9 @@ def debias_matrix(
 
     Args:
         logits: N x C, a row for each image; or probabilities.
-        kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 for probabilities.
+        kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 for probabilities, also where they are
+            rounded to a few decimals, or in percent: rows are divided by their sums. All others are logits, also
+            numbers in [0, 1] whose rows do not sum to 1, such as sigmoids and cosines: say `probs` if they are not.
         classes: names of the columns; None numbers them.
         names: of the rows; None numbers them.
         prior: what the classifier prefers, as the settings of the job describe it.
@@ -173,10 +175,9 @@ def _matrix_rows(
         predictions = predictions_of(values, kind, columns, names, "the matrix")
     if blank is not None:
         check_shape(blank, "blank")
-        if blank.shape[1] != number:
-            raise InputError(f"blank has {blank.shape[1]} classes, logits have {number}")
         with named("blank"):
-            of_blank = torch.cat([*predictions_of(blank, predictions.kind, columns, None, "the matrix")])
+            blanks = predictions_of(blank, kind, tuple(map(str, range(blank.shape[1]))), None, "the matrix")
+        of_blank = logits_of_blank(blanks, predictions, "blank", "logits")
     truth, tuning = settings.labels(predictions.names, columns)
     return Rows(
         chunks=predictions,

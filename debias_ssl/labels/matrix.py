@@ -1,9 +1,9 @@
 """Predictions of any classifier: an N x C matrix of logits or probabilities, with names of classes."""
 
+import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,14 +12,12 @@ from torch import Tensor
 
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
 from debias_ssl.labels.class_names import read_class_names
-from debias_ssl.labels.debiasing import DebiasConfig, Rows, check_finite, rows_of_chunk
+from debias_ssl.labels.debiasing import DebiasConfig, Rows
+from debias_ssl.labels.matrix_beside import check_whole, classes_beside, names_beside
 from debias_ssl.labels.matrix_files import Matrix, read_matrix
+from debias_ssl.labels.matrix_kinds import WORDS, Asked, Found, Kind, chunks_of, find_kind
 from debias_ssl.labels.truth import RowNumbers, read_labels, read_target
-from debias_ssl.system.errors import InputError
-
-Kind = Literal["logits", "probs"]
-# How far a row of probabilities may be off its sum of 1: bf16 rounds by up to 1/256, and its type is lost in a file.
-SUM_TOLERANCE = 5e-3
+from debias_ssl.system.errors import InputError, reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,51 +26,73 @@ class Predictions:
 
     values: Num[np.ndarray, "N C"]
     """Memory-mapped where the file allows it."""
-    kind: Kind
-    found: str
-    """How the kind was found, for people."""
+    found: Found
+    """What the numbers are."""
     classes: tuple[str, ...]
     names: Sequence[str]
     """Of the rows; their numbers where the file has no names."""
+    roles: str = ""
+    """What is taken for the names of classes and rows, for people."""
 
     def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
         """The logits in chunks, in fp32; those of probabilities p are log max(p, 1e-8)."""
-        for _, values in _chunks(self.values):
+        for _, values in chunks_of(self.values):
+            if self.found.whole != 1:
+                values.div_(self.found.whole)
             yield values.clamp_(min=SMALLEST_PROBABILITY).log_() if self.kind == "probs" else values
+
+    @property
+    def kind(self) -> Kind:
+        return self.found.kind
+
+    @property
+    def has_class_names(self) -> bool:
+        return self.classes != _numbered(len(self.classes))
+
+    def told(self) -> str:
+        """What was taken for what, for people."""
+        num, num_classes = self.values.shape
+        return f"{num} x {num_classes} {WORDS[self.kind]} ({self.found.words}){self.roles}"
 
 
 def read_predictions(
-    path: Path, kind: Literal["auto", "logits", "probs"] = "auto", classes_file: Path | None = None
+    path: Path, kind: Asked = "auto", classes_file: Path | None = None, columns: Sequence[str] | None = None
 ) -> Predictions:
-    """Reads .npy, .npz, .csv or .parquet; a matrix in .npy stays on the disk.
+    """Reads .npy, .npz, .csv, .tsv, .txt, .json, .jsonl or .parquet; a matrix in .npy stays on the disk.
 
     Args:
-        path: the file. The columns of a table are p_CLASS, or else all columns of numbers that are no column of
-            labels.csv; a CSV file without a first line of names has classes only.
-        kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 for probabilities.
-        classes_file: names of the columns; else those of a classes.json beside .npy or .npz, or of the table, or
-            numbers.
+        path: the file. The classes of a table are its columns p_CLASS, or else those of numbers that are no names of
+            rows and no labels; a text file without a first line of names has classes only.
+        kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 but for rounding for probabilities.
+        classes_file: names of the classes, or of the columns that are classes; else those of a classes.json beside a
+            file without names, or numbers.
+        columns: names of the columns of a table that are classes.
 
     Raises:
         InputError: the file or the matrix in it cannot be used.
     """
-    matrix = read_matrix(path)
+    given = None if classes_file is None else read_class_names(classes_file)[0]
+    check_whole(path)
+    matrix = read_matrix(path, columns, given)
     check_shape(matrix.values, str(path))
-    return predictions_of(matrix.values, kind, _class_names(path, matrix, classes_file), matrix.names, str(path))
+    classes, of_classes = _class_names(path, matrix, given, classes_file)
+    names, of_rows = matrix.names, matrix.of_rows
+    if not of_rows:
+        own = classes_beside(path, None)
+        names = names_beside(path, matrix.values, own)
+        of_rows = "names of rows: " + ("their numbers" if names is None else "labels.csv beside it")
+    predictions = predictions_of(matrix.values, kind, classes, names, str(path))
+    return replace(predictions, roles=f"; {of_classes}; {of_rows}")
 
 
 def predictions_of(
-    values: Num[np.ndarray, "N C"],
-    kind: Literal["auto", "logits", "probs"],
-    classes: tuple[str, ...],
-    names: Sequence[str] | None,
-    source: str,
+    values: Num[np.ndarray, "N C"], kind: Asked, classes: tuple[str, ...], names: Sequence[str] | None, source: str
 ) -> Predictions:
     """A matrix whose numbers are checked, and taken for what they are.
 
     Args:
         values: the matrix.
-        kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 for probabilities.
+        kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 but for rounding for probabilities.
         classes: names of the columns.
         names: of the rows; None where they have none.
         source: what errors call the matrix.
@@ -80,29 +100,39 @@ def predictions_of(
     Raises:
         InputError: the matrix cannot be used.
     """
-    found_kind, found = _check(values, classes, kind, source)
+    found = find_kind(values, classes, kind, source)
     names = RowNumbers(len(values)) if names is None else names
-    return Predictions(values=values, kind=found_kind, found=found, classes=classes, names=names)
+    return Predictions(values=values, found=found, classes=classes, names=names)
 
 
-def rows_of(predictions: Predictions, config: DebiasConfig, path: Path, blank: Path | None) -> Rows:
+def column_names(text: str) -> list[str]:
+    """The names in a flag `--columns a,b,c`; one with a comma stands in quotes.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    try:
+        names = next(csv.reader([text], strict=True), [])
+    except csv.Error as error:
+        raise InputError(f"--columns is {text!r}: {reason(error)}") from error
+    if len(names) < 2:
+        raise InputError(f"--columns is {text!r}; it must name two or more columns, divided by commas")
+    return names
+
+
+def rows_of(predictions: Predictions, config: DebiasConfig, path: Path, blank: Predictions | None) -> Rows:
     """The rows of a matrix with what files say of them.
 
     Args:
         predictions: the matrix.
         config: names the files of the truth, of the rows to tune on and of the target.
         path: the file of the matrix, for errors.
-        blank: a file of such a matrix of images that show nothing.
+        blank: such a matrix of images that show nothing.
 
     Raises:
         InputError: a file does not fit the matrix.
     """
-    classes, of_blank = predictions.classes, None
-    if blank is not None:
-        read = read_predictions(blank, predictions.kind)
-        if read.values.shape[1] != len(classes):
-            raise InputError(f"{blank} has {read.values.shape[1]} classes, {path} has {len(classes)}")
-        of_blank = torch.cat([*read])
+    classes = predictions.classes
     known = [read_labels(Path(f), predictions.names, classes) if f else None for f in (config.truth, config.tune_on)]
     truth, tuning = (each and each.labels for each in known)
     return Rows(
@@ -112,82 +142,74 @@ def rows_of(predictions: Predictions, config: DebiasConfig, path: Path, blank: P
         target=read_target(config.target_prior, classes),
         truth=truth,
         tuning=tuning,
-        blank=of_blank,
+        blank=None if blank is None else logits_of_blank(blank, predictions, "--blank", str(path)),
         said=tuple(line for each in known if each for line in each.said),
     )
 
 
-def _class_names(path: Path, matrix: Matrix, classes_file: Path | None) -> tuple[str, ...]:
-    beside = path.parent / "classes.json"
-    if classes_file is None and matrix.classes is None and beside.is_file():
-        classes_file = beside
-    num_classes = matrix.values.shape[1]
-    if classes_file is None:
-        return matrix.classes or tuple(map(str, range(num_classes)))
-    classes, _ = read_class_names(classes_file)
-    if len(classes) != num_classes:
+def logits_of_blank(blank: Predictions, predictions: Predictions, blank_name: str, name: str) -> Float[Tensor, "K C"]:
+    """The logits of images that show nothing, in the order of the classes of a matrix.
+
+    Args:
+        blank: their matrix.
+        predictions: the matrix that they are for.
+        blank_name, name: what errors call the two.
+
+    Raises:
+        InputError: it has other classes, or numbers of another kind.
+    """
+    num, num_classes = len(blank.classes), len(predictions.classes)
+    if num != num_classes:
+        raise InputError(f"{blank_name} has {num} classes, {name} has {num_classes}")
+    kinds = [WORDS[each.kind] for each in (blank, predictions)]
+    if kinds[0] != kinds[1]:
         raise InputError(
-            f"{path} has {num_classes} classes, {classes_file} names {len(classes)}: pass the right --classes"
+            f"{blank_name} has {kinds[0]} ({blank.found.words}), {name} has {kinds[1]}: pass numbers of one kind, or "
+            "--kind"
         )
-    if matrix.classes not in (None, classes) and set(matrix.classes or ()) == set(classes):
-        raise InputError(f"{classes_file} has the classes of {path} in another order: leave out --classes")
-    return classes
+    logits = torch.cat([*blank])
+    if blank.classes == predictions.classes or not blank.has_class_names or not predictions.has_class_names:
+        return logits
+    missing = next((name for name in predictions.classes if name not in blank.classes), None)
+    if missing is not None:
+        raise InputError(f"{blank_name} has no class {missing!r}, which {name} has: both need the same classes")
+    return logits[:, [blank.classes.index(name) for name in predictions.classes]]
 
 
-def _chunks(values: Num[np.ndarray, "N C"]) -> Iterator[tuple[int, Float[Tensor, "n C"]]]:
-    """Parts of a matrix in fp32, each with the number of its first row."""
-    step = rows_of_chunk(values.shape[1])
-    for first in range(0, len(values), step):
-        # Too large a number becomes infinite, which is told of as such.
-        with np.errstate(over="ignore"):
-            yield first, torch.from_numpy(np.array(values[first : first + step], dtype=np.float32))
+def _class_names(
+    path: Path, matrix: Matrix, given: tuple[str, ...] | None, classes_file: Path | None
+) -> tuple[tuple[str, ...], str]:
+    """Names of the classes, and where they are from."""
+    num_classes, told = matrix.values.shape[1], matrix.of_classes
+    if matrix.classes is not None and (given is None or {*given} == {*matrix.classes}):
+        return matrix.classes, told if told.startswith("classes") else f"classes: {told}"
+    beside = classes_beside(path, given) if matrix.classes is None else None
+    names, file = (given, classes_file) if given is not None else (beside, path.parent / "classes.json")
+    if names is None:
+        return _numbered(num_classes), told or "classes: their numbers"
+    if len(names) != num_classes:
+        raise InputError(f"{path} has {num_classes} classes, {file} names {len(names)}: pass the right --classes")
+    if matrix.classes is not None and {*names} & {*matrix.classes}:
+        raise InputError(f"{path} has other classes than {file}, such as {min({*matrix.classes} - {*names})!r}")
+    return names, f"classes: {file}" + (f" for {told}" if told else "")
+
+
+def _numbered(num_classes: int) -> tuple[str, ...]:
+    return tuple(map(str, range(num_classes)))
 
 
 def check_shape(values: np.ndarray, source: str) -> None:
     """Raises InputError where an array is not a matrix of numbers, or too small a one."""
     if values.ndim != 2 or values.dtype.kind not in "fiu":
+        hint = ""
+        if values.ndim == 1 and values.dtype.kind == "f":
+            hint = "; of two classes, np.stack([0 * f, f], 1) is one for scores f, np.stack([1 - p, p], 1) for shares p"
         raise InputError(
             f"{source} holds {values.dtype} of shape {values.shape}; a matrix of numbers is needed, a row for each "
-            "image"
+            f"image{hint}"
         )
     num_rows, num_classes = values.shape
     if num_rows == 0 or num_classes < 2:
         raise InputError(
             f"{source} has {num_rows} rows and {num_classes} classes; at least one row and two classes are needed"
         )
-
-
-def _check(
-    values: Num[np.ndarray, "N C"], classes: tuple[str, ...], kind: Literal["auto", "logits", "probs"], path: str
-) -> tuple[Kind, str]:
-    """Finds what the numbers are in one pass, and raises InputError where they cannot be used."""
-    lowest, highest, off = np.inf, -np.inf, 0.0
-    least, largest = np.inf, -np.inf
-    for first, chunk in _chunks(values):
-        check_finite(chunk, first, classes)
-        low, high = (float(value) for value in chunk.aminmax())
-        if low <= 0 <= high and len(zeros := (chunk == 0).all(-1).nonzero()):
-            raise InputError(
-                f"{path}: row {first + int(zeros[0])} (from 0) is all zeros, which is not a prediction; "
-                "remove the row, or fill it in"
-            )
-        lowest, highest = min(lowest, low), max(highest, high)
-        sums = chunk.sum(-1)
-        off = max(off, float((sums - 1).abs().max()))
-        least, largest = min(least, float(sums.min())), max(largest, float(sums.max()))
-    in_range = lowest >= 0 and highest <= 1 + SUM_TOLERANCE
-    if kind == "probs" and not in_range:
-        outside = lowest if lowest < 0 else highest
-        raise InputError(f"{path} has {outside:g}, which is not a probability: pass --kind logits")
-    if kind != "auto":
-        return kind, "as told"
-    if in_range and off <= SUM_TOLERANCE:
-        return "probs", "all rows are in [0, 1] and sum to 1"
-    if lowest >= 0 and largest - least <= 0.02 * largest and highest > 1:
-        raise InputError(
-            f"{path} has rows without a negative number that all sum to {largest:g}, as parts of a whole do: "
-            "divide them by that, or pass --kind logits"
-        )
-    if in_range:
-        return "logits", f"in [0, 1], but a row's sum is off 1 by {off:.3g}: if these are probabilities, --kind probs"
-    return "logits", "not all rows are in [0, 1] and sum to 1"

@@ -1,27 +1,27 @@
-"""Files of matrices: .npy, .npz, .csv and .parquet, with what they say of rows and columns."""
+"""Files of matrices, with what they say of rows and columns."""
 
-import csv
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
+from debias_ssl.labels.column_roles import find_roles
+from debias_ssl.labels.columns import Column, listed
+from debias_ssl.labels.json_columns import read_json_columns
+from debias_ssl.labels.ranked_columns import matrix_of_groups
+from debias_ssl.labels.text_columns import is_unnamed, read_text_columns
+from debias_ssl.labels.truth import RowNumbers
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
 from debias_ssl.system.outputs import check_whole
-
-# Columns of a table that are no class: those of labels.csv, and names of rows.
-NO_CLASSES = {"path", "row", "name", "label", "confidence", "top2_gap", "plain_label", "plain_confidence"}
-# Before the names of classes in the columns of `debias-ssl predict`.
-PREFIX = "p_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +29,23 @@ class Matrix:
     """What a file holds, not yet checked."""
 
     values: np.ndarray
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None = None
     """Names of the columns, where the file has them."""
     names: Sequence[str] | None = None
     """Names of the rows, likewise."""
+    of_classes: str = ""
+    """Where the names of the classes are from, for people."""
+    of_rows: str = ""
+    """Where the names of the rows are from, and what was left out."""
 
 
-def read_matrix(path: Path) -> Matrix:
+def read_matrix(path: Path, asked: Sequence[str] | None = None, named: Sequence[str] | None = None) -> Matrix:
     """Reads a file by its suffix; a .npy file stays on the disk.
+
+    Args:
+        path: the file.
+        asked: names of the columns of a table that are classes; None finds them.
+        named: names of classes, which may be those of columns.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
@@ -46,21 +55,31 @@ def read_matrix(path: Path) -> Matrix:
     check_whole(path)
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")
-    readers = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise InputError(f"{str(path)!r} is none of {', '.join(readers)}; numpy.save writes .npy")
-    return readers[path.suffix.lower()](path)
+    arrays = {".npy": _read_npy, ".npz": _read_npz}
+    tables: dict[str, Callable[[Path], list[Column] | np.ndarray]] = {
+        **dict.fromkeys((".csv", ".tsv", ".txt"), partial(read_text_columns, classes={*(asked or ()), *(named or ())})),
+        **dict.fromkeys((".json", ".jsonl"), read_json_columns),
+        ".parquet": _read_parquet,
+    }
+    suffix = path.suffix.lower()
+    if suffix not in arrays and suffix not in tables:
+        raise InputError(f"{str(path)!r} is none of {', '.join([*arrays, *tables])}; numpy.save writes .npy")
+    content = arrays[suffix](path) if suffix in arrays else tables[suffix](path)
+    if isinstance(content, np.ndarray):
+        if asked is not None:
+            raise InputError(f"--columns names columns of a table, and {path} has none with names: leave it out")
+        return Matrix(values=content)
+    return _of_columns(content, path, asked, named)
 
 
-def _read_npy(path: Path) -> Matrix:
+def _read_npy(path: Path) -> np.ndarray:
     try:
-        values = read_array(path, "r")
+        return read_array(path, "r")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
-    return Matrix(values=values, classes=None)
 
 
-def _read_npz(path: Path) -> Matrix:
+def _read_npz(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
@@ -70,7 +89,7 @@ def _read_npz(path: Path) -> Matrix:
     # NumPy and zipfile raise nearly anything for files that are damaged.
     except (OSError, ValueError, EOFError, AttributeError, SyntaxError, TokenError, BadZipFile, RuntimeError) as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
-    return Matrix(values=_of_archive(arrays, path), classes=None)
+    return _of_archive(arrays, path)
 
 
 def _of_archive(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
@@ -83,70 +102,55 @@ def _of_archive(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
     return arrays[names[0]]
 
 
-def _read_csv(path: Path) -> Matrix:
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        head = next(csv.reader(file), [])
-    numbered = [str(k) for k in range(len(head))]
-    # A line 0,1,2,... are the names that pandas gives to columns without any.
-    has_names = head == numbered or not all(map(_is_number, head))
+def _read_parquet(path: Path) -> list[Column]:
     try:
-        table = arrow_csv.read_csv(
-            path,
-            read_options=arrow_csv.ReadOptions(column_names=None if has_names else numbered),
-            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
-        )
-    except (OSError, pa.ArrowException) as error:
+        table = parquet.ParquetFile(path).read()
+        pandas = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
-    return _from_table(table, path)
-
-
-def _read_parquet(path: Path) -> Matrix:
     try:
-        table = parquet.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
-    return _from_table(table, path)
-
-
-def _from_table(table: Any, path: Path) -> Matrix:
-    """The classes' columns of a table, and the column that names its rows."""
-    try:
-        table.column_names  # noqa: B018 - pyarrow decodes them here
+        names = table.column_names
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text") from error
-    blank = next((i for i, name in enumerate(table.column_names) if not name.strip()), None)
-    if blank is not None:
-        raise InputError(f"{path}: column {blank + 1} has no name; pandas leaves its index out by index=False")
-    twice = next((name for name, num in Counter(table.column_names).items() if num > 1), None)
+    # Of an index that numbers the rows pandas writes no column.
+    indexes = {index for index in pandas.get("index_columns", []) if isinstance(index, str)}
+    return [
+        Column(
+            name="" if is_unnamed(name) else name,
+            values=values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values,
+            is_index=name in indexes or is_unnamed(name),
+        )
+        for name, values in zip(names, table.columns, strict=True)
+    ]
+
+
+def _of_columns(columns: list[Column], path: Path, asked: Sequence[str] | None, named: Sequence[str] | None) -> Matrix:
+    """The classes' columns of a table, and the column that names its rows."""
+    twice = next((name for name, num in Counter(c.name for c in columns).items() if name and num > 1), None)
     if twice is not None:
         raise InputError(f"{path} has two columns {twice!r}; names of classes must differ")
-    columns = [name for name in table.column_names if name not in NO_CLASSES]
-    prefixed = [name for name in columns if name.startswith(PREFIX)]
-    has_prefix = len(prefixed) > 1
-    classes, arrays = [], []
-    for name in prefixed if has_prefix else columns:
-        array = table[name].to_numpy()
-        if array.dtype.kind in "fiu":
-            classes.append(name.removeprefix(PREFIX) if has_prefix else name)
-            arrays.append(array.astype(np.float32))
-        elif has_prefix or any(_is_number(str(value)) for value in array):
-            raise InputError(f"{path}: column {name!r} has text among its numbers; fix it, or remove the column")
-    if table.num_rows and len(classes) < 2:
-        raise InputError(
-            f"{path} has {len(classes)} columns of numbers, {', '.join(map(repr, table.column_names))[:200]}; at least "
-            "two classes are needed, divided by commas, with decimal points"
-        )
-    key = next((name for name in ("path", "name") if name in table.column_names), None)
+    if not columns or not len(columns[0].values):
+        raise InputError(f"{path} has 0 rows; at least one row and two classes are needed")
+    ranked = matrix_of_groups(columns, path) if asked is None else None
+    rest = [c for c in columns if ranked is None or c not in ranked.columns]
+    roles = find_roles(columns if ranked is None else rest, path, asked if ranked is None else (), named)
+    names, told = (None, "their numbers") if roles.names is None else _row_names(roles.names, path)
+    left_out = f"; left out: {listed(roles.left_out, True)}" if roles.left_out else ""
+    if ranked is not None:
+        values, classes, of_classes = ranked.values, ranked.classes, ranked.told
+    else:
+        values = np.empty((len(columns[0].values), len(roles.classes)), dtype=np.float32)
+        for k, column in enumerate(roles.classes):
+            values[:, k] = column.numbers()
+        classes, of_classes = roles.class_names, f"columns {listed(roles.classes)}"
     return Matrix(
-        values=np.stack(arrays, axis=1) if arrays else np.zeros((table.num_rows, 0), dtype=np.float32),
-        classes=tuple(classes),
-        names=None if key is None else [str(name) for name in table[key].to_pylist()],
+        values=values, classes=classes, names=names, of_classes=of_classes, of_rows=f"names of rows: {told}{left_out}"
     )
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _row_names(column: Column, path: Path) -> tuple[Sequence[str] | None, str]:
+    """The names, or None where they are the rows' numbers, and where they are from."""
+    names, told = column.texts(path), f"column {column.called}"
+    if (doubled := len(names) - len(set(names))) > 0:
+        told += f" ({doubled:,} of {len(names):,} are there before)"
+    return (None if names == [*RowNumbers(len(names))] else names), told

@@ -23,33 +23,43 @@ LOOKED_AT = 20
 # that a row is of, or its number, and its class.
 PATHS = ("path", "filepath", "imagepath", "imgpath", "file", "filename", "imagefile", "image", "imagename", "img")
 PATHS += ("imgname", "photo", "picture", "imageurl", "url", "uri", "name", "key", "id", "imageid", "imgid", "fileid")
+PATHS += ("sampleid", "exampleid", "itemid", "sample", "uid", "uuid")
 ROWS = ("row", "rownumber", "rowid", "index", "idx", "unnamed:0", "")
 LABELS = ("label", "labels", "class", "classname", "labelname", "classlabel", "category", "categoryname", "target")
 LABELS += ("targets", "y", "truth", "groundtruth", "gt", "truelabel", "ytrue")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: int | None = None) -> str:
     """The text of a file in UTF-8, with a byte order mark or without, or in UTF-16 with one.
 
     Bytes that are no text become surrogates, as names of files with such bytes do in Python: a list of such names is
     read as it was written. What must be text is held to it by `is_text`.
+
+    Args:
+        path: the file.
+        most: bytes to read; of a longer file, the whole lines in so many of them.
 
     Raises:
         InputError: the file cannot be read, or is not text, or a job that wrote it has not come to its end.
     """
     check_whole(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(-1 if most is None else most)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    is_cut = len(data) == most
     try:
-        text = data.decode("utf-16") if data.startswith(UTF_16) else data.decode("utf-8-sig", "surrogateescape")
+        if data.startswith(UTF_16):
+            text = codecs.getincrementaldecoder("utf-16")().decode(data, final=not is_cut)
+        else:
+            text = data.decode("utf-8-sig", "surrogateescape")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text: {error.reason}") from error
     if "\0" in text:
         of_spreadsheet = "; a spreadsheet saves text as CSV UTF-8" if data.startswith(b"PK") else ""
         raise InputError(f"{path} is not text: it has bytes of value 0{of_spreadsheet}")
-    return text
+    return text[: text.rfind("\n") + 1] or text if is_cut else text
 
 
 def is_text(value: str) -> bool:
@@ -106,6 +116,20 @@ class Table:
         except csv.Error as error:
             raise InputError(f"{self.path}, line {number + 1} or below: {error}") from error
 
+    def cells(self) -> Iterator[list[str]]:
+        """The cells of all rows as they are, however many; those of the first line are the first.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        reader = self._reader()
+        try:
+            yield from reader
+        except csv.Error as error:
+            raise InputError(
+                f"{self.path}, line {self.first_line + reader.line_num} or below: {reason(error)}"
+            ) from error
+
     @property
     def num_empty(self) -> int:
         """How many rows are left out because their cells are all empty; lines without any cell do not count."""
@@ -140,15 +164,19 @@ class Table:
         return _cells(self.text, self.delimiter, self.has_blanks)
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, most: int | None = None) -> Table:
     """Reads a CSV or TSV file; what divides its cells is found, or named by a first line `sep=;`.
+
+    Args:
+        path: the file.
+        most: bytes to read; of a longer file, the rows in so many of them.
 
     Raises:
         InputError: the file cannot be read, is not text, or has no first line of names.
     """
-    text, first_line = read_text(path), 1
+    text, first_line = read_text(path, most), 1
     start, _, rest = text.partition("\n")
-    told = start.strip().lower()
+    told = start.strip(" \r").lower()
     if told.startswith("sep=") and len(told) == 5:
         text, first_line, delimiter = rest, 2, told[4]
     else:

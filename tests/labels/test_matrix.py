@@ -94,14 +94,13 @@ def test_probabilities_of_six_decimals_are_probabilities(tmp_path: Path):
 def test_scores_that_do_not_sum_to_one_are_logits_with_a_hint(added: float, tmp_path: Path):
     path = saved(tmp_path, 0.7 * PROBS + added)
     predictions = read_predictions(path)
-    assert predictions.kind == "logits" and "--kind probs" in predictions.found
+    assert predictions.kind == "logits" and "--kind probs" in predictions.found.words
     assert read_predictions(path, "probs").kind == "probs"
 
 
-@pytest.mark.parametrize("whole", [100.0, 7.0])
-def test_parts_of_another_whole_than_one_are_refused(whole: float, tmp_path: Path):
-    path = saved(tmp_path, np.round(whole * PROBS, 2))
-    with pytest.raises(InputError, match=rf"all sum to {whole:g}.* divide them by that, or pass --kind logits"):
+def test_parts_of_another_whole_than_one_are_refused(tmp_path: Path):
+    path = saved(tmp_path, np.round(7 * PROBS, 2))
+    with pytest.raises(InputError, match=r"all sum to 7.* divide them by that, or pass --kind logits"):
         read_predictions(path)
     assert read_predictions(path, "logits").kind == "logits"
 
@@ -111,13 +110,6 @@ def test_a_folder_is_told_from_what_is_not_there(tmp_path: Path):
         read_predictions(tmp_path)
     with pytest.raises(InputError, match="there is no file"):
         read_predictions(tmp_path / "p.npy")
-
-
-@pytest.mark.parametrize("text", ["a;b;c\n1;2;3\n", "hello world\nfoo\n"])
-def test_tables_with_other_dividers_are_told_what_was_found(text: str, tmp_path: Path):
-    (tmp_path / "p.csv").write_text(text)
-    with pytest.raises(InputError, match=r"columns of numbers, '.*divided by commas, with decimal points"):
-        read_predictions(tmp_path / "p.csv")
 
 
 def test_what_is_told_is_believed_but_not_of_negative_probabilities(tmp_path: Path):
@@ -149,8 +141,8 @@ def test_csv_of_predict(tmp_path: Path):
 
 
 def test_csv_of_named_columns(tmp_path: Path):
-    head = ["name", "split", "p_cat", "dog", "plain_confidence", "top2_gap", "eel"]
-    rows = [[7 + i, "test", row[0], row[1], 0.5, 0.5, row[2]] for i, row in enumerate(LOGITS.tolist())]
+    head = ["name", "split", "p_cat", "dog", "note", "eel"]
+    rows = [[7 + i, "test", row[0], row[1], "x", row[2]] for i, row in enumerate(LOGITS.tolist())]
     predictions = read_predictions(written(tmp_path / "p.csv", [head, *rows]))
     assert predictions.classes == ("p_cat", "dog", "eel") and predictions.kind == "logits"
     assert predictions.names == ["7", "8", "9", "10"]
@@ -175,15 +167,15 @@ def test_parquet_is_read_by_its_columns(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (",ant,bee\n0,1,2\n", "column 1 has no name"),
+        (",ant,bee\n0.5,1.5,2.5\n", "column 1 has no name"),
         ("ant,ant\n1,2\n", "two columns 'ant'"),
         ("p_ant,p_bee\n1,2\n1,x\n", "'p_bee' has text"),
         ("ant,bee,cat\n1,2,3\n1,2.5x,3\n", "'bee' has text"),
         ("ant,bee\n1,\n2,3\n", "row 0 .*class 'bee': nan is not a finite number"),
         ("ant,bee\n1,2\n1,2,3\n", "cannot read .*p.csv"),
-        ("path,note\na,b\n", "0 columns of numbers, 'path', 'note'"),
+        ("path,note\na,b\n", r"0 columns of numbers .* of path \(text\), note \(text\); at least two"),
         ("ant,bee\n", "0 rows"),
-        ("", "cannot read"),
+        ("", "first line must name the columns; it is empty"),
     ],
 )
 def test_tables_that_cannot_be_used_are_refused(text: str, words: str, tmp_path: Path):
@@ -243,7 +235,7 @@ def test_damaged_files_are_refused(name: str, tmp_path: Path):
 
 def test_other_files_are_refused(tmp_path: Path):
     (tmp_path / "p.pt").write_text("")
-    with pytest.raises(InputError, match=r"none of \.npy, \.npz, \.csv, \.parquet"):
+    with pytest.raises(InputError, match=r"none of \.npy, \.npz, \.csv, \.tsv, \.txt, \.json"):
         read_predictions(tmp_path / "p.pt")
     with pytest.raises(InputError, match="no file"):
         read_predictions(tmp_path / "p.npy")
@@ -258,9 +250,6 @@ def test_names_of_classes_come_from_the_flag_then_the_file_then_beside_it(tmp_pa
     assert read_predictions(table).classes == ("a", "b", "c")
     for path in (array, table):
         assert read_predictions(path, classes_file=flag).classes == ("one", "two", "three")
-    flag.write_text("b\na\nc\n")
-    with pytest.raises(InputError, match="another order"):
-        read_predictions(table, classes_file=flag)
 
 
 @pytest.mark.parametrize("names", [["x", "y"], ["x", "y", "z", "w"]])

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from debias_ssl.system.errors import InputError
-from debias_ssl.system.tables import LABELS, PATHS, is_text, read_table
+from debias_ssl.system.tables import LABELS, PATHS, is_text, read_table, read_text
 
 ROWS = [
     ["path", "label"],
@@ -39,8 +39,9 @@ def test_delimiters_line_ends_and_encodings_are_found(tmp_path, delimiter, end, 
     assert [number for number, _ in table] == [2, 3, 4, 6]
 
 
-def test_a_spreadsheet_may_name_its_delimiter(tmp_path):
-    table = table_of(tmp_path, "sep=;\r\n" + written(";"))
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_a_spreadsheet_may_name_its_delimiter(tmp_path, delimiter):
+    table = table_of(tmp_path, f"sep={delimiter}\r\n" + written(delimiter))
     assert [cells for _, cells in table] == ROWS[1:]
     assert next(iter(table))[0] == 3
 
@@ -117,3 +118,14 @@ def test_what_may_be_another_number_is_none(tmp_path, delimiter, cell):
 def test_a_workbook_is_told_how_to_be_saved(tmp_path):
     with pytest.raises(InputError, match="a spreadsheet saves text as CSV UTF-8"):
         table_of(tmp_path, b"PK\3\4\0\0\x14\0")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_of_a_long_file_the_whole_lines_of_its_beginning_can_be_had(tmp_path, encoding):
+    path = tmp_path / "long.csv"
+    path.write_bytes("path,label\nü1.jpg,cat\nü2.jpg,dog\n".encode(encoding))
+    size = path.stat().st_size
+    for most in range(30 * size // 40, size):
+        assert read_text(path, most) == "path,label\nü1.jpg,cat\n"
+    assert read_text(path, size + 1) == read_text(path) and len(list(read_table(path, size + 1))) == 2
+    assert [*read_table(path).cells()] == [["path", "label"], ["ü1.jpg", "cat"], ["ü2.jpg", "dog"]]
