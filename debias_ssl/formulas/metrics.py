@@ -8,7 +8,7 @@ from torch import Tensor
 
 Confusion = Shaped[Tensor, "C C"]
 Interval = tuple[float, float]
-# The standard normal's quantile of .975.
+# The standard normal's quantile of 0.975.
 QUANTILE = 1.959963984540054
 
 

@@ -52,7 +52,7 @@ class Solution:
 def supported_share(num_rows: int, num_classes: int) -> float:
     """How much of a prior that is estimated from these rows is removed: min(1, 1.2 n / (n + 2 C)).
 
-    The estimate from a row is the row itself: without it, all labels are ties. 0 for no row, .4 for one row a class, 1
+    The estimate from a row is the row itself: without it, all labels are ties. 0 for no row, 0.4 for one row a class, 1
     from ten on. Chosen on half of the CIFAR-10 test images and on made logits, so that labels of batches of any size
     are right at most a point less often than the plain ones.
     """

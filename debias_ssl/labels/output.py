@@ -204,7 +204,7 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
 def stored(probs: Float[Tensor, "n C"], label: Int64[np.ndarray, " n"]) -> Float16[np.ndarray, "n C"]:
     """Probabilities in fp16, as probs.npy holds them, in which the label alone is the largest of its row.
 
-    Rounding makes close numbers equal. There the label's goes up to the next number of fp16, by .1 % at most, as
+    Rounding makes close numbers equal. There the label's goes up to the next number of fp16, by 0.1 % at most, as
     labels are those of the exact numbers and readers may take the largest of the stored ones.
 
     Args:
