@@ -23,6 +23,7 @@ from debias_ssl.contract import Problem
 from debias_ssl.debias import main as debias_main
 from debias_ssl.formulas import logits as formulas
 from debias_ssl.label import main as label_main
+from debias_ssl.labels.output import stored
 from debias_ssl.predict import main as predict_main
 from debias_ssl.system.errors import InputError
 
@@ -171,7 +172,7 @@ def agree(found: Any, out: Path) -> None:
     for name in ("confidence", "plain_confidence", "top2_gap"):
         assert [row[name] for row in rows] == [f"{number:.6f}" for number in getattr(found, name)]
     assert found.probs.dtype == np.float32
-    np.testing.assert_array_equal(np.load(out / "probs.npy"), torch.from_numpy(found.probs).half().numpy())
+    np.testing.assert_array_equal(np.load(out / "probs.npy"), stored(torch.from_numpy(found.probs), found.label))
     assert summary["class_prior"] == dict(zip(found.classes, found.prior.tolist(), strict=True))
     assert (summary["strength"], summary["temperature"]) == (found.strength, found.temperature)
     # Arrays have no name.

@@ -38,8 +38,8 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
             check_writable(folder, "--out")
             yield
         finally:
-            # What a signal has kept from being removed.
-            with undisturbed():
+            # What a signal has kept from being removed; somebody may have taken the folder away.
+            with undisturbed(), suppress(OSError):
                 remove_unfinished(folder)
 
 
