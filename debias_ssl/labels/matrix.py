@@ -13,7 +13,7 @@ from torch import Tensor
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
 from debias_ssl.labels.class_names import read_class_names
 from debias_ssl.labels.debiasing import DebiasConfig, Rows
-from debias_ssl.labels.matrix_beside import check_whole, classes_beside, names_beside
+from debias_ssl.labels.matrix_beside import classes_beside, names_beside
 from debias_ssl.labels.matrix_files import Matrix, read_matrix
 from debias_ssl.labels.matrix_kinds import WORDS, Asked, Found, Kind, chunks_of, find_kind
 from debias_ssl.labels.truth import RowNumbers, read_labels, read_target
@@ -72,7 +72,6 @@ def read_predictions(
         InputError: the file or the matrix in it cannot be used.
     """
     given = None if classes_file is None else read_class_names(classes_file)[0]
-    check_whole(path)
     matrix = read_matrix(path, columns, given)
     check_shape(matrix.values, str(path))
     classes, of_classes = _class_names(path, matrix, given, classes_file)

@@ -1,21 +1,18 @@
 """What stands beside a matrix, in the folder that `label` and `debias` write: it is checked against the matrix."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Num
 
+from debias_ssl.data.sources.images import UNKNOWN
+from debias_ssl.data.sources.label_files import contradicting_row
 from debias_ssl.labels.class_names import read_class_names
 from debias_ssl.labels.column_roles import OF_LABELS
-from debias_ssl.labels.debiasing import rows_of_chunk
-from debias_ssl.labels.output import outputs_in
 from debias_ssl.labels.truth import RowNumbers
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.tables import read_table
-
-# How far the decimals of labels.csv and float16 in probs.npy are apart: by rounding, and by a tie that it makes.
-RELATIVE, ABSOLUTE = 2**-10, 2e-6
 
 
 def classes_beside(path: Path, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -40,14 +37,6 @@ def classes_beside(path: Path, given: tuple[str, ...] | None) -> tuple[str, ...]
             "leave out --classes, or remove what is wrong"
         )
     return own
-
-
-def check_whole(path: Path) -> None:
-    """Raises InputError where probs.npy is in a folder whose labels were being replaced as a job was interrupted."""
-    if path.name == "probs.npy" and outputs_in(path.parent).is_incomplete():
-        raise InputError(
-            f"{str(path.parent)!r} holds parts of labels, as a job that wrote them was interrupted: run that job again"
-        )
 
 
 def names_beside(path: Path, values: Num[np.ndarray, "N C"], classes: tuple[str, ...] | None) -> Sequence[str] | None:
@@ -78,36 +67,17 @@ def names_beside(path: Path, values: Num[np.ndarray, "N C"], classes: tuple[str,
     if len(rows) != len(values):
         raise InputError(f"{beside} has {len(rows):,} rows, {path} has {len(values):,}: they are not of one job")
     number = None if classes is None else {name: k for k, name in enumerate(classes)}
-    for i, (is_right, found) in enumerate(_agreements(values, rows, number)):
-        if not is_right:
-            name, told, sure = rows[i]
-            raise InputError(
-                f"{beside}, line {lines[i]} says {told!r} by {sure} of {name!r}, row {i} (from 0) of {path} {found}: "
-                "its rows are in another order, or of another job; sort them back, or move it away"
-            )
+    labels = [UNKNOWN if number is None else number.get(label, len(number)) for _, label, _ in rows]
+    i = contradicting_row(values, np.array(labels), np.array([_number(sure) for _, _, sure in rows]))
+    if i is not None:
+        (name, told, sure), best = rows[i], int(values[i].argmax())
+        raise InputError(
+            f"{beside}, line {lines[i]} says {told!r} by {sure} of {name!r}, row {i} (from 0) of {path} "
+            f"{best if classes is None else repr(classes[best])} by {values[i].max():.6f}: its rows are in another "
+            "order, or of another job; sort them back, or move it away"
+        )
     names = [name for name, _, _ in rows]
     return None if names == [*RowNumbers(len(names))] else names
-
-
-def _agreements(
-    values: Num[np.ndarray, "N C"], rows: Sequence[tuple[str, str, str]], number: dict[str, int] | None
-) -> Iterator[tuple[bool, str]]:
-    """Whether the label and the confidence of each row are those of the matrix, and what the matrix says."""
-    step = rows_of_chunk(values.shape[1])
-    names = None if number is None else [*number]
-    for first in range(0, len(values), step):
-        chunk = np.array(values[first : first + step], dtype=np.float32)
-        best, most = chunk.argmax(1), chunk.max(1)
-        told = np.array([_number(confidence) for _, _, confidence in rows[first : first + step]])
-        labels = (
-            best if number is None else np.array([number.get(name, -1) for _, name, _ in rows[first : first + step]])
-        )
-        margin = RELATIVE * most + ABSOLUTE
-        # A tie in float16 has its largest number twice.
-        is_right = (labels >= 0) & (chunk[np.arange(len(chunk)), labels] >= most - margin)
-        is_right &= np.abs(told - most) <= margin
-        for k in range(len(chunk)):
-            yield bool(is_right[k]), f"{best[k] if names is None else repr(names[best[k]])} by {most[k]:.6f}"
 
 
 def _number(text: str) -> float:

@@ -92,6 +92,8 @@ def test_classes_that_contradict_those_beside_are_refused(names: list[str], labe
 
 def test_a_folder_that_was_being_replaced_is_refused(labeled: Path, tmp_path: Path, capsys):
     outputs_in(labeled).mark_incomplete()
+    # What says that labels are whole goes first.
+    (labeled / "summary.json").unlink()
     flags = ["--predictions", str(labeled / "probs.npy"), "--out", str(tmp_path / "again")]
     message = refused(debias, flags, capsys)
     assert "was interrupted" in message and str(labeled) in message

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float16, Float64, Int64
+from jaxtyping import Bool, Float16, Float64, Int64, Num
 
 from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.data.sources.shards import member_named
@@ -272,27 +272,42 @@ def read_probs(
 
 
 def _check_rows(path: Path, listed: LabelFile, classes: tuple[str, ...], probs: Float16[np.ndarray, "N C"]) -> None:
-    """Raises InputError where a row of labels.csv has not the label or the confidence of its row of probs.npy.
-
-    Of two classes whose probabilities differ by the rounding of float16 alone, either may be the label.
-    """
+    """Raises InputError where a row of labels.csv has not the label or the confidence of its row of probs.npy."""
     number = {name: k for k, name in enumerate(classes)} | {"": UNKNOWN}
     labels = np.array([number.get(label, len(classes)) for label in listed.labels])
     confidence = read_confidence(path) if has_confidence(path) else None
+    i = contradicting_row(probs, labels, confidence)
+    if i is not None:
+        told = "" if confidence is None else f" with confidence {confidence[i]:.3f}"
+        raise InputError(
+            f"{path}, line {listed.lines[i]}: {listed.labels[i]!r}{told}, but row {i} of probs.npy has "
+            f"{classes[int(probs[i].argmax())]!r} with {probs[i].max():.3f}: labels.csv was sorted or changed; put it "
+            "back as it was written, or make the folder anew"
+        )
+
+
+def contradicting_row(
+    probs: Num[np.ndarray, "N C"], labels: Int64[np.ndarray, " N"], confidence: Float64[np.ndarray, " N"] | None
+) -> int | None:
+    """The first row whose label or confidence is not that of its probabilities; None where all rows agree.
+
+    Of two classes whose probabilities differ by the rounding of float16 alone, either may be the label.
+
+    Args:
+        probs: probabilities, or logits if there are no confidences.
+        labels: class numbers, negative where unknown; C is no class.
+        confidence: of the labels; None is not compared.
+    """
     for first in range(0, len(labels), ROWS_CHECKED):
         rows = np.arange(first, min(first + ROWS_CHECKED, len(labels)))
         part, label = np.asarray(probs[rows], dtype=np.float64), labels[rows]
-        highest, known = part.max(1), (label >= 0) & (label < len(classes))
+        highest, known = part.max(1), (label >= 0) & (label < probs.shape[1])
         own = part[np.arange(len(rows)), np.where(known, label, 0)]
         rounding = ROUNDING * highest + DECIMALS
-        wrong = (label == len(classes)) | known & (own < highest - rounding)
+        wrong = (label == probs.shape[1]) | known & (own < highest - rounding)
         if confidence is not None:
-            wrong |= np.abs(confidence[rows] - highest) > rounding
+            # What is not a number is wrong too.
+            wrong |= ~(np.abs(confidence[rows] - highest) <= rounding)
         if wrong.any():
-            i = int(wrong.argmax())
-            told = "" if confidence is None else f" with confidence {confidence[rows[i]]:.3f}"
-            raise InputError(
-                f"{path}, line {listed.lines[rows[i]]}: {listed.labels[rows[i]]!r}{told}, but row {rows[i]} of "
-                f"probs.npy has {classes[int(part[i].argmax())]!r} with {highest[i]:.3f}: labels.csv was sorted or "
-                "changed; put it back as it was written, or make the folder anew"
-            )
+            return int(rows[wrong.argmax()])
+    return None

@@ -380,7 +380,7 @@ def test_a_cache_of_ones_own_is_used(config: DataConfig, tmp_path: Path, cache: 
 
 def test_a_cache_that_cannot_be_made_is_told_with_the_mend(config: DataConfig, tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot make the folder '.*file': .*; set data\.cache"):
+    with pytest.raises(InputError, match=r"cannot make the folder '.*file': .*; set XDG_CACHE_HOME .*data\.cache"):
         reader_of(training(config), config, cache=str(tmp_path / "file"))
 
 
