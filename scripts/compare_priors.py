@@ -37,7 +37,7 @@ def shifts(
     uniform = torch.full((num_classes,), 1 / num_classes)
     found: dict[str, Tensor] = {
         "marginal": priors.mean_probs(chunks),
-        "momentum .99": priors.running_mean(chunks, 0.99),
+        "momentum 0.99": priors.running_mean(chunks, 0.99),
         "confidence": priors.confidence_weighted(chunks),
         "stationary": priors.stationary(chunks),
         "centering": priors.centering(chunks),
