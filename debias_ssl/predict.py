@@ -1,7 +1,7 @@
 """`debias-ssl predict`: a trained run's labels for images, as a CSV file."""
 
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,27 +54,24 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is the run's limit")
-    parsed, data = parse_data(parser, arguments, _run_of)
-    if parsed.max_pixels is not None:
-        data = replace(data, max_pixels=parsed.max_pixels)
-    if parsed.batch_size < 1:
-        raise InputError(f"--batch_size is {parsed.batch_size}, must be at least 1")
-    out = Path(parsed.out)
     goes_on = "the same command goes on with what was labeled so far"
-    lock = locked_file(out, "--out") if is_first() else nullcontext()
-    with lock, dead_workers_told("--workers", goes_on), ends_told(goes_on):
-        if is_first():
-            check_table(out, parsed.overwrite)
-        _predict(parsed, data, out)
+    with ExitStack() as held, dead_workers_told("--workers", goes_on), ends_told(goes_on):
 
+        def run_of(parsed: Namespace) -> str:
+            """The run, once it is known that what is asked for may be written."""
+            out = Path(parsed.out)
+            check_apart(out, "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
+            if is_first():
+                held.enter_context(locked_file(out, "--out"))
+                check_table(out, parsed.overwrite)
+            return parsed.run
 
-def _run_of(parsed: Namespace) -> str:
-    """The run, once it is known that what is asked for may be written."""
-    out = Path(parsed.out)
-    check_apart(out, "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
-    if is_first():
-        check_table(out, parsed.overwrite)
-    return parsed.run
+        parsed, data = parse_data(parser, arguments, run_of)
+        if parsed.max_pixels is not None:
+            data = replace(data, max_pixels=parsed.max_pixels)
+        if parsed.batch_size < 1:
+            raise InputError(f"--batch_size is {parsed.batch_size}, must be at least 1")
+        _predict(parsed, data, Path(parsed.out))
 
 
 def _predict(parsed: Namespace, data: DataConfig, out: Path) -> None:

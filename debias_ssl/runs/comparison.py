@@ -24,6 +24,7 @@ from debias_ssl.runs.run import train
 from debias_ssl.runs.variants import ComparisonPlan
 from debias_ssl.system.errors import InputError, Interrupted, StoppedError, reason
 from debias_ssl.system.files import write_aside
+from debias_ssl.system.locking import remove_stale_lock
 from debias_ssl.system.outputs import Outputs, check_apart
 from debias_ssl.training.journal import last_records
 from debias_ssl.training.saved import config_from
@@ -270,6 +271,7 @@ def run_comparison(plan: ComparisonPlan, out: Path, at_once: int) -> list[tuple[
                 waiting.append(run)
                 continue
             results[i] = run.result()
+            remove_stale_lock(run.path)
         except InputError as error:
             results[i] = run.result(str(error))
         _print_outcome(run, results[i])

@@ -106,6 +106,14 @@ def _held(path: Path, what: Path, flag: str, patience: float) -> Iterator[None]:
             _remove_empty(made)
 
 
+def remove_stale_lock(folder: Path) -> None:
+    """Removes the lock of a job that was killed after all its work, from a folder in which nothing is left to do."""
+    path = folder / LOCK
+    if path.exists():
+        with suppress(OSError, Timeout), FileLock(path, timeout=0):
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Keeps signals that end a job waiting while it cleans up, where the system has a mask for them."""
