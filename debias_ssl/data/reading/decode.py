@@ -178,7 +178,8 @@ def _scale_transparent(image: Image.Image) -> None:
     clear = image.info.get("transparency")
     for mode in _raw_modes(image) if image.format == "PNG" else ():
         if isinstance(clear, int):
-            image.info["transparency"] = clear * LEVELS.get(mode, 1)
+            # Of one bit, newer versions of Pillow have scaled it.
+            image.info["transparency"] = bool(clear) * 255 if mode == "1" else clear * LEVELS.get(mode, 1)
         elif isinstance(clear, tuple) and ";16" in mode:
             # Of the pixels, too, only the upper eight bits are read.
             image.info["transparency"] = tuple(value >> 8 for value in clear)
