@@ -46,14 +46,16 @@ def shifts(
     result = {"plain": logits}
     for name, prior in found.items():
         result |= {f"{name}, strength {tau:g}": debias(logits, prior.float(), tau) for tau in STRENGTHS}
-    result["fixed point"] = debias(logits, priors.balancing(chunks, uniform).float(), 1)
-    result["transport"] = debias(logits, priors.transport(chunks, uniform).float(), 1)
-    result["plain, target em"] = adjust(logits, priors.expectation_maximization(chunks, uniform).float(), 1)
+    result["fixed point"] = debias(logits, priors.balancing(chunks, uniform).prior.float(), 1)
+    result["transport"] = debias(logits, priors.transport(chunks, uniform).prior.float(), 1)
+    result["plain, target em"] = adjust(logits, priors.expectation_maximization(chunks, uniform).prior.float(), 1)
     true = truth.bincount(minlength=num_classes) / len(truth)
     # What could be had if the true shares were known.
     result["oracle: true prior subtracted"] = debias(logits, true, 1)
     result["oracle: marginal, target the true shares"] = adjust(debias(logits, found["marginal"].float(), 1), true, 1)
-    result["oracle: fixed point, target the true shares"] = debias(logits, priors.balancing(chunks, true).float(), 1)
+    result["oracle: fixed point, target the true shares"] = debias(
+        logits, priors.balancing(chunks, true).prior.float(), 1
+    )
     return result
 
 

@@ -61,7 +61,7 @@ def _evenly(first: int, last: int, num: int) -> list[int]:
 def balancing_shift(logits: Float[Tensor, "V C"], rounds: AtLeastOne = 100) -> Float[Tensor, " C"]:
     """The shift of logits that makes the mean softmax equal for all classes, after `rounds` of Sinkhorn's iteration."""
     uniform = torch.full_like(logits[0], 1 / logits.shape[1])
-    log_prior = finite_log(balancing([logits], uniform, iterations=rounds, tolerance=0.0, annealed=()))
+    log_prior = finite_log(balancing([logits], uniform, iterations=rounds, tolerance=0.0, annealed=()).prior)
     return log_prior.mean() - log_prior
 
 

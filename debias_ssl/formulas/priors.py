@@ -87,13 +87,13 @@ def balancing(
     iterations: int = 100,
     tolerance: float = TOLERANCE,
     annealed: Sequence[float] = ANNEALED,
-) -> Prior:
+) -> Solution:
     """The q whose removal makes the predictions follow a target: mean_n softmax((f_n - log q) / epsilon) = target.
 
     log q <- log q + epsilon (log mean_n softmax((f_n - log q) / epsilon) - log target), which is Sinkhorn's scaling of
     the columns of exp(f / epsilon) between two scalings of its rows, and hence converges. With epsilon 1 it is the
     fixed point of subtracting the log of the marginal (arXiv 2201.01490) again and again. Where that is slow, L-BFGS
-    goes on from its end (`balance`).
+    goes on from its end.
 
     Args:
         chunks: f.
@@ -104,32 +104,6 @@ def balancing(
             and nothing follows.
         annealed: larger epsilons to begin with.
     """
-    return balance(chunks, target, epsilon, iterations, tolerance, annealed).prior
-
-
-def transport(chunks: Chunks, target: Prior) -> Prior:
-    """The q whose removal makes the numbers of predictions follow a target.
-
-    Optimal transport of the rows, all of one weight, to classes of the target's weights at the cost -log p, whose dual
-    solution is log q (OTTER, arXiv 2404.08461): `balancing` with an epsilon near 0.
-    """
-    return balance_counts(chunks, target).prior
-
-
-def balance_counts(chunks: Chunks, target: Prior) -> Solution:
-    """`transport`, and how far the numbers are from the target at its end."""
-    return balance(chunks, target, SHARP, WARM_ITERATIONS)
-
-
-def balance(
-    chunks: Chunks,
-    target: Prior,
-    epsilon: float = 1.0,
-    iterations: int = 100,
-    tolerance: float = TOLERANCE,
-    annealed: Sequence[float] = ANNEALED,
-) -> Solution:
-    """`balancing`, and how far the mean is from the target at its end."""
     log_target = floored_log(target.double())
     log_q, left = torch.zeros_like(log_target), math.inf
     stages = [(value, WARM_ITERATIONS) for value in annealed if value > epsilon] + [(epsilon, iterations)]
@@ -145,6 +119,15 @@ def balance(
     if 0 < tolerance <= left:
         log_q, left = _search(chunks, target.double(), epsilon, log_q, tolerance)
     return Solution(prior=log_q.softmax(-1), left=left)
+
+
+def transport(chunks: Chunks, target: Prior) -> Solution:
+    """The q whose removal makes the numbers of predictions follow a target.
+
+    Optimal transport of the rows, all of one weight, to classes of the target's weights at the cost -log p, whose dual
+    solution is log q (OTTER, arXiv 2404.08461): `balancing` with an epsilon near 0.
+    """
+    return balancing(chunks, target, SHARP, WARM_ITERATIONS)
 
 
 def _distance(one: Prior, other: Prior) -> float:
@@ -265,7 +248,7 @@ def content_free(blank: Float[Tensor, "K C"]) -> Prior:
 
 def expectation_maximization(
     chunks: Chunks, source: Prior, iterations: int = 100, tolerance: float = TOLERANCE
-) -> Prior:
+) -> Solution:
     """The class shares pi of the rows, for a classifier trained on other shares (Saerens et al., 2002).
 
     pi <- mean_n [p_n pi / source / sum_k(p_nk pi_k / source_k)] with p = softmax(f), from pi = source.
@@ -276,11 +259,6 @@ def expectation_maximization(
         iterations: the most that are made.
         tolerance: iterations end where half the L1 distance of two successive pi is below.
     """
-    return estimate_shares(chunks, source, iterations, tolerance).prior
-
-
-def estimate_shares(chunks: Chunks, source: Prior, iterations: int = 100, tolerance: float = TOLERANCE) -> Solution:
-    """`expectation_maximization`, and how far the shares moved in its last iteration."""
     log_source = floored_log(source.double())
     pi, left = log_source.softmax(-1), math.inf
     for _ in range(iterations):

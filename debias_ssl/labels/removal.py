@@ -119,7 +119,7 @@ def _find_shift(
         log_target = floored_log(target)
     if config.prior in ("fixed_point", "transport"):
         towards = target if target is not None else _shares(chunks, uniform, tell)
-        balance = priors.balance if config.prior == "fixed_point" else priors.balance_counts
+        balance = priors.balancing if config.prior == "fixed_point" else priors.transport
         balanced = balance(chunks, towards)
         if not balanced.is_settled:
             tell(_unsettled(f"the prior {config.prior}", balanced, "the labels' shares miss the target by that much"))
@@ -142,7 +142,7 @@ def _find_shift(
 
 
 def _shares(chunks: Chunks, source: Float[Tensor, " C"], tell: Callable[[str], None]) -> Float[Tensor, " C"]:
-    found = priors.estimate_shares(chunks, source)
+    found = priors.expectation_maximization(chunks, source)
     if not found.is_settled:
         tell(_unsettled("the shares of the target em", found, "they are still on their way; give the target as a file"))
     return found.prior

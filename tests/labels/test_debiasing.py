@@ -91,11 +91,11 @@ def test_chunks_do_not_change_a_byte(settings: dict[str, Any], logits: Tensor, t
     [
         ("none", lambda f: torch.full((4,), 0.25)),
         ("marginal", lambda f: priors.mean_probs([f])),
-        ("fixed_point", lambda f: priors.balancing([f], torch.full((4,), 0.25))),
+        ("fixed_point", lambda f: priors.balancing([f], torch.full((4,), 0.25)).prior),
         ("momentum", lambda f: priors.running_mean([f], 0.9)),
         ("confidence", lambda f: priors.confidence_weighted([f])),
         ("stationary", lambda f: priors.stationary([f])),
-        ("transport", lambda f: priors.transport([f], torch.full((4,), 0.25))),
+        ("transport", lambda f: priors.transport([f], torch.full((4,), 0.25)).prior),
         ("centering", lambda f: priors.centering([f])),
         ("content_free", lambda f: priors.content_free(f[:2])),
     ],
@@ -164,7 +164,7 @@ def test_its_own_marginal_cannot_be_told_from_shares_that_are_estimated(logits: 
 
 def test_shares_are_estimated_for_what_the_prior_leaves(logits: Tensor, tmp_path: Path):
     labeling = run(logits, tmp_path, prior="content_free", target_prior="em", further={"blank": torch.zeros(1, 4)})
-    shares = priors.expectation_maximization([logits], torch.full((4,), 0.25)).clamp(min=1e-8)
+    shares = priors.expectation_maximization([logits], torch.full((4,), 0.25)).prior.clamp(min=1e-8)
     np.testing.assert_allclose(labeling.shift - labeling.shift[0], -(shares.log() - shares[0].log()), atol=1e-5)
     run(logits, tmp_path, prior="fixed_point", target_prior="em")
     mean = np.load(tmp_path / "probs.npy").astype(float).mean(0)

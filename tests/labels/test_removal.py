@@ -123,7 +123,7 @@ def test_a_prior_of_one_pass_is_tuned_on_all_rows_and_others_on_a_sample(monkeyp
     assert part["stationary"].temperature == pytest.approx(whole["stationary"].temperature, rel=1e-6)
     assert part["fixed_point"].temperature == pytest.approx(whole["fixed_point"].temperature, rel=0.05)
     # What is removed in the end is the prior of all rows.
-    q = priors.balancing([logits / part["fixed_point"].temperature], torch.full((10,), 0.1, dtype=torch.float64))
+    q = priors.balancing([logits / part["fixed_point"].temperature], torch.full((10,), 0.1, dtype=torch.float64)).prior
     torch.testing.assert_close(part["fixed_point"].prior, q, rtol=1e-6, atol=0)
 
 
@@ -193,7 +193,7 @@ def test_what_the_rows_do_not_say_does_not_depend_on_their_number(prior: str):
     assert removal.supported == 1 and not removal.notes
     # Shares that are estimated from them do.
     one = remove(logits[:1], 1, prior=prior, target="em")
-    shares = priors.expectation_maximization([logits[:1]], torch.full((10,), 0.1, dtype=torch.float64))
+    shares = priors.expectation_maximization([logits[:1]], torch.full((10,), 0.1, dtype=torch.float64)).prior
     # But for a constant, which softmax does not see.
     expected = -1.2 / 21 * shares.clamp(min=1e-8).log()
     torch.testing.assert_close(one.shift - one.shift.mean(), expected - expected.mean())
