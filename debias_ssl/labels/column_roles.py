@@ -22,7 +22,7 @@ TRUTHS = {
 }
 FIGURES = {
     *("confidence", "conf", "score", "prob", "probability", "maxprob", "entropy", "margin", "loss", "top2gap"),
-    *("uncertainty", "weight"),
+    *("uncertainty", "weight", "width", "height", "channels", "size", "filesize", "bytes", "count"),
 }
 MEND = "say which columns are classes by --columns NAME,NAME,... or by --classes FILE of their names"
 

@@ -309,3 +309,10 @@ def test_the_example_of_the_guide_says_what_the_guide_says(tmp_path: Path, monke
     Path("predictions.csv").write_text(table)
     debias(["--predictions", "predictions.csv", "--out", "labels"])
     assert capsys.readouterr().out.startswith(said)
+
+
+@pytest.mark.parametrize("name", ["width", "Height", "file_size"])
+def test_sizes_of_images_among_whole_numbers_are_asked_about(name: str, tmp_path: Path):
+    (tmp_path / "p.csv").write_text(f"{name},cat,dog\n640,1,-1\n")
+    with pytest.raises(InputError, match=f"{name} has whole numbers alone.*--columns"):
+        read_predictions(tmp_path / "p.csv")
