@@ -1,11 +1,10 @@
 """The folder that `label` and `debias` write, and the figures that they say at their end."""
 
-import csv
 import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from debias_ssl.labels.debiasing import (
     DebiasConfig,
     Labeling,
     Removal,
-    RowLabels,
     Rows,
     label_rows,
     labeling_of,
 )
+from debias_ssl.labels.label_table import csv_parts
 from debias_ssl.labels.removal import find_removal
-from debias_ssl.labels.truth import RowNumbers
 from debias_ssl.system.errors import InputError, only_warned
 from debias_ssl.system.files import check_writable, write_aside, writing_parts
 from debias_ssl.system.outputs import Outputs
@@ -183,22 +181,20 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
     Raises:
         InputError: a number is not finite; nothing is written then.
     """
-    text, parts, first, outputs = [*rows.classes], [], 0, outputs_in(out)
-    with writing_parts(out / "labels.csv") as write_labels_part, writing_parts(out / "probs.npy") as write_probs:
-        key = "row" if isinstance(rows.names, RowNumbers) else "path"
-        write_labels_part(_as_csv([[key, "label", "confidence", "top2_gap", "plain_label", "plain_confidence"]]))
-        write_probs(_npy_header((len(rows.names), len(text))))
+    parts, outputs = [], outputs_in(out)
+    with writing_parts(out / "labels.csv") as write_table, writing_parts(out / "probs.npy") as write_probs:
+        write_probs(_npy_header((len(rows.names), len(rows.classes))))
         for part, probs in label_rows(rows, removal, is_quiet=is_quiet):
-            stop = first + len(probs)
             write_probs(stored(probs, part.label).tobytes())
-            write_labels_part(_as_csv(_lines(part, rows.names[first:stop], text)))
             parts.append(part)
-            first = stop
+        labeling = labeling_of(rows, config, removal, parts)
+        for text in csv_parts(labeling):
+            write_table(text)
         # Nothing was wrong with a row: now the labels that were there go, whole.
         outputs.begin_replacing()
         outputs.claim("labels.csv", "probs.npy", "classes.json", "report.html", "summary.json")
-    write_aside(out / "classes.json", json.dumps(text, ensure_ascii=False) + "\n")
-    return labeling_of(rows, config, removal, parts)
+    write_aside(out / "classes.json", json.dumps(rows.classes, ensure_ascii=False) + "\n")
+    return labeling
 
 
 def stored(probs: Float[Tensor, "n C"], label: Int64[np.ndarray, " n"]) -> Float16[np.ndarray, "n C"]:
@@ -220,33 +216,12 @@ def stored(probs: Float[Tensor, "n C"], label: Int64[np.ndarray, " n"]) -> Float
     return rounded.numpy()
 
 
-def _as_csv(lines: Iterable[Sequence[Any]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(lines)
-    # Names of files need not be text.
-    return text.getvalue().encode(errors="surrogateescape")
-
-
 def _npy_header(shape: tuple[int, ...]) -> bytes:
     """Of a .npy file of float16."""
     header = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(np.dtype(np.float16))
     np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
     return header.getvalue()
-
-
-def _lines(part: RowLabels, names: Sequence[str], classes: Sequence[str]) -> Iterator[list[Any]]:
-    """The lines of labels.csv."""
-    for name, k, high, gap, before, high_before in zip(
-        names,
-        part.label.tolist(),
-        part.confidence.tolist(),
-        part.top2_gap.tolist(),
-        part.plain.tolist(),
-        part.plain_confidence.tolist(),
-        strict=True,
-    ):
-        yield [name, classes[k], f"{high:.6f}", f"{gap:.6f}", classes[before], f"{high_before:.6f}"]
 
 
 def write_summary(labeling: Labeling, out: Path, further: Mapping[str, Any]) -> str:
