@@ -1,5 +1,6 @@
 """`debias-ssl debias`: the labels of any classifier's predictions, without its preference for classes."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.matrix import column_names, read_predictions, rows_of
+from debias_ssl.labels.matrix_reference import matrix_reference
 from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.labels.truth import say
 from debias_ssl.system.files import ends_told
@@ -55,10 +57,15 @@ def _debias(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     if parsed.blank:
         blank = read_predictions(Path(parsed.blank), parsed.kind, classes, columns)
         print(f"{parsed.blank}: {blank.told()}")
-    rows = rows_of(predictions, config, path, blank)
+    reference = None
+    if config.reference:
+        reference, told = matrix_reference(Path(config.reference), predictions, parsed.kind, classes, columns)
+        print(told)
+    rows = rows_of(predictions, config, path, blank, reference)
     say(rows.said)
     facts = [f"{len(predictions.values):,} rows of {path}", f"{predictions.kind}: {predictions.found.words}"]
-    print(write_folder(rows, config, out, lambda labeling: _page(labeling, facts), {"kind": predictions.kind}))
+    further = {"kind": predictions.kind, "predictions": os.path.abspath(path)}
+    print(write_folder(rows, config, out, lambda labeling: _page(labeling, facts), further))
 
 
 def _page(labeling: Labeling, facts: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
+from debias_ssl.labels.image_reference import ReferenceImages, features_of, image_reference, measured
 from debias_ssl.labels.images import likely_folder
 from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.labels.truth import say
@@ -96,20 +98,22 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     accelerator = make_accelerator(parsed.precision)
     with first_of_each_host_first(accelerator):
         request = read_request(parsed.images, parsed.classes, parsed.templates, config, parsed.root)
+        given = None
+        if config.reference:
+            given = image_reference(config.reference, request, FolderStore(folder=out / "reference_features"))
+    others = given if isinstance(given, ReferenceImages) else None
     if accelerator.is_main_process:
-        say(request.said)
+        say((*request.said, *(others.request.said if others else ())))
         if config.truth is None and (request.truth < 0).all():
             _say_likely_folder(parsed.images, request)
     clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
     store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
-    check_agreement(lambda: _facts(parsed, clip, request, store))
+    check_agreement(lambda: _facts(parsed, clip, request, store, others))
     vectors = vectors_of_classes(clip, request)
-    cache = embed(
+    embedded = partial(
+        embed,
         clip,
-        request.files,
-        request.root,
-        store,
-        place_of(accelerator),
+        place=place_of(accelerator),
         batch_size=parsed.batch_size,
         workers=parsed.workers,
         on_error=parsed.on_error,
@@ -118,15 +122,21 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         autocast=lambda: accelerator.autocast(),
         progress=accelerator.is_main_process,
     )
+    cache_of_reference = features_of(given, embedded)
+    cache = embedded(files=request.files, root=request.root, store=store)
     if not accelerator.is_main_process:
         return
-    made_with = {"model": parsed.model, "pretrained": parsed.pretrained, "templates": parsed.templates}
+    reference = measured(given, cache_of_reference, clip, request, vectors, is_quiet=False)
+    settings = {name: parsed[name] for name in ("model", "pretrained", "templates", "root")}
+    where = os.path.abspath(parsed.images) if os.path.exists(parsed.images) else parsed.images
+    settings |= {"images": where, "features": os.path.abspath(store.folder)}
     facts = [
         f"{len(cache.names):,} images of {parsed.images}",
         " ".join(filter(None, [parsed.model, parsed.pretrained])),
         f"templates {parsed.templates}",
     ]
-    rows, further = zero_shot_rows(clip, cache, request, vectors), made_with | {"num_unreadable": len(cache.unreadable)}
+    rows = zero_shot_rows(clip, cache, request, vectors, reference)
+    further = settings | {"num_unreadable": len(cache.unreadable)}
     unreadable = cache.named_unreadable
 
     def page(labeling: Labeling) -> str:
@@ -149,16 +159,22 @@ def _say_likely_folder(where: str, request: Request) -> None:
         )
 
 
-def _facts(parsed: Namespace, clip: Clip, request: Request, store: FolderStore) -> dict[str, str]:
+def _facts(
+    parsed: Namespace, clip: Clip, request: Request, store: FolderStore, others: ReferenceImages | None
+) -> dict[str, str]:
     """What all processes must have in common, of which each makes features of some images."""
-    images = Images(pixels=None, labels=request.truth, names=request.files)
+    images = {"images": request, "reference": others and others.request}
     return {
-        "the hash of --images": fingerprint(images),
+        **{f"the hash of --{name}": _hash(each) for name, each in images.items() if each},
         "the list of classes": ", ".join(request.classes),
         "the model": json.dumps(clip.description),
         **{f"--{name}": str(parsed[name]) for name in ("precision", "on_error", "bits", "max_pixels", "background")},
         "the folder of features": os.path.abspath(store.folder),
     }
+
+
+def _hash(request: Request) -> str:
+    return fingerprint(Images(pixels=None, labels=request.truth, names=request.files))
 
 
 def _page(labeling: Labeling, cache: FeatureCache, facts: Sequence[str], decoding: Decoding) -> str:

@@ -143,7 +143,7 @@ def test_debias_is_the_job_for_commands(anew: dict[str, Any]):
 
 
 def test_a_wrong_prior_is_told_with_the_right_ones(anew: dict[str, Any]):
-    assert anew["error"].startswith("InputError: prior is marginl, must be one of none, marginal")
+    assert anew["error"].startswith("InputError: prior is marginl, must be one of auto, none, marginal")
 
 
 # Matrices.

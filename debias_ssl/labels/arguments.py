@@ -4,9 +4,9 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from debias_ssl.data.sources.images import UNKNOWN
-from debias_ssl.labels.debiasing import DebiasConfig, PriorName
+from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, EstimateName
 from debias_ssl.labels.truth import read_labels, read_target
 from debias_ssl.system.errors import InputError
 
@@ -22,14 +22,14 @@ Numbers = np.ndarray | Tensor | Sequence[int] | Sequence[float]
 LabelsOfRows = np.ndarray | Tensor | Sequence[int] | str | Path
 """Class numbers of rows, negative where unknown; or a CSV file of path,label or row,label, or a .npy file of them."""
 TargetPrior = np.ndarray | Tensor | Sequence[float] | str | Path
-"""`uniform`, `em`, weights of the classes, or a file of class and weight."""
+"""`auto`, `uniform`, `em`, `present`, weights of the classes, or a file of class and weight."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings of `DebiasConfig`, as arguments."""
+class DebiasSettings(TypedDict, total=False):
+    """The settings of `DebiasConfig` as arguments: arrays may stand where flags name files."""
 
-    prior: PriorName
+    prior: EstimateName
+    reference: np.ndarray | Tensor | str | Path | Sequence[str | Path] | None
     strength: float | None
     temperature: float | None
     target_prior: TargetPrior
@@ -37,23 +37,33 @@ class Settings:
     truth: LabelsOfRows | None
     tune_on: LabelsOfRows | None
 
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings that were passed as arguments."""
+
+    given: DebiasSettings
+
     def config(self) -> DebiasConfig:
-        """The settings of a job, in which arrays are called so."""
-        return DebiasConfig(
-            prior=self.prior,
-            strength=None if self.strength is None else float(self.strength),
-            temperature=None if self.temperature is None else float(self.temperature),
-            target_prior=_told(self.target_prior) or "uniform",
-            momentum=self.momentum,
-            truth=_told(self.truth),
-            tune_on=_told(self.tune_on),
-        )
+        """The settings of a job, in which arrays are called so.
+
+        Raises:
+            InputError: there is no such setting.
+        """
+        known = {setting.name for setting in fields(DebiasConfig)}
+        if unknown := [name for name in self.given if name not in known]:
+            raise InputError(f"there is no argument {unknown[0]!r}")
+        arguments: dict[str, Any] = {
+            name: _told(value) if name in LABEL_FILES else _number(value) for name, value in self.given.items()
+        }
+        return DebiasConfig(**arguments)
 
     def target(self, classes: tuple[str, ...]) -> Float[Tensor, " C"] | None:
         """The shares of the classes; None where they are to be estimated."""
-        if isinstance(self.target_prior, str | Path):
-            return read_target(str(self.target_prior), classes)
-        weights = array(self.target_prior)
+        target_prior = self.given.get("target_prior", "auto")
+        if isinstance(target_prior, str | Path):
+            return read_target(str(target_prior), classes, has_reference=self.given.get("reference") is not None)
+        weights = array(target_prior)
         if weights.shape != (len(classes),) or weights.dtype.kind not in "fiu":
             raise InputError(f"target_prior is of shape {weights.shape}, must be {len(classes)} weights, one a class")
         if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
@@ -65,7 +75,7 @@ class Settings:
         self, names: Sequence[str], classes: tuple[str, ...]
     ) -> tuple[Int64[np.ndarray, " N"] | None, Int64[np.ndarray, " N"] | None]:
         """Class numbers of the truth, and of the rows to tune on."""
-        given = {"truth": self.truth, "tune_on": self.tune_on}
+        given = {"truth": self.given.get("truth"), "tune_on": self.given.get("tune_on")}
         truth, tuning = (_class_numbers(name, labels, names, classes) for name, labels in given.items())
         return truth, tuning
 
@@ -100,6 +110,11 @@ def array(values: Numbers) -> np.ndarray:
 def text(value: Any) -> Any:
     """A path as text; other values as they are."""
     return str(value) if isinstance(value, Path) else value
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy or torch as Python's; other values as they are."""
+    return value.item() if isinstance(value, np.generic | Tensor) else value
 
 
 def _told(value: Any) -> str | None:

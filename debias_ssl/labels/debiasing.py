@@ -14,25 +14,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from debias_ssl.data.sources.images import UNKNOWN
+from debias_ssl.formulas.presence import Presence
 from debias_ssl.formulas.priors import Chunks
+from debias_ssl.formulas.shares import Shares
+from debias_ssl.labels.estimates import PriorName
+from debias_ssl.labels.preference import Preference, Reference
 from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, check_ranges
 
-PriorName = Literal[
-    "none",
-    "marginal",
-    "fixed_point",
-    "momentum",
-    "confidence",
-    "stationary",
-    "transport",
-    "centering",
-    "content_free",
-]
+EstimateName = Literal["auto"] | PriorName
+NAMES = ("auto", *get_args(PriorName))
 # Numbers that are held of a matrix at a time.
 CHUNK_NUMBERS = 2**22
 # The settings that may name files.
-LABEL_FILES = ("truth", "tune_on", "target_prior")
+LABEL_FILES = ("truth", "tune_on", "target_prior", "reference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +39,26 @@ class DebiasConfig:
             are what must be removed for the probabilities, or the counts, to follow `target_prior`, `momentum` is the
             running mean over batches, `confidence` the mean with sure rows counting more, `stationary` of the chain
             from predicted class to probabilities, `centering` of the mean logits, `content_free` of blank images, and
-            `none` removes nothing.
+            `none` removes nothing; `auto` is `fixed_point` with a reference, else `stationary`.
+        reference: other rows that the prior is measured on, in which all classes are about equally frequent; or a
+            preference.json that was measured before, or the folder of labels of such rows.
         strength: tau, how much of it is removed; null is 1, or is chosen on `tune_on`, and less of a prior that is
             estimated from fewer than ten rows a class.
         temperature: logits are divided by it first; null is 1, or is fitted on `tune_on` together with the strength.
-        target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, or a JSON or CSV
-            file of class and weight.
+        target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, `present` for
+            equal shares of the classes that are found among them, or a JSON or CSV file of class and weight; `auto` is
+            `em` with a reference, else `uniform` as far as the rows look like it.
         momentum: of the prior `momentum`, for each batch of 64 rows.
         truth: for figures only: CSV of path,label or row,label, or .npy of class numbers.
         tune_on: labels of a few rows in the same formats, to choose strength and temperature; those rows are left out
             of all figures.
     """
 
-    prior: PriorName = "stationary"
+    prior: EstimateName = "auto"
+    reference: str | None = None
     strength: NotNegative | None = None
     temperature: Positive | None = None
-    target_prior: str = "uniform"
+    target_prior: str = "auto"
     momentum: BelowOne = 0.99
     truth: str | None = None
     tune_on: str | None = None
@@ -68,9 +67,16 @@ class DebiasConfig:
         check_settings(
             self,
             "",
-            prior=(self.prior in get_args(PriorName), f"one of {', '.join(get_args(PriorName))}"),
+            prior=(self.prior in NAMES, f"one of {', '.join(NAMES)}"),
         )
         check_ranges(self, "")
+
+    @property
+    def estimate(self) -> PriorName:
+        """The prior that is meant."""
+        if self.prior == "auto":
+            return "stationary" if self.reference is None else "fixed_point"
+        return self.prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +89,15 @@ class Rows:
     """Paths, or `RowNumbers`."""
     classes: tuple[str, ...]
     target: Float[Tensor, " C"] | None
-    """Shares that the classes truly have among the rows; None where they are to be estimated."""
+    """Shares that the classes are taken to have among the rows; None where they are to be estimated."""
     truth: Int64[np.ndarray, " N"] | None = None
     """Class numbers, negative where unknown, for figures alone."""
     tuning: Int64[np.ndarray, " N"] | None = None
     """Class numbers of the rows of `tune_on`, negative elsewhere."""
     blank: Float[Tensor, "K C"] | None = None
     """Logits of images that show nothing."""
+    reference: Reference | None = None
+    """What the prior is measured on, if not on these rows."""
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""
     notes: tuple[str, ...] = ()
@@ -108,6 +116,12 @@ class Removal:
     temperature: float
     supported: float = 1.0
     """Share of what the rows say that is made use of: below 1 where they are few."""
+    shares: Shares | None = None
+    """Of the classes among the rows, where they are estimated."""
+    presence: Presence | None = None
+    """The surer labels, where these say how much is removed."""
+    preference: Preference | None = None
+    """What was measured on other rows."""
     notes: tuple[str, ...] = ()
     """What is to be known about it, for people."""
 
@@ -143,6 +157,8 @@ class Labeling(RowLabels):
     strength: float
     temperature: float
     supported: float = 1.0
+    shares: Shares | None = None
+    presence: Presence | None = None
     notes: tuple[str, ...] = ()
     """As in `Removal`."""
 
@@ -240,5 +256,7 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Seque
         strength=removal.strength,
         temperature=removal.temperature,
         supported=removal.supported,
+        shares=removal.shares,
+        presence=removal.presence,
         notes=removal.notes,
     )

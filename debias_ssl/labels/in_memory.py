@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.config import Decoding
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
-from debias_ssl.labels.arguments import LabelsOfRows, Settings, TargetPrior, array, flags_are_arguments, named, text
+from debias_ssl.labels.arguments import DebiasSettings, Settings, array, flags_are_arguments, named, text
 from debias_ssl.labels.class_names import distinct
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling, PriorName, Rows, label_rows, labeling_of
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling, Rows, label_rows, labeling_of
 from debias_ssl.labels.embedding import embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore
+from debias_ssl.labels.image_reference import Given, features_of, image_reference, measured
 from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of
+from debias_ssl.labels.matrix_reference import matrix_reference, rows_reference
 from debias_ssl.labels.output import summary_of
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
@@ -46,14 +49,8 @@ def debias_matrix(
     kind: Literal["auto", "logits", "probs"] = "auto",
     classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
-    prior: PriorName = "stationary",
-    strength: float | None = None,
-    temperature: float | None = None,
-    target_prior: TargetPrior = "uniform",
-    momentum: float = 0.99,
-    truth: LabelsOfRows | None = None,
-    tune_on: LabelsOfRows | None = None,
     blank: np.ndarray | Tensor | None = None,
+    **settings: Unpack[DebiasSettings],
 ) -> DebiasedLabels:
     """Labels the rows of a matrix without the classifier's preference for classes, as `debias-ssl debias` does.
 
@@ -64,32 +61,27 @@ def debias_matrix(
             numbers in [0, 1] whose rows do not sum to 1, such as sigmoids and cosines: say `probs` if they are not.
         classes: names of the columns; None numbers them.
         names: of the rows; None numbers them.
+        blank: K x C, such numbers of images that show nothing, for the prior `content_free`.
         prior: what the classifier prefers, as the settings of the job describe it.
         strength: tau, how much of it is removed; None is 1, or is chosen on `tune_on`, and less of a prior that is
             estimated from fewer than ten rows a class: `notes` and `supported` of the result say so.
         temperature: logits are divided by it first; None is 1, or is fitted on `tune_on` together with the strength.
-        target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, C weights, or a
-            file of class and weight.
+        target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, `present` for
+            equal shares of those that are found, C weights, or a file of class and weight; `auto` is `em` with a
+            reference, else `uniform` as far as the rows look like it.
         momentum: of the prior `momentum`, for each batch of 64 rows.
         truth: N class numbers for the figures of `summary()` alone, or a file of them; negative where unknown.
         tune_on: N class numbers, negative for all rows but a few, to choose strength and temperature; or a file.
-        blank: K x C, such numbers of images that show nothing, for the prior `content_free`.
+        reference: M x C, such numbers of other images, of all classes about equally many, to measure the prior on; or a
+            preference.json.
 
     Raises:
         InputError: an argument is wrong.
     """
-    settings = Settings(
-        prior=prior,
-        strength=strength,
-        temperature=temperature,
-        target_prior=target_prior,
-        momentum=momentum,
-        truth=truth,
-        tune_on=tune_on,
-    )
+    given = Settings(given=settings)
     with flags_are_arguments():
-        rows = _matrix_rows(array(logits), kind, classes, names, None if blank is None else array(blank), settings)
-        return _debiased(rows, settings.config())
+        rows = _matrix_rows(array(logits), kind, classes, names, None if blank is None else array(blank), given)
+        return _debiased(rows, given.config())
 
 
 def label_images(
@@ -101,13 +93,6 @@ def label_images(
     templates: str | Path | Sequence[str] = "simple",
     root: str | Path | None = None,
     features: str | Path | None = None,
-    prior: PriorName = "stationary",
-    strength: float | None = None,
-    temperature: float | None = None,
-    target_prior: TargetPrior = "uniform",
-    momentum: float = 0.99,
-    truth: LabelsOfRows | None = None,
-    tune_on: LabelsOfRows | None = None,
     on_error: Literal["stop", "skip"] = "stop",
     bits: int | None = None,
     max_pixels: int | None = None,
@@ -116,6 +101,7 @@ def label_images(
     workers: int = 0,
     precision: Precision = "auto",
     device: torch.device | str | None = None,
+    **settings: Unpack[DebiasSettings],
 ) -> DebiasedLabels:
     """Labels images with CLIP without its preference for classes, as `debias-ssl label` does.
 
@@ -126,11 +112,12 @@ def label_images(
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
-        prior, ..., tune_on: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
         bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
         precision, device: of the network; `auto` is bf16 where the device has it, None the accelerator, else the CPU.
+        settings: those of `debias_matrix`; a reference is images or a preference.json. Without `truth`, folders that
+            are named like classes say it.
 
     Returns:
         The labels; `names` are the paths of the images.
@@ -138,20 +125,20 @@ def label_images(
     Raises:
         InputError: an argument is wrong, or an image cannot be read.
     """
-    settings = Settings(
-        prior=prior,
-        strength=strength,
-        temperature=temperature,
-        target_prior=target_prior,
-        momentum=momentum,
-        truth=truth,
-        tune_on=tune_on,
-    )
+    given = Settings(given=settings)
     with flags_are_arguments():
-        request = _request(text(images), text(classes), text(templates), text(root), settings)
-        config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
+        request = _request(text(images), text(classes), text(templates), text(root), given)
+        config, clip = given.config(), load_clip(model, pretrained, chosen_device(device))
         decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
-        return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
+        others = settings.get("reference")
+        reference = None if others is None else image_reference(_paths(others), request, MemoryStore())
+        return _label(request, reference, config, clip, features, on_error, decoding, batch_size, workers, precision)
+
+
+def _paths(images: Any) -> str | Sequence[str | Path]:
+    if isinstance(images, np.ndarray | Tensor):
+        raise InputError("reference must be images or a preference.json, not an array")
+    return text(images)
 
 
 def _matrix_rows(
@@ -179,6 +166,16 @@ def _matrix_rows(
             blanks = predictions_of(blank, kind, tuple(map(str, range(blank.shape[1]))), None, "the matrix")
         of_blank = logits_of_blank(blanks, predictions, "blank", "logits")
     truth, tuning = settings.labels(predictions.names, columns)
+    others: Any = settings.given.get("reference")
+    reference = None
+    if isinstance(others, str | Path):
+        reference, _ = matrix_reference(Path(others), predictions, kind, None, None)
+    elif others is not None:
+        others = array(others)
+        check_shape(others, "reference")
+        with named("reference"):
+            predicted = predictions_of(others, kind, tuple(map(str, range(others.shape[1]))), None, "the matrix")
+        reference = rows_reference(predicted, predictions, "reference", "logits", is_quiet=True)
     return Rows(
         chunks=predictions,
         names=predictions.names,
@@ -187,6 +184,7 @@ def _matrix_rows(
         truth=truth,
         tuning=tuning,
         blank=of_blank,
+        reference=reference,
     )
 
 
@@ -206,6 +204,7 @@ def _request(
 
 def _label(
     request: Request,
+    given: Given | None,
     config: DebiasConfig,
     clip: Clip,
     features: str | Path | None,
@@ -222,12 +221,10 @@ def _label(
     vectors = vectors_of_classes(clip, request)
     if precision == "auto":
         precision = "bf16" if computes_in_bf16(clip.device) else "fp32"
-    cache = embed(
+    embedded = partial(
+        embed,
         clip,
-        request.files,
-        request.root,
-        MemoryStore() if features is None else FolderStore(folder=Path(features)),
-        Place(device=clip.device),
+        place=Place(device=clip.device),
         batch_size=batch_size,
         workers=workers,
         on_error=on_error,
@@ -235,9 +232,12 @@ def _label(
         precision=precision,
         autocast=_autocast(precision, clip.device),
     )
+    reference = measured(given, features_of(given, embedded), clip, request, vectors, is_quiet=True)
+    store = MemoryStore() if features is None else FolderStore(folder=Path(features))
+    cache = embedded(files=request.files, root=request.root, store=store)
     names = [request.files[i] for i in cache.places.tolist()]
     unreadable = {request.files[i]: why for i, why in cache.unreadable.items()}
-    return _debiased(replace(zero_shot_rows(clip, cache, request, vectors), names=names), config, unreadable)
+    return _debiased(replace(zero_shot_rows(clip, cache, request, vectors, reference), names=names), config, unreadable)
 
 
 def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | None = None) -> DebiasedLabels:

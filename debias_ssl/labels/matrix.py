@@ -16,6 +16,7 @@ from debias_ssl.labels.debiasing import DebiasConfig, Rows
 from debias_ssl.labels.matrix_beside import classes_beside, names_beside
 from debias_ssl.labels.matrix_files import Matrix, read_matrix
 from debias_ssl.labels.matrix_kinds import WORDS, Asked, Found, Kind, chunks_of, find_kind
+from debias_ssl.labels.preference import Reference
 from debias_ssl.labels.truth import RowNumbers, read_labels, read_target
 from debias_ssl.system.errors import InputError, reason
 
@@ -119,7 +120,13 @@ def column_names(text: str) -> list[str]:
     return names
 
 
-def rows_of(predictions: Predictions, config: DebiasConfig, path: Path, blank: Predictions | None) -> Rows:
+def rows_of(
+    predictions: Predictions,
+    config: DebiasConfig,
+    path: Path,
+    blank: Predictions | None,
+    reference: Reference | None = None,
+) -> Rows:
     """The rows of a matrix with what files say of them.
 
     Args:
@@ -127,6 +134,7 @@ def rows_of(predictions: Predictions, config: DebiasConfig, path: Path, blank: P
         config: names the files of the truth, of the rows to tune on and of the target.
         path: the file of the matrix, for errors.
         blank: such a matrix of images that show nothing.
+        reference: what the prior is measured on, if not on these rows.
 
     Raises:
         InputError: a file does not fit the matrix.
@@ -138,41 +146,48 @@ def rows_of(predictions: Predictions, config: DebiasConfig, path: Path, blank: P
         chunks=predictions,
         names=predictions.names,
         classes=classes,
-        target=read_target(config.target_prior, classes),
+        target=read_target(config.target_prior, classes, has_reference=reference is not None),
         truth=truth,
         tuning=tuning,
         blank=None if blank is None else logits_of_blank(blank, predictions, "--blank", str(path)),
+        reference=reference,
         said=tuple(line for each in known if each for line in each.said),
     )
 
 
 def logits_of_blank(blank: Predictions, predictions: Predictions, blank_name: str, name: str) -> Float[Tensor, "K C"]:
-    """The logits of images that show nothing, in the order of the classes of a matrix.
+    """The logits of images that show nothing, in the order of the classes of a matrix; see `column_order`."""
+    order = column_order(blank, predictions, blank_name, name)
+    logits = torch.cat([*blank])
+    return logits if order is None else logits[:, order]
+
+
+def column_order(others: Predictions, predictions: Predictions, others_name: str, name: str) -> list[int] | None:
+    """The columns of a matrix in the order of the classes of another one; None where they have that order.
 
     Args:
-        blank: their matrix.
-        predictions: the matrix that they are for.
-        blank_name, name: what errors call the two.
+        others: the matrix.
+        predictions: the other one.
+        others_name, name: what errors call the two.
 
     Raises:
         InputError: it has other classes, or numbers of another kind.
     """
-    num, num_classes = len(blank.classes), len(predictions.classes)
+    num, num_classes = len(others.classes), len(predictions.classes)
     if num != num_classes:
-        raise InputError(f"{blank_name} has {num} classes, {name} has {num_classes}")
-    kinds = [WORDS[each.kind] for each in (blank, predictions)]
+        raise InputError(f"{others_name} has {num} classes, {name} has {num_classes}")
+    kinds = [WORDS[each.kind] for each in (others, predictions)]
     if kinds[0] != kinds[1]:
         raise InputError(
-            f"{blank_name} has {kinds[0]} ({blank.found.words}), {name} has {kinds[1]}: pass numbers of one kind, or "
+            f"{others_name} has {kinds[0]} ({others.found.words}), {name} has {kinds[1]}: pass numbers of one kind, or "
             "--kind"
         )
-    logits = torch.cat([*blank])
-    if blank.classes == predictions.classes or not blank.has_class_names or not predictions.has_class_names:
-        return logits
-    missing = next((name for name in predictions.classes if name not in blank.classes), None)
+    if others.classes == predictions.classes or not others.has_class_names or not predictions.has_class_names:
+        return None
+    missing = next((name for name in predictions.classes if name not in others.classes), None)
     if missing is not None:
-        raise InputError(f"{blank_name} has no class {missing!r}, which {name} has: both need the same classes")
-    return logits[:, [blank.classes.index(name) for name in predictions.classes]]
+        raise InputError(f"{others_name} has no class {missing!r}, which {name} has: both need the same classes")
+    return [others.classes.index(name) for name in predictions.classes]
 
 
 def _class_names(

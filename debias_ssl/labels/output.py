@@ -25,13 +25,14 @@ from debias_ssl.labels.debiasing import (
     labeling_of,
 )
 from debias_ssl.labels.label_table import csv_parts
+from debias_ssl.labels.preference import FILE as PREFERENCE
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.system.errors import InputError, only_warned
 from debias_ssl.system.files import check_writable, write_aside, writing_parts
 from debias_ssl.system.outputs import Outputs
 
 # In the order in which they are removed.
-NAMES = ("summary.json", "report.html", "labels.csv", "probs.npy", "classes.json", "unreadable.json")
+NAMES = ("summary.json", "report.html", "labels.csv", "probs.npy", "classes.json", "unreadable.json", PREFERENCE)
 
 # From so many rows on, an accuracy is known to a percent, and its interval is in summary.json alone.
 FEW_ROWS = 10_000
@@ -46,7 +47,7 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
         "num_known": int((reported & (labeling.truth >= 0)).sum()),
         "num_tuned_on": int((~reported).sum()),
         "num_changed": int((labeling.plain != labeling.label)[reported].sum()),
-        "prior": labeling.config.prior,
+        "prior": labeling.config.estimate,
         "strength": labeling.strength,
         "temperature": labeling.temperature,
         "supported": labeling.supported,
@@ -55,7 +56,17 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
         "class_prior": dict(zip(classes, labeling.prior.tolist(), strict=True)),
         "counts": {key: dict(zip(classes, each.tolist(), strict=True)) for key, each in counts.items()},
         "count_entropy": {key: _entropy(each) for key, each in counts.items()},
+        "reference": labeling.config.reference,
     }
+    if (shares := labeling.shares) is not None:
+        each = zip(classes, shares.share.tolist(), shares.low.tolist(), shares.high.tolist(), strict=True)
+        here = shares.is_present.tolist()
+        summary["shares"] = {
+            name: {"share": share, "interval": [low, high], "present": present}
+            for (name, share, low, high), present in zip(each, here, strict=True)
+        }
+    if labeling.presence is not None:
+        summary["presence"] = {"spread": labeling.presence.spread, "removed": labeling.presence.removed}
     known = reported & (labeling.truth >= 0)
     if known.any():
         truth = torch.from_numpy(labeling.truth[known])
@@ -101,6 +112,7 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
             intervals = [interval_text(summary[key]["accuracy_interval"]) for key in ("plain", "debiased")]
             told += "; accuracy, 95 % interval: plain {}, debiased {}".format(*intervals)
         lines.append(f"{'known':<10}{told}")
+    lines.extend(_lines_of_shares(summary.get("shares", {}), num_named))
     plain, debiased = summary["counts"]["plain"], summary["counts"]["debiased"]
     by_change = sorted(plain, key=lambda name: plain[name] - debiased[name])
     for title, order, sign in (("risen", by_change, 1), ("fallen", by_change[::-1], -1)):
@@ -110,6 +122,25 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
     changed = summary["num_changed"]
     lines.append(f"{changed} of {num} labels changed ({changed / max(num, 1):.2%})")
     return "\n".join(lines)
+
+
+def _lines_of_shares(shares: Mapping[str, Any], num_named: int) -> list[str]:
+    """Which classes are among the rows: the largest shares, and the classes without clear evidence."""
+    if not shares:
+        return []
+    here = sorted((name for name in shares if shares[name]["present"]), key=lambda name: -shares[name]["share"])
+    absent = sorted((name for name in shares if not shares[name]["present"]), key=lambda name: -shares[name]["share"])
+    of = f"{len(here):,} of {len(shares):,} classes"
+    told = [f"{name} {interval_text(shares[name]['interval'])}" for name in here[:num_named]]
+    lines = [f"{'here':<10}{of}, 95 % intervals of shares: {', '.join(told)}{_more(here, num_named)}"]
+    if absent:
+        told = [f"{name} (at most {100 * shares[name]['interval'][1]:.2f} %)" for name in absent[:num_named]]
+        lines.append(f"{'not clear':<10}whether there are any of: {', '.join(told)}{_more(absent, num_named)}")
+    return lines
+
+
+def _more(names: Sequence[str], num_named: int) -> str:
+    return f", and {len(names) - num_named:,} more" if len(names) > num_named else ""
 
 
 def interval_text(interval: Sequence[float]) -> str:
@@ -143,7 +174,9 @@ def write_folder(
     further: Mapping[str, Any],
     unreadable: Mapping[str, str] | None = None,
 ) -> str:
-    """Debiases rows, and writes labels.csv, probs.npy, classes.json, unreadable.json, summary.json and report.html.
+    """Debiases rows, and writes labels.csv, probs.npy, classes.json, summary.json and report.html.
+
+    Also preference.json, where a reference showed one, and unreadable.json.
 
     The page comes last: where it cannot be drawn or written, that is a warning.
 
@@ -165,6 +198,9 @@ def write_folder(
     for note in removal.notes:
         print(f"note: {note}", file=sys.stderr)
     labeling = write_labels(rows, config, removal, out)
+    if removal.preference is not None:
+        outputs_in(out).claim(PREFERENCE)
+        write_aside(out / PREFERENCE, removal.preference.text())
     if unreadable:
         outputs_in(out).claim("unreadable.json")
         write_aside(out / "unreadable.json", json.dumps(unreadable, indent=1))
@@ -230,7 +266,7 @@ def write_summary(labeling: Labeling, out: Path, further: Mapping[str, Any]) -> 
     write_aside(out / "summary.json", json.dumps(summary | dict(further), indent=1, ensure_ascii=False) + "\n")
     chosen = f", on {summary['num_tuned_on']} rows of {labeling.config.tune_on}" if labeling.config.tune_on else ""
     settings = (
-        f"prior {labeling.config.prior}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "
+        f"prior {labeling.config.estimate}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "
         f"temperature {labeling.temperature:.4g}{chosen}"
     )
     return f"{settings}\n{summary_table(summary)}\n{out}"

@@ -168,19 +168,21 @@ def _read_numbers(path: Path, num_rows: int, num_classes: int) -> Int64[np.ndarr
     return np.maximum(labels.astype(np.int64), UNKNOWN)
 
 
-def read_target(target_prior: str, classes: tuple[str, ...]) -> Float[Tensor, " C"] | None:
-    """The shares that the setting `target_prior` gives to the classes; None where `em` is to estimate them.
+def read_target(
+    target_prior: str, classes: tuple[str, ...], *, has_reference: bool = False
+) -> Float[Tensor, " C"] | None:
+    """The shares that the setting `target_prior` gives to the classes; None where they are to be estimated.
 
     Raises:
         InputError: the file does not give each class a weight.
     """
-    if target_prior == "em":
+    if target_prior in ("em", "present") or (target_prior == "auto" and has_reference):
         return None
-    if target_prior == "uniform":
+    if target_prior in ("auto", "uniform"):
         return torch.full((len(classes),), 1 / len(classes), dtype=torch.float64)
     path = Path(target_prior)
     if not path.is_file():
-        raise InputError(f"target_prior is {target_prior!r}: neither uniform nor em, nor a file")
+        raise InputError(f"target_prior is {target_prior!r}: neither auto, uniform, em nor present, nor a file")
     pairs = _read_pairs(path)
     weights, known = dict(pairs), set(classes)
     wrong = [f"has {name!r}, which is not a class" for name in weights if name not in known]

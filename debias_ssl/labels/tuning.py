@@ -15,6 +15,7 @@ from torch import Tensor
 from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.formulas.calibration import LARGEST_TEMPERATURE, fit_temperature, negative_log_likelihood
 from debias_ssl.labels.debiasing import DebiasConfig, Rows, pass_over
+from debias_ssl.labels.estimates import BALANCED
 from debias_ssl.system.errors import InputError
 
 # What the strength is chosen among.
@@ -66,7 +67,7 @@ def read_tuning(rows: Rows, config: DebiasConfig, is_quiet: bool) -> Tuning:
     if not len(tuned):
         raise InputError(f"tune_on ({config.tune_on}) labels none of the rows")
     num_rows, most = len(rows.names), SAMPLE_NUMBERS // len(rows.classes)
-    is_iterated = config.prior in ("fixed_point", "transport") or rows.target is None
+    is_iterated = config.estimate in BALANCED or rows.target is None
     kept = np.arange(num_rows if num_rows <= most else 0)
     if num_rows > most and is_iterated:
         kept = permutation(0, Purpose.TUNING, 0, num_rows)[:most].sort().values.numpy()

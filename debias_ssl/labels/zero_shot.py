@@ -14,6 +14,7 @@ from debias_ssl.data.sources.images import left_out_notes
 from debias_ssl.labels.debiasing import DebiasConfig, Rows
 from debias_ssl.labels.embedding import FeatureCache, Logits
 from debias_ssl.labels.images import images_to_label
+from debias_ssl.labels.preference import Reference
 from debias_ssl.labels.prompts import Templates, class_names, read_templates
 from debias_ssl.labels.truth import read_labels, read_target
 from debias_ssl.models.clip import ClassVectors, Clip, blank_features, class_vectors
@@ -45,6 +46,11 @@ class Request:
     """Whether some classes may have the same prompts: open_clip's names of ImageNet call two pairs of classes alike."""
 
     @property
+    def prompts(self) -> Sequence[Sequence[str]]:
+        """What the vectors of the classes are made of, beside the templates."""
+        return [[name] for name in self.prompt_names]
+
+    @property
     def names(self) -> list[str]:
         """Of the files, relative to the root."""
         return [os.path.relpath(file, self.root) for file in self.files]
@@ -71,7 +77,7 @@ def read_request(
     """
     names, prompt_names = class_names(classes)
     sentences = read_templates(templates)
-    target = read_target(config.target_prior, names)
+    target = read_target(config.target_prior, names, has_reference=config.reference is not None)
     found, folder = images_to_label(images, names, root)
     relative = [os.path.relpath(file, folder) for file in found.names]
     known = [read_labels(Path(file), relative, names) if file else None for file in (config.truth, config.tune_on)]
@@ -121,7 +127,9 @@ def _tokens_read(clip: Clip) -> int:
     return clip.tokenizer(["a"]).shape[1]
 
 
-def zero_shot_rows(clip: Clip, cache: FeatureCache, request: Request, vectors: ClassVectors) -> Rows:
+def zero_shot_rows(
+    clip: Clip, cache: FeatureCache, request: Request, vectors: ClassVectors, reference: Reference | None = None
+) -> Rows:
     """The logits of the images that have features: logit scale times cosine similarities to the classes' prompts."""
     weights = clip.logit_scale * vectors.weights
     notes = []
@@ -142,5 +150,6 @@ def zero_shot_rows(clip: Clip, cache: FeatureCache, request: Request, vectors: C
         truth=request.truth[cache.places],
         tuning=None if request.tuning is None else request.tuning[cache.places],
         blank=(blank_features(clip) @ weights).cpu(),
+        reference=reference,
         notes=tuple(notes),
     )

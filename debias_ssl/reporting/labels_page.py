@@ -24,6 +24,7 @@ from debias_ssl.reporting.sections.against_truth import (
 )
 from debias_ssl.reporting.sections.class_correlation import nearest_classes_section
 from debias_ssl.reporting.sections.examples import Pictures, changed_sheet, wrong_sheet
+from debias_ssl.reporting.sections.shares import shares_section
 
 # Rows of the table of the classes whose counts change most.
 MOST_CHANGED = 12
@@ -48,7 +49,7 @@ def labels_page(
     """
     config, kept = labeling.config, np.flatnonzero(labeling.reported)
     setting = (
-        f"prior {config.prior}, strength {labeling.strength:g}, temperature {labeling.temperature:.4g}, "
+        f"prior {config.estimate}, strength {labeling.strength:g}, temperature {labeling.temperature:.4g}, "
         f"target {config.target_prior}"
     )
     notes = [f"{note[0].upper()}{note[1:]}." for note in labeling.notes]
@@ -59,6 +60,8 @@ def labels_page(
     if len(kept):
         shown = _only(labeling, kept)
         sections = [headline(shown), counts(shown)]
+        if shown.shares is not None:
+            sections.insert(1, shares_section(shown.shares, shown.truth, shown.classes))
         if (shown.truth >= 0).any():
             sections.append(against_truth(shown))
         if features is not None:
@@ -121,7 +124,7 @@ def counts(labeling: Labeling) -> Section:
     number += [labeling.counts("plain"), labeling.counts("label")]
     true, before, after = (each / max(1, each.sum()) for each in number)
     drawn = [_shares(before, after, true if true.any() else None, labeling.classes)]
-    if labeling.config.prior != "none":
+    if labeling.config.estimate != "none":
         drawn.append(_prior(labeling))
     return Section(title="Counts", tables=[flow_table(labeling)], figures=drawn)
 
@@ -180,7 +183,7 @@ def _prior(labeling: Labeling) -> Figure:
             small=False,
         ),
         legend=[("level", "all classes alike")],
-        caption=f"What the classifier prefers, by the estimate {labeling.config.prior}, and what is taken out. "
+        caption=f"What the classifier prefers, by the estimate {labeling.config.estimate}, and what is taken out. "
         f"Largest: {largest}; smallest: {smallest}.",
     )
 

@@ -3,7 +3,7 @@
 from debias_ssl.reporting.figures.bars import class_shares, recall_bars
 from debias_ssl.reporting.figures.canvas import NAMED, NUM_COLORS, printable, truncated
 from debias_ssl.reporting.figures.curves import Series, lines, marginals
-from debias_ssl.reporting.figures.dots import class_dots, class_scatter, clusters, reliability
+from debias_ssl.reporting.figures.dots import class_dots, class_intervals, class_scatter, clusters, reliability
 from debias_ssl.reporting.figures.heat_maps import heat_map, neighbors
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "NUM_COLORS",
     "Series",
     "class_dots",
+    "class_intervals",
     "class_scatter",
     "class_shares",
     "clusters",

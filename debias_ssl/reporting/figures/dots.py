@@ -45,6 +45,35 @@ def class_dots(values: Float[np.ndarray, "V C"], names: Sequence[str], alt: str)
     return drawn.svg
 
 
+def class_intervals(
+    share: Float[np.ndarray, " C"],
+    low: Float[np.ndarray, " C"],
+    high: Float[np.ndarray, " C"],
+    true: Float[np.ndarray, " C"] | None,
+    names: Sequence[str],
+    alt: str,
+) -> str:
+    """A share of each class with its interval, and the true one, in the order given; many classes become curves."""
+    if len(names) > NAMED:
+        rank = np.arange(1, len(names) + 1)
+        given = [each for each in (share, low, high, true) if each is not None]
+        curves = [Series(x=rank, y=np.sort(each)[::-1], color=i) for i, each in enumerate(given)]
+        return lines(curves, alt, x_label="class, by rank", top=1.08 * float(high.max()))
+    with canvas(WIDTH, 0.6 + 0.24 * len(names), alt) as drawn:
+        axes, place = drawn.axes, np.arange(len(names))
+        axes.hlines(place, low, high, color=COLORS[0], linewidth=3, alpha=0.45)
+        axes.plot(share, place, color=COLORS[0], marker=MARKERS[0], markersize=6, linestyle="")
+        if true is not None:
+            axes.vlines(true, place - 0.4, place + 0.4, color=COLORS[1], linewidth=2)
+        name_axis(axes, names, "y")
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.08 * max(float(high.max()), 0 if true is None else float(true.max())))
+        axes.grid(axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        percent_axis(axes, "x")
+    return drawn.svg
+
+
 def class_scatter(x: Num[np.ndarray, " C"], values: Float[np.ndarray, "V C"], alt: str, *, x_label: str) -> str:
     """A dot for each class in each row of `values`, all in [0, 1], over a count on a logarithmic axis."""
     with canvas(WIDTH, WIDTH * 0.72, alt) as drawn:
