@@ -125,7 +125,7 @@ def measured(
 def made_with(clip: Clip, request: Request) -> Mapping[str, str]:
     """As in `Preference`: what the logits of classes depend on, as hashes."""
     prompts = [[str(template("{}") if callable(template) else template) for template in request.templates]]
-    return {"model": _hash(clip.description), "prompts": _hash([*prompts, *map(list, request.prompts)])}
+    return {"weights of the model": _hash(clip.description), "prompts": _hash([*prompts, *map(list, request.prompts)])}
 
 
 def _hash(value: Any) -> str:

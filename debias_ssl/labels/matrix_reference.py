@@ -71,7 +71,7 @@ def rows_reference(
 
 def made_with(predictions: Predictions) -> Mapping[str, str]:
     """As in `Preference`."""
-    return {"kind of numbers": predictions.kind}
+    return {"kinds of numbers": predictions.kind}
 
 
 def _predictions_of(path: Path) -> Path:

@@ -93,7 +93,7 @@ class Preference:
         differing = [key for key, value in made_with.items() if self.made_with.get(key) != value]
         if differing:
             raise InputError(
-                f"{source} was made with another {' and another '.join(differing)}: pass the images or predictions "
+                f"{source} was made with other {' and '.join(differing)}: pass the images or predictions "
                 "that it was measured on"
             )
         order = [self.classes.index(name) for name in classes]

@@ -35,7 +35,7 @@ def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) ->
     Raises:
         InputError: a number is not finite, or the settings need what is not there.
     """
-    if config.estimate == "content_free" and rows.blank is None:
+    if config.estimate == "content_free" and rows.blank is None and rows.reference is None:
         raise InputError("the prior content_free needs the logits of a blank image: give them by --blank FILE")
     supported, notes = supported_by(rows, config)
     tuning = None if rows.tuning is None else read_tuning(rows, config, is_quiet)

@@ -154,7 +154,7 @@ def test_a_preference_of_another_estimate_or_temperature_is_refused(files: Path,
     ("change", "words"),
     [
         ({"class_prior": {"ant": 0.5, "bug": 0.5}, "log_prior": [0, 0], "draws": []}, "is of other classes (bee, bug"),
-        ({"made_with": {"kind of numbers": "probs"}}, "was made with another kind of numbers"),
+        ({"made_with": {"kinds of numbers": "probs"}}, "was made with other kinds of numbers"),
         ({"version": 2}, "its version is 2, not 1"),
         ({"log_prior": [0.0]}, "does not have a finite number for each class"),
         ({"draws": [[0.0]]}, "is no preference.json"),
@@ -175,10 +175,9 @@ def test_references_that_are_none_are_refused(files: Path, capsys: pytest.Captur
     arguments = ["--predictions", str(files / "logits.npy"), "--out", str(files / "out"), "--reference"]
     (files / "folder").mkdir()
     assert "is no folder that debias has written" in refused(main, [*arguments, str(files / "folder")], capsys)
-    np.save(files / "five.npy", OTHERS[:, :5])
-    assert "--reference has 5 classes, --predictions has 6" in refused(
-        main, [*arguments, str(files / "five.npy")], capsys
-    )
+    np.save(files / "folder" / "five.npy", OTHERS[:, :5])
+    five = str(files / "folder" / "five.npy")
+    assert "--reference has 5 classes, --predictions has 6" in refused(main, [*arguments, five], capsys)
     said = refused(main, [*arguments, str(files / "others.npy"), "--prior", "content_free"], capsys)
     assert "content_free" in said and "--reference" in said
     with pytest.raises(InputError, match="reference holds float64 of shape"):
