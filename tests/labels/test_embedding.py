@@ -21,7 +21,7 @@ from debias_ssl.data.reading.features import feature_notes, find_features
 from debias_ssl.data.sources.folder import find_files
 from debias_ssl.labels import embedding as features
 from debias_ssl.labels.embedding import FeatureCache, embed
-from debias_ssl.labels.feature_store import FolderStore, MemoryStore
+from debias_ssl.labels.feature_store import FolderStore, MemoryStore, ShardRows
 from debias_ssl.models.clip import Clip, encode, load_clip
 from debias_ssl.system.errors import InputError, StoppedError
 
@@ -57,6 +57,16 @@ def folder_of(cache: FeatureCache) -> Path:
 
 def shards(cache: FeatureCache) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder_of(cache).glob("*.npy"))}
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def of_generation(generation: int, num_shards: int) -> list[str]:
+    """The files of features that were brought up to date so many times."""
+    shards = [f"{kind}_{number:05d}.{generation}.npy" for kind in ("content", "shard") for number in range(num_shards)]
+    return sorted([f"files.{generation}.parquet", "manifest.json", *shards])
 
 
 def spoil(path: Path) -> None:
@@ -123,7 +133,7 @@ def test_what_was_made_before_a_kill_is_kept(clip: Clip, images: list[Path], mon
         patched.setattr(features, "encode", killed)
         cached(clip, images)
     folder = images[0].parents[2] / "features"
-    assert [path.name for path in folder.glob("*.npy")] == ["shard_00000.npy"]
+    assert sorted(path.name for path in folder.glob("*.npy")) == ["content_00000.npy", "shard_00000.npy"]
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
     before = (folder / "shard_00000.npy").stat().st_mtime_ns
     for path in images[:4]:
@@ -234,13 +244,10 @@ def test_only_new_and_changed_images_are_read(clip: Clip, images: list[Path], en
     expected = encode(clip, torch.stack([clip.preprocess(decode(str(path))) for path in (now[0], images[6])]))
     found = np.stack([np.frombuffer(after[name], np.float32) for name in (cache.names[0], "bee/3.png")])
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=0)
-    note = "features of 8 images are used again, 2 are new or have changed, 2 are not needed any more\n"
+    note = "features of 8 of 10 images are used again; 2 images are new or have another name, size or time, and are read"
     assert f"note: {folder_of(cache)}: {note}" in capsys.readouterr().err
     # Nothing of the earlier list stays, and the trainer finds the features of the new one.
-    assert sorted(path.name for path in folder_of(cache).iterdir()) == [
-        "manifest.json",
-        *(f"shard_0000{number}.1.npy" for number in range(3)),
-    ]
+    assert names_in(folder_of(cache)) == of_generation(1, 3)
     found = find_features([str(folder_of(cache))], [str(path) for path in now[::-1]])
     assert [row.astype(np.float32).tobytes() for row in found[::-1]] == [*after.values()]
     encoded.clear()
@@ -312,8 +319,8 @@ def test_a_kill_while_features_are_brought_up_to_date_loses_nothing(clip: Clip, 
             assert shards(cached(clip, now, place)) == expected
         # One batch in each of the first two shards.
         assert len(made) == 2 - sum(f"shard_0000{number}.1.npy" in whole for number in range(2))
-        left = {path.name for path in folder.with_name(place).iterdir() if not path.name.startswith(".")}
-        assert left == {"manifest.json", *expected}
+        left = [name for name in names_in(folder.with_name(place)) if not name.startswith(".")]
+        assert left == of_generation(1, 3) == sorted(["files.1.parquet", "manifest.json", *expected])
         steps += 1
     assert steps > 8
 
@@ -323,10 +330,10 @@ def test_images_that_change_again_before_the_end_lose_nothing(clip: Clip, images
     now = changed(images)
     calls, write = iter(range(100)), FolderStore.write
 
-    def killed(self: FolderStore, number: int, values: np.ndarray) -> None:
+    def killed(self: FolderStore, number: int, rows: ShardRows) -> None:
         if next(calls) == 2:
             raise KeyboardInterrupt
-        write(self, number, values)
+        write(self, number, rows)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(FolderStore, "write", killed)
@@ -334,10 +341,7 @@ def test_images_that_change_again_before_the_end_lose_nothing(clip: Clip, images
     encoded.clear()
     cache = cached(clip, now[:-1])
     assert not encoded, "the first two shards had been made, with all that is new"
-    assert sorted(path.name for path in folder_of(cache).iterdir()) == [
-        "manifest.json",
-        *(f"shard_0000{number}.2.npy" for number in range(3)),
-    ]
+    assert names_in(folder_of(cache)) == of_generation(2, 3)
 
 
 def test_an_image_that_could_not_be_read_is_tried_again(clip: Clip, images: list[Path], encoded: list[int]):
@@ -354,7 +358,7 @@ def test_an_image_that_could_not_be_read_is_tried_again(clip: Clip, images: list
     assert encoded == [1] and len(after) == 10 and before.items() <= after.items()
 
 
-def test_tar_files_that_have_not_changed_keep_their_features(clip: Clip, images: list[Path], encoded: list[int]):
+def test_images_in_tar_files_that_have_grown_keep_their_features(clip: Clip, images: list[Path], encoded: list[int]):
     root = images[0].parents[1]
     for number, part in enumerate((images[:6], images[6:])):
         with tarfile.open(root / f"{number}.tar", "w") as tar:
@@ -366,12 +370,12 @@ def test_tar_files_that_have_not_changed_keep_their_features(clip: Clip, images:
         return embed(clip, names, root, FolderStore(folder=root.parent / "of_tars"), Place())
 
     before = rows_of(labeled())
+    Image.new("RGB", (20, 16), "red").save(root / "new.png")
     with tarfile.open(root / "1.tar", "a") as tar:
-        tar.add(images[0], "new.png")
+        tar.add(root / "new.png", "new.png")
     encoded.clear()
     after = rows_of(labeled())
-    assert sum(encoded) == 5 and len(after) == 11
-    assert {name: after[name] for name in before if name.startswith("0.tar")}.items() <= before.items()
+    assert encoded == [1] and len(after) == 11 and before.items() <= after.items()
 
 
 # Images that cannot be prepared.
@@ -429,7 +433,7 @@ def test_images_of_which_none_can_be_read_are_refused(clip: Clip, images: list[P
 def test_a_folder_that_cannot_be_made_is_told_of(clip: Clip, images: list[Path]):
     (images[0].parents[2] / "taken").write_text("")
     with pytest.raises(
-        InputError, match=r"cannot write to '.*taken/features/manifest.json': .*; name another folder by --features"
+        InputError, match=r"cannot write to '.*taken/features/files.parquet': .*; name another folder by --features"
     ):
         cached(clip, images, "taken/features")
 
@@ -438,7 +442,7 @@ def test_a_process_makes_its_own_shards_alone(clip: Clip, images: list[Path], mo
     cache = cached(clip, images)
     before = shards(cache)
     (folder_of(cache) / "shard_00001.npy").unlink()
-    monkeypatch.setattr(features, "_first_of_all", lambda number, place: number)
+    monkeypatch.setattr(features, "_of_all", lambda number, place: torch.tensor([number]))
     with pytest.raises(StoppedError, match=r"shard_00001\.npy' is gone or damaged \(No such file or directory\)"):
         cached(clip, images, place=Place(rank=0, num_processes=2))
     cached(clip, images, place=Place(rank=1, num_processes=2))
