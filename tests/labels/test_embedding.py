@@ -244,7 +244,9 @@ def test_only_new_and_changed_images_are_read(clip: Clip, images: list[Path], en
     expected = encode(clip, torch.stack([clip.preprocess(decode(str(path))) for path in (now[0], images[6])]))
     found = np.stack([np.frombuffer(after[name], np.float32) for name in (cache.names[0], "bee/3.png")])
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=0)
-    note = "features of 8 of 10 images are used again; 2 images are new or have another name, size or time, and are read"
+    note = (
+        "features of 8 of 10 images are used again; 2 images are new or have another name, size or time, and are read"
+    )
     assert f"note: {folder_of(cache)}: {note}" in capsys.readouterr().err
     # Nothing of the earlier list stays, and the trainer finds the features of the new one.
     assert names_in(folder_of(cache)) == of_generation(1, 3)
@@ -277,9 +279,108 @@ def test_features_that_would_largely_be_lost_are_kept(clip: Clip, images: list[P
     with pytest.raises(InputError, match=message + FIX):
         cached(clip, images[:4])
     other = paint_images(images[0].parents[1].with_name("others"), num=3, classes=("cat", "eel"))
+    for i, path in enumerate(other):
+        Image.new("RGB", (20, 16), (i, 0, 0)).save(path)
     with pytest.raises(InputError, match=r"features of images in '.*images', not in '.*others'" + FIX):
         cached(clip, other)
     assert shards(cached(clip, images)) == before
+
+
+def test_the_same_images_in_another_copy_keep_their_features(
+    clip: Clip, images: list[Path], encoded: list[int], capsys
+):
+    before, root = rows_of(cached(clip, images)), images[0].parents[1]
+    shutil.copytree(root, root.with_name("copy"), copy_function=shutil.copyfile)
+    shutil.rmtree(root)
+    copies = [root.with_name("copy") / path.relative_to(root) for path in images]
+    assert all(path.stat().st_mtime_ns > 0 for path in copies)
+    encoded.clear()
+    assert rows_of(cached(clip, copies, progress=True)) == before and not encoded
+    said = capsys.readouterr().err
+    assert "features of 0 of 10 images are used again; 10 images are new or have another" in said
+    assert "note: 10 images are of known content, and keep their features" in said
+    # They are known by their times from now on, and are not read again.
+    for path in copies:
+        spoil(path)
+    assert rows_of(cached(clip, copies)) == before and not encoded
+
+
+def test_a_renamed_folder_keeps_its_features(clip: Clip, images: list[Path], encoded: list[int]):
+    before, root = rows_of(cached(clip, images)), images[0].parents[1]
+    (root / "bee").rename(root / "wasp")
+    now = sorted(root.rglob("*.png"))
+    encoded.clear()
+    after = rows_of(cached(clip, now))
+    assert {name.replace("wasp", "bee"): row for name, row in after.items()} == before and not encoded
+
+
+def test_content_decides_and_not_the_name_or_the_size(clip: Clip, images: list[Path], encoded: list[int]):
+    before = rows_of(cached(clip, images))
+    one, other = images[0].read_bytes(), images[1].read_bytes()
+    images[0].write_bytes(other)
+    images[1].write_bytes(one)
+    images[2].write_bytes(images[2].read_bytes()[:-1] + b"?")
+    images[3].write_bytes(images[3].read_bytes())
+    encoded.clear()
+    after = rows_of(cached(clip, images))
+    names = [*before]
+    assert [after[names[0]], after[names[1]]] == [before[names[1]], before[names[0]]]
+    assert encoded == [1], "its last byte is another one"
+    assert {name: after[name] for name in names[3:]} == {name: before[name] for name in names[3:]}
+
+
+def test_other_content_of_the_same_size_and_time_is_not_seen(clip: Clip, images: list[Path], encoded: list[int]):
+    """What is promised is no more: files whose name, size and time are as before are not read."""
+    before = rows_of(cached(clip, images))
+    spoil(images[0])
+    encoded.clear()
+    assert rows_of(cached(clip, images)) == before and not encoded
+
+
+def test_an_image_that_was_in_a_tar_file_is_known_outside_of_it(clip: Clip, images: list[Path], encoded: list[int]):
+    root = images[0].parents[1]
+    with tarfile.open(root / "all.tar", "w") as tar:
+        for path in images:
+            tar.add(path, path.relative_to(root))
+    store = FolderStore(folder=root.parent / "features")
+    names = find_files(str(root / "all.tar"), "--images").names
+    before = rows_of(embed(clip, names, root, store, Place(), batch_size=3))
+    encoded.clear()
+    assert [*rows_of(cached(clip, images)).values()] == [*before.values()] and not encoded
+
+
+def test_contents_without_their_features_are_of_no_use(clip: Clip, images: list[Path], encoded: list[int]):
+    """As a kill leaves them, of an image that could not be read before: its content is written first."""
+    content = images[5].read_bytes()
+    spoil(images[5])
+    cache = cached(clip, images, on_error="skip")
+    before, shard = rows_of(cache), (folder_of(cache) / "shard_00001.npy").read_bytes()
+    images[5].write_bytes(content)
+    cached(clip, images)
+    generation = folder_of(cache) / "shard_00001.1.npy"
+    generation.write_bytes(shard)
+    (images[0].parents[1] / "ant").rename(images[0].parents[1] / "emmet")
+    encoded.clear()
+    now = sorted(images[0].parents[1].rglob("*.png"))
+    after = rows_of(cached(clip, now))
+    assert encoded == [1] and len(after) == 10
+    assert before.items() <= {name.replace("emmet", "ant"): row for name, row in after.items()}.items()
+
+
+@pytest.mark.parametrize("name", ["content_00001.npy", "files.parquet"])
+def test_damaged_files_beside_the_features(clip: Clip, images: list[Path], encoded: list[int], name: str):
+    cache = cached(clip, images)
+    before, path = rows_of(cache), folder_of(cache) / name
+    path.write_bytes(path.read_bytes()[:100])
+    for image in images:
+        os.utime(image, ns=(0, 0))
+    encoded.clear()
+    if name == "files.parquet":
+        with pytest.raises(InputError, match=r"files\.parquet' cannot be read: .*; name another folder"):
+            cached(clip, images)
+    else:
+        # The images of one shard are not known again.
+        assert rows_of(cached(clip, images)) == before and sum(encoded) == 4
 
 
 def test_a_kill_while_features_are_brought_up_to_date_loses_nothing(clip: Clip, images: list[Path], monkeypatch):

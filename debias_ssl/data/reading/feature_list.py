@@ -108,7 +108,9 @@ class FeatureList:
             names = table["name"].cast(pa.large_binary()).combine_chunks()
             numbers = {key: table[key].to_numpy() for key in ("size", "mtime_ns", "images", "part")}
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            raise InputError(f"{str(path)!r} cannot be read: {reason(error)}") from error
+            raise InputError(
+                f"{str(path)!r} cannot be read: {reason(error)}; name another folder of features, or delete that one"
+            ) from error
         return cls(
             files=FileNames.of_arrow(names, numbers["size"], numbers["mtime_ns"]),
             images=numbers["images"].astype(np.uint32),

@@ -135,7 +135,8 @@ class _Kept:
             path = paths[i]
             if isinstance(path, Member):
                 tars.setdefault(path.shard.path, []).append((i, path.inner))
-        for tar, entry in zip(tars, self.listed.find(os.path.relpath(tar, root) for tar in tars), strict=True):
+        found: list[int] = self.listed.find(os.path.relpath(tar, root) for tar in tars).tolist()
+        for tar, entry in zip(tars, found, strict=True):
             if entry >= 0:
                 place = {member.inner: k for k, member in enumerate(members_of(tar, *self._was(entry)))}
                 for i, inner in tars[tar]:
