@@ -273,10 +273,15 @@ def _opened(store: FeatureStore, root: Path, on_error: Literal["stop", "skip"], 
         store=store,
         root=root,
         files=files,
-        names=names_below(files.part(places) if isinstance(files, ShardedNames) else picked(files, places), root),
+        names=names_below(_those(files, places) if lacking else files, root),
         places=places,
         unreadable=dict(zip(lacking, in_threads(preparing.reason, lacking), strict=True)),
     )
+
+
+def _those(files: Sequence[str], places: Int64[np.ndarray, " N"]) -> Sequence[str]:
+    """The files at some places, which are ascending."""
+    return files.part(places) if isinstance(files, ShardedNames) else picked(files, places)
 
 
 def _shards(num_files: int) -> list[range]:

@@ -151,7 +151,7 @@ class FolderStore:
             raise InputError(f"{str(self.folder)!r} holds {differing}")
         found = [(current, self._list(current)), *self._unfinished(own)]
         same = next((k for k, each in enumerate(found) if is_same(*each, own, listed)), None)
-        generation = 1 + max(each["generation"] for each, _ in found) if same is None else found[same][0]["generation"]
+        generation = self._next_generation(current) if same is None else found[same][0]["generation"]
         others = tuple(Earlier.of(*each, listed) for k, each in enumerate(found) if k != same)
         store = replace(self, generation=generation, earlier=others, dim=dim)
         if same is None:
@@ -263,6 +263,11 @@ class FolderStore:
     def _list(self, manifest: dict[str, Any]) -> FeatureList:
         return FeatureList.read(list_path(self.folder, manifest["generation"]))
 
+    def _next_generation(self, current: dict[str, Any]) -> int:
+        """A generation that no file is of, also where a list cannot be read any more."""
+        there = [*self.folder.glob("shard_*.npy"), *self.folder.glob(_name("*"))]
+        return 1 + max([current["generation"], *map(_generation_of, there)])
+
     def _unfinished(self, own: dict[str, Any]) -> Iterator[tuple[dict[str, Any], FeatureList]]:
         """Lists whose features were begun by the same model, and not made to the end, as far as they can be read."""
         for path in sorted(self.folder.glob(_name("*"))):
@@ -285,6 +290,6 @@ def _name(generation: int | str) -> str:
     return f"manifest.{generation}.json"
 
 
-def _generation_of(shard: Path) -> int:
-    _, *generation = shard.stem.split(".")
+def _generation_of(path: Path) -> int:
+    _, *generation = path.stem.split(".")
     return int(generation[0]) if generation else 0

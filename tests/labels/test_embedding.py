@@ -19,9 +19,11 @@ from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.data.reading.features import feature_notes, find_features
 from debias_ssl.data.sources.folder import find_files
+from debias_ssl.data.sources.listing import FileNames
 from debias_ssl.labels import embedding as features
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore, ShardRows
+from debias_ssl.labels.images import images_to_label
 from debias_ssl.models.clip import Clip, encode, load_clip
 from debias_ssl.system.errors import InputError, StoppedError
 
@@ -204,6 +206,21 @@ def test_features_are_of_one_background(clip: Clip, images: list[Path]):
         cached(clip, images, decoding=Decoding(background="black"))
 
 
+def test_a_folder_is_gone_through_once_and_no_file_is_looked_at_again(clip: Clip, images: list[Path], monkeypatch):
+    root, scanned, looked_at = images[0].parents[1], [], []
+    scandir, stat = os.scandir, os.stat
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(str(path)) or scandir(path))
+    monkeypatch.setattr(os, "stat", lambda path, **rest: looked_at.append(str(path)) or stat(path, **rest))
+    for number in range(2):
+        names = images_to_label(str(root), ("ant", "bee"))[0].names
+        cache = embed(clip, names, root, FolderStore(folder=root.parent / "features"), Place())
+        folders = [path for path in scanned if Path(path).is_relative_to(root)]
+        assert sorted(folders) == sorted([str(root), str(root / "ant"), str(root / "bee")] * (number + 1))
+        assert not [path for path in looked_at if path.endswith(".png")]
+        # The names of the rows are those of the listing, without the folder.
+        assert isinstance(names, FileNames) and isinstance(cache.names, FileNames) and cache.names.text is names.text
+
+
 # Lists of images that have changed.
 
 
@@ -365,6 +382,26 @@ def test_contents_without_their_features_are_of_no_use(clip: Clip, images: list[
     after = rows_of(cached(clip, now))
     assert encoded == [1] and len(after) == 10
     assert before.items() <= {name.replace("emmet", "ant"): row for name, row in after.items()}.items()
+
+
+def test_shards_of_a_list_that_was_not_finished_and_is_damaged_are_not_taken(
+    clip: Clip, images: list[Path], monkeypatch
+):
+    folder = folder_of(cached(clip, images))
+    expected = rows_of(cached(clip, images[1:], "whole"))
+    write, calls = FolderStore.write, iter(range(100))
+
+    def killed(self: FolderStore, number: int, rows: ShardRows) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        write(self, number, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FolderStore, "write", killed)
+        cached(clip, images[::-1])
+    (folder / "files.1.parquet").write_bytes(b"PAR1")
+    assert rows_of(cached(clip, images[1:])) == expected
+    assert names_in(folder) == of_generation(2, 3)
 
 
 @pytest.mark.parametrize("name", ["content_00001.npy", "files.parquet"])

@@ -178,7 +178,7 @@ class _Kept:
             self.read(contents_path, self.listed.first_rows[entries[asked]], before)
             contents = in_threads(content_of, [paths[i] for i in asked.tolist()])
             contents = tqdm(contents, "comparing contents", len(asked), unit="img", leave=False, delay=2)
-            same[asked] = (np.stack([*contents]) == before).all(1) & before.any(1)
+            same[asked] = (np.stack([*contents]) == before).all(1)
         return same
 
 
