@@ -236,7 +236,7 @@ def _label(
         precision=precision,
         autocast=_autocast(precision, clip.device),
     )
-    names = picked(request.files, cache.places)
+    names = [*picked(request.files, cache.places)]
     unreadable = {request.files[i]: why for i, why in cache.unreadable.items()}
     return _debiased(replace(zero_shot_rows(clip, cache, request, vectors), names=names), config, unreadable)
 
