@@ -1,5 +1,6 @@
 """`debias-ssl label`: images and class names in, labels out; the same by two processes, again, and with other names."""
 
+import itertools
 import json
 import os
 import re
@@ -127,6 +128,31 @@ def test_an_image_that_was_replaced_after_its_features_were_made_is_refused(tmp_
     flags = ["--run", str(tmp_path / "run"), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "p.csv")]
     message = refused(predict.main, [*flags, "--features", str(tmp_path / "out" / "features")], capsys)
     assert repr(str(images[3])) in message and not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_copy_of_the_images_is_labeled_by_the_same_features(tmp_path, images, arguments, monkeypatch, capsys):
+    """With other times, as `cp -r`, unzip and git leave them, and then with one image more."""
+    main(arguments())
+    shutil.copytree(tmp_path / "images", tmp_path / "copy", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "images")
+    encoded: list[int] = []
+    monkeypatch.setattr(features, "encode", lambda clip, batch: encoded.append(len(batch)) or encode(clip, batch))
+    copy = {"images": tmp_path / "copy", "features": tmp_path / "out" / "features"}
+    main(arguments(out=tmp_path / "again", **copy))
+    for name in ("labels.csv", "probs.npy", "summary.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert not encoded and "10 images are of known content" in capsys.readouterr().err
+    Image.new("RGB", (20, 16), "red").save(tmp_path / "copy" / "new.png")
+    main(arguments(out=tmp_path / "more", **copy))
+    assert encoded == [1] and len(rows_of(tmp_path / "more")) == 11
+    assert "features of 10 of 10 images are used again; 1 images are new" in capsys.readouterr().err
+    data = {"name": "folder", "labeled": tmp_path / "more" / "labels.csv", "root": tmp_path / "copy"}
+    data |= {"test": tmp_path / "copy", "labels_per_class": "null", "features": json.dumps([str(copy["features"])])}
+    # The trainer knows them by their contents, too.
+    os.utime(tmp_path / "copy" / "new.png", ns=(0, 0))
+    run = ["--config", str(DIGITS), "--model.name", "linear", "--steps", "2", "--batch_size", "2"]
+    train.main([*run, *(f"--data.{name}={value}" for name, value in data.items()), "--out", str(tmp_path / "run")])
 
 
 @pytest.mark.usefixtures("no_page")
@@ -481,8 +507,9 @@ def test_two_processes_do_what_one_does(tmp_path, images, arguments):
                 tar.add(path, path.relative_to(tmp_path / "images").as_posix())
     packed = arguments(features=tmp_path / "four", out=tmp_path / "packed", images=tmp_path / "x-{0..2}.tar")
     bad = arguments(features=tmp_path / "three", out=tmp_path / "broken", images=broken)
-    # The same images elsewhere, with one more at the front: their features are kept.
-    shutil.copytree(tmp_path / "images", tmp_path / "more")
+    # The same images elsewhere, with other times and names, and one more at the front: their features are kept.
+    shutil.copytree(tmp_path / "images", tmp_path / "more", copy_function=shutil.copyfile)
+    (tmp_path / "more" / "ant").rename(tmp_path / "more" / "emmet")
     Image.new("RGB", (20, 16), "red").save(tmp_path / "more" / "0.png")
     shutil.copytree(tmp_path / "one", tmp_path / "older")
     main(arguments(features=tmp_path / "older", out=tmp_path / "one_more", images=tmp_path / "more"))
@@ -491,9 +518,8 @@ def test_two_processes_do_what_one_does(tmp_path, images, arguments):
     processes = [process for process in context.processes if process is not None]
     for process in processes:
         process.join()
-    for number in range(3):
-        name = f"shard_{number:05d}.npy"
-        later = f"shard_{number:05d}.1.npy"
+    for number, kind in itertools.product(range(3), ("content", "shard")):
+        name, later = (f"{kind}_{number:05d}.{rest}" for rest in ("npy", "1.npy"))
         assert (tmp_path / "older" / later).read_bytes() == (tmp_path / "two" / later).read_bytes()
         assert not (tmp_path / "two" / name).exists()
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "four" / name).read_bytes()
@@ -504,7 +530,8 @@ def test_two_processes_do_what_one_does(tmp_path, images, arguments):
     for name in ("labels.csv", "probs.npy"):
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "together" / name).read_bytes()
     assert [process.exitcode for process in processes] == [2, 2]
-    assert sorted(path.name for path in (tmp_path / "three").glob("*.npy")) == ["shard_00000.npy", "shard_00002.npy"]
+    made = sorted(path.name for path in (tmp_path / "three").glob("shard_*.npy"))
+    assert made == ["shard_00000.npy", "shard_00002.npy"]
 
 
 COLORS = {"cherry": (200, 40, 40), "grass": (40, 180, 60), "sky": (60, 110, 220)}

@@ -132,7 +132,7 @@ def test_labels_of_shards_are_those_of_the_folder(labeled_folder, tmp_path: Path
     assert rows_of(tmp_path / "again") == rows_of(tmp_path / "sharded")
 
 
-def test_features_of_a_shard_that_has_changed_are_made_anew(labeled_folder, tmp_path: Path, capsys):
+def test_images_of_a_shard_that_was_written_anew_are_known_by_their_content(labeled_folder, tmp_path: Path, capsys):
     where = str(tmp_path / "shards" / "x-{0..2}.tar")
     label.main([*labeled_folder, "--images", where, "--out", str(tmp_path / "out")])
     os.utime(tmp_path / "shards" / "x-1.tar", ns=(0, 0))
@@ -141,7 +141,9 @@ def test_features_of_a_shard_that_has_changed_are_made_anew(labeled_folder, tmp_
         find_features([str(tmp_path / "out" / "features")], [member])
     arguments = [*labeled_folder, "--images", where, "--out", str(tmp_path / "b")]
     label.main([*arguments, "--features", str(tmp_path / "out" / "features")])
-    assert "features of 5 images are used again, 5 are new or have changed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "features of 5 of 10 images are used again; 5 images are new or have" in said
+    assert "note: 5 images are of known content" in said
     assert rows_of(tmp_path / "b") == rows_of(tmp_path / "out")
     assert find_features([str(tmp_path / "out" / "features")], [member]).shape == (1, 8)
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,24 +13,26 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.config import STANDARD, Decoding
-from debias_ssl.data.reading.decode import decode, in_threads
+from debias_ssl.data.reading.decode import in_threads
+from debias_ssl.data.reading.features import VERSION
 from debias_ssl.data.reading.workers import Caught, raising
+from debias_ssl.data.sources.below import names_below
+from debias_ssl.data.sources.listing import FileNames, picked
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
 from debias_ssl.distributed.collectives import all_sum_
 from debias_ssl.distributed.signals import ignore_signals
-from debias_ssl.labels.feature_store import FeatureStore
+from debias_ssl.labels.feature_store import FeatureStore, ShardRows
+from debias_ssl.labels.preparing import Batches, Preparing
 from debias_ssl.models.clip import Clip, encode
-from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.errors import InputError
 
 SHARD_SIZE = 1024
-# What resizing and cropping have been seen to raise for images of odd sides.
-UNPREPARED = (ValueError, MemoryError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +120,18 @@ def embed(
         StoppedError: a tar file or a shard of features is gone or has changed.
     """
     root = Path(os.path.abspath(root))
-    if not isinstance(files, ShardedNames):
-        # As text, the absolute path of a member would not know any more where in its tar file it is.
-        files = [file if isinstance(file, Member) else os.path.abspath(file) for file in files]
-    store = _claimed(store, _manifest(clip, root, files, decoding, precision), place)
+    files = _absolute(files, root)
+    store = _claimed(store, _manifest(clip, root, decoding, precision), files, place)
     if store.note and progress:
         print(f"note: {store.note}", file=sys.stderr)
     preparing = Preparing(files=files, preprocess=clip.preprocess, decoding=decoding)
     plan = _planned(store, len(files), clip.embed_dim, place)
     # Closed before an error is told: its progress bar would stand in front of the message.
     with closing(_made(clip, store, plan, preparing, batch_size, place.device, workers, autocast, progress)) as made:
-        failed = _kept(store, made, len(files), on_error, stops=place.num_processes == 1)
-    failed = _first_of_all(failed, place)
+        failed, known = _kept(store, made, len(files), on_error, stops=place.num_processes == 1)
+    failed, known = int(_of_all(failed, place).min()), int(_of_all(known, place).sum())
+    if known and progress:
+        print(f"note: {known:,} images are of known content, and keep their features", file=sys.stderr)
     if failed < len(files):
         raise preparing.error(failed)
     if place.rank == 0:
@@ -137,12 +139,26 @@ def embed(
     return _opened(store, root, on_error, preparing)
 
 
-def _claimed(store: FeatureStore, manifest: dict[str, Any], place: Place) -> FeatureStore:
+def _absolute(files: Sequence[str], root: Path) -> Sequence[str]:
+    """The same files by absolute paths, in arrays where none is in a tar file."""
+    prefix = os.path.join(root, "")
+    if isinstance(files, FileNames) and (below := files.below(str(root))) is not None:
+        return replace(below, prefix=prefix)
+    if isinstance(files, ShardedNames):
+        return files
+    if any(isinstance(file, Member) for file in files):
+        # As text, the absolute path of a member would not know any more where in its tar file it is.
+        return [file if isinstance(file, Member) else os.path.abspath(file) for file in files]
+    listed = ((os.path.relpath(file.path, root), file.size, file.mtime_ns, False) for file in on_disk(files))
+    return FileNames.of(listed, prefix)
+
+
+def _claimed(store: FeatureStore, manifest: dict[str, Any], files: Sequence[str], place: Place) -> FeatureStore:
     """The store of these features; the first process says whose they are, and the others find what it has said."""
     if place.rank == 0:
-        store = store.claim(manifest, True)
-    _first_of_all(0, place)
-    return store if place.rank == 0 else store.claim(manifest, False)
+        store = store.claim(manifest, files, True)
+    _of_all(0, place)
+    return store if place.rank == 0 else store.claim(manifest, files, False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +179,7 @@ def _planned(store: FeatureStore, num_files: int, dim: int, place: Place) -> lis
     first, stop = (rank * len(shards) // place.num_processes for rank in (place.rank, place.rank + 1))
     for number in range(first, stop):
         rows = shards[number]
-        lacking = rows.start + np.flatnonzero(np.isnan(store.known(number, rows, dim)[:, 0]))
+        lacking = rows.start + np.flatnonzero(np.isnan(store.known(number, rows, dim).features[:, 0]))
         is_whole = store.is_whole(number, (len(rows), dim))
         if len(lacking) or not is_whole:
             plan.append(_Planned(number=number, rows=rows, lacking=lacking, is_whole=is_whole))
@@ -172,41 +188,48 @@ def _planned(store: FeatureStore, num_files: int, dim: int, place: Place) -> lis
 
 def _kept(
     store: FeatureStore,
-    made: Iterable[tuple[_Planned, Float[Tensor, "n D"]]],
+    made: Iterable[tuple[_Planned, ShardRows, int]],
     num_files: int,
     on_error: Literal["stop", "skip"],
     *,
     stops: bool,
-) -> int:
-    """Keeps shards that are made; the number of the first image that has no features, where it must."""
-    failed = num_files
-    for shard, values in made:
-        lacking = values[:, 0].isnan().nonzero()
+) -> tuple[int, int]:
+    """Keeps shards that are made; the number of the first image that has no features, where it must.
+
+    Also gives how many images have features of another image of their content.
+    """
+    failed, num_known = num_files, 0
+    for shard, rows, known in made:
+        num_known += known
+        lacking = np.flatnonzero(np.isnan(rows.features[:, 0]))
         if on_error == "skip" or not len(lacking):
             if not shard.is_whole or len(lacking) < len(shard.lacking):
-                store.write(shard.number, values.half().cpu().numpy())
+                store.write(shard.number, rows)
             continue
         failed = min(failed, shard.rows.start + int(lacking[0]))
         # Several processes go on to their end: those that are done wait for the others, but not for ever.
         if stops:
             break
-    return failed
+    return failed, num_known
 
 
 def _made(
     clip: Clip,
     store: FeatureStore,
     plan: Sequence[_Planned],
-    preparing: "Preparing",
+    preparing: Preparing,
     batch_size: int,
     device: torch.device,
     workers: int,
     autocast: Callable[[], AbstractContextManager],
     progress: bool,
-) -> Generator[tuple[_Planned, Float[Tensor, "n D"]], None, None]:
-    """The features of the shards of a plan."""
+) -> Generator[tuple[_Planned, ShardRows, int], None, None]:
+    """The rows of the shards of a plan, and how many of them have the features of another image of their content."""
     cut = [[shard.lacking[i : i + batch_size] for i in range(0, len(shard.lacking), batch_size)] for shard in plan]
-    batches = _Batches(preparing=preparing, batches=[rows for of_shard in cut for rows in of_shard])
+    batches = Batches(preparing=preparing, store=store, batches=[rows for of_shard in cut for rows in of_shard])
+    if len(batches):
+        # Before decoding processes are made: they share what is found here.
+        _ = store.known_contents
     loader = DataLoader(
         Caught(dataset=batches),
         sampler=range(len(batches)),
@@ -220,18 +243,24 @@ def _made(
     with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar:
         loaded = zip(batches.batches, raising(loader), strict=True)
         for shard, own in zip(plan, cut, strict=True):
-            values = torch.from_numpy(store.known(shard.number, shard.rows, clip.embed_dim).astype(np.float32))
-            values = values.to(device)
-            for rows, (images, good) in islice(loaded, len(own)):
-                if len(good):
+            known = store.known(shard.number, shard.rows, clip.embed_dim)
+            features, contents = torch.from_numpy(known.features.astype(np.float32)).to(device), known.contents.copy()
+            num_known = 0
+            for rows, batch in islice(loaded, len(own)):
+                at = torch.from_numpy(rows) - shard.rows.start
+                if len(batch.new):
                     with autocast():
-                        features = encode(clip, images.to(device, non_blocking=True))
-                    values[(torch.from_numpy(rows)[good] - shard.rows.start).to(device)] = features
+                        encoded = encode(clip, batch.images.to(device, non_blocking=True))
+                    features[at[batch.new].to(device)] = encoded
+                if len(batch.known):
+                    features[at[batch.known].to(device)] = batch.features.float().to(device)
+                    num_known += len(batch.known)
+                contents[at.numpy()] = batch.contents.numpy()
                 bar.update(len(rows))
-            yield shard, values
+            yield shard, ShardRows(features=features.half().cpu().numpy(), contents=contents), num_known
 
 
-def _opened(store: FeatureStore, root: Path, on_error: Literal["stop", "skip"], preparing: "Preparing") -> FeatureCache:
+def _opened(store: FeatureStore, root: Path, on_error: Literal["stop", "skip"], preparing: Preparing) -> FeatureCache:
     """All shards, in which images that could not be read have rows that are no numbers."""
     files = preparing.files
     has_features = np.concatenate([np.isfinite(store.read(number)[:, 0]) for number in range(len(_shards(len(files))))])
@@ -244,87 +273,34 @@ def _opened(store: FeatureStore, root: Path, on_error: Literal["stop", "skip"], 
         store=store,
         root=root,
         files=files,
-        names=[os.path.relpath(files[i], root) for i in places.tolist()],
+        names=names_below(_those(files, places) if lacking else files, root),
         places=places,
         unreadable=dict(zip(lacking, in_threads(preparing.reason, lacking), strict=True)),
     )
+
+
+def _those(files: Sequence[str], places: Int64[np.ndarray, " N"]) -> Sequence[str]:
+    """The files at some places, which are ascending."""
+    return files.part(places) if isinstance(files, ShardedNames) else picked(files, places)
 
 
 def _shards(num_files: int) -> list[range]:
     return [range(first, min(first + SHARD_SIZE, num_files)) for first in range(0, num_files, SHARD_SIZE)]
 
 
-def _manifest(clip: Clip, root: Path, files: Sequence[str], decoding: Decoding, precision: str) -> dict[str, Any]:
+def _manifest(clip: Clip, root: Path, decoding: Decoding, precision: str) -> dict[str, Any]:
     """Whose features these are."""
     return {
-        "version": 2,
+        "version": VERSION,
         "model": {**clip.description, **decoding.of_pixels, "precision": precision},
         "root": str(root),
-        "files": [[os.path.relpath(file.path, root), file.size, file.mtime_ns, *file.part] for file in on_disk(files)],
         "shard_size": SHARD_SIZE,
         "dim": clip.embed_dim,
     }
 
 
-def _first_of_all(number: int, place: Place) -> int:
-    """The smallest of all processes' numbers; none goes on before all have come here."""
+def _of_all(number: int, place: Place) -> Int64[Tensor, " processes"]:
+    """The numbers of all processes; none goes on before all have come here."""
     numbers = torch.zeros(place.num_processes, dtype=torch.int64, device=place.device)
     numbers[place.rank] = number
-    return int(all_sum_(numbers).min())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preparing:
-    """How image files become what the network takes."""
-
-    files: Sequence[str]
-    preprocess: Callable[[Any], Tensor]
-    decoding: Decoding
-
-    def __call__(self, row: int) -> Float[Tensor, "K H W"]:
-        """The image of a row.
-
-        Raises:
-            InputError: it cannot be read, or cannot be resized and cropped as the model wants it.
-        """
-        image = decode(self.files[row], decoding=self.decoding)
-        try:
-            return self.preprocess(image)
-        except UNPREPARED as error:
-            raise InputError(
-                f"cannot prepare image {self.files[row]!r} of {image.width} x {image.height} pixels for the model: "
-                f"{reason(error)}; remove it or skip it (--on_error skip)"
-            ) from error
-
-    def error(self, row: int) -> InputError:
-        """The error to raise for an image that has no features."""
-        try:
-            self(row)
-        except InputError as error:
-            return error
-        return InputError(f"the features of {self.files[row]!r} are no numbers; remove it or skip it (--on_error skip)")
-
-    def reason(self, row: int) -> str:
-        """Why an image has no features."""
-        return str(self.error(row).__cause__ or "its features are no numbers")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Batches(Dataset):
-    """What workers send: the prepared images of a batch that can be read, and their places in it."""
-
-    preparing: Preparing
-    batches: Sequence[Int64[np.ndarray, " _"]]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Int64[Tensor, " n"]]:
-        images, good = [], []
-        for i, row in enumerate(self.batches[number].tolist()):
-            try:
-                images.append(self.preparing(row))
-            except InputError:
-                continue
-            good.append(i)
-        return torch.stack(images) if images else torch.empty(0), torch.tensor(good, dtype=torch.int64)
+    return all_sum_(numbers)

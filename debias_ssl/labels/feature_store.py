@@ -2,21 +2,39 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float16, Int64
 
-from debias_ssl.data.reading.config import DECODER
-from debias_ssl.data.reading.features import MANIFEST, read_manifest, shard_path
+from debias_ssl.data.reading.contents import content_of
+from debias_ssl.data.reading.feature_list import FeatureList
+from debias_ssl.data.reading.features import MANIFEST, contents_path, list_path, read_manifest, shard_path
+from debias_ssl.labels.earlier_features import Earlier, compared, difference, is_same
+from debias_ssl.labels.known_contents import KnownContents, Place
 from debias_ssl.system.errors import InputError, StoppedError, WriteError, reason
 from debias_ssl.system.files import read_array, write_array, write_aside, writes
 
-ELSEWHERE = "name another folder by --features, or delete that one"
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRows:
+    """What is kept of a shard's images, or known of them before it is made."""
+
+    features: Float16[np.ndarray, "n D"]
+    """Rows of images without features are no numbers."""
+    contents: Int64[np.ndarray, "n 2"]
+    """Hashes of the images' files, as `content_of` gives them; zeros where they are not known."""
+
+    @classmethod
+    def unknown(cls, number: int, dim: int) -> "ShardRows":
+        """Of images of which nothing is known."""
+        features = np.full((number, dim), np.nan, dtype=np.float16)
+        return cls(features=features, contents=np.zeros((number, 2), dtype=np.int64))
 
 
 @runtime_checkable
@@ -28,7 +46,12 @@ class FeatureStore(Protocol):
         """What people should know of features that are used again."""
         ...
 
-    def claim(self, own: dict[str, Any], is_first: bool) -> "FeatureStore":
+    @property
+    def known_contents(self) -> KnownContents | None:
+        """Contents of earlier images with the places of their features; None where contents are not kept."""
+        ...
+
+    def claim(self, own: dict[str, Any], files: Sequence[str], is_first: bool) -> "FeatureStore":
         """The store of these features, once the first process has said whose they are, or has found it said before."""
         ...
 
@@ -36,15 +59,19 @@ class FeatureStore(Protocol):
         """Whether a shard is there, with all of its rows."""
         ...
 
-    def known(self, number: int, rows: range, dim: int) -> Float16[np.ndarray, "n D"]:
-        """What is known of a shard's features before it is made; the other rows are no numbers."""
+    def known(self, number: int, rows: range, dim: int) -> ShardRows:
+        """What is known of a shard's images before it is made, by their names, sizes and times."""
+        ...
+
+    def at(self, place: Place) -> Float16[np.ndarray, " D"] | None:
+        """The features at a place of `known_contents`, where they are there."""
         ...
 
     def read(self, number: int) -> Float16[np.ndarray, "n D"]:
         """The features of a shard; an image that could not be read has a row that is no numbers."""
         ...
 
-    def write(self, number: int, values: Float16[np.ndarray, "n D"]) -> None:
+    def write(self, number: int, rows: ShardRows) -> None:
         """Keeps a shard."""
         ...
 
@@ -59,37 +86,30 @@ class MemoryStore:
 
     shards: dict[int, Float16[np.ndarray, "_ D"]] = field(default_factory=dict)
     note: str | None = None
+    known_contents: None = None
 
-    def claim(self, own: dict[str, Any], is_first: bool) -> "MemoryStore":
+    def claim(self, own: dict[str, Any], files: Sequence[str], is_first: bool) -> "MemoryStore":
         """Nobody else's features can be here."""
         return self
 
     def is_whole(self, number: int, shape: tuple[int, int]) -> bool:
         return number in self.shards
 
-    def known(self, number: int, rows: range, dim: int) -> Float16[np.ndarray, "n D"]:
-        return self.shards.get(number, np.full((len(rows), dim), np.nan, dtype=np.float16))
+    def known(self, number: int, rows: range, dim: int) -> ShardRows:
+        nothing = ShardRows.unknown(len(rows), dim)
+        return replace(nothing, features=self.shards.get(number, nothing.features))
+
+    def at(self, place: Place) -> None:
+        """No place is known."""
 
     def read(self, number: int) -> Float16[np.ndarray, "n D"]:
         return self.shards[number]
 
-    def write(self, number: int, values: Float16[np.ndarray, "n D"]) -> None:
-        self.shards[number] = values
+    def write(self, number: int, rows: ShardRows) -> None:
+        self.shards[number] = rows.features
 
     def finish(self) -> None:
         """Nothing else can be here."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Earlier:
-    """Features of another list of images, and where in it the images of the list that is made are."""
-
-    generation: int
-    num: int
-    """How many images that list has."""
-    shard_size: int
-    rows: Int64[np.ndarray, " N"]
-    """For each image of the new list its place in the other one; negative where it is not in it, or has changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,58 +123,89 @@ class FolderStore:
     folder: Path
     generation: int = 0
     earlier: tuple[Earlier, ...] = ()
+    dim: int = 0
     note: str | None = None
 
-    def claim(self, own: dict[str, Any], is_first: bool) -> "FolderStore":
+    def claim(self, own: dict[str, Any], files: Sequence[str], is_first: bool) -> "FolderStore":
         """The store of features of these images.
 
         The features that are there are taken where model, settings and images are the same. Where some images are new,
         have changed or are gone, another generation is begun, which takes over the rows of all others.
 
         Args:
-            own: the manifest of the features.
+            own: the manifest of the features, but for its generation.
+            files: the images.
             is_first: whether this process may write; the others must come after it.
 
         Raises:
             InputError: the folder holds those of another model, of other settings, or largely of other images; or it
                 cannot be written to.
         """
+        listed, dim = FeatureList.of(files, Path(own["root"])), own["dim"]
         if not (self.folder / MANIFEST).exists() and not any(self.folder.glob("shard_*.npy")):
             if is_first:
-                self._say(MANIFEST, own)
-            return self
+                self._say(MANIFEST, own | {"generation": 0}, listed)
+            return replace(self, dim=dim)
         current = read_manifest(self.folder)
-        if differing := _difference(current, own):
+        if differing := difference(current, own):
             raise InputError(f"{str(self.folder)!r} holds {differing}")
-        found = [current, *(each for each in self._unfinished() if _difference(each, own) is None)]
-        same = next((each for each in found if all(each[key] == own[key] for key in ("files", "shard_size"))), None)
-        others, note = [each for each in found if each is not same], None
+        found = [(current, self._list(current)), *self._unfinished(own)]
+        same = next((k for k, each in enumerate(found) if is_same(*each, own, listed)), None)
+        generation = self._next_generation(current) if same is None else found[same][0]["generation"]
+        others = tuple(Earlier.of(*each, listed) for k, each in enumerate(found) if k != same)
+        store = replace(self, generation=generation, earlier=others, dim=dim)
         if same is None:
-            note = _compared(self.folder, current, own)
-            same = own | {"generation": 1 + max(each["generation"] for each in found)}
+            moved = None if found[0][0]["root"] == own["root"] else (found[0][0]["root"], own["root"])
+            note = compared(self.folder, store.earlier[0], moved, files, store.has)
+            store = replace(store, note=note)
             if is_first:
-                self._say(_name(same["generation"]), same)
-        earlier = tuple(_earlier(each, own) for each in others)
-        return replace(self, generation=same["generation"], earlier=earlier, note=note)
+                store._say(_name(generation), own | {"generation": generation}, listed)
+        return store
+
+    def has(self, path: str) -> bool:
+        """Whether an image of this content has features."""
+        place = self.known_contents.find(content_of(path))
+        return place is not None and self.at(place) is not None
 
     def is_whole(self, number: int, shape: tuple[int, int]) -> bool:
         return self._shard(number, self.generation, shape) is not None
 
-    def known(self, number: int, rows: range, dim: int) -> Float16[np.ndarray, "n D"]:
+    def known(self, number: int, rows: range, dim: int) -> ShardRows:
         values = self._shard(number, self.generation, (len(rows), dim))
         if values is not None:
-            return values
-        values = np.full((len(rows), dim), np.nan, dtype=np.float16)
+            return ShardRows(features=values, contents=self._contents(number, self.generation, len(rows)))
+        known = ShardRows.unknown(len(rows), dim)
         for source in self.earlier:
             places, size = source.rows[rows.start : rows.stop], source.shard_size
-            wanted = np.isnan(values[:, 0]) & (places >= 0)
+            wanted = np.isnan(known.features[:, 0]) & (places >= 0)
             for other in np.unique(places[wanted] // size).tolist():
-                shape = (min(size, source.num - other * size), dim)
-                kept = self._shard(other, source.generation, shape)
+                kept = self._rows_of(source, other)
                 if kept is not None:
                     inside = wanted & (places // size == other)
-                    values[inside] = kept[places[inside] - other * size]
-        return values
+                    known.features[inside] = kept.features[places[inside] - other * size]
+                    known.contents[inside] = kept.contents[places[inside] - other * size]
+        return known
+
+    @property
+    def known_contents(self) -> KnownContents:
+        return self._known_contents
+
+    @cached_property
+    def _known_contents(self) -> KnownContents:
+        found = []
+        for k, source in enumerate(self.earlier):
+            for number in range(-(-source.num // source.shard_size)):
+                rows = self._rows_of(source, number)
+                if rows is not None:
+                    found.append((k, number * source.shard_size, rows.contents))
+        return KnownContents.of(found)
+
+    def at(self, place: Place) -> Float16[np.ndarray, " D"] | None:
+        source = self.earlier[place.source]
+        rows = self._rows_of(source, place.row // source.shard_size)
+        values = None if rows is None else rows.features[place.row % source.shard_size]
+        # Where a job was killed between them, the content of an image may be there without its features.
+        return None if values is None or np.isnan(values[0]) else np.array(values)
 
     def read(self, number: int) -> Float16[np.ndarray, "n D"]:
         path = shard_path(self.folder, number, self.generation)
@@ -166,15 +217,20 @@ class FolderStore:
                 "job use the folder? Run the same command again"
             ) from error
 
-    def write(self, number: int, values: Float16[np.ndarray, "n D"]) -> None:
-        write_array(shard_path(self.folder, number, self.generation), values)
+    def write(self, number: int, rows: ShardRows) -> None:
+        # The features last: they say that the shard is there.
+        write_array(contents_path(self.folder, number, self.generation), rows.contents)
+        write_array(shard_path(self.folder, number, self.generation), rows.features)
 
     def finish(self) -> None:
         own = self.folder / _name(self.generation)
         with writes(self.folder / MANIFEST):
             if own.exists():
                 os.replace(own, self.folder / MANIFEST)
-        others = [path for path in self.folder.glob("shard_*.npy") if _generation_of(path) != self.generation]
+        others = [*self.folder.glob("shard_*.npy"), *self.folder.glob("content_*.npy")]
+        others = [
+            path for path in [*others, *self.folder.glob("files*.parquet")] if _generation_of(path) != self.generation
+        ]
         for path in [*self.folder.glob(_name("*")), *others]:
             # What stays is in nobody's way, and is removed the next time.
             with suppress(OSError):
@@ -188,14 +244,42 @@ class FolderStore:
             return None
         return values if values.shape == shape and values.dtype == np.float16 else None
 
-    def _unfinished(self) -> Iterator[dict[str, Any]]:
-        """The manifests of lists whose features were begun, and not made to the end, as far as they can be read."""
+    def _contents(self, number: int, generation: int, num: int) -> Int64[np.ndarray, "n 2"]:
+        """The contents of a shard's images; zeros where they are not there."""
+        with suppress(OSError, ValueError):
+            values = read_array(contents_path(self.folder, number, generation))
+            if values.shape == (num, 2) and values.dtype == np.int64:
+                return values
+        return np.zeros((num, 2), dtype=np.int64)
+
+    def _rows_of(self, source: Earlier, number: int) -> ShardRows | None:
+        """A shard of an earlier list, where it is there."""
+        num = min(source.shard_size, source.num - number * source.shard_size)
+        values = self._shard(number, source.generation, (num, self.dim))
+        if values is None:
+            return None
+        return ShardRows(features=values, contents=self._contents(number, source.generation, num))
+
+    def _list(self, manifest: dict[str, Any]) -> FeatureList:
+        return FeatureList.read(list_path(self.folder, manifest["generation"]))
+
+    def _next_generation(self, current: dict[str, Any]) -> int:
+        """A generation that no file is of, also where a list cannot be read any more."""
+        there = [*self.folder.glob("shard_*.npy"), *self.folder.glob(_name("*"))]
+        return 1 + max([current["generation"], *map(_generation_of, there)])
+
+    def _unfinished(self, own: dict[str, Any]) -> Iterator[tuple[dict[str, Any], FeatureList]]:
+        """Lists whose features were begun by the same model, and not made to the end, as far as they can be read."""
         for path in sorted(self.folder.glob(_name("*"))):
             with suppress(InputError):
-                yield read_manifest(self.folder, path.name)
+                manifest = read_manifest(self.folder, path.name)
+                if difference(manifest, own) is None:
+                    yield manifest, self._list(manifest)
 
-    def _say(self, name: str, manifest: dict[str, Any]) -> None:
+    def _say(self, name: str, manifest: dict[str, Any], listed: FeatureList) -> None:
         try:
+            # The manifest last: it says that the list is there.
+            listed.write(list_path(self.folder, manifest["generation"]))
             write_aside(self.folder / name, json.dumps(manifest))
         except WriteError as error:
             raise InputError(f"{error}; name another folder by --features") from error
@@ -206,71 +290,6 @@ def _name(generation: int | str) -> str:
     return f"manifest.{generation}.json"
 
 
-def _generation_of(shard: Path) -> int:
-    _, *generation = shard.stem.split(".")
+def _generation_of(path: Path) -> int:
+    _, *generation = path.stem.split(".")
     return int(generation[0]) if generation else 0
-
-
-def _entries(manifest: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], int, int]]:
-    """The files of a manifest, each with its first row and the number of its rows: a tar file has many."""
-    first = 0
-    for entry in manifest["files"]:
-        number = entry[3] if len(entry) > 3 else 1
-        yield tuple(entry), first, number
-        first += number
-
-
-def _num_rows(manifest: dict[str, Any]) -> int:
-    return sum(number for _, _, number in _entries(manifest))
-
-
-def _earlier(manifest: dict[str, Any], own: dict[str, Any]) -> Earlier:
-    known = {entry: first for entry, first, _ in _entries(manifest)}
-    rows = np.full(_num_rows(own), -1, dtype=np.int64)
-    for entry, first, number in _entries(own):
-        if entry in known:
-            rows[first : first + number] = np.arange(known[entry], known[entry] + number)
-    return Earlier(
-        generation=manifest["generation"], num=_num_rows(manifest), shard_size=manifest["shard_size"], rows=rows
-    )
-
-
-def _difference(found: dict[str, Any], own: dict[str, Any]) -> str | None:
-    """By what model or settings features were made, if not by those that are asked for; what to do is said with it."""
-    before, now = (manifest["model"] | {"dim": manifest["dim"]} for manifest in (found, own))
-    differing = [key for key in sorted(now.keys() | before.keys()) if before.get(key) != now.get(key)]
-    if not differing:
-        return None
-    if differing == ["precision"]:
-        was = before["precision"]
-        return f"features of --precision {was}, not {now['precision']}: pass --precision {was}, {ELSEWHERE}"
-    if before.get("decoder") != DECODER:
-        return (
-            "features of another version, which read some images otherwise (EXIF orientation, transparency): "
-            + ELSEWHERE
-        )
-    return f"features of another model ({' and '.join(differing)} differ): {ELSEWHERE}"
-
-
-def _compared(folder: Path, found: dict[str, Any], own: dict[str, Any]) -> str:
-    """What is said of features that are used again for a list that is not quite the same.
-
-    Raises:
-        InputError: more than half of the features would be lost by it, as the images are largely others.
-    """
-    before, now = ({entry: number for entry, _, number in _entries(manifest)} for manifest in (found, own))
-    num_before, num_now = sum(before.values()), sum(now.values())
-    kept = sum(number for entry, number in before.items() if entry in now)
-    if not kept and found["root"] != own["root"]:
-        raise InputError(
-            f"{str(folder)!r} holds features of images in {found['root']!r}, not in {own['root']!r}: {ELSEWHERE}"
-        )
-    if 2 * kept < num_before:
-        raise InputError(
-            f"{str(folder)!r} holds features of {num_before:,} images, of which {kept:,} are among these {num_now:,} "
-            f"as they were: {ELSEWHERE}"
-        )
-    return (
-        f"{folder}: features of {kept:,} images are used again, {num_now - kept:,} are new or have changed, "
-        f"{num_before - kept:,} are not needed any more"
-    )

@@ -2,13 +2,14 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
+from debias_ssl.data.sources.below import names_below
 from debias_ssl.data.sources.folder import (
     find_files,
     folder_of,
@@ -49,7 +50,7 @@ def images_to_label(
         images = images_in_shards(where, classes, "--images")
         folder = folder_of(where, images)
         if (images.labels == UNKNOWN).all():
-            inner = [member.inner for member in images.names if isinstance(member, Member)]
+            inner = (member.inner for member in images.names if isinstance(member, Member))
             images = replace(images, labels=_first_folders(inner, number))
         return images, folder
     if is_list(where) and is_table(path):
@@ -68,14 +69,14 @@ def images_to_label(
     if any(labels):
         truth = np.array([number.get(label, UNKNOWN) for label in labels], dtype=np.int64)
     else:
-        truth = _first_folders([os.path.relpath(file, folder) for file in images.names], number)
+        truth = _first_folders(names_below(images.names, folder), number)
     return replace(images, labels=truth), folder
 
 
-def _first_folders(paths: Sequence[str], number: dict[str, int]) -> Int64[np.ndarray, " N"]:
+def _first_folders(paths: Iterable[str], number: dict[str, int]) -> Int64[np.ndarray, " N"]:
     """Numbers of the classes that paths begin with, if they do."""
-    folders = [path.rpartition("/")[0].partition("/")[0] for path in paths]
-    return np.array([number.get(folder, UNKNOWN) for folder in folders], dtype=np.int64)
+    folders = (path.rpartition("/")[0].partition("/")[0] for path in paths)
+    return np.fromiter((number.get(folder, UNKNOWN) for folder in folders), dtype=np.int64)
 
 
 def likely_folder(where: str, images: Sequence[str], classes: tuple[str, ...]) -> Path | None:
@@ -93,11 +94,11 @@ def likely_folder(where: str, images: Sequence[str], classes: tuple[str, ...]) -
     if not folder.is_dir():
         return None
     deeper: Counter[Path] = Counter()
-    for image in images:
-        below = Path(os.path.relpath(image, folder)).parts[:-1]
+    for inner, num in Counter(os.path.dirname(image) for image in images).items():
+        below = Path(os.path.relpath(inner, folder)).parts
         depth = next((k for k, name in enumerate(below) if name in names), None)
         if depth is not None:
-            deeper[folder.joinpath(*below[:depth])] += 1
+            deeper[folder.joinpath(*below[:depth])] += num
     if 2 * deeper.total() > len(images):
         return deeper.most_common(1)[0][0]
     above = folder.resolve().parent

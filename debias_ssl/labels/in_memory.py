@@ -14,6 +14,7 @@ from torch import Tensor
 
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.config import Decoding
+from debias_ssl.data.sources.listing import picked
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
 from debias_ssl.labels.arguments import DebiasSettings, Settings, array, flags_are_arguments, named, text
 from debias_ssl.labels.class_names import distinct
@@ -235,7 +236,7 @@ def _label(
     reference = measured(given, features_of(given, embedded), clip, request, vectors, is_quiet=True)
     store = MemoryStore() if features is None else FolderStore(folder=Path(features))
     cache = embedded(files=request.files, root=request.root, store=store)
-    names = [request.files[i] for i in cache.places.tolist()]
+    names = [*picked(request.files, cache.places)]
     unreadable = {request.files[i]: why for i, why in cache.unreadable.items()}
     return _debiased(replace(zero_shot_rows(clip, cache, request, vectors, reference), names=names), config, unreadable)
 

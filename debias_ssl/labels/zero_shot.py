@@ -1,6 +1,5 @@
 """Images and names of classes for CLIP, and the rows of logits that it makes of them."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from debias_ssl.data.sources.below import names_below
 from debias_ssl.data.sources.images import left_out_notes
 from debias_ssl.labels.debiasing import DebiasConfig, Rows
 from debias_ssl.labels.embedding import FeatureCache, Logits
@@ -51,9 +51,9 @@ class Request:
         return [[name] for name in self.prompt_names]
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Of the files, relative to the root."""
-        return [os.path.relpath(file, self.root) for file in self.files]
+        return names_below(self.files, self.root)
 
 
 def read_request(
@@ -79,7 +79,7 @@ def read_request(
     sentences = read_templates(templates)
     target = read_target(config.target_prior, names, has_reference=config.reference is not None)
     found, folder = images_to_label(images, names, root)
-    relative = [os.path.relpath(file, folder) for file in found.names]
+    relative = names_below(found.names, folder)
     known = [read_labels(Path(file), relative, names) if file else None for file in (config.truth, config.tune_on)]
     truth, tuning = (each and each.labels for each in known)
     return Request(

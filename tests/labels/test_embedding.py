@@ -19,9 +19,11 @@ from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.data.reading.features import feature_notes, find_features
 from debias_ssl.data.sources.folder import find_files
+from debias_ssl.data.sources.listing import FileNames
 from debias_ssl.labels import embedding as features
 from debias_ssl.labels.embedding import FeatureCache, embed
-from debias_ssl.labels.feature_store import FolderStore, MemoryStore
+from debias_ssl.labels.feature_store import FolderStore, MemoryStore, ShardRows
+from debias_ssl.labels.images import images_to_label
 from debias_ssl.models.clip import Clip, encode, load_clip
 from debias_ssl.system.errors import InputError, StoppedError
 
@@ -57,6 +59,16 @@ def folder_of(cache: FeatureCache) -> Path:
 
 def shards(cache: FeatureCache) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder_of(cache).glob("*.npy"))}
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def of_generation(generation: int, num_shards: int) -> list[str]:
+    """The files of features that were brought up to date so many times."""
+    shards = [f"{kind}_{number:05d}.{generation}.npy" for kind in ("content", "shard") for number in range(num_shards)]
+    return sorted([f"files.{generation}.parquet", "manifest.json", *shards])
 
 
 def spoil(path: Path) -> None:
@@ -123,7 +135,7 @@ def test_what_was_made_before_a_kill_is_kept(clip: Clip, images: list[Path], mon
         patched.setattr(features, "encode", killed)
         cached(clip, images)
     folder = images[0].parents[2] / "features"
-    assert [path.name for path in folder.glob("*.npy")] == ["shard_00000.npy"]
+    assert sorted(path.name for path in folder.glob("*.npy")) == ["content_00000.npy", "shard_00000.npy"]
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
     before = (folder / "shard_00000.npy").stat().st_mtime_ns
     for path in images[:4]:
@@ -194,6 +206,21 @@ def test_features_are_of_one_background(clip: Clip, images: list[Path]):
         cached(clip, images, decoding=Decoding(background="black"))
 
 
+def test_a_folder_is_gone_through_once_and_no_file_is_looked_at_again(clip: Clip, images: list[Path], monkeypatch):
+    root, scanned, looked_at = images[0].parents[1], [], []
+    scandir, stat = os.scandir, os.stat
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(str(path)) or scandir(path))
+    monkeypatch.setattr(os, "stat", lambda path, **rest: looked_at.append(str(path)) or stat(path, **rest))
+    for number in range(2):
+        names = images_to_label(str(root), ("ant", "bee"))[0].names
+        cache = embed(clip, names, root, FolderStore(folder=root.parent / "features"), Place())
+        folders = [path for path in scanned if Path(path).is_relative_to(root)]
+        assert sorted(folders) == sorted([str(root), str(root / "ant"), str(root / "bee")] * (number + 1))
+        assert not [path for path in looked_at if path.endswith(".png")]
+        # The names of the rows are those of the listing, without the folder.
+        assert isinstance(names, FileNames) and isinstance(cache.names, FileNames) and cache.names.text is names.text
+
+
 # Lists of images that have changed.
 
 
@@ -234,13 +261,12 @@ def test_only_new_and_changed_images_are_read(clip: Clip, images: list[Path], en
     expected = encode(clip, torch.stack([clip.preprocess(decode(str(path))) for path in (now[0], images[6])]))
     found = np.stack([np.frombuffer(after[name], np.float32) for name in (cache.names[0], "bee/3.png")])
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=0)
-    note = "features of 8 images are used again, 2 are new or have changed, 2 are not needed any more\n"
+    note = (
+        "features of 8 of 10 images are used again; 2 images are new or have another name, size or time, and are read"
+    )
     assert f"note: {folder_of(cache)}: {note}" in capsys.readouterr().err
     # Nothing of the earlier list stays, and the trainer finds the features of the new one.
-    assert sorted(path.name for path in folder_of(cache).iterdir()) == [
-        "manifest.json",
-        *(f"shard_0000{number}.1.npy" for number in range(3)),
-    ]
+    assert names_in(folder_of(cache)) == of_generation(1, 3)
     found = find_features([str(folder_of(cache))], [str(path) for path in now[::-1]])
     assert [row.astype(np.float32).tobytes() for row in found[::-1]] == [*after.values()]
     encoded.clear()
@@ -270,9 +296,128 @@ def test_features_that_would_largely_be_lost_are_kept(clip: Clip, images: list[P
     with pytest.raises(InputError, match=message + FIX):
         cached(clip, images[:4])
     other = paint_images(images[0].parents[1].with_name("others"), num=3, classes=("cat", "eel"))
+    for i, path in enumerate(other):
+        Image.new("RGB", (20, 16), (i, 0, 0)).save(path)
     with pytest.raises(InputError, match=r"features of images in '.*images', not in '.*others'" + FIX):
         cached(clip, other)
     assert shards(cached(clip, images)) == before
+
+
+def test_the_same_images_in_another_copy_keep_their_features(
+    clip: Clip, images: list[Path], encoded: list[int], capsys
+):
+    before, root = rows_of(cached(clip, images)), images[0].parents[1]
+    shutil.copytree(root, root.with_name("copy"), copy_function=shutil.copyfile)
+    shutil.rmtree(root)
+    copies = [root.with_name("copy") / path.relative_to(root) for path in images]
+    assert all(path.stat().st_mtime_ns > 0 for path in copies)
+    encoded.clear()
+    assert rows_of(cached(clip, copies, progress=True)) == before and not encoded
+    said = capsys.readouterr().err
+    assert "features of 0 of 10 images are used again; 10 images are new or have another" in said
+    assert "note: 10 images are of known content, and keep their features" in said
+    # They are known by their times from now on, and are not read again.
+    for path in copies:
+        spoil(path)
+    assert rows_of(cached(clip, copies)) == before and not encoded
+
+
+def test_a_renamed_folder_keeps_its_features(clip: Clip, images: list[Path], encoded: list[int]):
+    before, root = rows_of(cached(clip, images)), images[0].parents[1]
+    (root / "bee").rename(root / "wasp")
+    now = sorted(root.rglob("*.png"))
+    encoded.clear()
+    after = rows_of(cached(clip, now))
+    assert {name.replace("wasp", "bee"): row for name, row in after.items()} == before and not encoded
+
+
+def test_content_decides_and_not_the_name_or_the_size(clip: Clip, images: list[Path], encoded: list[int]):
+    before = rows_of(cached(clip, images))
+    one, other = images[0].read_bytes(), images[1].read_bytes()
+    images[0].write_bytes(other)
+    images[1].write_bytes(one)
+    images[2].write_bytes(images[2].read_bytes()[:-1] + b"?")
+    images[3].write_bytes(images[3].read_bytes())
+    encoded.clear()
+    after = rows_of(cached(clip, images))
+    names = [*before]
+    assert [after[names[0]], after[names[1]]] == [before[names[1]], before[names[0]]]
+    assert encoded == [1], "its last byte is another one"
+    assert {name: after[name] for name in names[3:]} == {name: before[name] for name in names[3:]}
+
+
+def test_other_content_of_the_same_size_and_time_is_not_seen(clip: Clip, images: list[Path], encoded: list[int]):
+    """What is promised is no more: files whose name, size and time are as before are not read."""
+    before = rows_of(cached(clip, images))
+    spoil(images[0])
+    encoded.clear()
+    assert rows_of(cached(clip, images)) == before and not encoded
+
+
+def test_an_image_that_was_in_a_tar_file_is_known_outside_of_it(clip: Clip, images: list[Path], encoded: list[int]):
+    root = images[0].parents[1]
+    with tarfile.open(root / "all.tar", "w") as tar:
+        for path in images:
+            tar.add(path, path.relative_to(root))
+    store = FolderStore(folder=root.parent / "features")
+    names = find_files(str(root / "all.tar"), "--images").names
+    before = rows_of(embed(clip, names, root, store, Place(), batch_size=3))
+    encoded.clear()
+    assert [*rows_of(cached(clip, images)).values()] == [*before.values()] and not encoded
+
+
+def test_contents_without_their_features_are_of_no_use(clip: Clip, images: list[Path], encoded: list[int]):
+    """As a kill leaves them, of an image that could not be read before: its content is written first."""
+    content = images[5].read_bytes()
+    spoil(images[5])
+    cache = cached(clip, images, on_error="skip")
+    before, shard = rows_of(cache), (folder_of(cache) / "shard_00001.npy").read_bytes()
+    images[5].write_bytes(content)
+    cached(clip, images)
+    generation = folder_of(cache) / "shard_00001.1.npy"
+    generation.write_bytes(shard)
+    (images[0].parents[1] / "ant").rename(images[0].parents[1] / "emmet")
+    encoded.clear()
+    now = sorted(images[0].parents[1].rglob("*.png"))
+    after = rows_of(cached(clip, now))
+    assert encoded == [1] and len(after) == 10
+    assert before.items() <= {name.replace("emmet", "ant"): row for name, row in after.items()}.items()
+
+
+def test_shards_of_a_list_that_was_not_finished_and_is_damaged_are_not_taken(
+    clip: Clip, images: list[Path], monkeypatch
+):
+    folder = folder_of(cached(clip, images))
+    expected = rows_of(cached(clip, images[1:], "whole"))
+    write, calls = FolderStore.write, iter(range(100))
+
+    def killed(self: FolderStore, number: int, rows: ShardRows) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        write(self, number, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FolderStore, "write", killed)
+        cached(clip, images[::-1])
+    (folder / "files.1.parquet").write_bytes(b"PAR1")
+    assert rows_of(cached(clip, images[1:])) == expected
+    assert names_in(folder) == of_generation(2, 3)
+
+
+@pytest.mark.parametrize("name", ["content_00001.npy", "files.parquet"])
+def test_damaged_files_beside_the_features(clip: Clip, images: list[Path], encoded: list[int], name: str):
+    cache = cached(clip, images)
+    before, path = rows_of(cache), folder_of(cache) / name
+    path.write_bytes(path.read_bytes()[:100])
+    for image in images:
+        os.utime(image, ns=(0, 0))
+    encoded.clear()
+    if name == "files.parquet":
+        with pytest.raises(InputError, match=r"files\.parquet' cannot be read: .*; name another folder"):
+            cached(clip, images)
+    else:
+        # The images of one shard are not known again.
+        assert rows_of(cached(clip, images)) == before and sum(encoded) == 4
 
 
 def test_a_kill_while_features_are_brought_up_to_date_loses_nothing(clip: Clip, images: list[Path], monkeypatch):
@@ -312,8 +457,8 @@ def test_a_kill_while_features_are_brought_up_to_date_loses_nothing(clip: Clip, 
             assert shards(cached(clip, now, place)) == expected
         # One batch in each of the first two shards.
         assert len(made) == 2 - sum(f"shard_0000{number}.1.npy" in whole for number in range(2))
-        left = {path.name for path in folder.with_name(place).iterdir() if not path.name.startswith(".")}
-        assert left == {"manifest.json", *expected}
+        left = [name for name in names_in(folder.with_name(place)) if not name.startswith(".")]
+        assert left == of_generation(1, 3) == sorted(["files.1.parquet", "manifest.json", *expected])
         steps += 1
     assert steps > 8
 
@@ -323,10 +468,10 @@ def test_images_that_change_again_before_the_end_lose_nothing(clip: Clip, images
     now = changed(images)
     calls, write = iter(range(100)), FolderStore.write
 
-    def killed(self: FolderStore, number: int, values: np.ndarray) -> None:
+    def killed(self: FolderStore, number: int, rows: ShardRows) -> None:
         if next(calls) == 2:
             raise KeyboardInterrupt
-        write(self, number, values)
+        write(self, number, rows)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(FolderStore, "write", killed)
@@ -334,10 +479,7 @@ def test_images_that_change_again_before_the_end_lose_nothing(clip: Clip, images
     encoded.clear()
     cache = cached(clip, now[:-1])
     assert not encoded, "the first two shards had been made, with all that is new"
-    assert sorted(path.name for path in folder_of(cache).iterdir()) == [
-        "manifest.json",
-        *(f"shard_0000{number}.2.npy" for number in range(3)),
-    ]
+    assert names_in(folder_of(cache)) == of_generation(2, 3)
 
 
 def test_an_image_that_could_not_be_read_is_tried_again(clip: Clip, images: list[Path], encoded: list[int]):
@@ -354,7 +496,7 @@ def test_an_image_that_could_not_be_read_is_tried_again(clip: Clip, images: list
     assert encoded == [1] and len(after) == 10 and before.items() <= after.items()
 
 
-def test_tar_files_that_have_not_changed_keep_their_features(clip: Clip, images: list[Path], encoded: list[int]):
+def test_images_in_tar_files_that_have_grown_keep_their_features(clip: Clip, images: list[Path], encoded: list[int]):
     root = images[0].parents[1]
     for number, part in enumerate((images[:6], images[6:])):
         with tarfile.open(root / f"{number}.tar", "w") as tar:
@@ -366,12 +508,12 @@ def test_tar_files_that_have_not_changed_keep_their_features(clip: Clip, images:
         return embed(clip, names, root, FolderStore(folder=root.parent / "of_tars"), Place())
 
     before = rows_of(labeled())
+    Image.new("RGB", (20, 16), "red").save(root / "new.png")
     with tarfile.open(root / "1.tar", "a") as tar:
-        tar.add(images[0], "new.png")
+        tar.add(root / "new.png", "new.png")
     encoded.clear()
     after = rows_of(labeled())
-    assert sum(encoded) == 5 and len(after) == 11
-    assert {name: after[name] for name in before if name.startswith("0.tar")}.items() <= before.items()
+    assert encoded == [1] and len(after) == 11 and before.items() <= after.items()
 
 
 # Images that cannot be prepared.
@@ -429,7 +571,7 @@ def test_images_of_which_none_can_be_read_are_refused(clip: Clip, images: list[P
 def test_a_folder_that_cannot_be_made_is_told_of(clip: Clip, images: list[Path]):
     (images[0].parents[2] / "taken").write_text("")
     with pytest.raises(
-        InputError, match=r"cannot write to '.*taken/features/manifest.json': .*; name another folder by --features"
+        InputError, match=r"cannot write to '.*taken/features/files.parquet': .*; name another folder by --features"
     ):
         cached(clip, images, "taken/features")
 
@@ -438,7 +580,7 @@ def test_a_process_makes_its_own_shards_alone(clip: Clip, images: list[Path], mo
     cache = cached(clip, images)
     before = shards(cache)
     (folder_of(cache) / "shard_00001.npy").unlink()
-    monkeypatch.setattr(features, "_first_of_all", lambda number, place: number)
+    monkeypatch.setattr(features, "_of_all", lambda number, place: torch.tensor([number]))
     with pytest.raises(StoppedError, match=r"shard_00001\.npy' is gone or damaged \(No such file or directory\)"):
         cached(clip, images, place=Place(rank=0, num_processes=2))
     cached(clip, images, place=Place(rank=1, num_processes=2))

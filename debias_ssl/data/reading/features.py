@@ -1,41 +1,72 @@
-"""Features of images that `debias-ssl label` keeps on disk: a manifest, and shards of rows in its order.
+"""Features of images that `debias-ssl label` keeps on disk: a manifest, a list of files, and shards of their rows.
 
-Where images were added, changed or removed, the features of the new list are another generation of shards, which the
-manifest names as soon as it is whole. The first generation is 0, and manifests of earlier versions name none.
+Beside each shard of features stand the contents of its images, as hashes. Where images were added, changed or removed,
+the features of the new list are another generation of all these files, which the manifest names as soon as it is whole.
+The first generation is 0.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16
+from jaxtyping import Bool, Float16, Int64, Shaped
+from tqdm import tqdm
 
 from debias_ssl.data.reading.config import DECODER
+from debias_ssl.data.reading.contents import content_of
+from debias_ssl.data.reading.decode import in_threads
+from debias_ssl.data.reading.feature_list import FeatureList
 from debias_ssl.data.sources.shard_index import Member
-from debias_ssl.data.sources.shards import members_of
+from debias_ssl.data.sources.shards import member_named, members_of, on_disk
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
 
 MANIFEST = "manifest.json"
+VERSION = 3
+KEYS = ("version", "model", "root", "shard_size", "dim", "generation")
 
 
-def shard_path(folder: Path, number: int, generation: int = 0) -> Path:
-    return folder / (f"shard_{number:05d}.{generation}.npy" if generation else f"shard_{number:05d}.npy")
+def shard_path(folder: Path, number: int, generation: int) -> Path:
+    return folder / _of_generation(f"shard_{number:05d}", generation, "npy")
+
+
+def contents_path(folder: Path, number: int, generation: int) -> Path:
+    """Of the hashes of a shard's images, two numbers each; zeros where an image could not be read."""
+    return folder / _of_generation(f"content_{number:05d}", generation, "npy")
+
+
+def list_path(folder: Path, generation: int) -> Path:
+    """Of the list of files."""
+    return folder / _of_generation("files", generation, "parquet")
+
+
+def _of_generation(name: str, generation: int, suffix: str) -> str:
+    return f"{name}.{generation}.{suffix}" if generation else f"{name}.{suffix}"
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
-    """What a folder of features holds: model, root, files, shard_size, dim and generation."""
+    """What a folder of features holds: version, model, root, shard_size, dim and generation.
+
+    Raises:
+        InputError: it holds none, or those of an earlier version, or the manifest cannot be read.
+    """
     try:
         manifest = json.loads((folder / name).read_text(encoding="utf-8"))
-        found = {key: manifest[key] for key in ("model", "root", "files", "shard_size", "dim")}
-        return found | {"generation": int(manifest.get("generation", 0))}
+        if manifest.get("version") != VERSION:
+            raise InputError(
+                f"{str(folder)!r} holds features of another version of this program: let debias-ssl label make new "
+                "ones in another folder, or delete that one"
+            )
+        return {key: manifest[key] for key in KEYS}
     except FileNotFoundError as error:
         raise InputError(f"{str(folder)!r} holds no features of debias-ssl label: it has no {name}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{str(folder / name)!r} cannot be read: {reason(error)}") from error
 
 
@@ -55,46 +86,106 @@ def feature_notes(folders: Sequence[str]) -> list[str]:
     ]
 
 
-def _rows(manifest: dict[str, Any], root: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """The images in a manifest, each with the size and the time that its file had.
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """A folder of features."""
 
-    Tar files have one row for all that is in them, and are compared with what they were before they are gone through.
-    """
-    for name, size, mtime_ns, *part in manifest["files"]:
-        path = os.path.abspath(os.path.join(root, name))
-        if part:
-            yield from ((f"{path}/{member.inner}", None) for member in members_of(path, size, mtime_ns))
-        else:
-            yield path, (size, mtime_ns)
+    folder: Path
+    manifest: dict[str, Any]
 
+    @cached_property
+    def listed(self) -> FeatureList:
+        return FeatureList.read(list_path(self.folder, self.manifest["generation"]))
 
-def _root_of(manifest: dict[str, Any], files: Sequence[str]) -> str:
-    """The folder that the images of a manifest lie below: the one named in it, or another one that they were moved to.
+    def read(
+        self, path_of: Callable[[Path, int, int], Path], rows: Int64[np.ndarray, " n"], to: Shaped[np.ndarray, "n _"]
+    ) -> None:
+        """Copies rows of the features or of the contents.
 
-    Args:
-        manifest: of a folder of features.
-        files: absolute paths of images, or of the tar files that they are in.
-    """
-    root, described = manifest["root"], {name: (size, time) for name, size, time, *_ in manifest["files"]}
-    if any(os.path.relpath(file, root) in described for file in files):
+        Raises:
+            InputError: a file of theirs is missing or damaged.
+        """
+        shards = rows // self.manifest["shard_size"]
+        for shard in np.unique(shards).tolist():
+            path, own = path_of(self.folder, shard, self.manifest["generation"]), np.flatnonzero(shards == shard)
+            try:
+                to[own] = read_array(path, "r")[rows[own] - shard * self.manifest["shard_size"]]
+            except (OSError, ValueError, IndexError) as error:
+                raise InputError(f"{str(path)!r} is missing or damaged: run debias-ssl label again") from error
+
+    def rows(self, paths: Sequence[str]) -> Int64[np.ndarray, " N"]:
+        """The rows of images that are as they were; -1 for those that have none.
+
+        Raises:
+            InputError: an image, or the tar file that it is in, has changed.
+        """
+        files = [os.path.abspath(path.shard.path if isinstance(path, Member) else path) for path in paths]
+        root = self._root([*dict.fromkeys(files)])
+        entries = self.listed.find(os.path.relpath(path, root) for path in paths)
+        rows = np.where(entries >= 0, self.listed.first_rows[entries], -1)
+        known = np.flatnonzero(entries >= 0)
+        others = known[~self._are_same(entries[known], [paths[i] for i in known.tolist()])]
+        if len(others):
+            raise InputError(
+                f"{paths[others[0]]!r} has changed since its features were made: run debias-ssl label again; with "
+                f"--features {str(self.folder)!r} it makes those of changed images alone"
+            )
+        tars: dict[str, list[tuple[int, str]]] = {}
+        for i in np.flatnonzero(entries < 0).tolist():
+            path = paths[i]
+            if isinstance(path, Member):
+                tars.setdefault(path.shard.path, []).append((i, path.inner))
+        found: list[int] = self.listed.find(os.path.relpath(tar, root) for tar in tars).tolist()
+        for tar, entry in zip(tars, found, strict=True):
+            if entry >= 0:
+                place = {member.inner: k for k, member in enumerate(members_of(tar, *self._was(entry)))}
+                for i, inner in tars[tar]:
+                    rows[i] = self.listed.first_rows[entry] + place[inner]
+        return rows
+
+    def _root(self, files: Sequence[str]) -> str:
+        """The folder that the images lie below: the one that is named, or another one that they were moved to.
+
+        Args:
+            files: absolute paths of images, or of the tar files that they are in.
+        """
+        root = self.manifest["root"]
+        if (self.listed.find(os.path.relpath(file, root) for file in files) >= 0).any():
+            return root
+        described = {name: entry for entry, name in enumerate(self.listed.files)}
+        for file in files:
+            parts = Path(file).parts
+            for cut in range(1, len(parts)):
+                # A name alone, such as 0.png, may be that of any image: time or content say that it is the same.
+                entry = described.get("/".join(parts[cut:]))
+                if entry is not None and self._are_same(np.array([entry]), [file]).all():
+                    return os.path.join(*parts[:cut])
         return root
-    for file in files:
-        parts = Path(file).parts
-        for cut in range(1, len(parts)):
-            # A name alone, such as 0.png, may be that of any image: size and time say that it is the same.
-            was = described.get("/".join(parts[cut:]))
-            if was is not None and was == _now(file):
-                return os.path.join(*parts[:cut])
-    return root
 
+    def _was(self, entry: int) -> tuple[int, int]:
+        """The size and the time that a file had."""
+        return int(self.listed.files.sizes[entry]), int(self.listed.files.mtimes[entry])
 
-def _now(path: str) -> tuple[int, int]:
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns
+    def _are_same(self, entries: Int64[np.ndarray, " N"], paths: Sequence[str]) -> Bool[np.ndarray, " N"]:
+        """Which files are what they were: of the same size and time, or images of the same size and content."""
+        files = self.listed.files
+        was = np.stack([files.sizes[entries], files.mtimes[entries]], axis=1)
+        now = np.array([(file.size, file.mtime_ns) for file in on_disk(paths)], dtype=np.int64).reshape(-1, 2)
+        same = (was == now).all(1)
+        asked = np.flatnonzero(~same & (was[:, 0] == now[:, 0]) & (self.listed.images[entries] == 0))
+        if len(asked):
+            before = np.empty((len(asked), 2), dtype=np.int64)
+            self.read(contents_path, self.listed.first_rows[entries[asked]], before)
+            contents = in_threads(content_of, [paths[i] for i in asked.tolist()])
+            contents = tqdm(contents, "comparing contents", len(asked), unit="img", leave=False, delay=2)
+            same[asked] = (np.stack([*contents]) == before).all(1)
+        return same
 
 
 def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.ndarray, "N D"]:
     """The features of images, by their paths; where the images were moved, by their paths below the folder of all.
+
+    An image is what it was where its file has the size and the time that it had; or that size and that content.
 
     Raises:
         InputError: the folders hold no features, or those of different models, lack an image, or have features of what
@@ -109,35 +200,18 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
                 f"{folders[0]!r} and {folder!r} hold features of different models ({' and '.join(differing)} differ): "
                 "run debias-ssl label with the same model and settings for both"
             )
-    files = [os.path.abspath(path.shard.path if isinstance(path, Member) else path) for path in paths]
-    files = [*dict.fromkeys(files)]
-    place = {
-        name: (number, row, was)
-        for number, manifest in reversed([*enumerate(manifests)])
-        for row, (name, was) in enumerate(_rows(manifest, _root_of(manifest, files)))
-    }
+    paths = [path if isinstance(path, Member) else member_named(path) or path for path in paths]
     features = np.zeros((len(paths), manifests[0]["dim"]), dtype=np.float16)
-    places = [place.get(os.path.abspath(path)) for path in paths]
-    if None in places:
-        path = paths[places.index(None)]
+    left = np.arange(len(paths))
+    for folder, manifest in zip(folders, manifests, strict=True):
+        kept = _Kept(folder=Path(folder), manifest=manifest)
+        rows = kept.rows([paths[i] for i in left.tolist()])
+        values = np.empty(((rows >= 0).sum(), features.shape[1]), dtype=np.float16)
+        kept.read(shard_path, rows[rows >= 0], values)
+        features[left[rows >= 0]], left = values, left[rows < 0]
+    if len(left):
+        path = paths[left[0]]
         raise InputError(f"{', '.join(folders)} lack features of {path!r}: label its folder with debias-ssl label too")
-    shards: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for i, (number, row, was) in enumerate(each for each in places if each is not None):
-        if was is not None and _now(paths[i]) != was:
-            raise InputError(
-                f"{paths[i]!r} has changed since its features were made, by its size or time: run debias-ssl label "
-                f"again, into another folder than {folders[number]!r} (copies keep their time by cp -p)"
-            )
-        shard, offset = divmod(row, manifests[number]["shard_size"])
-        shards.setdefault((number, shard), []).append((i, offset))
-    for (number, shard), rows in shards.items():
-        path = shard_path(Path(folders[number]), shard, manifests[number]["generation"])
-        try:
-            values = read_array(path, "r")
-            to, where = np.array(rows).T
-            features[to] = values[where]
-        except (OSError, ValueError, IndexError) as error:
-            raise InputError(f"{str(path)!r} is missing or damaged: run debias-ssl label again") from error
     broken = np.flatnonzero(~np.isfinite(features).all(1))
     if len(broken):
         raise InputError(f"{paths[broken[0]]!r} could not be read when its features were made: leave it out")

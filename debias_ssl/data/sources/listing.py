@@ -5,16 +5,19 @@ import json
 import os
 import shutil
 import stat
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import pyarrow as pa
 from filelock import FileLock, Timeout
 from jaxtyping import Bool, Int64, UInt8
+from pyarrow import compute
 
 from debias_ssl.data.sources.left_out import (
     CLOSED,
@@ -33,6 +36,8 @@ from debias_ssl.data.sources.left_out import (
 from debias_ssl.distributed.start_up import SharedStart, shared_start
 from debias_ssl.system.files import LOCK, cache_folder, read_array
 
+# Pyright does not know its functions, which are made when it is imported.
+pc: Any = compute
 # Names that are unpacked at a time where all are gone through.
 BLOCK = 4096
 # Of the folders in a cache that hold a list during a start.
@@ -43,10 +48,12 @@ SUFFIX = ".listing"
 class FileNames(Sequence[str]):
     """Paths of files, with what the disk said of them when they were listed: of a million, 100 MB instead of a GB."""
 
+    prefix: str = ""
+    """What all paths begin with, such as a folder and a slash; with another one, the arrays are the same."""
     text: UInt8[np.ndarray, " bytes"]
-    """All paths, one after another."""
+    """The rest of each path, one after another."""
     ends: Int64[np.ndarray, " N"]
-    """Where each path ends in `text`."""
+    """Where each rest ends in `text`."""
     sizes: Int64[np.ndarray, " N"]
     """In bytes."""
     mtimes: Int64[np.ndarray, " N"]
@@ -57,21 +64,38 @@ class FileNames(Sequence[str]):
     """How many other entries the folders have, by the reason for which they are left out."""
 
     @classmethod
-    def of(cls, files: Iterable[tuple[str, int, int, bool]], left_out: Mapping[str, int] | None = None) -> "FileNames":
-        """The list of some paths, each with its size and time, and whether it is a symbolic link."""
-        paths, sizes, mtimes, links = [], [], [], []
+    def of(cls, files: Iterable[tuple[str, int, int, bool]], prefix: str = "") -> "FileNames":
+        """The list of some files: of each what its path has behind the prefix, size, time, and whether it is a link."""
+        # Grown in place: of lists, each element would be an object.
+        text, ends, sizes, mtimes, links = bytearray(), array("q"), array("q"), array("q"), bytearray()
         for path, size, mtime, is_link in files:
-            paths.append(os.fsencode(path))
+            text += os.fsencode(path)
+            ends.append(len(text))
             sizes.append(size)
             mtimes.append(mtime)
             links.append(is_link)
         return cls(
-            text=np.frombuffer(b"".join(paths), dtype=np.uint8),
-            ends=np.cumsum([len(path) for path in paths], dtype=np.int64),
-            sizes=np.array(sizes, dtype=np.int64),
-            mtimes=np.array(mtimes, dtype=np.int64),
-            links=np.array(links, dtype=bool),
-            left_out=left_out or {},
+            prefix=prefix,
+            text=np.frombuffer(text, dtype=np.uint8),
+            ends=np.frombuffer(ends, dtype=np.int64),
+            sizes=np.frombuffer(sizes, dtype=np.int64),
+            mtimes=np.frombuffer(mtimes, dtype=np.int64),
+            links=np.frombuffer(links, dtype=bool),
+        )
+
+    @classmethod
+    def of_arrow(
+        cls, paths: pa.LargeBinaryArray, sizes: Int64[np.ndarray, " N"], mtimes: Int64[np.ndarray, " N"]
+    ) -> "FileNames":
+        """The list of the paths that `arrow` gives, over the same memory; none is a link."""
+        _, borders, text = paths.buffers()
+        ends = np.frombuffer(borders, np.int64)[paths.offset : paths.offset + len(paths) + 1]
+        return cls(
+            text=np.frombuffer(text or b"", np.uint8)[ends[0] : ends[-1]],
+            ends=ends[1:] - ends[0],
+            sizes=sizes,
+            mtimes=mtimes,
+            links=np.zeros(len(paths), dtype=bool),
         )
 
     def __len__(self) -> int:
@@ -85,14 +109,14 @@ class FileNames(Sequence[str]):
         if isinstance(key, slice):
             return self.part(np.arange(len(self))[key])
         i = range(len(self))[key]
-        return os.fsdecode(self.text[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes())
+        return self.prefix + os.fsdecode(self.text[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self), BLOCK):
             borders = [int(self.ends[first - 1]) if first else 0, *self.ends[first : first + BLOCK].tolist()]
             block = self.text[borders[0] : borders[-1]].tobytes()
             for start, stop in pairwise(borders):
-                yield os.fsdecode(block[start - borders[0] : stop - borders[0]])
+                yield self.prefix + os.fsdecode(block[start - borders[0] : stop - borders[0]])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, list | tuple | FileNames) and [*self] == [*other]
@@ -113,7 +137,34 @@ class FileNames(Sequence[str]):
             text = np.concatenate([self.text[:0], *blocks])
         new_ends = np.cumsum(ends - starts, dtype=np.int64)
         sizes, mtimes, links = (values[positions] for values in (self.sizes, self.mtimes, self.links))
-        return FileNames(text=text, ends=new_ends, sizes=sizes, mtimes=mtimes, links=links)
+        return replace(self, text=text, ends=new_ends, sizes=sizes, mtimes=mtimes, links=links, left_out={})
+
+    def below(self, folder: str) -> "FileNames | None":
+        """The same files with their paths below the folder that is their prefix; None where that is another one."""
+        is_it = os.path.abspath(self.prefix or ".") == os.path.abspath(folder)
+        return replace(self, prefix="") if is_it and not self._has_absolute else None
+
+    @property
+    def _has_absolute(self) -> bool:
+        starts = np.concatenate([[0], self.ends[:-1]])
+        return bool((self.text[starts[starts < self.ends]] == ord("/")).any())
+
+    def arrow(self) -> pa.Array:
+        """What stands behind the prefix, as an array of pyarrow's over the same memory."""
+        ends = np.concatenate([[0], self.ends])
+        return pa.Array.from_buffers(pa.large_binary(), len(self), [None, pa.py_buffer(ends), pa.py_buffer(self.text)])
+
+    def written_out(self) -> "FileNames":
+        """The same paths without a prefix."""
+        front, starts = np.frombuffer(os.fsencode(self.prefix), np.uint8), np.concatenate([[0], self.ends])
+        blocks = [self.text[:0]]
+        for first in range(0, len(self) if len(front) else 0, BLOCK):
+            own = starts[first : first + BLOCK + 1]
+            where = np.repeat(own[:-1] - own[0], len(front))
+            blocks.append(np.insert(self.text[own[0] : own[-1]], where, np.tile(front, len(own) - 1)))
+        text = np.concatenate(blocks) if len(front) else self.text
+        ends = self.ends + len(front) * np.arange(1, len(self) + 1)
+        return replace(self, prefix="", text=text, ends=ends)
 
     def _bytes(self, starts: Int64[np.ndarray, " P"], ends: Int64[np.ndarray, " P"]) -> UInt8[np.ndarray, " bytes"]:
         lengths = ends - starts
@@ -122,7 +173,7 @@ class FileNames(Sequence[str]):
         return self.text[np.repeat(moved, lengths) + np.arange(lengths.sum())]
 
 
-ARRAYS = tuple(each.name for each in fields(FileNames) if each.name != "left_out")
+ARRAYS = ("text", "ends", "sizes", "mtimes", "links")
 
 
 def _numbers(values: Int64[np.ndarray, " N"]) -> Iterator[int]:
@@ -146,8 +197,11 @@ def joined(*lists: Sequence[str]) -> Sequence[str]:
         return [name for names in filled for name in names]
     if len(files) == 1:
         return files[0]
+    if len({names.prefix for names in files}) > 1:
+        files = [names.written_out() for names in files]
     before = np.cumsum([0] + [len(names.text) for names in files])
     return FileNames(
+        prefix=files[0].prefix,
         text=np.concatenate([names.text for names in files]),
         ends=np.concatenate([names.ends + start for names, start in zip(files, before[:-1], strict=True)]),
         sizes=np.concatenate([names.sizes for names in files]),
@@ -163,7 +217,15 @@ def find_images(folder: Path) -> FileNames:
     Hidden files and folders, such as the `._x.jpg` that macOS puts beside `x.jpg`, are not looked at; links to folders
     are not followed. What is left out is counted.
     """
-    found, folders, left_out = [], [""], Tally()
+    left_out = Tally()
+    found = FileNames.of(_found(folder, left_out), "" if str(folder) == "." else os.path.join(folder, ""))
+    order = pc.array_sort_indices(found.arrow()).to_numpy().astype(np.int64)
+    return replace(found.part(order), left_out=left_out.counts)
+
+
+def _found(folder: Path, left_out: Tally) -> Iterator[tuple[str, int, int, bool]]:
+    """Image files below a folder as they are found: path below it, size, time, and whether it is a link."""
+    folders = [""]
     while folders:
         inner = folders.pop()
         # What may not be looked into is as good as empty.
@@ -175,12 +237,9 @@ def find_images(folder: Path) -> FileNames:
                     elif isinstance(seen := look_at(entry), str):
                         left_out.add(seen)
                     else:
-                        found.append((inner + entry.name, seen.st_size, seen.st_mtime_ns, entry.is_symlink()))
+                        yield inner + entry.name, seen.st_size, seen.st_mtime_ns, entry.is_symlink()
         except PermissionError:
             left_out.add(CLOSED)
-    found.sort()
-    prefix = "" if str(folder) == "." else os.path.join(folder, "")
-    return FileNames.of(((prefix + inner, *of_file) for inner, *of_file in found), left_out.counts)
 
 
 def look_at(entry: Any) -> os.stat_result | str:
@@ -252,11 +311,13 @@ def _write(folder: Path, names: FileNames, texts: list[str]) -> None:
         np.save(folder / f"{name}.npy", getattr(names, name))
     np.save(folder / "texts.npy", np.array([number[text] for text in texts], dtype=np.int64))
     # Last: it says that the others are whole.
-    (folder / "texts.json").write_text(json.dumps({"texts": [*number], "left_out": names.left_out}))
+    (folder / "texts.json").write_text(
+        json.dumps({"texts": [*number], "prefix": names.prefix, "left_out": names.left_out})
+    )
 
 
 def _read(folder: Path) -> tuple[FileNames, list[str]]:
     said = json.loads((folder / "texts.json").read_text())
     arrays = {name: read_array(folder / f"{name}.npy", "r") for name in ARRAYS}
-    names = FileNames(**arrays, left_out=said["left_out"])
+    names = FileNames(**arrays, prefix=said["prefix"], left_out=said["left_out"])
     return names, [said["texts"][k] for k in read_array(folder / "texts.npy").tolist()]

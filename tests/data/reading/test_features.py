@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 
 from debias_ssl.contract import Place
 from debias_ssl.data.config import DataConfig
+from debias_ssl.data.reading.contents import content_of
+from debias_ssl.data.reading.feature_list import FeatureList
 from debias_ssl.data.reading.features import find_features
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.methods import CDMAD, DebiasPL, FixMatch
@@ -18,17 +21,18 @@ from debias_ssl.system.errors import InputError
 def write_features(folder: Path, root: Path, names: list[str], values: np.ndarray, **settings: Any) -> str:
     """Features as `debias-ssl label` leaves them, in shards of two rows."""
     folder.mkdir(parents=True)
-    files = []
-    for name in names:
-        path = root / name
+    paths = [root / name for name in names]
+    for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_bytes(b"not looked at")
-        files.append([name, path.stat().st_size, path.stat().st_mtime_ns])
-    manifest = {"model": {"model": "a"}, "root": str(root), "files": files, "shard_size": 2, "dim": values.shape[1]}
-    (folder / "manifest.json").write_text(json.dumps(manifest | settings))
+            path.write_bytes(b"not looked at" + bytes(path))
+    FeatureList.of([str(path) for path in paths], root).write(folder / "files.parquet")
+    manifest = {"version": 3, "model": {"model": "a"}, "root": str(root), "shard_size": 2, "generation": 0}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"dim": values.shape[1]} | settings))
+    contents = np.stack([content_of(str(path)) for path in paths])
     for number in range(0, len(values), 2):
         np.save(folder / f"shard_{number // 2:05d}.npy", values[number : number + 2].astype(np.float16))
+        np.save(folder / f"content_{number // 2:05d}.npy", contents[number : number + 2])
     return str(folder)
 
 
@@ -77,12 +81,11 @@ def replaced(path: Path) -> None:
     path.write_bytes(b"another picture")
 
 
-def touched(path: Path) -> None:
-    """Written anew with as many bytes."""
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+def replaced_by_as_many_bytes(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
 
 
-@pytest.mark.parametrize("change", [replaced, touched])
+@pytest.mark.parametrize("change", [replaced, replaced_by_as_many_bytes])
 def test_features_of_an_image_that_has_changed_are_refused(change, tmp_path: Path):
     one = write_features(tmp_path / "one", tmp_path, ["a.png", "b.png", "c.png"], rows(1, 2, 3))
     paths = [str(tmp_path / f"{name}.png") for name in "abc"]
@@ -90,6 +93,29 @@ def test_features_of_an_image_that_has_changed_are_refused(change, tmp_path: Pat
     assert find_features([one], paths[::2]).tolist() == rows(1, 3).tolist(), "it is not asked for"
     with pytest.raises(InputError, match=r"b\.png' has changed since its features .* debias-ssl label again"):
         find_features([one], paths)
+
+
+def test_images_of_other_times_are_known_by_their_content(tmp_path: Path):
+    one = write_features(tmp_path / "one", tmp_path / "images", ["a.png", "b/a.png", "c.png"], rows(1, 2, 3))
+    paths = [tmp_path / "images" / name for name in ("a.png", "b/a.png", "c.png")]
+    for path in paths[1:]:
+        os.utime(path, ns=(0, 1))
+    assert find_features([one], [str(path) for path in paths]).tolist() == rows(1, 2, 3).tolist()
+    # All in another folder, too, as a copy without times has them.
+    shutil.copytree(tmp_path / "images", tmp_path / "copy", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "images")
+    copies = [str(tmp_path / "copy" / path.relative_to(tmp_path / "images")) for path in paths]
+    assert find_features([one], copies).tolist() == rows(1, 2, 3).tolist()
+    # What is not known of a content is no reason to believe it.
+    np.save(tmp_path / "one" / "content_00001.npy", np.zeros((1, 2), dtype=np.int64))
+    with pytest.raises(InputError, match=r"c\.png' has changed since its features"):
+        find_features([one], copies)
+
+
+def test_features_of_an_earlier_version_are_refused(tmp_path: Path):
+    one = write_features(tmp_path / "one", tmp_path, ["a.png"], rows(1), version=2)
+    with pytest.raises(InputError, match="holds features of another version of this program: let debias-ssl label"):
+        find_features([one], [str(tmp_path / "a.png")])
 
 
 def test_features_are_found_where_the_images_were_moved_to(tmp_path: Path):

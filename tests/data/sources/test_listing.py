@@ -95,6 +95,20 @@ def test_lists_are_joined_as_arrays_where_all_are():
     assert joined(names_of("a"), ["b"]) == ["a", "b"] and joined([], names_of("a")) == ["a"] and joined([]) == []
 
 
+def test_what_paths_begin_with_is_held_once():
+    names = FileNames.of(((path, 10, 20, False) for path in PATHS), prefix="data/\u00e4/")
+    paths = [f"data/\u00e4/{path}" for path in PATHS]
+    assert names == paths and names[1] == paths[1] and names[3:] == paths[3:]
+    assert names.part(np.array([4, 0])) == [paths[4], paths[0]]
+    written = names.written_out()
+    assert written == paths and written.prefix == "" and [*written.stats()] == [(path, 10, 20) for path in paths]
+    assert names.below("data/./\u00e4") == PATHS and names.below("data") is None
+    assert written.below(".") == paths and names_of("/a.png").below(".") is None
+    # Folders of classes are listed one by one.
+    both = joined(names, FileNames.of([("1.png", 3, 4, True)], prefix="b/"))
+    assert both == [*paths, "b/1.png"] and joined(names, names) == paths * 2
+
+
 def test_images_are_found_in_the_order_of_their_whole_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shown = ["a-b/x.png", "a.png", "a/b/c.JPG", "a/x.png", "b.png/in.png", "z.png"]
     hidden = [".x.png", "a/.hidden/y.png", "a/notes.txt"]

@@ -1,0 +1,103 @@
+"""Whether features that are there may be used for a list of images, and for which of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from debias_ssl.data.reading.config import DECODER
+from debias_ssl.data.reading.feature_list import FeatureList
+from debias_ssl.system.errors import InputError
+
+ELSEWHERE = "name another folder by --features, or delete that one"
+# Images whose content is looked at before the features of a list that may be another one are given up.
+SAMPLE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """Features of another list of images, and where in it the images of the list that is made are."""
+
+    generation: int
+    num: int
+    """How many images that list has."""
+    shard_size: int
+    rows: Int64[np.ndarray, " N"]
+    """For each image of the new list its row in the other one; -1 where that has none of its name, size and time."""
+
+    @classmethod
+    def of(cls, manifest: dict[str, Any], found: FeatureList, own: FeatureList) -> "Earlier":
+        return cls(
+            generation=manifest["generation"],
+            num=found.num_rows,
+            shard_size=manifest["shard_size"],
+            rows=own.rows_in(found),
+        )
+
+
+def is_same(found: dict[str, Any], found_list: FeatureList, own: dict[str, Any], own_list: FeatureList) -> bool:
+    """Whether features are those of a list of images, row by row."""
+    return found["shard_size"] == own["shard_size"] and found_list.is_same(own_list)
+
+
+def difference(found: dict[str, Any], own: dict[str, Any]) -> str | None:
+    """By what model or settings features were made, if not by those that are asked for; what to do is said with it."""
+    before, now = (manifest["model"] | {"dim": manifest["dim"]} for manifest in (found, own))
+    differing = [key for key in sorted(now.keys() | before.keys()) if before.get(key) != now.get(key)]
+    if not differing:
+        return None
+    if differing == ["precision"]:
+        was = before["precision"]
+        return f"features of --precision {was}, not {now['precision']}: pass --precision {was}, {ELSEWHERE}"
+    if before.get("decoder") != DECODER:
+        return (
+            "features of another version, which read some images otherwise (EXIF orientation, transparency): "
+            + ELSEWHERE
+        )
+    return f"features of another model ({' and '.join(differing)} differ): {ELSEWHERE}"
+
+
+def compared(
+    folder: Path,
+    current: Earlier,
+    moved: tuple[str, str] | None,
+    files: Sequence[str],
+    has: Callable[[str], bool],
+) -> str:
+    """What is said of features that are used again for a list of images that is not quite the same.
+
+    Where names, sizes and times tell that more than half of them would be lost, some images are read: they may be the
+    same with other names or times.
+
+    Args:
+        folder: of the features.
+        current: those that are whole, or were to be.
+        moved: the folder of the images then and now, if it is another one.
+        files: the images.
+        has: whether an image of the content of a file has features.
+
+    Raises:
+        InputError: the images are largely others.
+    """
+    others = np.flatnonzero(current.rows < 0)
+    kept = len(current.rows) - len(others)
+    if 2 * kept < current.num:
+        asked: list[int] = others[np.linspace(0, len(others) - 1, min(SAMPLE, len(others))).astype(np.int64)].tolist()
+        likely = kept + round(len(others) * sum(has(files[i]) for i in asked) / max(len(asked), 1))
+        if moved is not None and not likely:
+            raise InputError(
+                f"{str(folder)!r} holds features of images in {moved[0]!r}, not in {moved[1]!r}: {ELSEWHERE}"
+            )
+        if 2 * likely < current.num:
+            about = "about " if len(asked) < len(others) else ""
+            raise InputError(
+                f"{str(folder)!r} holds features of {current.num:,} images, of which {about}{likely:,} are among these "
+                f"{len(current.rows):,} as they were: {ELSEWHERE}"
+            )
+    return (
+        f"{folder}: features of {kept:,} of {current.num:,} images are used again; {len(others):,} images are new or "
+        "have another name, size or time, and are read: those of known content keep their features"
+    )
