@@ -36,6 +36,7 @@ class Settings:
     momentum: float
     truth: LabelsOfRows | None
     tune_on: LabelsOfRows | None
+    floor: float | None = None
 
     def config(self) -> DebiasConfig:
         """The settings of a job, in which arrays are called so."""
@@ -47,6 +48,7 @@ class Settings:
             momentum=self.momentum,
             truth=_told(self.truth),
             tune_on=_told(self.tune_on),
+            floor=None if self.floor is None else float(self.floor),
         )
 
     def target(self, classes: tuple[str, ...]) -> Float[Tensor, " C"] | None:

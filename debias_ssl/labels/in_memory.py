@@ -15,10 +15,11 @@ from debias_ssl.contract import Place
 from debias_ssl.data.reading.config import Decoding
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
 from debias_ssl.labels.arguments import LabelsOfRows, Settings, TargetPrior, array, flags_are_arguments, named, text
-from debias_ssl.labels.class_names import distinct
+from debias_ssl.labels.class_list import Classes, given_classes
 from debias_ssl.labels.debiasing import DebiasConfig, Labeling, PriorName, Rows, label_rows, labeling_of
 from debias_ssl.labels.embedding import embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore
+from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of
 from debias_ssl.labels.output import summary_of
 from debias_ssl.labels.removal import find_removal
@@ -44,7 +45,7 @@ def debias_matrix(
     logits: np.ndarray | Tensor,
     *,
     kind: Literal["auto", "logits", "probs"] = "auto",
-    classes: Sequence[str] | None = None,
+    classes: Classes | None = None,
     names: Sequence[str] | None = None,
     prior: PriorName = "stationary",
     strength: float | None = None,
@@ -53,6 +54,7 @@ def debias_matrix(
     momentum: float = 0.99,
     truth: LabelsOfRows | None = None,
     tune_on: LabelsOfRows | None = None,
+    floor: float | None = None,
     blank: np.ndarray | Tensor | None = None,
 ) -> DebiasedLabels:
     """Labels the rows of a matrix without the classifier's preference for classes, as `debias-ssl debias` does.
@@ -62,7 +64,7 @@ def debias_matrix(
         kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 for probabilities, also where they are
             rounded to a few decimals, or in percent: rows are divided by their sums. All others are logits, also
             numbers in [0, 1] whose rows do not sum to 1, such as sigmoids and cosines: say `probs` if they are not.
-        classes: names of the columns; None numbers them.
+        classes: names of the columns, or a mapping whose keys are NAME < PARENT < ...; None numbers them.
         names: of the rows; None numbers them.
         prior: what the classifier prefers, as the settings of the job describe it.
         strength: tau, how much of it is removed; None is 1, or is chosen on `tune_on`, and less of a prior that is
@@ -73,6 +75,7 @@ def debias_matrix(
         momentum: of the prior `momentum`, for each batch of 64 rows.
         truth: N class numbers for the figures of `summary()` alone, or a file of them; negative where unknown.
         tune_on: N class numbers, negative for all rows but a few, to choose strength and temperature; or a file.
+        floor: each row gets the deepest name whose probability is at least this, in `name` and `name_confidence`.
         blank: K x C, such numbers of images that show nothing, for the prior `content_free`.
 
     Raises:
@@ -86,6 +89,7 @@ def debias_matrix(
         momentum=momentum,
         truth=truth,
         tune_on=tune_on,
+        floor=floor,
     )
     with flags_are_arguments():
         rows = _matrix_rows(array(logits), kind, classes, names, None if blank is None else array(blank), settings)
@@ -94,11 +98,12 @@ def debias_matrix(
 
 def label_images(
     images: str | Path | Sequence[str | Path],
-    classes: str | Path | Sequence[str],
+    classes: str | Path | Classes,
     *,
     model: str,
     pretrained: str | None = None,
     templates: str | Path | Sequence[str] = "simple",
+    class_vectors: str | Path | np.ndarray | Tensor | None = None,
     root: str | Path | None = None,
     features: str | Path | None = None,
     prior: PriorName = "stationary",
@@ -108,6 +113,7 @@ def label_images(
     momentum: float = 0.99,
     truth: LabelsOfRows | None = None,
     tune_on: LabelsOfRows | None = None,
+    floor: float | None = None,
     on_error: Literal["stop", "skip"] = "stop",
     bits: int | None = None,
     max_pixels: int | None = None,
@@ -121,12 +127,14 @@ def label_images(
 
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
-        classes: names; or a file of NAME or NAME<tab>PROMPT NAME a line; or `imagenet`.
+        classes: names; or a mapping of NAME or NAME < PARENT < ... to a prompt or several; or a file of NAME or
+            NAME<tab>PROMPT<tab>... a line; or `imagenet`.
         model, pretrained: a name of open_clip's and a tag of it or a file of weights; local-dir:FOLDER or hf-hub:NAME.
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
+        class_vectors: a vector of the model for each class, C x D, or a .npy file of them, in place of prompts.
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
-        prior, ..., tune_on: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
+        prior, ..., floor: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
         bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
@@ -146,9 +154,11 @@ def label_images(
         momentum=momentum,
         truth=truth,
         tune_on=tune_on,
+        floor=floor,
     )
+    own = class_vectors if class_vectors is None or isinstance(class_vectors, str | Path) else array(class_vectors)
     with flags_are_arguments():
-        request = _request(text(images), text(classes), text(templates), text(root), settings)
+        request = _request(text(images), text(classes), text(templates), text(root), text(own), settings)
         config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
         decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
         return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
@@ -157,16 +167,17 @@ def label_images(
 def _matrix_rows(
     values: np.ndarray,
     kind: Literal["auto", "logits", "probs"],
-    classes: Sequence[str] | None,
+    classes: Classes | None,
     names: Sequence[str] | None,
     blank: np.ndarray | None,
     settings: Settings,
 ) -> Rows:
     check_shape(values, "logits")
-    number, of_blank = values.shape[1], None
+    number, of_blank, parents = values.shape[1], None, {}
     columns = tuple(map(str, range(number)))
     if classes is not None:
-        columns, _ = distinct([(name, name) for name in classes], "classes")
+        listed = given_classes(classes)
+        columns, parents = listed.names, listed.parents
         if len(columns) != number:
             raise InputError(f"classes names {len(columns)}, but logits have {number} columns")
     if names is not None and len(names) != len(values):
@@ -187,18 +198,20 @@ def _matrix_rows(
         truth=truth,
         tuning=tuning,
         blank=of_blank,
+        hierarchy=hierarchy_of(columns, parents),
     )
 
 
 def _request(
     images: str | Sequence[str | Path],
-    classes: str | Sequence[str],
+    classes: str | Classes,
     templates: str | Sequence[str],
     root: str | None,
+    vectors: str | np.ndarray | None,
     settings: Settings,
 ) -> Request:
     """What is to be labeled, with the truth, the rows to tune on and the target that are given as arrays or files."""
-    request = read_request(images, classes, templates, DebiasConfig(), root)
+    request = read_request(images, classes, templates, DebiasConfig(), root, vectors)
     truth, tuning = settings.labels(request.names, request.classes)
     truth = request.truth if truth is None else truth
     return replace(request, target=settings.target(request.classes), truth=truth, tuning=tuning)
@@ -243,7 +256,7 @@ def _label(
 def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | None = None) -> DebiasedLabels:
     removal = find_removal(rows, config, is_quiet=True)
     probs, parts, first = np.empty((len(rows.names), len(rows.classes)), dtype=np.float32), [], 0
-    for part, of_part in label_rows(rows, removal, is_quiet=True):
+    for part, of_part in label_rows(rows, removal, floor=config.floor, is_quiet=True):
         probs[first : first + len(of_part)] = of_part.numpy()
         parts.append(part)
         first += len(of_part)

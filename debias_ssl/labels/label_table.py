@@ -20,7 +20,7 @@ Column = Callable[[slice], Sequence[str]]
 def columns_of(labeling: Labeling) -> dict[str, Column]:
     """The columns of labels.csv, by their names in its first line."""
     key = "row" if isinstance(labeling.names, RowNumbers) else "path"
-    return {
+    columns = {
         key: lambda rows: labeling.names[rows],
         "label": _named(labeling.label, labeling.classes),
         "confidence": _fraction(labeling.confidence),
@@ -28,6 +28,12 @@ def columns_of(labeling: Labeling) -> dict[str, Column]:
         "plain_label": _named(labeling.plain, labeling.classes),
         "plain_confidence": _fraction(labeling.plain_confidence),
     }
+    if labeling.name is not None and labeling.name_confidence is not None:
+        # The number -1 is that of the last one.
+        names = (*(labeling.hierarchy.names if labeling.hierarchy else labeling.classes), "")
+        columns["name"] = _named(labeling.name, names)
+        columns["name_confidence"] = _fraction(labeling.name_confidence)
+    return columns
 
 
 def csv_parts(labeling: Labeling) -> Iterator[bytes]:

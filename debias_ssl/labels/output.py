@@ -184,7 +184,7 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
     parts, outputs = [], outputs_in(out)
     with writing_parts(out / "labels.csv") as write_table, writing_parts(out / "probs.npy") as write_probs:
         write_probs(_npy_header((len(rows.names), len(rows.classes))))
-        for part, probs in label_rows(rows, removal, is_quiet=is_quiet):
+        for part, probs in label_rows(rows, removal, floor=config.floor, is_quiet=is_quiet):
             write_probs(stored(probs, part.label).tobytes())
             parts.append(part)
         labeling = labeling_of(rows, config, removal, parts)
