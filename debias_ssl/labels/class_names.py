@@ -8,7 +8,7 @@ from debias_ssl.labels.class_json import entries_of_json
 from debias_ssl.labels.class_list import ClassList, Entry, Prompt, listed, with_parents
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
-from debias_ssl.system.tables import check_text, read_text
+from debias_ssl.system.tables import LABELS, check_text, read_text
 
 # A line that begins with the number of a class; after a tab there would be its names in prompts.
 NUMBERED = re.compile(r"(\d+)( *[,;:] *| +)(\S.*)")
@@ -59,26 +59,45 @@ def read_class_list(path: Path) -> ClassList:
         return listed(entries_of_json(text, path), str(path))
     if suffix in (".yaml", ".yml"):
         raise InputError(f"{path} is YAML: save the names as text, one a line, or as a JSON list")
-    lines = {
-        number: _unquoted(line.strip(" \r"))
+    raw = {
+        number: line.strip(" \r")
         for number, line in enumerate(text.rstrip().splitlines(), start=1)
         if not line.lstrip().startswith("#")
     }
-    for number, line in lines.items():
+    for number, line in raw.items():
         check_text(line, path, number)
+    lines = _without_numbers({number: _unquoted(line) for number, line in raw.items()}, path)
     entries = []
-    for number, line in _without_numbers(lines, path).items():
+    for number, line in lines.items():
+        _check_line(line, raw[number], path, number)
         name, *prompts = line.split("\t")
-        if re.search(r"\s#\s", line):
-            raise InputError(
-                f"{path}, line {number}: {line!r} has a # in it: put a comment into a line of its own; a name with a # "
-                "goes into a JSON list"
-            )
-        if prompts and not any(map(str.strip, prompts)):
-            raise InputError(f"{path}, line {number}: the prompt behind the tab is blank; remove the tab or fill it in")
         entry = Entry(number=number, name=name.strip(), prompts=[p.strip() for p in prompts if p.strip()])
         entries.append(with_parents(entry, str(path), "line"))
     return listed(entries, str(path), "line", "lines")
+
+
+def _check_line(line: str, raw: str, path: Path, number: int) -> None:
+    """Raises InputError where a line says more than a name and its prompts.
+
+    Args:
+        line: without its number and quotes.
+        raw: as it stands in the file.
+        path: the file.
+        number: of the line, from 1.
+    """
+    name, *prompts = line.split("\t")
+    is_table, fix = path.suffix.lower() in (".csv", ".tsv"), "write a name a line, and its prompts behind tabs"
+    if re.search(r"\s#\s", line):
+        wrong, fix = "has a # in it", "put a comment into a line of its own; a name with a # goes into a JSON list"
+    elif prompts and not any(map(str.strip, prompts)):
+        wrong, fix = "has a blank prompt behind the tab", "remove the tab or fill it in"
+    elif line.endswith(",") or (is_table and "," in line and '"' not in raw):
+        wrong, fix = "has a comma", f"{fix}; a name with a comma stands in quotes"
+    elif is_table and number == 1 and name.strip().lower() in (*LABELS, "name", "names"):
+        wrong, fix = "seems to name the column", "remove this line, or save the names as .txt if it is a class"
+    else:
+        return
+    raise InputError(f"{path}, line {number}: {shorten(line, 100, placeholder=' ...')!r} {wrong}: {fix}")
 
 
 def _unquoted(line: str) -> str:

@@ -132,7 +132,7 @@ class RowLabels:
     name: Int64[np.ndarray, " N"] | None = None
     """Of the deepest name of the hierarchy that reaches the floor, -1 where none does; None without a floor."""
     name_confidence: Float32[np.ndarray, " N"] | None = None
-    """Its probability, 0 where there is none."""
+    """Its probability, nan where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ class Hierarchy:
         """The deepest name of each row whose probability is at least the floor, but for rounding, and that probability.
 
         Of several names on the deepest level that reach it, which takes a floor of 0.5 or less, the most probable one;
-        of equal ones the first. Where none does, the number is -1 and the probability 0.
+        of equal ones the first. Where none does, the number is -1 and the probability nan.
         """
         sums = self.sums(probs).clamp_(max=1).numpy()
         # Whole numbers are levels; what is added to them is below 1.
@@ -56,7 +56,7 @@ class Hierarchy:
         number = order.argmax(1)
         rows = np.arange(len(sums))
         is_named = order[rows, number] > 0
-        return np.where(is_named, number, -1), np.where(is_named, sums[rows, number], 0).astype(np.float32)
+        return np.where(is_named, number, -1), np.where(is_named, sums[rows, number], np.nan).astype(np.float32)
 
     def at_level(self, level: int) -> Int64[np.ndarray, " C"]:
         """The name of each class on a level: itself where it is less deep."""

@@ -123,25 +123,20 @@ def label_images(
     precision: Precision = "auto",
     device: torch.device | str | None = None,
 ) -> DebiasedLabels:
-    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does.
+    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does; `names` are their paths.
 
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
-        classes: names; or a mapping of NAME or NAME < PARENT < ... to a prompt or several; or a file of NAME or
-            NAME<tab>PROMPT<tab>... a line; or `imagenet`.
+        classes: names; or a mapping of NAME < PARENT < ... to one or more prompts; or a file of them; or `imagenet`.
         model, pretrained: a name of open_clip's and a tag of it or a file of weights; local-dir:FOLDER or hf-hub:NAME.
-        templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
-        class_vectors: a vector of the model for each class, C x D, or a .npy file of them, in place of prompts.
+        templates, class_vectors: `simple`, `openai`, sentences with {} or a file; C x D in their place, or a .npy file.
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
         prior, ..., floor: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
-        bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
+        bits, max_pixels, background: how files become pixels, as in the settings of `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
         precision, device: of the network; `auto` is bf16 where the device has it, None the accelerator, else the CPU.
-
-    Returns:
-        The labels; `names` are the paths of the images.
 
     Raises:
         InputError: an argument is wrong, or an image cannot be read.
@@ -156,9 +151,8 @@ def label_images(
         tune_on=tune_on,
         floor=floor,
     )
-    own = class_vectors if class_vectors is None or isinstance(class_vectors, str | Path) else array(class_vectors)
     with flags_are_arguments():
-        request = _request(text(images), text(classes), text(templates), text(root), text(own), settings)
+        request = _request(text(images), text(classes), text(templates), text(root), class_vectors, settings)
         config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
         decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
         return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
@@ -207,11 +201,12 @@ def _request(
     classes: str | Classes,
     templates: str | Sequence[str],
     root: str | None,
-    vectors: str | np.ndarray | None,
+    vectors: str | Path | np.ndarray | Tensor | None,
     settings: Settings,
 ) -> Request:
     """What is to be labeled, with the truth, the rows to tune on and the target that are given as arrays or files."""
-    request = read_request(images, classes, templates, DebiasConfig(), root, vectors)
+    own = str(vectors) if isinstance(vectors, str | Path) else None if vectors is None else array(vectors)
+    request = read_request(images, classes, templates, DebiasConfig(), root, own)
     truth, tuning = settings.labels(request.names, request.classes)
     truth = request.truth if truth is None else truth
     return replace(request, target=settings.target(request.classes), truth=truth, tuning=tuning)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -50,7 +51,7 @@ def _named(numbers: Int64[np.ndarray, " N"], classes: tuple[str, ...]) -> Column
 
 
 def _fraction(values: Float[np.ndarray, " N"]) -> Column:
-    return lambda rows: [f"{value:.6f}" for value in values[rows].tolist()]
+    return lambda rows: ["" if math.isnan(value) else f"{value:.6f}" for value in values[rows].tolist()]
 
 
 def _as_csv(lines: Sequence[Sequence[str]]) -> bytes:

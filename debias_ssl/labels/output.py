@@ -25,6 +25,7 @@ from debias_ssl.labels.debiasing import (
     labeling_of,
 )
 from debias_ssl.labels.label_table import csv_parts
+from debias_ssl.labels.levels import levels_of, levels_table
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.system.errors import InputError, only_warned
 from debias_ssl.system.files import check_writable, write_aside, writing_parts
@@ -55,6 +56,7 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
         "class_prior": dict(zip(classes, labeling.prior.tolist(), strict=True)),
         "counts": {key: dict(zip(classes, each.tolist(), strict=True)) for key, each in counts.items()},
         "count_entropy": {key: _entropy(each) for key, each in counts.items()},
+        **levels_of(labeling),
     }
     known = reported & (labeling.truth >= 0)
     if known.any():
@@ -107,6 +109,8 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
         moved = [name for name in order[:num_named] if sign * (debiased[name] - plain[name]) > 0]
         if moved:
             lines.append(f"{title:<10}" + ", ".join(f"{name} ({plain[name]} -> {debiased[name]})" for name in moved))
+    if levels := levels_table(summary):
+        lines.append(levels)
     changed = summary["num_changed"]
     lines.append(f"{changed} of {num} labels changed ({changed / max(num, 1):.2%})")
     return "\n".join(lines)

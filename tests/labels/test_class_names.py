@@ -2,13 +2,13 @@
 
 import pytest
 
-from debias_ssl.labels.class_names import read_class_names
+from debias_ssl.labels.class_names import read_class_list
 from debias_ssl.system.errors import InputError
 
 
 def names_of(folder, data: str | bytes, name: str = "classes.txt") -> tuple[str, ...]:
     (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
-    return read_class_names(folder / name)[0]
+    return read_class_list(folder / name).names
 
 
 @pytest.mark.parametrize(
