@@ -134,7 +134,8 @@ def own_vectors(clip: Clip, values: Float[np.ndarray, "C D"], classes: ClassList
             "by its encode_text, or name the model that they are of"
         )
     weights = F.normalize(torch.from_numpy(values), dim=1).float()
-    same = _repeated([row.numpy().tobytes() for row in weights])
+    # Alike but for the rounding of their normalization; 0 has no sign.
+    same = _repeated([row.tobytes() for row in np.round(weights.numpy(), 5) + 0.0])
     if same:
         one, other = (repr(classes.names[k]) for k in same[0])
         raise InputError(

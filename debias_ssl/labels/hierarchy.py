@@ -47,16 +47,21 @@ class Hierarchy:
     ) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
         """The deepest name of each row whose probability is at least the floor, but for rounding, and that probability.
 
-        Of several names on the deepest level that reach it, which takes a floor of 0.5 or less, the most probable one;
-        of equal ones the first. Where none does, the number is -1 and the probability nan.
+        It is looked for from above: of the names below the last one, the most probable one is next, as long as it
+        reaches the floor; of equal ones the first. With a floor above 0.5 there is no other way. Where no name of
+        level 1 reaches it, the number is -1 and the probability nan.
         """
         sums = self.sums(probs).clamp_(max=1).numpy()
-        # Whole numbers are levels; what is added to them is below 1.
-        order = np.where(sums >= floor - ROUNDING, self.levels + sums / 2, -1)
-        number = order.argmax(1)
-        rows = np.arange(len(sums))
-        is_named = order[rows, number] > 0
-        return np.where(is_named, number, -1), np.where(is_named, sums[rows, number], np.nan).astype(np.float32)
+        rows, number, confidence = np.arange(len(sums)), np.full(len(sums), -1), np.full(len(sums), np.nan)
+        for level in range(1, self.num_levels + 1):
+            names = np.flatnonzero(self.levels == level)
+            # Above names of level 1 is -1, as for rows that have no name yet.
+            among = np.where(self.parents[names] == number[:, None], sums[:, names], -1)
+            best = among.argmax(1)
+            reached = among[rows, best] >= floor - ROUNDING
+            number = np.where(reached, names[best], number)
+            confidence = np.where(reached, among[rows, best], confidence)
+        return number, confidence.astype(np.float32)
 
     def at_level(self, level: int) -> Int64[np.ndarray, " C"]:
         """The name of each class on a level: itself where it is less deep."""
