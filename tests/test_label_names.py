@@ -306,6 +306,7 @@ def test_debias_knows_imagenets_ids(tmp_path, capsys):
     truth = [*wnids()][7], "tench", [*wnids()][999]
     (tmp_path / "truth.csv").write_text("row,label\n" + "".join(f"{k},{name}\n" for k, name in enumerate(truth)))
     flags = ["--predictions", str(tmp_path / "logits.npy"), "--prior", "none", "--out", str(tmp_path / "out")]
-    assert "'n01514668' is no class" in refused(debias, [*flags, "--truth", str(tmp_path / "truth.csv")], capsys)
+    message = refused(debias, [*flags, "--truth", str(tmp_path / "truth.csv")], capsys)
+    assert "'n01514668' is no class" in message and "for ImageNet's ids pass --classes imagenet" in message
     debias([*flags, "--classes", "imagenet", "--truth", str(tmp_path / "truth.csv")])
     assert {*_summary(tmp_path)["debiased"]["recalls"]} == {"rooster", "tench", "toilet paper"}

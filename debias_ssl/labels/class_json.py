@@ -1,17 +1,16 @@
 """Classes in JSON: a list of names, names with their prompts, or numbers and names."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from debias_ssl.labels.class_list import Entry, with_parents
+from debias_ssl.labels.imagenet import WNID
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.tables import check_text
 
 Pairs = Sequence[tuple[str, Any]]
-WNID = re.compile(r"n\d{8}")
 
 
 def entries_of_json(text: str, path: Path) -> list[Entry]:

@@ -1,8 +1,12 @@
 """ImageNet's 1,000 classes: open_clip's names, and WordNet's ids, by which the data set names its folders."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
+
+# What an id looks like.
+WNID = re.compile(r"n\d{8}")
 
 
 @cache

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.data.sources.label_files import is_unknown
-from debias_ssl.labels.imagenet import numbers_of
+from debias_ssl.labels.imagenet import WNID, numbers_of
 from debias_ssl.labels.row_names import Matched, match
 from debias_ssl.system.errors import InputError, reason, shortened
 from debias_ssl.system.files import read_array
@@ -145,7 +145,8 @@ def _class_of(label: str, number: dict[str, int], classes: tuple[str, ...], path
     # As for rows.
     found = number.get(label, number.get(label.removesuffix(".0")))
     if found is None and not is_unknown(label, classes):
-        raise InputError(f"{path}, line {line}: {label!r} is no class; the classes are {shortened(classes)}")
+        hint = "; for ImageNet's ids pass --classes imagenet" if WNID.fullmatch(label) else ""
+        raise InputError(f"{path}, line {line}: {label!r} is no class; the classes are {shortened(classes)}{hint}")
     return UNKNOWN if found is None else found
 
 
