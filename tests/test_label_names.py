@@ -105,7 +105,7 @@ def test_sentences_and_names_above_are_told(tmp_path, run, capsys):
     main(run(FORMATS["tree.txt"]))
     said = capsys.readouterr()
     assert "3 of 4 classes have names above them, such as maine coon < cat < animal\n" in said.out
-    assert "note: 1 prompts end with a period: they are sentences" in said.err and "'It is a striped cat.'" in said.err
+    assert "note: 1 of 5 prompts end with a period: as sentences" in said.err and "'It is a striped cat.'" in said.err
     main([*run("\n".join(NAMES)), "--overwrite"])
     said = capsys.readouterr()
     assert "names above" not in said.out and "sentences" not in said.err

@@ -60,11 +60,12 @@ class ClassList:
                 f"{sum(name in self.parents for name in self.names)} of {len(self.names)} classes have names above "
                 f"them, such as {shorten(' < '.join(chain), 100, placeholder=' ...')}"
             )
-        sentences = [prompt.text for prompts in self.prompts for prompt in prompts if prompt.is_sentence]
+        prompts = [prompt for of_class in self.prompts for prompt in of_class]
+        sentences = [prompt.text for prompt in prompts if prompt.is_sentence]
         if sentences:
             lines.append(
-                f"note: {len(sentences)} prompts end with a period: they are sentences, which go through no template; "
-                f"the first one is {shorten(repr(sentences[0]), 100, placeholder=' ...')}"
+                f"note: {len(sentences)} of {len(prompts)} prompts end with a period: as sentences, they go through no "
+                f"template; the first one is {shorten(repr(sentences[0]), 100, placeholder=' ...')}"
             )
         return tuple(lines)
 

@@ -115,7 +115,7 @@ def test_prompts_and_names_above_are_the_same_in_all_formats(tmp_path, data, nam
     assert given_classes(given | {"dog < animal": ["puppy", "A dog barks."]}) == listed
     assert listed.said == (
         "2 of 3 classes have names above them, such as maine coon < cats < animal",
-        "note: 1 prompts end with a period: they are sentences, which go through no template; the first one is "
+        "note: 1 of 5 prompts end with a period: as sentences, they go through no template; the first one is "
         "'A dog barks.'",
     )
 

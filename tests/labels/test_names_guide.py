@@ -55,4 +55,4 @@ def test_prompts_and_ids(word, classes, guide, monkeypatch, capsys):
     assert json.loads((out / "classes.json").read_text())[: len(classes)] == classes
     summary = json.loads((out / "summary.json").read_text())
     assert summary["num_known"] == summary["num"] == len(rows_of(out))
-    assert ("note: 1 prompts end with a period" in capsys.readouterr().err) == (word == "pets.json")
+    assert ("note: 1 of 6 prompts end with a period" in capsys.readouterr().err) == (word == "pets.json")
