@@ -6,6 +6,7 @@ import re
 import tarfile
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,15 @@ def test_vectors_of_another_model_are_refused_before_images_are_read(tmp_path, r
 IDS = ("n01440764", "n02119789", "n03773504")
 
 
+@pytest.fixture
+def imagenet(tmp_path: Path, run: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """A command line with random vectors of the classes, which cost no time."""
+    np.save(tmp_path / "random.npy", np.random.default_rng(0).normal(size=(1000, 8)))
+    return partial(run, "imagenet", templates=None, class_vectors=tmp_path / "random.npy")
+
+
 @pytest.mark.parametrize("packed", [False, True])
-def test_imagenets_folders_and_files_have_their_truth(packed, tmp_path, run):
+def test_imagenets_folders_and_files_have_their_truth(packed, tmp_path, imagenet):
     """Folders, a tar file's .cls members, --truth and labels of a CSV: all by ids."""
     paths = paint_images(tmp_path / "val", num=6, classes=IDS)
     images = tmp_path / "val"
@@ -208,7 +216,7 @@ def test_imagenets_folders_and_files_have_their_truth(packed, tmp_path, run):
                 (tmp_path / "x.cls").write_text(path.parent.name)
                 tar.add(path, f"{number}.png")
                 tar.add(tmp_path / "x.cls", f"{number}.cls")
-    main(run("imagenet", images=images))
+    main(imagenet(images=images))
     rows, summary = rows_of(tmp_path / "out"), json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["num_known"] == 6 and {*summary["debiased"]["recalls"]} == {"tench", "kit fox", "missile (657)"}
     assert {row["label"] for row in rows} <= {*imagenet_names()}
@@ -217,15 +225,15 @@ def test_imagenets_folders_and_files_have_their_truth(packed, tmp_path, run):
     names = [path.relative_to(images).as_posix() for path in paths]
     (images / "list.csv").write_text("path,label\n" + "".join(f"{name},{IDS[2]}\n" for name in names))
     (tmp_path / "truth.csv").write_text("path,label\n" + "".join(f"{name},{IDS[1]}\n" for name in names[:5]))
-    main([*run("imagenet", images=images / "list.csv"), "--overwrite"])
+    main([*imagenet(images=images / "list.csv"), "--overwrite"])
     assert {*_summary(tmp_path)["debiased"]["recalls"]} == {"missile (657)"}
-    main([*run("imagenet", images=images, truth=tmp_path / "truth.csv"), "--overwrite"])
+    main([*imagenet(images=images, truth=tmp_path / "truth.csv"), "--overwrite"])
     assert _summary(tmp_path)["num_known"] == 5 and {*_summary(tmp_path)["debiased"]["recalls"]} == {"kit fox"}
 
 
-def test_imagenets_folder_one_level_off_is_told(tmp_path, run, capsys):
+def test_imagenets_folder_one_level_off_is_told(tmp_path, imagenet, capsys):
     paint_images(tmp_path / "data" / "train", num=6, classes=IDS)
-    main(run("imagenet", images=tmp_path / "data"))
+    main(imagenet(images=tmp_path / "data"))
     assert f"folders of '{tmp_path / 'data' / 'train'}' are" in capsys.readouterr().err
 
 
