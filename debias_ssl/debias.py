@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
         "--predictions", type=str, required=True, help="N x C matrix: .npy, .npz, .csv, .json, .parquet"
     )
     parser.add_argument("--kind", choices=["auto", "logits", "probs"], default="auto", help="what its numbers are")
-    parser.add_argument("--classes", type=str, default=None, help="names of its classes: one a line, or a JSON list")
+    parser.add_argument("--classes", type=str, default=None, help="names of its classes: lines, or JSON; or imagenet")
     parser.add_argument("--columns", type=str, default=None, help="columns of a table that are classes: NAME,NAME,...")
     parser.add_argument("--blank", type=str, default=None, help="such a matrix of images that show nothing")
     parser.add_class_arguments(DebiasConfig, as_group=False)

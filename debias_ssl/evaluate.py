@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=500, help="images of a batch in each process")
     parser.add_argument("--predictions", type=str, default=None, help="instead of a run: .npy, .csv, .json, .parquet")
     parser.add_argument("--kind", choices=["auto", "logits", "probs"], default="auto", help="what its numbers are")
-    parser.add_argument("--classes", type=str, default=None, help="names of its classes: one a line, or a JSON list")
+    parser.add_argument("--classes", type=str, default=None, help="names of its classes: lines, or JSON; or imagenet")
     parser.add_argument("--columns", type=str, default=None, help="columns of a table that are classes: NAME,NAME,...")
     parser.add_argument("--truth", type=str, default=None, help="CSV of path,label or row,label, or .npy of numbers")
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature, and say what it does")

@@ -49,10 +49,13 @@ def main(arguments: list[str]) -> None:
         "--images", type=str, required=True, help="folder of any depth, list, CSV of path, or tar files"
     )
     parser.add_argument("--root", type=str, default=None, help="what paths of a list are relative to; else its folder")
-    parser.add_argument("--classes", type=str, required=True, help="NAME or NAME<tab>PROMPT NAME a line; or imagenet")
+    parser.add_argument("--classes", type=str, required=True, help="NAME or NAME<tab>PROMPT... a line, or imagenet")
     parser.add_argument("--model", type=str, required=True, help="name of open_clip's, local-dir:FOLDER or hf-hub:NAME")
     parser.add_argument("--pretrained", type=str, default=None, help="tag of open_clip's, or file of weights")
     parser.add_argument("--templates", type=str, default="simple", help="simple, openai, or a file of lines with {}")
+    parser.add_argument(
+        "--class_vectors", type=str, default=None, help=".npy of a vector for each class, in place of prompts"
+    )
     parser.add_argument(
         "--features", type=str, default=None, help="folder that keeps image features; else OUT/features"
     )
@@ -86,7 +89,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _inputs(parsed: Namespace) -> dict[str, str | None]:
-    inputs = {f"--{name}": parsed[name] for name in ("images", "classes", "templates", "pretrained", *LABEL_FILES)}
+    files = ("images", "classes", "templates", "class_vectors", "pretrained", *LABEL_FILES)
+    inputs = {f"--{name}": parsed[name] for name in files}
     return inputs | {"--model": parsed.model.removeprefix("local-dir:")}
 
 
@@ -97,7 +101,9 @@ def _decoding(parsed: Namespace) -> Decoding:
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     accelerator = make_accelerator(parsed.precision)
     with first_of_each_host_first(accelerator):
-        request = read_request(parsed.images, parsed.classes, parsed.templates, config, parsed.root)
+        request = read_request(
+            parsed.images, parsed.classes, parsed.templates, config, parsed.root, parsed.class_vectors
+        )
         given = None
         if config.reference:
             given = image_reference(config.reference, request, FolderStore(folder=out / "reference_features"))
@@ -127,13 +133,13 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     if not accelerator.is_main_process:
         return
     reference = measured(given, cache_of_reference, clip, request, vectors, is_quiet=False)
-    settings = {name: parsed[name] for name in ("model", "pretrained", "templates", "root")}
+    settings = {name: parsed[name] for name in ("model", "pretrained", "templates", "class_vectors", "root")}
     where = os.path.abspath(parsed.images) if os.path.exists(parsed.images) else parsed.images
     settings |= {"images": where, "features": os.path.abspath(store.folder)}
     facts = [
         f"{len(cache.names):,} images of {parsed.images}",
         " ".join(filter(None, [parsed.model, parsed.pretrained])),
-        f"templates {parsed.templates}",
+        f"class vectors {parsed.class_vectors}" if parsed.class_vectors else f"templates {parsed.templates}",
     ]
     rows = zero_shot_rows(clip, cache, request, vectors, reference)
     further = settings | {"num_unreadable": len(cache.unreadable)}

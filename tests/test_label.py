@@ -27,8 +27,9 @@ from debias_ssl.data.sources import shards
 from debias_ssl.data.sources.label_files import read_label_file
 from debias_ssl.label import main
 from debias_ssl.labels import embedding as features
+from debias_ssl.labels.class_names import class_list
 from debias_ssl.labels.images import images_to_label
-from debias_ssl.labels.prompts import class_names, read_templates
+from debias_ssl.labels.prompts import read_templates
 from debias_ssl.models.clip import encode, load_clip, zero_shot_weights
 
 
@@ -464,7 +465,8 @@ def test_a_label_that_is_no_class_is_refused(tmp_path, images, arguments, capsys
 
 
 def test_imagenets_names_differ_and_its_prompts_are_open_clips():
-    classes, prompts = class_names("imagenet")
+    listed = class_list("imagenet")
+    classes, prompts = listed.names, [prompt.text for (prompt,) in listed.prompts]
     assert len(set(classes)) == len(prompts) == 1000
     assert (classes[0], prompts[0]) == ("tench", "tench")
     assert [(classes[k], prompts[k]) for k in (657, 744)] == [

@@ -36,6 +36,7 @@ class DebiasSettings(TypedDict, total=False):
     momentum: float
     truth: LabelsOfRows | None
     tune_on: LabelsOfRows | None
+    floor: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

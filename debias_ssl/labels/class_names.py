@@ -1,56 +1,103 @@
-"""Names of classes, which differ from each other and are not blank."""
+"""Files of classes: text, JSON, arrays, and ImageNet's list."""
 
-import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
+from debias_ssl.labels.class_json import entries_of_json
+from debias_ssl.labels.class_list import ClassList, Entry, Prompt, listed, with_parents
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
-from debias_ssl.system.tables import check_text, read_text
+from debias_ssl.system.tables import LABELS, check_text, read_text
 
-# A line that begins with the number of a class; after a tab there would be its name in prompts.
+# A line that begins with the number of a class; after a tab there would be its names in prompts.
 NUMBERED = re.compile(r"(\d+)( *[,;:] *| +)(\S.*)")
 # The first line above such lines.
 NAMES_OF_COLUMNS = re.compile(r"(class_?)?(id|index|number|label)\s*[,;]\s*[a-z_ ]+")
 
 
-def read_class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of classes, and what prompts call them: where nothing else is said, the same.
+def class_list(where: str, setting: str = "--classes") -> ClassList:
+    """The classes in a file or, for `imagenet`, open_clip's list.
 
     Args:
-        path: text of one class a line, NAME or NAME<tab>PROMPT NAME, or a JSON list of names, or .npy of text or whole
-            numbers, as the `classes_` of scikit-learn. In a text, lines that begin with # are comments, quotes around a
-            line are a spreadsheet's, and lines 0,NAME or 0: NAME or 0 NAME are numbered: they are sorted by number,
-            which is left out.
+        where: the file, as for `read_class_list`, or `imagenet`.
+        setting: what errors call it.
 
     Raises:
-        InputError: a name is blank, is no text or there twice, there are none, or numbers leave some out.
+        InputError: there is no such file, or it cannot be understood.
     """
-    if path.suffix == ".npy":
-        return distinct([(name, name) for name in _of_array(path)], str(path))
+    if where == "imagenet":
+        # What knows ImageNet is slow to import.
+        from debias_ssl.labels.imagenet import imagenet_names, imagenet_prompts
+
+        prompts = tuple((Prompt(text=text),) for text in imagenet_prompts())
+        return ClassList(names=imagenet_names(), prompts=prompts, repeats=True)
+    if not Path(where).is_file():
+        raise InputError(f"{setting} is {where!r}: there is no such file; a file of names, or imagenet, is expected")
+    return read_class_list(Path(where))
+
+
+def read_class_list(path: Path) -> ClassList:
+    """Classes of a file.
+
+    Args:
+        path: a text of one class a line, NAME or NAME<tab>PROMPT<tab>PROMPT ..., where NAME < PARENT < ... names what
+            is above it; or JSON, as `class_json.entries_of_json` reads it; or .npy of text or whole numbers, as the
+            `classes_` of scikit-learn. In a text, lines that begin with # are comments, quotes around a line are a
+            spreadsheet's, and lines 0,NAME or 0: NAME or 0 NAME are numbered: they are sorted by number, which is left
+            out.
+
+    Raises:
+        InputError: a name is blank, is no text or there twice, there are none, numbers leave some out, names above
+            contradict each other, or the file is none of these.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return listed([Entry(number=k, name=name) for k, name in enumerate(_of_array(path), start=1)], str(path))
     text = read_text(path)
-    if path.suffix.lower() == ".json":
-        try:
-            listed = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON: {reason(error)}") from error
-        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise InputError(f"{path} must be a list of class names")
-        for name in listed:
-            check_text(name, path)
-        return distinct([(name, name) for name in listed], str(path))
-    lines = {
-        number: _unquoted(line.strip(" \r"))
+    if suffix == ".json":
+        return listed(entries_of_json(text, path), str(path))
+    if suffix in (".yaml", ".yml"):
+        raise InputError(f"{path} is YAML: save the names as text, one a line, or as a JSON list")
+    raw = {
+        number: line.strip(" \r")
         for number, line in enumerate(text.rstrip().splitlines(), start=1)
         if not line.lstrip().startswith("#")
     }
-    for number, line in lines.items():
+    for number, line in raw.items():
         check_text(line, path, number)
-    lines = _without_numbers(lines, path)
-    parts = [line.split("\t", 1) for line in lines.values()]
-    pairs = [(part[0].strip(), part[-1].strip()) for part in parts]
-    return distinct(pairs, str(path), "line", "lines", [*lines])
+    lines = _without_numbers({number: _unquoted(line) for number, line in raw.items()}, path)
+    entries = []
+    for number, line in lines.items():
+        _check_line(line, raw[number], path, number)
+        name, *prompts = line.split("\t")
+        entry = Entry(number=number, name=name.strip(), prompts=[p.strip() for p in prompts if p.strip()])
+        entries.append(with_parents(entry, str(path), "line"))
+    return listed(entries, str(path), "line", "lines")
+
+
+def _check_line(line: str, raw: str, path: Path, number: int) -> None:
+    """Raises InputError where a line says more than a name and its prompts.
+
+    Args:
+        line: without its number and quotes.
+        raw: as it stands in the file.
+        path: the file.
+        number: of the line, from 1.
+    """
+    name, *prompts = line.split("\t")
+    is_table, fix = path.suffix.lower() in (".csv", ".tsv"), "write a name a line, and its prompts behind tabs"
+    if re.search(r"\s#\s", line):
+        wrong, fix = "has a # in it", "put a comment into a line of its own; a name with a # goes into a JSON list"
+    elif prompts and not any(map(str.strip, prompts)):
+        wrong, fix = "has a blank prompt behind the tab", "remove the tab or fill it in"
+    elif line.endswith(",") or (is_table and "," in line and '"' not in raw):
+        wrong, fix = "has a comma", f"{fix}; a name with a comma stands in quotes"
+    elif is_table and number == 1 and name.strip().lower() in (*LABELS, "name", "names"):
+        wrong, fix = "seems to name the column", "remove this line, or save the names as .txt if it is a class"
+    else:
+        return
+    raise InputError(f"{path}, line {number}: {shorten(line, 100, placeholder=' ...')!r} {wrong}: {fix}")
 
 
 def _unquoted(line: str) -> str:
@@ -64,14 +111,22 @@ def _without_numbers(lines: dict[int, str], path: Path) -> dict[int, str]:
     """Lines in the order of the numbers that they begin with, without these; as they are where there are none.
 
     Raises:
-        InputError: the numbers are not 0, 1, 2, ... or 1, 2, 3, ...
+        InputError: the numbers are not 0, 1, 2, ... or 1, 2, 3, ..., or some lines have none.
     """
     found = {number: NUMBERED.fullmatch(line) for number, line in lines.items()}
     first = next(iter(found), 0)
     if len(found) > 2 and found[first] is None and NAMES_OF_COLUMNS.fullmatch(lines[first].lower()):
         del found[first]
     matches = {number: match for number, match in found.items() if match is not None}
-    if not matches or len(matches) < len(found):
+    if len(matches) < len(found):
+        if 2 * sum(not match[2].isspace() for match in matches.values()) > len(found):
+            other = next(number for number in found if number not in matches)
+            raise InputError(
+                f"{path}, line {other}: {shorten(lines[other], 100)!r} does not begin with a number, as most lines do: "
+                "write a name a line, in the order of the columns"
+            )
+        return lines
+    if not matches:
         return lines
     order = sorted(matches, key=lambda number: int(matches[number][1]))
     numbers = [int(matches[number][1]) for number in order]
@@ -95,39 +150,3 @@ def _of_array(path: Path) -> list[str]:
     if names.ndim != 1 or names.dtype.kind not in "Uiu":
         raise InputError(f"{path} holds {names.dtype} of shape {names.shape}; names of classes are needed, as text")
     return [str(name) for name in names]
-
-
-def distinct(
-    pairs: Sequence[tuple[str, str]],
-    source: str,
-    unit: str = "entry",
-    units: str = "entries",
-    numbers: Sequence[int] | None = None,
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of classes and their names in prompts, apart.
-
-    Args:
-        pairs: name, and name in prompts.
-        source: what errors call the list.
-        unit: what errors call one of its items.
-        units: several of them.
-        numbers: of the items; None counts them from 1.
-
-    Raises:
-        InputError: a name is blank, there twice or no text, or there are none.
-    """
-    if not pairs:
-        raise InputError(f"{source} has no class names")
-    lines_of: dict[str, int] = {}
-    for line, (name, prompt) in zip(numbers or range(1, len(pairs) + 1), pairs, strict=True):
-        if not name.strip() or not prompt:
-            raise InputError(f"{source}, {unit} {line}: the name of a class is blank; remove it or fill it in")
-        try:
-            (name + prompt).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{source}, {unit} {line}: {name!r} is not UTF-8 text; save the file as UTF-8") from error
-        if name in lines_of:
-            raise InputError(f"{source}: {units} {lines_of[name]} and {line} are both {name!r}; names must differ")
-        lines_of[name] = line
-    names, prompts = zip(*pairs, strict=True)
-    return names, prompts

@@ -18,9 +18,10 @@ from debias_ssl.formulas.presence import Presence
 from debias_ssl.formulas.priors import Chunks
 from debias_ssl.formulas.shares import Shares
 from debias_ssl.labels.estimates import PriorName
+from debias_ssl.labels.hierarchy import Hierarchy, hierarchy_of
 from debias_ssl.labels.preference import Preference, Reference
 from debias_ssl.system.errors import InputError, check_settings
-from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, check_ranges
+from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, check_ranges
 
 EstimateName = Literal["auto"] | PriorName
 NAMES = ("auto", *get_args(PriorName))
@@ -52,6 +53,8 @@ class DebiasConfig:
         truth: for figures only: CSV of path,label or row,label, or .npy of class numbers.
         tune_on: labels of a few rows in the same formats, to choose strength and temperature; those rows are left out
             of all figures.
+        floor: each row gets the deepest name, of a class or of what is above it in `classes`, whose probability is at
+            least this, in the columns name and name_confidence; null gives none.
     """
 
     prior: EstimateName = "auto"
@@ -62,6 +65,7 @@ class DebiasConfig:
     momentum: BelowOne = 0.99
     truth: str | None = None
     tune_on: str | None = None
+    floor: Share | None = None
 
     def __post_init__(self):
         check_settings(
@@ -102,6 +106,8 @@ class Rows:
     """What is to be said of the files that this is known from, line by line."""
     notes: tuple[str, ...] = ()
     """What is to be known about the logits, for people."""
+    hierarchy: Hierarchy | None = None
+    """The names above the classes; None where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +143,10 @@ class RowLabels:
     confidence: Float32[np.ndarray, " N"]
     top2_gap: Float32[np.ndarray, " N"]
     """Of softmax(f / T - shift)."""
+    name: Int64[np.ndarray, " N"] | None = None
+    """Of the deepest name of the hierarchy that reaches the floor, -1 where none does; None without a floor."""
+    name_confidence: Float32[np.ndarray, " N"] | None = None
+    """Its probability, nan where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +171,8 @@ class Labeling(RowLabels):
     presence: Presence | None = None
     notes: tuple[str, ...] = ()
     """As in `Removal`."""
+    hierarchy: Hierarchy | None = None
+    """As in `Rows`."""
 
     def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
         """Predictions of each class, of the reported rows."""
@@ -218,13 +230,20 @@ def pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> Pas
 
 
 def label_rows(
-    rows: Rows, removal: Removal, *, is_quiet: bool = False
+    rows: Rows, removal: Removal, *, floor: float | None = None, is_quiet: bool = False
 ) -> Iterator[tuple[RowLabels, Float[Tensor, "n C"]]]:
     """The labels of each chunk of rows, and the debiased probabilities that they are of, in one pass.
+
+    Args:
+        rows: the logits.
+        removal: what is subtracted from them.
+        floor: rows get the deepest name whose probability is at least this; None gives none.
+        is_quiet: whether there is no progress bar.
 
     Raises:
         InputError: a number is not finite.
     """
+    hierarchy = rows.hierarchy or hierarchy_of(rows.classes, {})
     for logits in pass_over(rows, removal.temperature, "labels", is_quiet):
         plain_confidence, plain = logits.softmax(-1).max(-1)
         probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
@@ -232,20 +251,24 @@ def label_rows(
         # The largest is taken out for a moment, as a copy of a chunk would take time.
         second = probs.scatter_(-1, label[:, None], -1).amax(-1)
         probs.scatter_(-1, label[:, None], confidence[:, None])
+        name, sure = (None, None) if floor is None else hierarchy.deepest(probs, floor)
         labels = RowLabels(
             plain=plain.numpy(),
             plain_confidence=plain_confidence.float().numpy(),
             label=label.numpy(),
             confidence=confidence.float().numpy(),
             top2_gap=(confidence - second).float().numpy(),
+            name=name,
+            name_confidence=sure,
         )
         yield labels, probs
 
 
 def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Sequence[RowLabels]) -> Labeling:
     """The labels of all chunks together, with what was removed from them."""
+    made = [field.name for field in fields(RowLabels) if getattr(parts[0], field.name) is not None]
     return Labeling(
-        **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(RowLabels)},
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in made},
         classes=rows.classes,
         names=rows.names,
         truth=np.full(len(rows.names), UNKNOWN) if rows.truth is None else rows.truth,
@@ -259,4 +282,5 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Seque
         shares=removal.shares,
         presence=removal.presence,
         notes=removal.notes,
+        hierarchy=rows.hierarchy,
     )

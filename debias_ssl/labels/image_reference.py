@@ -124,8 +124,10 @@ def measured(
 
 def made_with(clip: Clip, request: Request) -> Mapping[str, str]:
     """As in `Preference`: what the logits of classes depend on, as hashes."""
-    prompts = [[str(template("{}") if callable(template) else template) for template in request.templates]]
-    return {"weights of the model": _hash(clip.description), "prompts": _hash([*prompts, *map(list, request.prompts)])}
+    templates = [str(template("{}") if callable(template) else template) for template in request.templates]
+    vectors = None if request.vectors is None else request.vectors.tolist()
+    prompts = [templates, request.class_list.prompts, vectors]
+    return {"weights of the model": _hash(clip.description), "prompts": _hash(prompts)}
 
 
 def _hash(value: Any) -> str:

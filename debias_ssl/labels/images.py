@@ -22,6 +22,7 @@ from debias_ssl.data.sources.images import UNKNOWN, Images, common_parent
 from debias_ssl.data.sources.label_files import read_label_file
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import is_shards, member_named
+from debias_ssl.labels.imagenet import numbers_of
 from debias_ssl.system.errors import InputError
 
 
@@ -31,7 +32,8 @@ def images_to_label(
     """The images to label, with their true classes where these are known, and the folder that they lie below.
 
     True classes, which are for figures only, are the labels of a CSV file or the .cls members of tar files, else the
-    first folders of the paths. Of paths that are given one by one they are not known.
+    first folders of the paths. They are told by their names or, of ImageNet's classes, by their ids. Of paths
+    that are given one by one they are not known.
 
     Args:
         where: a folder, a list, a CSV file or tar files; or paths.
@@ -45,9 +47,9 @@ def images_to_label(
         images = listed_images(where, "images")
         return images, common_parent(images.names)
     path, labels = Path(where), []
-    number = {name: k for k, name in enumerate(classes)}
+    number = numbers_of(classes)
     if is_shards(where):
-        images = images_in_shards(where, classes, "--images")
+        images = images_in_shards(where, classes, "--images", numbers=number)
         folder = folder_of(where, images)
         if (images.labels == UNKNOWN).all():
             inner = (member.inner for member in images.names if isinstance(member, Member))
@@ -90,7 +92,7 @@ def likely_folder(where: str, images: Sequence[str], classes: tuple[str, ...]) -
         images: paths of the images below it, whose first folders are no classes.
         classes: names of all classes.
     """
-    folder, names = Path(where), set(classes)
+    folder, names = Path(where), {*numbers_of(classes)}
     if not folder.is_dir():
         return None
     deeper: Counter[Path] = Counter()

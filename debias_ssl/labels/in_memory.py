@@ -17,10 +17,11 @@ from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.sources.listing import picked
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
 from debias_ssl.labels.arguments import DebiasSettings, Settings, array, flags_are_arguments, named, text
-from debias_ssl.labels.class_names import distinct
+from debias_ssl.labels.class_list import Classes, given_classes
 from debias_ssl.labels.debiasing import DebiasConfig, Labeling, Rows, label_rows, labeling_of
 from debias_ssl.labels.embedding import embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore
+from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.image_reference import Given, features_of, image_reference, measured
 from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of
 from debias_ssl.labels.matrix_reference import matrix_reference, rows_reference
@@ -48,7 +49,7 @@ def debias_matrix(
     logits: np.ndarray | Tensor,
     *,
     kind: Literal["auto", "logits", "probs"] = "auto",
-    classes: Sequence[str] | None = None,
+    classes: Classes | None = None,
     names: Sequence[str] | None = None,
     blank: np.ndarray | Tensor | None = None,
     **settings: Unpack[DebiasSettings],
@@ -60,7 +61,7 @@ def debias_matrix(
         kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 for probabilities, also where they are
             rounded to a few decimals, or in percent: rows are divided by their sums. All others are logits, also
             numbers in [0, 1] whose rows do not sum to 1, such as sigmoids and cosines: say `probs` if they are not.
-        classes: names of the columns; None numbers them.
+        classes: names of the columns, or a mapping whose keys are NAME < PARENT < ...; None numbers them.
         names: of the rows; None numbers them.
         blank: K x C, such numbers of images that show nothing, for the prior `content_free`.
         prior: what the classifier prefers, as the settings of the job describe it.
@@ -75,6 +76,7 @@ def debias_matrix(
         tune_on: N class numbers, negative for all rows but a few, to choose strength and temperature; or a file.
         reference: M x C, such numbers of other images, of all classes about equally many, to measure the prior on; or a
             preference.json.
+        floor: each row gets the deepest name whose probability is at least this, in `name` and `name_confidence`.
 
     Raises:
         InputError: an argument is wrong.
@@ -87,11 +89,12 @@ def debias_matrix(
 
 def label_images(
     images: str | Path | Sequence[str | Path],
-    classes: str | Path | Sequence[str],
+    classes: str | Path | Classes,
     *,
     model: str,
     pretrained: str | None = None,
     templates: str | Path | Sequence[str] = "simple",
+    class_vectors: str | Path | np.ndarray | Tensor | None = None,
     root: str | Path | None = None,
     features: str | Path | None = None,
     on_error: Literal["stop", "skip"] = "stop",
@@ -104,31 +107,28 @@ def label_images(
     device: torch.device | str | None = None,
     **settings: Unpack[DebiasSettings],
 ) -> DebiasedLabels:
-    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does.
+    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does; `names` are their paths.
 
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
-        classes: names; or a file of NAME or NAME<tab>PROMPT NAME a line; or `imagenet`.
+        classes: names; or a mapping of NAME < PARENT < ... to one or more prompts; or a file of them; or `imagenet`.
         model, pretrained: a name of open_clip's and a tag of it or a file of weights; local-dir:FOLDER or hf-hub:NAME.
-        templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
+        templates, class_vectors: `simple`, `openai`, sentences with {} or a file; C x D in their place, or a .npy file.
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
-        bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
+        bits, max_pixels, background: how files become pixels, as in the settings of `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
         precision, device: of the network; `auto` is bf16 where the device has it, None the accelerator, else the CPU.
         settings: those of `debias_matrix`; a reference is images or a preference.json. Without `truth`, folders that
             are named like classes say it.
-
-    Returns:
-        The labels; `names` are the paths of the images.
 
     Raises:
         InputError: an argument is wrong, or an image cannot be read.
     """
     given = Settings(given=settings)
     with flags_are_arguments():
-        request = _request(text(images), text(classes), text(templates), text(root), given)
+        request = _request(text(images), text(classes), text(templates), text(root), class_vectors, given)
         config, clip = given.config(), load_clip(model, pretrained, chosen_device(device))
         decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
         others = settings.get("reference")
@@ -145,16 +145,17 @@ def _paths(images: Any) -> str | Sequence[str | Path]:
 def _matrix_rows(
     values: np.ndarray,
     kind: Literal["auto", "logits", "probs"],
-    classes: Sequence[str] | None,
+    classes: Classes | None,
     names: Sequence[str] | None,
     blank: np.ndarray | None,
     settings: Settings,
 ) -> Rows:
     check_shape(values, "logits")
-    number, of_blank = values.shape[1], None
+    number, of_blank, parents = values.shape[1], None, {}
     columns = tuple(map(str, range(number)))
     if classes is not None:
-        columns, _ = distinct([(name, name) for name in classes], "classes")
+        listed = given_classes(classes)
+        columns, parents = listed.names, listed.parents
         if len(columns) != number:
             raise InputError(f"classes names {len(columns)}, but logits have {number} columns")
     if names is not None and len(names) != len(values):
@@ -186,18 +187,21 @@ def _matrix_rows(
         tuning=tuning,
         blank=of_blank,
         reference=reference,
+        hierarchy=hierarchy_of(columns, parents),
     )
 
 
 def _request(
     images: str | Sequence[str | Path],
-    classes: str | Sequence[str],
+    classes: str | Classes,
     templates: str | Sequence[str],
     root: str | None,
+    vectors: str | Path | np.ndarray | Tensor | None,
     settings: Settings,
 ) -> Request:
     """What is to be labeled, with the truth, the rows to tune on and the target that are given as arrays or files."""
-    request = read_request(images, classes, templates, DebiasConfig(), root)
+    own = str(vectors) if isinstance(vectors, str | Path) else None if vectors is None else array(vectors)
+    request = read_request(images, classes, templates, DebiasConfig(), root, own)
     truth, tuning = settings.labels(request.names, request.classes)
     truth = request.truth if truth is None else truth
     return replace(request, target=settings.target(request.classes), truth=truth, tuning=tuning)
@@ -244,7 +248,7 @@ def _label(
 def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | None = None) -> DebiasedLabels:
     removal = find_removal(rows, config, is_quiet=True)
     probs, parts, first = np.empty((len(rows.names), len(rows.classes)), dtype=np.float32), [], 0
-    for part, of_part in label_rows(rows, removal, is_quiet=True):
+    for part, of_part in label_rows(rows, removal, floor=config.floor, is_quiet=True):
         probs[first : first + len(of_part)] = of_part.numpy()
         parts.append(part)
         first += len(of_part)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ Column = Callable[[slice], Sequence[str]]
 def columns_of(labeling: Labeling) -> dict[str, Column]:
     """The columns of labels.csv, by their names in its first line."""
     key = "row" if isinstance(labeling.names, RowNumbers) else "path"
-    return {
+    columns = {
         key: lambda rows: labeling.names[rows],
         "label": _named(labeling.label, labeling.classes),
         "confidence": _fraction(labeling.confidence),
@@ -28,6 +29,12 @@ def columns_of(labeling: Labeling) -> dict[str, Column]:
         "plain_label": _named(labeling.plain, labeling.classes),
         "plain_confidence": _fraction(labeling.plain_confidence),
     }
+    if labeling.name is not None and labeling.name_confidence is not None:
+        # The number -1 is that of the last one.
+        names = (*(labeling.hierarchy.names if labeling.hierarchy else labeling.classes), "")
+        columns["name"] = _named(labeling.name, names)
+        columns["name_confidence"] = _fraction(labeling.name_confidence)
+    return columns
 
 
 def csv_parts(labeling: Labeling) -> Iterator[bytes]:
@@ -44,7 +51,7 @@ def _named(numbers: Int64[np.ndarray, " N"], classes: tuple[str, ...]) -> Column
 
 
 def _fraction(values: Float[np.ndarray, " N"]) -> Column:
-    return lambda rows: [f"{value:.6f}" for value in values[rows].tolist()]
+    return lambda rows: ["" if math.isnan(value) else f"{value:.6f}" for value in values[rows].tolist()]
 
 
 def _as_csv(lines: Sequence[Sequence[str]]) -> bytes:

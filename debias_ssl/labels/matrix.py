@@ -1,8 +1,8 @@
 """Predictions of any classifier: an N x C matrix of logits or probabilities, with names of classes."""
 
 import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
-from debias_ssl.labels.class_names import read_class_names
+from debias_ssl.labels.class_names import class_list
 from debias_ssl.labels.debiasing import DebiasConfig, Rows
+from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.matrix_beside import classes_beside, names_beside
 from debias_ssl.labels.matrix_files import Matrix, read_matrix
 from debias_ssl.labels.matrix_kinds import WORDS, Asked, Found, Kind, chunks_of, find_kind
@@ -34,6 +35,8 @@ class Predictions:
     """Of the rows; their numbers where the file has no names."""
     roles: str = ""
     """What is taken for the names of classes and rows, for people."""
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """The names above the classes, as in `ClassList`."""
 
     def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
         """The logits in chunks, in fp32; those of probabilities p are log max(p, 1e-8)."""
@@ -65,14 +68,15 @@ def read_predictions(
         path: the file. The classes of a table are its columns p_CLASS, or else those of numbers that are no names of
             rows and no labels; a text file without a first line of names has classes only.
         kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 but for rounding for probabilities.
-        classes_file: names of the classes, or of the columns that are classes; else those of a classes.json beside a
-            file without names, or numbers.
+        classes_file: names of the classes, or of the columns that are classes, or `imagenet`; else those of a
+            classes.json beside a file without names, or numbers.
         columns: names of the columns of a table that are classes.
 
     Raises:
         InputError: the file or the matrix in it cannot be used.
     """
-    given = None if classes_file is None else read_class_names(classes_file)[0]
+    listed = None if classes_file is None else class_list(str(classes_file))
+    given = None if listed is None else listed.names
     matrix = read_matrix(path, columns, given)
     check_shape(matrix.values, str(path))
     classes, of_classes = _class_names(path, matrix, given, classes_file)
@@ -82,7 +86,10 @@ def read_predictions(
         names = names_beside(path, matrix.values, own)
         of_rows = "names of rows: " + ("their numbers" if names is None else "labels.csv beside it")
     predictions = predictions_of(matrix.values, kind, classes, names, str(path))
-    return replace(predictions, roles=f"; {of_classes}; {of_rows}")
+    parents = {} if listed is None else listed.parents
+    if parents:
+        of_classes += f", with {len({*parents.values()})} names above them"
+    return replace(predictions, roles=f"; {of_classes}; {of_rows}", parents=parents)
 
 
 def predictions_of(
@@ -152,6 +159,7 @@ def rows_of(
         blank=None if blank is None else logits_of_blank(blank, predictions, "--blank", str(path)),
         reference=reference,
         said=tuple(line for each in known if each for line in each.said),
+        hierarchy=hierarchy_of(classes, predictions.parents),
     )
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Num
 
 from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.data.sources.label_files import contradicting_row
-from debias_ssl.labels.class_names import read_class_names
+from debias_ssl.labels.class_names import read_class_list
 from debias_ssl.labels.column_roles import OF_LABELS
 from debias_ssl.labels.truth import RowNumbers
 from debias_ssl.system.errors import InputError
@@ -28,7 +28,7 @@ def classes_beside(path: Path, given: tuple[str, ...] | None) -> tuple[str, ...]
     beside = path.parent / "classes.json"
     if not beside.is_file():
         return None
-    own, _ = read_class_names(beside)
+    own = read_class_list(beside).names
     if given is not None and given != own and {*own} & {*given}:
         k = next((k for k, (a, b) in enumerate(zip(own, given, strict=False)) if a != b), min(len(own), len(given)))
         first, second = (repr(names[k]) if k < len(names) else "not there" for names in (own, given))

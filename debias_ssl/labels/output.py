@@ -25,6 +25,7 @@ from debias_ssl.labels.debiasing import (
     labeling_of,
 )
 from debias_ssl.labels.label_table import csv_parts
+from debias_ssl.labels.levels import levels_of, levels_table
 from debias_ssl.labels.preference import FILE as PREFERENCE
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.system.errors import InputError, only_warned
@@ -57,6 +58,7 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
         "counts": {key: dict(zip(classes, each.tolist(), strict=True)) for key, each in counts.items()},
         "count_entropy": {key: _entropy(each) for key, each in counts.items()},
         "reference": labeling.config.reference,
+        **levels_of(labeling),
     }
     if (shares := labeling.shares) is not None:
         each = zip(classes, shares.share.tolist(), shares.low.tolist(), shares.high.tolist(), strict=True)
@@ -119,6 +121,8 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
         moved = [name for name in order[:num_named] if sign * (debiased[name] - plain[name]) > 0]
         if moved:
             lines.append(f"{title:<10}" + ", ".join(f"{name} ({plain[name]} -> {debiased[name]})" for name in moved))
+    if levels := levels_table(summary):
+        lines.append(levels)
     changed = summary["num_changed"]
     lines.append(f"{changed} of {num} labels changed ({changed / max(num, 1):.2%})")
     return "\n".join(lines)
@@ -220,7 +224,7 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
     parts, outputs = [], outputs_in(out)
     with writing_parts(out / "labels.csv") as write_table, writing_parts(out / "probs.npy") as write_probs:
         write_probs(_npy_header((len(rows.names), len(rows.classes))))
-        for part, probs in label_rows(rows, removal, is_quiet=is_quiet):
+        for part, probs in label_rows(rows, removal, floor=config.floor, is_quiet=is_quiet):
             write_probs(stored(probs, part.label).tobytes())
             parts.append(part)
         labeling = labeling_of(rows, config, removal, parts)

@@ -1,12 +1,10 @@
-"""Names of classes, and the sentences that CLIP compares images with."""
+"""The sentences that CLIP compares images with."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import open_clip
 
-from debias_ssl.labels.class_names import distinct, read_class_names
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.tables import check_text, read_text
 
@@ -15,32 +13,6 @@ OPEN_CLIP_TEMPLATES: dict[str, Templates] = {
     "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
     "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
 }
-
-
-def class_names(where: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of classes, and what prompts call them, from a file or, for `imagenet`, open_clip's list; or given ones.
-
-    Raises:
-        InputError: there is no such file, or there are not two names that differ.
-    """
-    if not isinstance(where, str):
-        return _two_at_least(*distinct([(name, name) for name in where], "classes"), "classes")
-    if where == "imagenet":
-        prompts = tuple(open_clip.IMAGENET_CLASSNAMES)
-        num = Counter(prompts)
-        # Two names stand for two classes each.
-        return tuple(name if num[name] == 1 else f"{name} ({k})" for k, name in enumerate(prompts)), prompts
-    if not Path(where).is_file():
-        raise InputError(f"--classes is {where!r}: there is no such file; a file of names, or imagenet, is expected")
-    return _two_at_least(*read_class_names(Path(where)), where)
-
-
-def _two_at_least(
-    classes: tuple[str, ...], prompts: tuple[str, ...], source: str
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if len(classes) < 2:
-        raise InputError(f"{source} names one class, {''.join(classes)!r}; at least two are needed to tell apart")
-    return classes, prompts
 
 
 def read_templates(where: str | Sequence[str]) -> Templates:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.data.sources.label_files import is_unknown
+from debias_ssl.labels.imagenet import WNID, numbers_of
 from debias_ssl.labels.row_names import Matched, match
 from debias_ssl.system.errors import InputError, reason, shortened
 from debias_ssl.system.files import read_array
@@ -68,7 +69,8 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> K
 
     Args:
         path: CSV or TSV with the columns path and label, or row and label, or other usual names of these; or .npy of N
-            class numbers. In a table labels are class names, and beside rows also class numbers.
+            class numbers. In a table labels are class names, or ImageNet's ids of its classes, and beside rows also
+            class numbers.
         names: of the rows, which the column path names.
         classes: in the order of the columns.
 
@@ -92,7 +94,7 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> K
     may_be_paths = kind is ROWS and "row" not in table.header[key].lower() and not isinstance(names, RowNumbers)
     if may_be_paths and not all(_is_number(cells[key]) for _, cells in rows):
         kind = PATHS
-    number = {name: k for k, name in enumerate(classes)}
+    number = numbers_of(classes)
     if kind is ROWS:
         number = {str(k): k for k in range(len(classes))} | number
     lines, entries, numbers = [], [], []
@@ -143,7 +145,8 @@ def _class_of(label: str, number: dict[str, int], classes: tuple[str, ...], path
     # As for rows.
     found = number.get(label, number.get(label.removesuffix(".0")))
     if found is None and not is_unknown(label, classes):
-        raise InputError(f"{path}, line {line}: {label!r} is no class; the classes are {shortened(classes)}")
+        hint = "; for ImageNet's ids pass --classes imagenet" if WNID.fullmatch(label) else ""
+        raise InputError(f"{path}, line {line}: {label!r} is no class; the classes are {shortened(classes)}{hint}")
     return UNKNOWN if found is None else found
 
 

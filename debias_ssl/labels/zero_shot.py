@@ -11,17 +11,25 @@ from torch import Tensor
 
 from debias_ssl.data.sources.below import names_below
 from debias_ssl.data.sources.images import left_out_notes
+from debias_ssl.labels.class_list import Classes, ClassList, given_classes
+from debias_ssl.labels.class_names import class_list
+from debias_ssl.labels.class_vectors import (
+    SHOWN,
+    check_different,
+    own_vectors,
+    read_class_vectors,
+    tokens_read,
+    vectors_of_prompts,
+)
 from debias_ssl.labels.debiasing import DebiasConfig, Rows
 from debias_ssl.labels.embedding import FeatureCache, Logits
+from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.images import images_to_label
 from debias_ssl.labels.preference import Reference
-from debias_ssl.labels.prompts import Templates, class_names, read_templates
+from debias_ssl.labels.prompts import Templates, read_templates
 from debias_ssl.labels.truth import read_labels, read_target
-from debias_ssl.models.clip import ClassVectors, Clip, blank_features, class_vectors
+from debias_ssl.models.clip import ClassVectors, Clip, blank_features
 from debias_ssl.system.errors import InputError
-
-# Characters of a prompt or of a name in messages.
-SHOWN = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +39,7 @@ class Request:
     files: Sequence[str]
     root: Path
     """The folder that they lie below."""
-    classes: tuple[str, ...]
-    prompt_names: tuple[str, ...]
-    """What prompts call the classes."""
+    class_list: ClassList
     templates: Templates
     target: Float[Tensor, " C"] | None
     """As in `Rows`."""
@@ -42,13 +48,12 @@ class Request:
     tuning: Int64[np.ndarray, " N"] | None
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""
-    repeats: bool = False
-    """Whether some classes may have the same prompts: open_clip's names of ImageNet call two pairs of classes alike."""
+    vectors: Float[np.ndarray, "C D"] | None = None
+    """Vectors of the classes in place of those of prompts."""
 
     @property
-    def prompts(self) -> Sequence[Sequence[str]]:
-        """What the vectors of the classes are made of, beside the templates."""
-        return [[name] for name in self.prompt_names]
+    def classes(self) -> tuple[str, ...]:
+        return self.class_list.names
 
     @property
     def names(self) -> Sequence[str]:
@@ -58,24 +63,32 @@ class Request:
 
 def read_request(
     images: str | Sequence[str | Path],
-    classes: str | Sequence[str],
+    classes: str | Classes,
     templates: str | Sequence[str],
     config: DebiasConfig,
     root: str | None = None,
+    vectors: str | np.ndarray | None = None,
 ) -> Request:
     """What settings name: files are read, but no image.
 
     Args:
         images: folder, list, CSV file or tar files; or paths.
-        classes: a file of names, or `imagenet`; or names.
+        classes: a file of names, or `imagenet`; or names, or names with their prompts.
         templates: a name of open_clip's, or a file; or sentences with {}.
         config: names the files of the truth, of the images to tune on and of the target.
         root: the folder that paths of a list are relative to; None is that of the list.
+        vectors: a file of vectors of the classes, which take the place of prompts; or an array.
 
     Raises:
         InputError: something is missing, or does not fit.
     """
-    names, prompt_names = class_names(classes)
+    listed = class_list(classes) if isinstance(classes, str) else given_classes(classes)
+    names = listed.names
+    if len(names) < 2:
+        source = classes if isinstance(classes, str) else "classes"
+        raise InputError(f"{source} names one class, {''.join(names)!r}; at least two are needed to tell apart")
+    if vectors is not None and templates != "simple":
+        raise InputError("--templates is for prompts, and --class_vectors takes their place: leave one of them out")
     sentences = read_templates(templates)
     target = read_target(config.target_prior, names, has_reference=config.reference is not None)
     found, folder = images_to_label(images, names, root)
@@ -85,17 +98,17 @@ def read_request(
     return Request(
         files=found.names,
         root=folder,
-        classes=names,
-        prompt_names=prompt_names,
+        class_list=listed,
         templates=sentences,
         target=target,
         truth=found.labels if truth is None else truth,
         tuning=tuning,
         said=(
+            *listed.said,
             *(f"note: {note}" for note in (*left_out_notes(found), *found.notes)),
             *(line for each in known if each for line in each.said),
         ),
-        repeats=classes == "imagenet",
+        vectors=None if vectors is None else read_class_vectors(vectors, len(names)),
     )
 
 
@@ -103,28 +116,14 @@ def vectors_of_classes(clip: Clip, request: Request) -> ClassVectors:
     """The vectors that images are compared with; made before images are looked at, as they may be refused.
 
     Raises:
-        InputError: two classes have the same prompts, so that the second one could not be predicted.
+        InputError: two classes have the same prompts or vectors, so that the second one could not be predicted, or
+            vectors that were given are not of this model.
     """
-    vectors = class_vectors(clip, request.prompt_names, request.templates)
-    if vectors.same and not request.repeats:
-        first, second = vectors.same[0]
-        one, other = (shorten(repr(request.classes[k]), SHOWN, placeholder=" ...'") for k in (first, second))
-        names = [" ".join(request.prompt_names[k].split()) for k in (first, second)]
-        if names[0] == names[1]:
-            why = "their names in prompts are the same"
-        elif vectors.cut and names[0].lower() != names[1].lower():
-            why = f"the model reads {_tokens_read(clip)} tokens, and up to there they are the same"
-        else:
-            why = "the model's tokenizer does not tell their names apart, as it may take capital letters for small ones"
-        raise InputError(
-            f"the classes {one} and {other} have the same prompts, and the second would never be predicted: {why}; "
-            "give one of them another name for prompts, behind a tab in --classes"
-        )
+    if request.vectors is not None:
+        return own_vectors(clip, request.vectors, request.class_list)
+    vectors = vectors_of_prompts(clip, request.class_list.prompts, request.templates)
+    check_different(clip, vectors, request.class_list)
     return vectors
-
-
-def _tokens_read(clip: Clip) -> int:
-    return clip.tokenizer(["a"]).shape[1]
 
 
 def zero_shot_rows(
@@ -136,7 +135,7 @@ def zero_shot_rows(
     if vectors.cut:
         first = shorten(repr(vectors.cut[0]), SHOWN, placeholder=" ...'")
         notes.append(
-            f"{len(vectors.cut):,} of {vectors.num_prompts:,} prompts are cut, as the model reads {_tokens_read(clip)} "
+            f"{len(vectors.cut):,} of {vectors.num_prompts:,} prompts are cut, as the model reads {tokens_read(clip)} "
             f"tokens; the first one is {first}"
         )
     if vectors.same:
@@ -152,4 +151,5 @@ def zero_shot_rows(
         blank=(blank_features(clip) @ weights).cpu(),
         reference=reference,
         notes=tuple(notes),
+        hierarchy=hierarchy_of(request.classes, request.class_list.parents),
     )

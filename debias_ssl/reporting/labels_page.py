@@ -12,6 +12,7 @@ from torch import Tensor
 
 from debias_ssl.formulas.metrics import recall_intervals
 from debias_ssl.labels.debiasing import Labeling
+from debias_ssl.labels.levels import levels_rows
 from debias_ssl.labels.output import summary_of
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, printable, truncated
@@ -81,7 +82,8 @@ def _only(labeling: Labeling, kept: Int[np.ndarray, " R"]) -> Labeling:
     """The labeling of some rows."""
     if len(kept) == len(labeling.reported):
         return labeling
-    arrays = ("plain", "plain_confidence", "label", "confidence", "top2_gap", "truth", "reported")
+    arrays = ["plain", "plain_confidence", "label", "confidence", "top2_gap", "truth", "reported"]
+    arrays += ["name", "name_confidence"] if labeling.name is not None else []
     rows: dict[str, Any] = {name: getattr(labeling, name)[kept] for name in arrays}
     return replace(labeling, names=[labeling.names[i] for i in kept.tolist()], **rows)
 
@@ -115,6 +117,10 @@ def headline(labeling: Labeling) -> Section:
     )
     head = ["", "entropy of counts", "smallest class", "largest class", "mean confidence"]
     tables.append(Table(title="What is predicted", head=head, rows=rows, caption=caption))
+    if levels := levels_rows(summary):
+        head, *rows = levels
+        caption = "Level 1 has nothing above it; a class that is less deep stands for itself on the levels below."
+        tables.append(Table(title="Levels of names", head=head, rows=rows, caption=caption))
     return Section(title="Figures", tables=tables)
 
 

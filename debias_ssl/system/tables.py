@@ -27,6 +27,8 @@ PATHS += ("sampleid", "exampleid", "itemid", "sample", "uid", "uuid")
 ROWS = ("row", "rownumber", "rowid", "index", "idx", "unnamed:0", "")
 LABELS = ("label", "labels", "class", "classname", "labelname", "classlabel", "category", "categoryname", "target")
 LABELS += ("targets", "y", "truth", "groundtruth", "gt", "truelabel", "ytrue")
+# Beside such a column, one that is called name is of what is seen, and not of the file.
+NAMED = "nameconfidence"
 
 
 def read_text(path: Path, most: int | None = None) -> str:
@@ -137,7 +139,7 @@ class Table:
 
     def column(self, usual: Sequence[str]) -> int | None:
         """The place of the first of some usual names among the columns, as `File Name` is `filename`."""
-        found = [_usual(name) for name in self.header]
+        found = self._usual_names()
         return next((found.index(name) for name in usual if name in found), None)
 
     def number(self, cell: str) -> float:
@@ -152,13 +154,19 @@ class Table:
         """What people should know: which of several columns of a kind is taken, and that rows are empty."""
         told = []
         for usual in kinds:
-            place, meant = self.column(usual), [name for name in self.header if _usual(name) in usual]
+            place, found = self.column(usual), self._usual_names()
+            meant = [name for name, each in zip(self.header, found, strict=True) if each in usual]
             if place is not None and len(meant) > 1:
                 listed = ", ".join(map(repr, meant))
                 told.append(f"{self.path}: of the columns {listed}, {self.header[place]!r} is taken for the {usual[0]}")
         if self.num_empty:
             told.append(f"{self.path}: {self.num_empty} empty rows are left out")
         return told
+
+    def _usual_names(self) -> list[str]:
+        """The names of the columns as lists of usual names have them."""
+        found = [_usual(name) for name in self.header]
+        return [NAMED if name == "name" and NAMED in found else name for name in found]
 
     def _reader(self) -> Any:
         return _cells(self.text, self.delimiter, self.has_blanks)

@@ -12,7 +12,7 @@ import torch
 from harmful import Harmful
 from pyarrow import parquet
 
-from debias_ssl.labels.class_names import read_class_names
+from debias_ssl.labels.class_names import read_class_list
 from debias_ssl.labels.matrix import read_predictions
 from debias_ssl.system.errors import InputError
 
@@ -262,9 +262,14 @@ def test_too_many_and_too_few_names_are_refused_with_both_numbers(names: list[st
 def test_class_names_and_prompt_names(tmp_path: Path):
     path = tmp_path / "names.txt"
     path.write_bytes("\ufeffkite\tkite (bird)\r\n Käfer \nkite toy\r\n\n".encode())
-    assert read_class_names(path) == (("kite", "Käfer", "kite toy"), ("kite (bird)", "Käfer", "kite toy"))
+    assert names_and_prompts(path) == (("kite", "Käfer", "kite toy"), ("kite (bird)", "Käfer", "kite toy"))
     (tmp_path / "names.json").write_text('["a\\tb", "c"]')
-    assert read_class_names(tmp_path / "names.json") == (("a\tb", "c"), ("a\tb", "c"))
+    assert names_and_prompts(tmp_path / "names.json") == (("a\tb", "c"), ("a\tb", "c"))
+
+
+def names_and_prompts(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    listed = read_class_list(path)
+    return listed.names, tuple(prompt.text for (prompt,) in listed.prompts)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +282,7 @@ def test_class_names_and_prompt_names(tmp_path: Path):
         ("n.txt", "", "no class names"),
         ("n.json", '["a", ""]', "entry 2: .*blank"),
         ("n.json", '["a", "b", "a"]', "entries 1 and 3 are both"),
-        ("n.json", '{"a": 1}', "list of class names"),
+        ("n.json", '{"a": 1}', "has no class with the number 0"),
         ("n.json", "[1, 2]", "list of class names"),
         ("n.json", "[", "not JSON"),
     ],
@@ -285,4 +290,4 @@ def test_class_names_and_prompt_names(tmp_path: Path):
 def test_class_names_that_cannot_be_told_apart_are_refused(name: str, text: str, words: str, tmp_path: Path):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=words):
-        read_class_names(tmp_path / name)
+        read_class_list(tmp_path / name)

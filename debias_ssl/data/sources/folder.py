@@ -1,7 +1,7 @@
 """The data set `folder`: image files in folders, label files, lists of paths and tar files."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -170,13 +170,20 @@ def _images_of(found: Found, classes: tuple[str, ...], where: str) -> Images:
     return replace(images, notes=(*images.notes, *found.notes))
 
 
-def images_in_shards(where: str, classes: tuple[str, ...], setting: str, cache: str | None = None) -> Images:
+def images_in_shards(
+    where: str,
+    classes: tuple[str, ...],
+    setting: str,
+    cache: str | None = None,
+    numbers: Mapping[str, int] | None = None,
+) -> Images:
     """Images in tar files; what .cls members say are names of classes or, if not all are, their numbers.
 
-    Without any `classes`, labels are left out.
+    Without any `classes`, labels are left out. `numbers` are those of the classes by all that they are called; None
+    takes their names alone.
     """
     names, codes, texts = open_shards(where, setting, cache)
-    number = {name: k for k, name in enumerate(classes)}
+    number: Mapping[str, int] = {name: k for k, name in enumerate(classes)} if numbers is None else numbers
     if not set(texts) <= set(number):
         number = {str(k): k for k in range(len(classes))}
     wrong = [text for text in texts if text not in number]
