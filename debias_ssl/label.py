@@ -28,7 +28,7 @@ from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.images import likely_folder
 from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.labels.truth import say
-from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
+from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import ends_told
@@ -54,7 +54,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--features", type=str, default=None, help="folder that keeps image features; else OUT/features"
     )
+    parser.add_argument("--flip", type=bool, default=False, help="mean features of each image and its mirror image")
     parser.add_class_arguments(DebiasConfig, as_group=False)
+    parser.add_argument(
+        "--multi_label", type=float, default=None, help="sigmoid from which a class is one of several labels (SigLIP)"
+    )
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
     parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
     parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is Pillow's limit")
@@ -100,10 +104,11 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         say(request.said)
         if config.truth is None and (request.truth < 0).all():
             _say_likely_folder(parsed.images, request)
-    clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
+    clip = load_clip(parsed.model, parsed.pretrained, accelerator.device, flip=parsed.flip)
+    check_several(clip, parsed.multi_label)
     store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
     check_agreement(lambda: _facts(parsed, clip, request, store))
-    vectors = vectors_of_classes(clip, request)
+    vectors = vectors_of_classes(clip, request, progress=accelerator.is_main_process)
     cache = embed(
         clip,
         request.files,
@@ -120,13 +125,15 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     )
     if not accelerator.is_main_process:
         return
-    made_with = {"model": parsed.model, "pretrained": parsed.pretrained, "templates": parsed.templates}
+    made_with = {name: parsed[name] for name in ("model", "pretrained", "templates", "flip")}
     facts = [
         f"{len(cache.names):,} images of {parsed.images}",
         " ".join(filter(None, [parsed.model, parsed.pretrained])),
         f"templates {parsed.templates}",
+        *(["with mirror images"] if parsed.flip else []),
     ]
-    rows, further = zero_shot_rows(clip, cache, request, vectors), made_with | {"num_unreadable": len(cache.unreadable)}
+    rows = zero_shot_rows(clip, cache, request, vectors, parsed.multi_label)
+    further = made_with | {"num_unreadable": len(cache.unreadable)}
     unreadable = cache.named_unreadable
 
     def page(labeling: Labeling) -> str:

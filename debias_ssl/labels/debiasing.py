@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.formulas.priors import Chunks
+from debias_ssl.labels.several import SeveralLabels, several_labels
 from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, check_ranges
 
@@ -90,6 +91,11 @@ class Rows:
     """Class numbers of the rows of `tune_on`, negative elsewhere."""
     blank: Float[Tensor, "K C"] | None = None
     """Logits of images that show nothing."""
+    logit_bias: float | None = None
+    """Of a model of sigmoids (SigLIP): sigmoid(logit + bias) is how sure it is of a class by itself. A softmax of the
+    logits does not see it, so that it is not in them."""
+    multi_label: float | None = None
+    """The sigmoid from which a class is one of several labels of a row, where these are asked for."""
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""
     notes: tuple[str, ...] = ()
@@ -145,6 +151,8 @@ class Labeling(RowLabels):
     supported: float = 1.0
     notes: tuple[str, ...] = ()
     """As in `Removal`."""
+    several: SeveralLabels | None = None
+    """Where several labels of a row are asked for."""
 
     def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
         """Predictions of each class, of the reported rows."""
@@ -241,4 +249,5 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Seque
         temperature=removal.temperature,
         supported=removal.supported,
         notes=removal.notes,
+        several=several_labels(rows.chunks, rows.logit_bias, rows.multi_label),
     )

@@ -22,7 +22,7 @@ from debias_ssl.labels.feature_store import FolderStore, MemoryStore
 from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of
 from debias_ssl.labels.output import summary_of
 from debias_ssl.labels.removal import find_removal
-from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
+from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
 
@@ -108,6 +108,8 @@ def label_images(
     momentum: float = 0.99,
     truth: LabelsOfRows | None = None,
     tune_on: LabelsOfRows | None = None,
+    flip: bool = False,
+    multi_label: float | None = None,
     on_error: Literal["stop", "skip"] = "stop",
     bits: int | None = None,
     max_pixels: int | None = None,
@@ -127,6 +129,8 @@ def label_images(
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
         prior, ..., tune_on: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
+        flip: whether features are means over each image and its mirror image.
+        multi_label: of SigLIP, the sigmoid from which a class is one of several labels, which `several` then has.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
         bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
@@ -149,9 +153,10 @@ def label_images(
     )
     with flags_are_arguments():
         request = _request(text(images), text(classes), text(templates), text(root), settings)
-        config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
+        config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device), flip=flip)
+        check_several(clip, multi_label)
         decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
-        return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
+        return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision, multi_label)
 
 
 def _matrix_rows(
@@ -214,6 +219,7 @@ def _label(
     batch_size: int,
     workers: int,
     precision: Precision,
+    multi_label: float | None,
 ) -> DebiasedLabels:
     decoding.check("")
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
@@ -237,7 +243,9 @@ def _label(
     )
     names = [request.files[i] for i in cache.places.tolist()]
     unreadable = {request.files[i]: why for i, why in cache.unreadable.items()}
-    return _debiased(replace(zero_shot_rows(clip, cache, request, vectors), names=names), config, unreadable)
+    return _debiased(
+        replace(zero_shot_rows(clip, cache, request, vectors, multi_label), names=names), config, unreadable
+    )
 
 
 def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | None = None) -> DebiasedLabels:

@@ -56,6 +56,8 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
         "counts": {key: dict(zip(classes, each.tolist(), strict=True)) for key, each in counts.items()},
         "count_entropy": {key: _entropy(each) for key, each in counts.items()},
     }
+    if labeling.several:
+        summary["multi_label"] = labeling.several.summary(classes, reported)
     known = reported & (labeling.truth >= 0)
     if known.any():
         truth = torch.from_numpy(labeling.truth[known])
@@ -107,6 +109,12 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
         moved = [name for name in order[:num_named] if sign * (debiased[name] - plain[name]) > 0]
         if moved:
             lines.append(f"{title:<10}" + ", ".join(f"{name} ({plain[name]} -> {debiased[name]})" for name in moved))
+    if "multi_label" in summary:
+        several = summary["multi_label"]
+        lines.append(
+            f"{'several':<10}{several['mean']:.2f} labels a row from a sigmoid of {several['threshold']:g}; "
+            f"{several['num_none']} of {num} rows have none"
+        )
     changed = summary["num_changed"]
     lines.append(f"{changed} of {num} labels changed ({changed / max(num, 1):.2%})")
     return "\n".join(lines)

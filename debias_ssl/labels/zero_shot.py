@@ -93,13 +93,26 @@ def read_request(
     )
 
 
-def vectors_of_classes(clip: Clip, request: Request) -> ClassVectors:
+def check_several(clip: Clip, multi_label: float | None) -> None:
+    """Raises InputError where several labels of an image are asked for as the model or the threshold does not allow."""
+    if multi_label is None:
+        return
+    if not 0 < multi_label < 1:
+        raise InputError(f"--multi_label is {multi_label}, must be above 0 and below 1")
+    if clip.logit_bias is None:
+        raise InputError(
+            "--multi_label needs a model that was trained with sigmoids and has a logit bias, such as SigLIP and "
+            "SigLIP 2: the probabilities of this one say which class fits best, and not whether a class fits"
+        )
+
+
+def vectors_of_classes(clip: Clip, request: Request, *, progress: bool = False) -> ClassVectors:
     """The vectors that images are compared with; made before images are looked at, as they may be refused.
 
     Raises:
         InputError: two classes have the same prompts, so that the second one could not be predicted.
     """
-    vectors = class_vectors(clip, request.prompt_names, request.templates)
+    vectors = class_vectors(clip, request.prompt_names, request.templates, progress=progress)
     if vectors.same and not request.repeats:
         first, second = vectors.same[0]
         one, other = (shorten(repr(request.classes[k]), SHOWN, placeholder=" ...'") for k in (first, second))
@@ -121,10 +134,22 @@ def _tokens_read(clip: Clip) -> int:
     return clip.tokenizer(["a"]).shape[1]
 
 
-def zero_shot_rows(clip: Clip, cache: FeatureCache, request: Request, vectors: ClassVectors) -> Rows:
-    """The logits of the images that have features: logit scale times cosine similarities to the classes' prompts."""
+def zero_shot_rows(
+    clip: Clip, cache: FeatureCache, request: Request, vectors: ClassVectors, multi_label: float | None = None
+) -> Rows:
+    """The logits of the images that have features: logit scale times cosine similarities to the classes' prompts.
+
+    Args:
+        clip: the model.
+        cache: the features.
+        request: the classes, and what is known of the images.
+        vectors: of the classes.
+        multi_label: as in `Rows`.
+    """
     weights = clip.logit_scale * vectors.weights
     notes = []
+    if vectors.not_kept:
+        notes.append(f"the vectors of the prompts are not kept for the next time: {vectors.not_kept}")
     if vectors.cut:
         first = shorten(repr(vectors.cut[0]), SHOWN, placeholder=" ...'")
         notes.append(
@@ -143,4 +168,6 @@ def zero_shot_rows(clip: Clip, cache: FeatureCache, request: Request, vectors: C
         tuning=None if request.tuning is None else request.tuning[cache.places],
         blank=(blank_features(clip) @ weights).cpu(),
         notes=tuple(notes),
+        logit_bias=clip.logit_bias,
+        multi_label=multi_label,
     )
