@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Te
             settings: dict[str, Any] = {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
             return open_clip.get_tokenizer(model, **settings)
     except Exception as error:  # parsing and downloading raise nearly anything
-        if isinstance(error, ImportError) or "sentencepiece" in str(error).lower():
+        lacks = "sentencepiece" in str(error).lower() and find_spec("sentencepiece") is None
+        if lacks or isinstance(error, ImportError):
             fix = EXTRA
         elif model.startswith(LOCAL):
             names = "tokenizer.json, tokenizer_config.json" + (f", and those of hf_model_name {tower!r}" * bool(tower))
