@@ -1,6 +1,7 @@
 """`debias-ssl label` with SigLIP, with several labels, with mirror images, and with vectors of prompts kept."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,22 @@ def test_prompts_that_siglip_cuts_are_told(tmp_path, arguments, capsys):
     (tmp_path / "classes.txt").write_text("ant\nbee\t" + "big " * 20 + "bee\n")
     main(arguments())
     assert "7 of 14 prompts are cut, as the model reads 16 tokens" in capsys.readouterr().err
+
+
+GUIDE = (Path(__file__).parent.parent / "docs" / "label-images.md").read_text()
+# A command with several labels, and after it the code that reads them.
+EXAMPLE = re.search(r"```\ndebias-ssl label ([^\n]*--multi_label [^\n]*)\n```.*?```python\n(.*?)```", GUIDE, re.DOTALL)
+
+
+def test_the_example_of_the_guide_runs(tmp_path, images, arguments, monkeypatch):
+    assert EXAMPLE
+    command, code = EXAMPLE.groups()
+    save_siglip(tmp_path / "models" / "siglip", scale=6)
+    arguments()  # writes the names of the classes
+    monkeypatch.chdir(tmp_path)
+    main([*command.split(), "--workers", "0"])
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert len(names["labels"]) == 10 and {name for each in names["labels"].values() for name in each} == {*CLASSES}
+    counts = json.loads(Path("runs/several/summary.json").read_text())["multi_label"]["counts"]
+    assert sum(counts.values()) == sum(map(len, names["labels"].values()))
