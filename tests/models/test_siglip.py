@@ -39,8 +39,9 @@ def test_scores_are_those_of_open_clips_own_logits(tmp_path: Path):
 def test_images_are_squashed_and_centered_as_in_its_training(tmp_path: Path):
     clip = load_clip(save_siglip(tmp_path), None, CPU)
     settings: dict[str, Any] = {**SIGLIP_PREPROCESSING, "size": 160}
+    own: Any = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     for image in (noise(200, 120), noise(900, 4)):
-        assert clip.preprocess(image).equal(image_transform_v2(PreprocessCfg(**settings), is_train=False)(image))
+        assert clip.preprocess(image).equal(own(image))
     white = clip.preprocess(Image.new("RGB", (50, 30), "white"))
     assert white.shape == (3, 160, 160) and white.unique().tolist() == [1.0]
 
@@ -149,10 +150,11 @@ OF_NLLB |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_di
 def test_text_towers_of_hugging_face_are_loaded(kind: str, sizes: dict[str, int], pooler: str, tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     getattr(transformers, kind)(**sizes).save_pretrained(tmp_path / "tower")
-    text = {"hf_model_name": str(tmp_path / "tower"), "hf_tokenizer_name": "a/b", "hf_proj_type": "mlp"}
+    text: dict[str, Any] = {"hf_model_name": str(tmp_path / "tower"), "hf_tokenizer_name": "a/b", "hf_proj_type": "mlp"}
     text |= {"hf_pooler_type": pooler, "context_length": 16}
     config: dict[str, Any] = {"embed_dim": 8, "vision_cfg": MODEL["vision_cfg"]}
-    network = open_clip.CustomTextCLIP(**config, text_cfg=text | {"hf_model_pretrained": False})
+    tower: Any = text | {"hf_model_pretrained": False}
+    network = open_clip.CustomTextCLIP(**config, text_cfg=tower)
     weights = {name: each.clone() for name, each in network.state_dict().items()}
     save_file(weights, tmp_path / "open_clip_model.safetensors")
     written = {"model_cfg": config | {"text_cfg": text}, "preprocess_cfg": PREPROCESSING}
