@@ -119,7 +119,7 @@ def label_images(
     precision: Precision = "auto",
     device: torch.device | str | None = None,
 ) -> DebiasedLabels:
-    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does.
+    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does; names are their paths.
 
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
@@ -129,15 +129,11 @@ def label_images(
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
         prior, ..., tune_on: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
-        flip: whether features are means over each image and its mirror image.
-        multi_label: of SigLIP, the sigmoid from which a class is one of several labels, which `several` then has.
+        flip, multi_label: as the flags of the job; `several` has what the latter gives.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
         bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
         precision, device: of the network; `auto` is bf16 where the device has it, None the accelerator, else the CPU.
-
-    Returns:
-        The labels; `names` are the paths of the images.
 
     Raises:
         InputError: an argument is wrong, or an image cannot be read.
@@ -154,7 +150,6 @@ def label_images(
     with flags_are_arguments():
         request = _request(text(images), text(classes), text(templates), text(root), settings)
         config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device), flip=flip)
-        check_several(clip, multi_label)
         decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
         return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision, multi_label)
 
@@ -221,6 +216,7 @@ def _label(
     precision: Precision,
     multi_label: float | None,
 ) -> DebiasedLabels:
+    check_several(clip, multi_label)
     decoding.check("")
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
