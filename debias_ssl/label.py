@@ -30,7 +30,7 @@ from debias_ssl.labels.image_reference import ReferenceImages, features_of, imag
 from debias_ssl.labels.images import likely_folder
 from debias_ssl.labels.output import check_folder, write_folder
 from debias_ssl.labels.truth import say
-from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
+from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import ends_told
@@ -59,7 +59,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--features", type=str, default=None, help="folder that keeps image features; else OUT/features"
     )
+    parser.add_argument("--flip", type=bool, default=False, help="mean features of each image and its mirror image")
     parser.add_class_arguments(DebiasConfig, as_group=False)
+    parser.add_argument(
+        "--multi_label", type=float, default=None, help="sigmoid from which a class is one of several labels (SigLIP)"
+    )
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
     parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
     parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is Pillow's limit")
@@ -112,10 +116,11 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         say((*request.said, *(others.request.said if others else ())))
         if config.truth is None and (request.truth < 0).all():
             _say_likely_folder(parsed.images, request)
-    clip = load_clip(parsed.model, parsed.pretrained, accelerator.device)
+    clip = load_clip(parsed.model, parsed.pretrained, accelerator.device, flip=parsed.flip)
+    check_several(clip, parsed.multi_label)
     store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
     check_agreement(lambda: _facts(parsed, clip, request, store, others))
-    vectors = vectors_of_classes(clip, request)
+    vectors = vectors_of_classes(clip, request, progress=accelerator.is_main_process)
     embedded = partial(
         embed,
         clip,
@@ -133,15 +138,16 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     if not accelerator.is_main_process:
         return
     reference = measured(given, cache_of_reference, clip, request, vectors, is_quiet=False)
-    settings = {name: parsed[name] for name in ("model", "pretrained", "templates", "class_vectors", "root")}
+    settings = {name: parsed[name] for name in ("model", "pretrained", "templates", "class_vectors", "root", "flip")}
     where = os.path.abspath(parsed.images) if os.path.exists(parsed.images) else parsed.images
     settings |= {"images": where, "features": os.path.abspath(store.folder)}
     facts = [
         f"{len(cache.names):,} images of {parsed.images}",
         " ".join(filter(None, [parsed.model, parsed.pretrained])),
         f"class vectors {parsed.class_vectors}" if parsed.class_vectors else f"templates {parsed.templates}",
+        *(["with mirror images"] if parsed.flip else []),
     ]
-    rows = zero_shot_rows(clip, cache, request, vectors, reference)
+    rows = zero_shot_rows(clip, cache, request, vectors, reference, parsed.multi_label)
     further = settings | {"num_unreadable": len(cache.unreadable)}
     unreadable = cache.named_unreadable
 

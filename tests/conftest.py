@@ -1,6 +1,6 @@
 """What several test files build: the views that a method sees, batches and learners of a tiny problem, a cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,8 +107,16 @@ def learner_maker() -> Callable[..., Learner]:
     return make_learner
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps jobs that tests start away from the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache of decoded images, so that no test finds those of another."""
+    """The user's cache, so that no test finds what another has put there."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "debias_ssl"

@@ -20,7 +20,9 @@ from debias_ssl.system.files import read_array
 SHOWN = 100
 
 
-def vectors_of_prompts(clip: Clip, prompts: Sequence[Sequence[Prompt]], templates: Templates) -> ClassVectors:
+def vectors_of_prompts(
+    clip: Clip, prompts: Sequence[Sequence[Prompt]], templates: Templates, *, progress: bool = False
+) -> ClassVectors:
     """A vector for each class: the normalized mean of its prompts' vectors, in which each prompt counts as much.
 
     The vector of a name is the normalized mean over templates of its sentences' normalized vectors (2103.00020), that
@@ -30,15 +32,17 @@ def vectors_of_prompts(clip: Clip, prompts: Sequence[Sequence[Prompt]], template
         clip: the model.
         prompts: of each class, one at least.
         templates: sentences with one `{}` each, or functions of the name.
+        progress: whether to show a progress bar.
     """
     flat = [prompt for of_class in prompts for prompt in of_class]
     vectors = torch.empty(clip.embed_dim, len(flat), device=clip.device)
-    first, cut, num_prompts = list(range(len(flat))), [], 0
+    first, cut, num_prompts, not_kept = list(range(len(flat))), [], 0, None
     for is_sentence, forms in ((False, templates), (True, ("{}",))):
         places = [i for i, prompt in enumerate(flat) if prompt.is_sentence == is_sentence]
         if not places:
             continue
-        made = class_vectors(clip, [flat[i].text for i in places], forms)
+        made = class_vectors(clip, [flat[i].text for i in places], forms, progress=progress)
+        not_kept = not_kept or made.not_kept
         vectors[:, places] = made.weights
         for earlier, later in made.same:
             first[places[later]] = places[earlier]
@@ -51,7 +55,7 @@ def vectors_of_prompts(clip: Clip, prompts: Sequence[Sequence[Prompt]], template
         if len(places) > 1:
             weights[:, k] = F.normalize(vectors[:, places].mean(1), dim=0)
     same = _repeated([frozenset(places) for places in own])
-    return ClassVectors(weights=weights, same=same, cut=cut, num_prompts=num_prompts)
+    return ClassVectors(weights=weights, same=same, cut=cut, num_prompts=num_prompts, not_kept=not_kept)
 
 
 def _repeated(keys: Sequence[Any]) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ from debias_ssl.formulas.shares import Shares
 from debias_ssl.labels.estimates import PriorName
 from debias_ssl.labels.hierarchy import Hierarchy, hierarchy_of
 from debias_ssl.labels.preference import Preference, Reference
+from debias_ssl.labels.several import SeveralLabels, several_labels
 from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, check_ranges
 
@@ -102,6 +103,11 @@ class Rows:
     """Logits of images that show nothing."""
     reference: Reference | None = None
     """What the prior is measured on, if not on these rows."""
+    logit_bias: float | None = None
+    """Of a model of sigmoids (SigLIP): sigmoid(logit + bias) is how sure it is of a class by itself. A softmax of the
+    logits does not see it, so that it is not in them."""
+    multi_label: float | None = None
+    """The sigmoid from which a class is one of several labels of a row, where these are asked for."""
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""
     notes: tuple[str, ...] = ()
@@ -173,6 +179,8 @@ class Labeling(RowLabels):
     """As in `Removal`."""
     hierarchy: Hierarchy | None = None
     """As in `Rows`."""
+    several: SeveralLabels | None = None
+    """Where several labels of a row are asked for."""
 
     def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
         """Predictions of each class, of the reported rows."""
@@ -283,4 +291,5 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Seque
         presence=removal.presence,
         notes=removal.notes,
         hierarchy=rows.hierarchy,
+        several=several_labels(rows.chunks, rows.logit_bias, rows.multi_label),
     )

@@ -27,7 +27,7 @@ from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_o
 from debias_ssl.labels.matrix_reference import matrix_reference, rows_reference
 from debias_ssl.labels.output import summary_of
 from debias_ssl.labels.removal import find_removal
-from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
+from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
 
@@ -97,6 +97,8 @@ def label_images(
     class_vectors: str | Path | np.ndarray | Tensor | None = None,
     root: str | Path | None = None,
     features: str | Path | None = None,
+    flip: bool = False,
+    multi_label: float | None = None,
     on_error: Literal["stop", "skip"] = "stop",
     bits: int | None = None,
     max_pixels: int | None = None,
@@ -116,6 +118,7 @@ def label_images(
         templates, class_vectors: `simple`, `openai`, sentences with {} or a file; C x D in their place, or a .npy file.
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
+        flip, multi_label: as the flags of the job; `several` has what the latter gives.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
         bits, max_pixels, background: how files become pixels, as in the settings of `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
@@ -129,11 +132,13 @@ def label_images(
     given = Settings(given=settings)
     with flags_are_arguments():
         request = _request(text(images), text(classes), text(templates), text(root), class_vectors, given)
-        config, clip = given.config(), load_clip(model, pretrained, chosen_device(device))
+        config, clip = given.config(), load_clip(model, pretrained, chosen_device(device), flip=flip)
         decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
         others = settings.get("reference")
         reference = None if others is None else image_reference(_paths(others), request, MemoryStore())
-        return _label(request, reference, config, clip, features, on_error, decoding, batch_size, workers, precision)
+        return _label(
+            request, reference, config, clip, features, on_error, decoding, batch_size, workers, precision, multi_label
+        )
 
 
 def _paths(images: Any) -> str | Sequence[str | Path]:
@@ -218,7 +223,9 @@ def _label(
     batch_size: int,
     workers: int,
     precision: Precision,
+    multi_label: float | None,
 ) -> DebiasedLabels:
+    check_several(clip, multi_label)
     decoding.check("")
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
@@ -242,7 +249,8 @@ def _label(
     cache = embedded(files=request.files, root=request.root, store=store)
     names = [*picked(request.files, cache.places)]
     unreadable = {request.files[i]: why for i, why in cache.unreadable.items()}
-    return _debiased(replace(zero_shot_rows(clip, cache, request, vectors, reference), names=names), config, unreadable)
+    rows = zero_shot_rows(clip, cache, request, vectors, reference, multi_label)
+    return _debiased(replace(rows, names=names), config, unreadable)
 
 
 def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | None = None) -> DebiasedLabels:

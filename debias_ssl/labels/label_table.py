@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from debias_ssl.labels.debiasing import Labeling
+from debias_ssl.labels.several import SeveralLabels
 from debias_ssl.labels.truth import RowNumbers
 
 # Rows whose text is held at a time.
@@ -21,7 +23,7 @@ Column = Callable[[slice], Sequence[str]]
 def columns_of(labeling: Labeling) -> dict[str, Column]:
     """The columns of labels.csv, by their names in its first line."""
     key = "row" if isinstance(labeling.names, RowNumbers) else "path"
-    columns = {
+    columns: dict[str, Column] = {
         key: lambda rows: labeling.names[rows],
         "label": _named(labeling.label, labeling.classes),
         "confidence": _fraction(labeling.confidence),
@@ -34,6 +36,8 @@ def columns_of(labeling: Labeling) -> dict[str, Column]:
         names = (*(labeling.hierarchy.names if labeling.hierarchy else labeling.classes), "")
         columns["name"] = _named(labeling.name, names)
         columns["name_confidence"] = _fraction(labeling.name_confidence)
+    if labeling.several:
+        columns["labels"] = _lists(labeling.several, labeling.classes)
     return columns
 
 
@@ -48,6 +52,16 @@ def csv_parts(labeling: Labeling) -> Iterator[bytes]:
 
 def _named(numbers: Int64[np.ndarray, " N"], classes: tuple[str, ...]) -> Column:
     return lambda rows: [classes[int(k)] for k in numbers[rows].tolist()]
+
+
+def _lists(several: SeveralLabels, classes: tuple[str, ...]) -> Column:
+    """Names as a JSON list: they may hold any character that could stand between them."""
+
+    def cells(rows: slice) -> list[str]:
+        numbers = (several.of_row(row) for row in range(*rows.indices(len(several.starts) - 1)))
+        return [json.dumps([classes[k] for k in each.tolist()], ensure_ascii=False) for each in numbers]
+
+    return cells
 
 
 def _fraction(values: Float[np.ndarray, " N"]) -> Column:

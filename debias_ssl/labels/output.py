@@ -69,6 +69,8 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
         }
     if labeling.presence is not None:
         summary["presence"] = {"spread": labeling.presence.spread, "removed": labeling.presence.removed}
+    if labeling.several:
+        summary["multi_label"] = labeling.several.summary(classes, reported)
     known = reported & (labeling.truth >= 0)
     if known.any():
         truth = torch.from_numpy(labeling.truth[known])
@@ -123,6 +125,12 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
             lines.append(f"{title:<10}" + ", ".join(f"{name} ({plain[name]} -> {debiased[name]})" for name in moved))
     if levels := levels_table(summary):
         lines.append(levels)
+    if "multi_label" in summary:
+        several = summary["multi_label"]
+        lines.append(
+            f"{'several':<10}{several['mean']:.2f} labels a row from a sigmoid of {several['threshold']:g}; "
+            f"{several['num_none']} of {num} rows have none"
+        )
     changed = summary["num_changed"]
     lines.append(f"{changed} of {num} labels changed ({changed / max(num, 1):.2%})")
     return "\n".join(lines)

@@ -112,7 +112,20 @@ def read_request(
     )
 
 
-def vectors_of_classes(clip: Clip, request: Request) -> ClassVectors:
+def check_several(clip: Clip, multi_label: float | None) -> None:
+    """Raises InputError where several labels of an image are asked for as the model or the threshold does not allow."""
+    if multi_label is None:
+        return
+    if not 0 < multi_label < 1:
+        raise InputError(f"--multi_label is {multi_label}, must be above 0 and below 1")
+    if clip.logit_bias is None:
+        raise InputError(
+            "--multi_label needs a model that was trained with sigmoids and has a logit bias, such as SigLIP and "
+            "SigLIP 2: the probabilities of this one say which class fits best, and not whether a class fits"
+        )
+
+
+def vectors_of_classes(clip: Clip, request: Request, *, progress: bool = False) -> ClassVectors:
     """The vectors that images are compared with; made before images are looked at, as they may be refused.
 
     Raises:
@@ -121,17 +134,33 @@ def vectors_of_classes(clip: Clip, request: Request) -> ClassVectors:
     """
     if request.vectors is not None:
         return own_vectors(clip, request.vectors, request.class_list)
-    vectors = vectors_of_prompts(clip, request.class_list.prompts, request.templates)
+    vectors = vectors_of_prompts(clip, request.class_list.prompts, request.templates, progress=progress)
     check_different(clip, vectors, request.class_list)
     return vectors
 
 
 def zero_shot_rows(
-    clip: Clip, cache: FeatureCache, request: Request, vectors: ClassVectors, reference: Reference | None = None
+    clip: Clip,
+    cache: FeatureCache,
+    request: Request,
+    vectors: ClassVectors,
+    reference: Reference | None = None,
+    multi_label: float | None = None,
 ) -> Rows:
-    """The logits of the images that have features: logit scale times cosine similarities to the classes' prompts."""
+    """The logits of the images that have features: logit scale times cosine similarities to the classes' prompts.
+
+    Args:
+        clip: the model.
+        cache: the features.
+        request: the classes, and what is known of the images.
+        vectors: of the classes.
+        reference: what the prior is measured on, if not on these images.
+        multi_label: as in `Rows`.
+    """
     weights = clip.logit_scale * vectors.weights
     notes = []
+    if vectors.not_kept:
+        notes.append(f"the vectors of the prompts are not kept for the next time: {vectors.not_kept}")
     if vectors.cut:
         first = shorten(repr(vectors.cut[0]), SHOWN, placeholder=" ...'")
         notes.append(
@@ -152,4 +181,6 @@ def zero_shot_rows(
         reference=reference,
         notes=tuple(notes),
         hierarchy=hierarchy_of(request.classes, request.class_list.parents),
+        logit_bias=clip.logit_bias,
+        multi_label=multi_label,
     )

@@ -1,34 +1,32 @@
 """CLIP through open_clip: images and class names as vectors of one space."""
 
-import difflib
 import hashlib
 import json
-import logging
-import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose
+from tqdm import tqdm
 
-from debias_ssl.system.errors import InputError, reason
+from debias_ssl.models.clip_names import CONFIG, EXTRA, LOCAL, OFFLINE, checked_config, plain, silent, why
+from debias_ssl.models.text_cache import keep, kept
+from debias_ssl.system.errors import InputError
 
-LOCAL, HUB = "local-dir:", "hf-hub:"
-CONFIG = "open_clip_config.json"
-WEIGHTS = (".safetensors", ".bin", ".pth")
-PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 # How many times as long as wide a picture may be before it is resized whole.
 LONGEST = 16
+# Classes whose prompts are encoded together, as open_clip does it, and the most prompts of a forward pass.
+CLASSES, PROMPTS = 10, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,62 +38,90 @@ class Clip:
     tokenizer: Callable[[list[str]], Tensor]
     logit_scale: float
     """The model's own: logits are it times cosine similarities."""
+    logit_bias: float | None
+    """Of a model that was trained with sigmoids (SigLIP 2303.15343): sigmoid(logit + bias) is the score of a class."""
     embed_dim: int
     device: torch.device
     description: dict[str, Any]
-    """What features of images depend on, as JSON: vision tower, hash of its weights, preprocessing."""
+    """What features of images depend on, as JSON: vision tower, hash of its weights, preprocessing, flips."""
+    flip: bool = False
+    """Whether features are means of those of an image and of its mirror image."""
+    text: dict[str, Any] = field(default_factory=dict)
+    """What vectors of texts depend on beside the weights of the text tower, as JSON."""
 
 
-def load_clip(model: str, pretrained: str | None, device: torch.device) -> Clip:
+def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip: bool = False) -> Clip:
     """Loads a model of open_clip with its weights; nothing in a file is executed.
 
     Args:
         model: a name of open_clip's; or `local-dir:FOLDER` or `hf-hub:OWNER/NAME`, which bring their own weights.
         pretrained: for a name, a tag of open_clip's (downloaded if it is not in the cache), or a file of weights.
         device: where the network goes.
+        flip: whether features of images are means over the image and its mirror image.
 
     Raises:
         InputError: there is no such model, its weights are missing or do not fit it, or it was trained with another
-            activation or with images prepared otherwise than it would be used with here.
+            activation or with images prepared otherwise than it would be used with here; or its tokenizer, or a package
+            that this needs, is missing.
     """
-    if model.startswith((LOCAL, HUB)):
-        if pretrained is not None:
-            raise InputError(f"--model {model} brings its own weights: leave out --pretrained")
-        if model.startswith(LOCAL):
-            _check_folder(Path(model.removeprefix(LOCAL)))
-    else:
-        model = model.replace("/", "-")
-        _check_name(model, pretrained)
+    model, config = checked_config(model, pretrained)
+    tokenizer = _tokenizer(model, config["text_cfg"])
     try:
-        with _silent():
-            config = open_clip.get_model_config(model)
-            network: Any = open_clip.create_model(model, pretrained, device=device, require_pretrained=True)
-            tokenizer = open_clip.get_tokenizer(model)
+        with silent():
+            network: Any = open_clip.create_model(
+                model, pretrained, device=device, pretrained_text=False, require_pretrained=True
+            )
     except Exception as error:  # unpickling, parsing and downloading raise nearly anything
         is_file = model.startswith(LOCAL) or Path(pretrained or "").is_file()
-        fix = "are the weights those of this model?" if is_file else f"without a network, pass --model {LOCAL}FOLDER"
+        fix = "are the weights those of this model?" if is_file else OFFLINE
         named = f"--model {model}" + (f" --pretrained {pretrained}" if pretrained else "")
-        why = textwrap.shorten(str(error) or type(error).__name__, 240, placeholder=" ...")
-        raise InputError(f"{named} cannot be loaded: {why}; {fix}") from error
+        raise InputError(f"{named} cannot be loaded: {why(error)}; {fix}") from error
     network.eval().requires_grad_(False)
-    assert config is not None
     preprocessing = PreprocessCfg(**network.visual.preprocess_cfg)
     transform: Any = image_transform_v2(preprocessing, is_train=False)
     crops = (preprocessing.resize_mode or "shortest") == "shortest"
     vision = {key: value for key, value in config["vision_cfg"].items() if key != "timm_model_pretrained"}
+    activation = {"quick_gelu": config.get("quick_gelu", False)}
     return Clip(
         network=network,
         preprocess=Compose([middle, transform]) if crops else transform,
         tokenizer=tokenizer,
         logit_scale=network.logit_scale.exp().item(),
+        # Where weights have none although the config does, open_clip takes 0.
+        logit_bias=None if network.logit_bias is None else network.logit_bias.item() or None,
         embed_dim=config["embed_dim"],
         device=device,
         description={
-            "vision": vision | {"quick_gelu": config.get("quick_gelu", False)},
-            "weights": _hash(network.visual),
-            "preprocessing": _plain(asdict(preprocessing)),
+            "vision": vision | activation,
+            "weights": _hash(network.visual.state_dict()),
+            "preprocessing": plain(asdict(preprocessing)),
+            **({"flip": True} if flip else {}),
         },
+        flip=flip,
+        text=config["text_cfg"] | activation,
     )
+
+
+def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Tensor]:
+    """A model's tokenizer; before weights are downloaded, as they are large and it may be that it cannot be had."""
+    tower = text_cfg.get("hf_model_name")
+    try:
+        with silent():
+            if tower:
+                # Of one with code of its own, the package would ask whoever sits at the terminal whether to run it.
+                import_module("transformers").AutoConfig.from_pretrained(tower, trust_remote_code=False)
+            settings: dict[str, Any] = {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
+            return open_clip.get_tokenizer(model, **settings)
+    except Exception as error:  # parsing and downloading raise nearly anything
+        lacks = "sentencepiece" in str(error).lower() and find_spec("sentencepiece") is None
+        if lacks or isinstance(error, ImportError):
+            fix = EXTRA
+        elif model.startswith(LOCAL):
+            names = "tokenizer.json, tokenizer_config.json" + (f", and those of hf_model_name {tower!r}" * bool(tower))
+            fix = f"put its files ({names}) beside {CONFIG}"
+        else:
+            fix = OFFLINE
+        raise InputError(f"--model {model} has a tokenizer that cannot be loaded: {why(error)}; {fix}") from error
 
 
 def middle(image: Image.Image) -> Image.Image:
@@ -120,64 +146,113 @@ class ClassVectors:
     cut: Sequence[str]
     """Prompts of which the model reads the beginning alone."""
     num_prompts: int
+    not_kept: str | None = None
+    """Why the vectors are not in the user's cache, if they could not be written there."""
 
 
+@torch.no_grad()
 def class_vectors(
-    clip: Clip, prompt_names: Sequence[str], templates: Sequence[str] | Sequence[Callable[[str], str]]
+    clip: Clip,
+    prompt_names: Sequence[str],
+    templates: Sequence[str] | Sequence[Callable[[str], str]],
+    *,
+    progress: bool = False,
 ) -> ClassVectors:
     """A vector for each class: the normalized mean over templates of its prompts' normalized vectors (2103.00020).
+
+    They are kept in the user's cache, some classes at a time, and are the same to the last bit as if they were made.
 
     Args:
         clip: the model.
         prompt_names: of the classes, as they stand in a sentence.
         templates: sentences with one `{}` each, or functions of the name.
+        progress: whether to show a progress bar.
     """
     first_of: dict[bytes, int] = {}
-    same, cut = [], []
-    number = 0
+    same, cut, parts, not_kept = [], [], [], None
+    tower = _text_tower(clip)
+    with tqdm(total=len(prompt_names), desc="prompts", unit="class", disable=not progress, leave=False) as bar:
+        for first in range(0, len(prompt_names), CLASSES):
+            names = prompt_names[first : first + CLASSES]
+            texts = [each.format(name) if isinstance(each, str) else each(name) for name in names for each in templates]
+            tokens = clip.tokenizer(texts)
+            for number, of_class in enumerate(tokens.split(len(templates)), start=first):
+                earlier = first_of.setdefault(of_class.numpy().tobytes(), number)
+                if earlier < number:
+                    same.append((earlier, number))
+            cut.extend(_cut(clip, texts, tokens))
+            key, shape = f"{tower} {len(names)} {_hash({'tokens': tokens})}", (len(names), clip.embed_dim)
+            vectors = kept(key, shape)
+            if vectors is None:
+                vectors = _mean_vectors(clip, tokens, len(names))
+                not_kept = not_kept or keep(key, vectors.cpu())
+            parts.append(vectors.to(clip.device).T)
+            bar.update(len(names))
+    return ClassVectors(
+        weights=torch.cat(parts, dim=1),
+        same=same,
+        cut=cut,
+        num_prompts=len(prompt_names) * len(templates),
+        not_kept=not_kept,
+    )
 
-    def tokenizer(texts: list[str]) -> Tensor:
-        nonlocal number
-        tokens = clip.tokenizer(texts)
-        for of_class in tokens.split(len(templates)):
-            first = first_of.setdefault(of_class.numpy().tobytes(), number)
-            if first < number:
-                same.append((first, number))
-            number += 1
-        cut.extend(_cut(clip, texts, tokens.shape[1]))
-        return tokens
 
-    weights = zero_shot_weights(replace(clip, tokenizer=tokenizer), prompt_names, templates)
-    return ClassVectors(weights=weights, same=same, cut=cut, num_prompts=len(prompt_names) * len(templates))
+def _mean_vectors(clip: Clip, tokens: Int64[Tensor, "T L"], num_classes: int) -> Float[Tensor, "n D"]:
+    """The vectors of classes with equally many prompts each, as open_clip's `build_zero_shot_classifier` makes them."""
+    some = [clip.network.encode_text(part.to(clip.device), normalize=True) for part in tokens.split(PROMPTS)]
+    means = torch.cat(some).reshape(num_classes, -1, clip.embed_dim).mean(1)
+    return (means / means.norm(dim=1, keepdim=True)).float()
 
 
-def _cut(clip: Clip, texts: Sequence[str], length: int) -> list[str]:
+def _text_tower(clip: Clip) -> str:
+    """What the bits of a text's vector depend on beside its tokens, as a hash: weights, versions, and the machine."""
+    others = ("visual.", "text_decoder.", "logit_")
+    weights = {name: each for name, each in clip.network.state_dict().items() if not name.startswith(others)}
+    config = getattr(getattr(clip.network, "text", None), "config", None)
+    is_gpu = clip.device.type == "cuda"
+    machine = torch.cuda.get_device_name(clip.device) if is_gpu else torch.backends.cpu.get_cpu_capability()
+    facts = [
+        clip.text,
+        config and config.to_dict(),
+        torch.__version__,
+        open_clip.__version__,
+        clip.device.type,
+        machine,
+    ]
+    facts += [torch.get_num_threads(), torch.get_float32_matmul_precision(), _hash(weights)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _cut(clip: Clip, texts: Sequence[str], tokens: Int64[Tensor, "T L"]) -> list[str]:
     """Those of some prompts that have more tokens than the model reads."""
+    length = tokens.shape[1]
     # No tokenizer makes more tokens than there are bytes, and a few at both ends.
-    long = [text for text in texts if len(text.encode()) > length - 4]
+    long = [k for k, text in enumerate(texts) if len(text.encode()) > length - 4]
     if not long:
         return []
     further: Any = clip.tokenizer
-    # Behind the end of a text there is padding alone; some tokenizers close the row with one other token.
-    rest = further(long, context_length=4 * length)[:, length:-1]
-    return [text for text, row in zip(long, rest, strict=True) if (row != row[-1]).any()]
+    # The row of no text is padding but for its ends: on which side that stands, and what, differs.
+    padding = further([""], context_length=4 * length).mode().values
+    whole = further([texts[k] for k in long], context_length=4 * length)
+    lost = (whole != padding).sum(1) > (tokens[long] != padding).sum(1)
+    return [texts[k] for k, is_cut in zip(long, lost.tolist(), strict=True) if is_cut]
 
 
-@torch.no_grad()
 def zero_shot_weights(
     clip: Clip, prompt_names: Sequence[str], templates: Sequence[str] | Sequence[Callable[[str], str]]
 ) -> Float[Tensor, "D C"]:
     """The weights of `class_vectors` alone."""
-    weights = open_clip.build_zero_shot_classifier(
-        clip.network, clip.tokenizer, prompt_names, templates, device=clip.device
-    )
-    return weights.float()
+    return class_vectors(clip, prompt_names, templates).weights
 
 
 @torch.no_grad()
 def encode(clip: Clip, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N D"]:
     """Vectors of length 1 of preprocessed images, in fp32 whatever precision the network runs in."""
-    return F.normalize(clip.network.encode_image(images).float(), dim=-1)
+    features = F.normalize(clip.network.encode_image(images).float(), dim=-1)
+    if not clip.flip:
+        return features
+    mirrored = F.normalize(clip.network.encode_image(images.flip(-1)).float(), dim=-1)
+    return F.normalize(features + mirrored, dim=-1)
 
 
 def blank_features(clip: Clip) -> Float[Tensor, "1 D"]:
@@ -186,106 +261,9 @@ def blank_features(clip: Clip) -> Float[Tensor, "1 D"]:
     return encode(clip, image[None].to(clip.device))
 
 
-def _check_folder(folder: Path) -> None:
-    config = _read_config(folder / CONFIG)
-    if not {"mean", "std"} <= set(config["preprocess_cfg"]):
-        raise InputError(
-            f"{str(folder / CONFIG)!r} does not say how images are prepared: add a preprocess_cfg with "
-            f"{', '.join(PREPROCESSING)}, as the model was trained"
-        )
-    if not any(file.suffix in WEIGHTS for file in folder.iterdir()):
-        raise InputError(f"{str(folder)!r} has no weights: put the model's open_clip_model.safetensors there")
-
-
-def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """The model_cfg and preprocess_cfg of an open_clip_config.json, the latter empty where there is none."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return {"model_cfg": dict(config["model_cfg"]), "preprocess_cfg": dict(config.get("preprocess_cfg") or {})}
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}; open_clip's models have one") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{str(path)!r} is not a model's config: {reason(error)}") from error
-
-
-def _check_name(model: str, pretrained: str | None) -> None:
-    """Whether a name and a tag or file fit together, as far as can be told before anything is loaded."""
-    known = {name.lower(): name for name in open_clip.list_models()}
-    if model not in known.values():
-        near = [known[name] for name in difflib.get_close_matches(model.lower(), known, n=5)]
-        raise InputError(
-            f"--model: open_clip has no model {model!r}" + (f"; near it: {', '.join(near)}" if near else "")
-        )
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    beside = Path(pretrained or "").parent / CONFIG
-    if pretrained and (published := open_clip.get_pretrained_cfg(model, pretrained)):
-        told = {"quick_gelu": published.get("quick_gelu", False)}
-        fix = f"pass --model {HUB}{published.get('hf_hub', '').rpartition('/')[0]} alone"
-    elif not pretrained or not Path(pretrained).is_file():
-        wrong = f"is {pretrained!r}, which is neither a tag of {model} nor a file" if pretrained else "is missing"
-        raise InputError(f"--pretrained {wrong}: pass a file of weights, or one of {', '.join(tags) or 'no tags'}")
-    elif beside.is_file():
-        told, fix = _told_beside(beside), f"pass --model {LOCAL}{beside.parent} without --pretrained"
-    else:
-        told = _told_by_tags(model, tags)
-        fix = f"put the file and its {CONFIG} into a folder, and pass that as {LOCAL}FOLDER"
-    config = open_clip.get_model_config(model)
-    assert config is not None
-    size = config["vision_cfg"].get("image_size")
-    built = _plain(asdict(PreprocessCfg())) | {"quick_gelu": config.get("quick_gelu", False), "image_size": size}
-    differing = [key for key, value in told.items() if value != built[key]]
-    if differing == ["quick_gelu"]:
-        other = f"{model}-quickgelu" if told["quick_gelu"] else model.removesuffix("-quickgelu")
-        if other != model and other in known.values() and not beside.is_file():
-            fix = f"pass --model {other}"
-        raise InputError(
-            f"QuickGELU mismatch: {pretrained!r} was trained with quick_gelu {told['quick_gelu']}, {model} has "
-            f"{built['quick_gelu']}: {fix}"
-        )
-    if differing:
-        key = differing[0]
-        raise InputError(
-            f"preprocessing mismatch: {pretrained!r} was trained with {key} {told[key]}, "
-            f"{model} from a file gets {built[key]}: {fix}"
-        )
-
-
-def _told_beside(config: Path) -> dict[str, Any]:
-    """What the config beside a file of weights says of their training."""
-    read = _read_config(config)
-    told = {key: value for key, value in read["preprocess_cfg"].items() if key in PREPROCESSING and value is not None}
-    size = (read["model_cfg"].get("vision_cfg") or {}).get("image_size")
-    return told | {"quick_gelu": read["model_cfg"].get("quick_gelu", False)} | ({"image_size": size} if size else {})
-
-
-def _told_by_tags(model: str, tags: Sequence[str]) -> dict[str, Any]:
-    """What all published weights of a model have in common."""
-    published = [_plain({"quick_gelu": False} | open_clip.get_pretrained_cfg(model, tag)) for tag in tags]
-    keys = (*PREPROCESSING, "quick_gelu") if published else ()
-    return {key: published[0][key] for key in keys if all(each[key] == published[0][key] for each in published)}
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON has them: lists instead of tuples."""
-    return json.loads(json.dumps(settings))
-
-
-def _hash(module: torch.nn.Module) -> str:
+def _hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps open_clip's messages from the user: what matters in them is checked before and after."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -115,6 +115,17 @@ def test_features_have_length_one_in_fp32_under_mixed_precision(clip: Clip):
     assert not plain.equal(mixed)
 
 
+def test_with_flips_features_are_means_over_an_image_and_its_mirror_image(folder: Path, clip: Clip):
+    flipping = load_clip(f"local-dir:{folder}", None, CPU, flip=True)
+    images = [strip(32, 16), strip(16, 16)]
+    mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
+    seen, mirror = (encode(clip, torch.stack([clip.preprocess(each) for each in some])) for some in (images, mirrored))
+    found = encode(flipping, torch.stack([flipping.preprocess(each) for each in images]))
+    torch.testing.assert_close(found, torch.nn.functional.normalize((seen + mirror) / 2, dim=-1), atol=1e-5, rtol=0)
+    assert (found - seen).abs().max() > 0.01
+    assert flipping.description == clip.description | {"flip": True}
+
+
 def test_the_blank_image_is_white(clip: Clip):
     white = clip.preprocess(Image.new("RGB", (16, 16), (255, 255, 255)))
     assert blank_features(clip).equal(encode(clip, white[None]))
