@@ -254,16 +254,16 @@ def predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_debias_names_rows_from_the_classes_file(predictions, tmp_path, capsys):
     (tmp_path / "truth.csv").write_text("path,label\n0.jpg,maine coon\n1.jpg,tabby\n2.jpg,car\n")
-    (tmp_path / "few.csv").write_text("path,label\n3.jpg,car\n")
+    (tmp_path / "few.csv").write_text("path,label\n0.jpg,maine coon\n3.jpg,car\n")
     flags = ["--classes", str(tmp_path / "tree.txt"), "--floor", "0.8", "--truth", str(tmp_path / "truth.csv")]
     debias([*predictions, *flags, "--tune_on", str(tmp_path / "few.csv"), "--strength", "1", "--temperature", "1"])
     named = [(row["name"], row["name_confidence"]) for row in rows_of(tmp_path / "out")]
     assert named == [("maine coon", "0.850000"), ("cat", "0.850000"), ("animal", "0.900000"), ("", "")]
     summary, said = _summary(tmp_path), capsys.readouterr()
-    # The row that is tuned on is left out.
-    assert summary["num_unnamed"] == 0 and [level["named"] for level in summary["levels"]] == [1, 1, 1]
-    assert [level["name_accuracy"] for level in summary["levels"]] == [0, 1, 1]
-    assert [level["accuracy"]["plain"] for level in summary["levels"]] == pytest.approx([2 / 3, 2 / 3, 1 / 3])
+    # The rows that are tuned on are left out.
+    assert summary["num_unnamed"] == 0 and [level["named"] for level in summary["levels"]] == [1, 1, 0]
+    assert [level.get("name_accuracy") for level in summary["levels"]] == [0, 1, None]
+    assert [level["accuracy"]["plain"] for level in summary["levels"]] == [0.5, 0.5, 0]
     assert "with 2 names above them" in said.out
     # Read as truth, the table's path is path, without a note.
     again = ["--truth", str(tmp_path / "out" / "labels.csv"), "--out", str(tmp_path / "again")]
