@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from debias_ssl import __version__
+from debias_ssl.distributed.accelerator import keep_freed_memory
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> None:
     parsed = parser.parse_args(arguments)
     if not is_first():
         return
+    keep_freed_memory()
     config = DebiasConfig(**{setting.name: parsed[setting.name] for setting in fields(DebiasConfig)})
     out = Path(parsed.out)
     inputs = {f"--{name}": parsed[name] for name in ("predictions", "classes", "blank", *LABEL_FILES)}

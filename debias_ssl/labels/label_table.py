@@ -12,6 +12,8 @@ from debias_ssl.labels.truth import RowNumbers
 
 # Rows whose text is held at a time.
 ROWS = 2**16
+# Of fractions.
+DECIMALS = 6
 
 Column = Callable[[slice], Sequence[str]]
 """The cells of some rows."""
@@ -44,7 +46,19 @@ def _named(numbers: Int64[np.ndarray, " N"], classes: tuple[str, ...]) -> Column
 
 
 def _fraction(values: Float[np.ndarray, " N"]) -> Column:
-    return lambda rows: [f"{value:.6f}" for value in values[rows].tolist()]
+    return lambda rows: _decimals(values[rows])
+
+
+def _decimals(values: Float[np.ndarray, " n"]) -> list[str]:
+    """Numbers in [0, 1] with six decimals: f"{value:.6f}", for all of them at once."""
+    # Exact: a number of fp32 has 24 bits, and the product with a million no more than the 53 of fp64.
+    left = np.rint(values.astype(np.float64) * 10**DECIMALS).astype(np.int64)
+    text = np.full((len(left), DECIMALS + 2), ord("."), dtype=np.uint8)
+    for place in (*range(DECIMALS + 1, 1, -1), 0):
+        left, digit = np.divmod(left, 10)
+        text[:, place] = ord("0") + digit
+    joined = text.tobytes().decode("ascii")
+    return [joined[first : first + DECIMALS + 2] for first in range(0, len(joined), DECIMALS + 2)]
 
 
 def _as_csv(lines: Sequence[Sequence[str]]) -> bytes:

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from debias_ssl.labels.debiasing import (
     DebiasConfig,
     Labeling,
     Removal,
+    RowLabels,
     Rows,
     label_rows,
     labeling_of,
@@ -181,13 +182,16 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
     Raises:
         InputError: a number is not finite; nothing is written then.
     """
-    parts, outputs = [], outputs_in(out)
+    outputs = outputs_in(out)
     with writing_parts(out / "labels.csv") as write_table, writing_parts(out / "probs.npy") as write_probs:
-        write_probs(_npy_header((len(rows.names), len(rows.classes))))
-        for part, probs in label_rows(rows, removal, is_quiet=is_quiet):
-            write_probs(stored(probs, part.label).tobytes())
-            parts.append(part)
-        labeling = labeling_of(rows, config, removal, parts)
+
+        def parts() -> Iterator[RowLabels]:
+            write_probs(_npy_header((len(rows.names), len(rows.classes))))
+            for part, probs in label_rows(rows, removal, is_quiet=is_quiet):
+                write_probs(stored(probs, part.label).data)
+                yield part
+
+        labeling = labeling_of(rows, config, removal, parts())
         for text in csv_parts(labeling):
             write_table(text)
         # Nothing was wrong with a row: now the labels that were there go, whole.
@@ -211,7 +215,7 @@ def stored(probs: Float[Tensor, "n C"], label: Int64[np.ndarray, " n"]) -> Float
     # Numbers of fp16 that are not negative have the order of their bits, and the next one is the next integer.
     bits, own = rounded.view(torch.int16), torch.from_numpy(label)[:, None]
     largest = bits.gather(1, own)
-    is_tied = (bits == largest).sum(1, keepdim=True) > 1
+    is_tied = bits.scatter_(1, own, -1).amax(1, keepdim=True) == largest
     bits.scatter_(1, own, largest + is_tied.to(torch.int16))
     return rounded.numpy()
 
