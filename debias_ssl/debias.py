@@ -12,7 +12,7 @@ from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.matrix import column_names, read_predictions, rows_of
-from debias_ssl.labels.output import check_folder, write_folder
+from debias_ssl.labels.output import OutputConfig, check_folder, write_folder
 from debias_ssl.labels.truth import say
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--columns", type=str, default=None, help="columns of a table that are classes: NAME,NAME,...")
     parser.add_argument("--blank", type=str, default=None, help="such a matrix of images that show nothing")
     parser.add_class_arguments(DebiasConfig, as_group=False)
-    parser.add_argument("--out", type=str, required=True, help="folder of labels.csv, probs.npy, report.html and more")
+    parser.add_class_arguments(OutputConfig, as_group=False)
+    parser.add_argument("--out", type=str, required=True, help="folder of labels, report.html and more")
     parser.add_argument("--overwrite", action="store_true", help="replace the labels in --out")
     parsed = parser.parse_args(arguments)
     if not is_first():
@@ -60,7 +61,12 @@ def _debias(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     rows = rows_of(predictions, config, path, blank)
     say(rows.said)
     facts = [f"{len(predictions.values):,} rows of {path}", f"{predictions.kind}: {predictions.found.words}"]
-    print(write_folder(rows, config, out, lambda labeling: _page(labeling, facts), {"kind": predictions.kind}))
+    files = OutputConfig(probs=parsed.probs, table=parsed.table)
+
+    def page(labeling: Labeling) -> str:
+        return _page(labeling, facts)
+
+    print(write_folder(rows, config, out, page, {"kind": predictions.kind}, files=files))
 
 
 def _page(labeling: Labeling, facts: Sequence[str]) -> str:
