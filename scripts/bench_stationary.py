@@ -55,9 +55,11 @@ def main() -> None:
         num_rows=parsed.rows,
     )
     started = time.perf_counter()
-    predicted = torch.cat([chunk.argmax(1) for chunk in made]).unique()
+    is_predicted = torch.zeros(parsed.classes, dtype=torch.bool)
+    for chunk in made:
+        is_predicted[chunk.argmax(1)] = True
     making = time.perf_counter() - started
-    print(f"{parsed.rows:,} rows of {parsed.classes:,} classes, of which {len(predicted):,} are predicted")
+    print(f"{parsed.rows:,} rows of {parsed.classes:,} classes, of which {is_predicted.sum():,} are predicted")
     at_start = peak = anonymous_bytes()
     ended = threading.Event()
 

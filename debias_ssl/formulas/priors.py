@@ -226,11 +226,13 @@ def stationary(chunks: Chunks) -> Prior:
     four bytes for each of these and each class.
     """
     num_classes = next(iter(chunks)).shape[1]
-    states, dtype = torch.arange(num_classes), torch.float64
+    is_state, dtype = torch.ones(num_classes, dtype=torch.bool), torch.float64
     if num_classes > FEW_CLASSES:
-        states, dtype = torch.cat([largest(logits)[1] for logits in chunks]).unique(), torch.float32
-    is_state = torch.zeros(num_classes, dtype=torch.bool).index_fill_(0, states, True)
-    others, place, num = (~is_state).nonzero()[:, 0], is_state.cumsum(0) - 1, len(states)
+        is_state, dtype = torch.zeros_like(is_state), torch.float32
+        for logits in chunks:
+            is_state[largest(logits)[1]] = True
+    states, others = is_state.nonzero()[:, 0], (~is_state).nonzero()[:, 0]
+    place, num = is_state.cumsum(0) - 1, len(states)
     # Columns are the classes; below, they become the states, all others together, and each of the others.
     sums = torch.zeros(num + 1, num_classes + 1, dtype=dtype)
     total = torch.zeros(num_classes + 1, dtype=torch.float64)
@@ -243,8 +245,8 @@ def stationary(chunks: Chunks) -> Prior:
         own = row / row.sum() if row.any() else mean
         row[:num], row[num], row[num + 1 :] = own[states], own[others].sum(), own[others]
     step, of_others = sums[:, : num + 1], sums[:, num + 1 :]
-    step[:, :num] += RESTART / num_classes
-    step[:, num] += RESTART * len(others) / num_classes
+    sums += RESTART / num_classes
+    step[:, num] += RESTART * (len(others) - 1) / num_classes
     q = stationary_vector(step)
     whole = torch.empty(num_classes, dtype=torch.float64)
     whole[states], whole[others] = q[:num], (q.to(dtype) @ of_others).double()
@@ -256,7 +258,7 @@ def _summed(
 ) -> tuple[Float[Tensor, "s C"], Int64[Tensor, " s"]]:
     """The sums of the rows of each state that has some, and these states."""
     found, which = place.unique(return_inverse=True)
-    numbers = probs.to(dtype).numpy()
+    numbers = probs.detach().to(dtype).numpy()
     # As a product with a sparse matrix of ones, which is many times as fast as index_add_ with all rows.
     entries = np.ones(len(numbers), dtype=numbers.dtype), (which.numpy(), np.arange(len(numbers)))
     return torch.from_numpy(csr_array(entries, shape=(len(found), len(numbers))) @ numbers), found

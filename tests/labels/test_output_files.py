@@ -141,7 +141,7 @@ def test_readers_of_all_probabilities_say_how_they_come_to_be_there(probs: str, 
     out = run(predictions, "o", "--probs", probs)
     said = refused(main, ["--predictions", str(out / "probs.npy"), "--out", str(out.parent / "again")], capsys)
     assert "there is no file" in said and "run that job again with --probs full" in said
-    with pytest.raises(InputError, match="has no probs.npy.*run that job again with --probs full"):
+    with pytest.raises(InputError, match=r"has no probs\.npy.*run that job again with --probs full"):
         read_probs(out, None, ["x"], tuple(CLASSES))
     if probs == "top5":
         # Of five classes it would look like a matrix.
