@@ -11,7 +11,7 @@ from debias_ssl.formulas.chains import stationary_vector
 
 def by_eigenvectors(step: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eig(step.T)
-    q = vectors[:, np.abs(values - 1).argmin()].real
+    q = np.real(vectors[:, np.abs(values - 1).argmin()])
     return q / q.sum()
 
 

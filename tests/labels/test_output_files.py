@@ -91,7 +91,7 @@ def test_whatever_reads_a_folder_reads_both_tables(table: str, predictions: Path
     for i in range(NUM):
         (out / f"a,{i}.png").touch()
     found = labeled_files(str(file), None, "data.labeled")
-    assert found.labels == labels and [path.name for path in found.paths[:2]] == ["a,0.png", "a,1.png"]
+    assert found.labels == labels and [Path(path).name for path in found.paths[:2]] == ["a,0.png", "a,1.png"]
     assert is_table(file) and read_confidence(file).tolist() == pytest.approx(np.load(out / "probs.npy").max(1), 1e-3)
     names = [str(out / f"a,{i}.png") for i in range(NUM)]
     given = read_probs(out, None, names, tuple(CLASSES))
@@ -152,10 +152,9 @@ def test_readers_of_all_probabilities_say_how_they_come_to_be_there(probs: str, 
 def test_whoever_is_killed_leaves_no_half_table(predictions: Path):
     flags = ["--table", "parquet", "--probs", "top5"]
     before = (run(predictions, "o", *flags) / "labels.parquet").read_bytes()
-    number, kills, is_killed = 0, 0, True
+    table, number, kills, is_killed = predictions.parent / "o" / "labels.parquet", 0, 0, True
     while is_killed:
         is_killed = killed_after(number, lambda: run(predictions, "o", *flags, "--overwrite"))
-        table = predictions.parent / "o" / "labels.parquet"
         assert not table.exists() or table.read_bytes() == before
         number, kills = number + 2, kills + is_killed
     assert kills > 5 and names_in(table.parent) == {
@@ -182,8 +181,10 @@ def test_a_damaged_table_is_refused(predictions: Path, capsys):
 def test_fractions_are_formatted_as_python_does():
     rng = np.random.default_rng(0)
     ties = ((np.arange(2000) + 0.5) / 2**20).astype(np.float32)
-    values = np.concatenate([rng.random(20_000, dtype=np.float32), ties, np.float32([0, 1, 5e-7, 1.5e-6, 0.9999995])])
+    values = np.concatenate(
+        [rng.random(20_000, dtype=np.float32), ties, np.array([0, 1, 5e-7, 1.5e-6, 0.9999995], dtype=np.float32)]
+    )
     assert _texts(values) == [f"{value:.6f}" for value in values.tolist()]
     # Others than fractions, too.
-    other = np.float32([-3.25, 12.5, np.nan])
+    other = np.array([-3.25, 12.5, np.nan], dtype=np.float32)
     assert _texts(other) == ["-3.250000", "12.500000", "nan"]
