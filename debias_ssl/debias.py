@@ -8,12 +8,13 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from debias_ssl import __version__
+from debias_ssl.distributed.accelerator import keep_freed_memory
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.matrix import column_names, read_predictions, rows_of
 from debias_ssl.labels.matrix_reference import matrix_reference
-from debias_ssl.labels.output import check_folder, write_folder
+from debias_ssl.labels.output import OutputConfig, check_folder, write_folder
 from debias_ssl.labels.truth import say
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
@@ -34,11 +35,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--columns", type=str, default=None, help="columns of a table that are classes: NAME,NAME,...")
     parser.add_argument("--blank", type=str, default=None, help="such a matrix of images that show nothing")
     parser.add_class_arguments(DebiasConfig, as_group=False)
-    parser.add_argument("--out", type=str, required=True, help="folder of labels.csv, probs.npy, report.html and more")
+    parser.add_class_arguments(OutputConfig, as_group=False)
+    parser.add_argument("--out", type=str, required=True, help="folder of labels, report.html and more")
     parser.add_argument("--overwrite", action="store_true", help="replace the labels in --out")
     parsed = parser.parse_args(arguments)
     if not is_first():
         return
+    keep_freed_memory()
     config = DebiasConfig(**{setting.name: parsed[setting.name] for setting in fields(DebiasConfig)})
     out = Path(parsed.out)
     inputs = {f"--{name}": parsed[name] for name in ("predictions", "classes", "blank", *LABEL_FILES)}
@@ -64,8 +67,13 @@ def _debias(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     rows = rows_of(predictions, config, path, blank, reference)
     say(rows.said)
     facts = [f"{len(predictions.values):,} rows of {path}", f"{predictions.kind}: {predictions.found.words}"]
+    files = OutputConfig(probs=parsed.probs, table=parsed.table)
+
+    def page(labeling: Labeling) -> str:
+        return _page(labeling, facts)
+
     further = {"kind": predictions.kind, "predictions": os.path.abspath(path)}
-    print(write_folder(rows, config, out, lambda labeling: _page(labeling, facts), further))
+    print(write_folder(rows, config, out, page, further, files=files))
 
 
 def _page(labeling: Labeling, facts: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.image_reference import ReferenceImages, features_of, image_reference, measured
 from debias_ssl.labels.images import likely_folder
-from debias_ssl.labels.output import check_folder, write_folder
+from debias_ssl.labels.output import OutputConfig, check_folder, write_folder
 from debias_ssl.labels.truth import say
 from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
@@ -75,7 +75,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--precision", type=Precision, default="auto", help="auto is bf16 where the device multiplies in it"
     )
-    parser.add_argument("--out", type=str, required=True, help="folder of labels.csv, probs.npy, report.html and more")
+    parser.add_class_arguments(OutputConfig, as_group=False)
+    parser.add_argument("--out", type=str, required=True, help="folder of labels, report.html and more")
     parser.add_argument("--overwrite", action="store_true", help="replace the labels in --out")
     parsed = parser.parse_args(arguments)
     config = DebiasConfig(**{setting.name: parsed[setting.name] for setting in fields(DebiasConfig)})
@@ -154,7 +155,8 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     def page(labeling: Labeling) -> str:
         return _page(labeling, cache, facts, _decoding(parsed))
 
-    said = write_folder(rows, config, out, page, further, unreadable)
+    files = OutputConfig(probs=parsed.probs, table=parsed.table)
+    said = write_folder(rows, config, out, page, further, unreadable, files)
     if unreadable:
         listed = out / "unreadable.json"
         print(f"note: left out {len(unreadable)} files that cannot be read: {listed}", file=sys.stderr)

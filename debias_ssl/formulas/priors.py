@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from scipy.optimize import minimize
+from scipy.sparse import csr_array
 from torch import Tensor
 
-from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, finite_log, floored_log
+from debias_ssl.formulas.chains import stationary_vector
+from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, finite_log, floored_log, largest
 
 Chunks = Iterable[Float[Tensor, "_ C"]]
 """Logits in row order, already divided by the temperature; can be iterated again and again, each time anew."""
@@ -32,8 +34,10 @@ TOLERANCE = 1e-4
 SEARCH_PASSES = 100
 # Rows a class from which a prior is removed wholly, and those at which the removed share is half of what it tends to.
 ENOUGH_ROWS, HALF_ROWS = 10, 2
-# Of a stochastic matrix: 2^64 steps of its chain, enough for one that hardly ever leaves a class.
-MOST_SQUARINGS = 64
+# Up to so many, each class is a state of the chain of `stationary`, in fp64 and in one pass.
+FEW_CLASSES = 4096
+# How seldom that chain begins anew.
+RESTART = 1e-14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,25 +219,49 @@ def stationary(chunks: Chunks) -> Prior:
     """The q with q = P q, where column k of P is the mean softmax of the rows predicted as k (Frolic, NeurIPS 2024).
 
     The mean of all rows stands in the column of a class that is never predicted: the class then has the mass that the
-    rows of other classes give it. Squaring P again and again takes 2^k steps of the power iteration, from uniform.
+    rows of other classes give it. About once in 1 / RESTART steps the chain begins anew, from all classes alike: that
+    decides between classes that it does not leave.
+
+    Of many classes, a first pass finds those that are predicted; all others are one state of the chain. This takes
+    four bytes for each of these and each class.
     """
-    sums: Tensor | None = None
+    num_classes = next(iter(chunks)).shape[1]
+    is_state, dtype = torch.ones(num_classes, dtype=torch.bool), torch.float64
+    if num_classes > FEW_CLASSES:
+        is_state, dtype = torch.zeros_like(is_state), torch.float32
+        for logits in chunks:
+            is_state[largest(logits)[1]] = True
+    states, others = is_state.nonzero()[:, 0], (~is_state).nonzero()[:, 0]
+    place, num = is_state.cumsum(0) - 1, len(states)
+    # Columns are the classes; below, they become the states, all others together, and each of the others.
+    sums = torch.zeros(num + 1, num_classes + 1, dtype=dtype)
+    total = torch.zeros(num_classes + 1, dtype=torch.float64)
     for logits in chunks:
-        probs = logits.softmax(-1)
-        if sums is None:
-            sums = torch.zeros(probs.shape[1], probs.shape[1], dtype=torch.float64)
-        sums.index_add_(0, logits.argmax(-1), probs.double())
-    assert sums is not None
-    # A row of softmax sums to 1, so that the sum over a predicted class is the number of its rows.
-    predicted = sums.sum(1, keepdim=True)
-    step = torch.where(predicted > 0, sums / predicted, sums.sum(0) / sums.sum()).T
-    for _ in range(MOST_SQUARINGS):
-        further = step @ step
-        further = further / further.sum(0)
-        if (further - step).abs().max() < 1e-12:
-            break
-        step = further
-    return step.mean(1)
+        of_state, found = _summed(logits.softmax(-1), place[largest(logits)[1]], dtype)
+        sums[:, :-1].index_add_(0, found, of_state)
+        total[:-1] += of_state.sum(0)
+    mean = (total / total.sum()).to(dtype)
+    for row in sums:
+        own = row / row.sum() if row.any() else mean
+        row[:num], row[num], row[num + 1 :] = own[states], own[others].sum(), own[others]
+    step, of_others = sums[:, : num + 1], sums[:, num + 1 :]
+    sums += RESTART / num_classes
+    step[:, num] += RESTART * (len(others) - 1) / num_classes
+    q = stationary_vector(step)
+    whole = torch.empty(num_classes, dtype=torch.float64)
+    whole[states], whole[others] = q[:num], (q.to(dtype) @ of_others).double()
+    return whole / whole.sum()
+
+
+def _summed(
+    probs: Float[Tensor, "n C"], place: Int64[Tensor, " n"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "s C"], Int64[Tensor, " s"]]:
+    """The sums of the rows of each state that has some, and these states."""
+    found, which = place.unique(return_inverse=True)
+    numbers = probs.detach().to(dtype).numpy()
+    # As a product with a sparse matrix of ones, which is many times as fast as index_add_ with all rows.
+    entries = np.ones(len(numbers), dtype=numbers.dtype), (which.numpy(), np.arange(len(numbers)))
+    return torch.from_numpy(csr_array(entries, shape=(len(found), len(numbers))) @ numbers), found
 
 
 def centering(chunks: Chunks) -> Prior:

@@ -4,7 +4,7 @@
 labels chunk by chunk.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from debias_ssl.data.sources.images import UNKNOWN
+from debias_ssl.formulas.logits import largest
 from debias_ssl.formulas.presence import Presence
 from debias_ssl.formulas.priors import Chunks
 from debias_ssl.formulas.shares import Shares
@@ -220,7 +221,7 @@ class Pass:
         ) as bar:
             for logits in self.chunks:
                 check_finite(logits, first, self.classes)
-                yield logits / self.temperature
+                yield logits if self.temperature == 1 else logits / self.temperature
                 first += len(logits)
                 bar.update(len(logits))
 
@@ -253,9 +254,9 @@ def label_rows(
     """
     hierarchy = rows.hierarchy or hierarchy_of(rows.classes, {})
     for logits in pass_over(rows, removal.temperature, "labels", is_quiet):
-        plain_confidence, plain = logits.softmax(-1).max(-1)
+        plain_confidence, plain = largest(logits.softmax(-1))
         probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
-        confidence, label = probs.max(-1)
+        confidence, label = largest(probs)
         # The largest is taken out for a moment, as a copy of a chunk would take time.
         second = probs.scatter_(-1, label[:, None], -1).amax(-1)
         probs.scatter_(-1, label[:, None], confidence[:, None])
@@ -272,11 +273,22 @@ def label_rows(
         yield labels, probs
 
 
-def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Sequence[RowLabels]) -> Labeling:
+def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Iterable[RowLabels]) -> Labeling:
     """The labels of all chunks together, with what was removed from them."""
-    made = [field.name for field in fields(RowLabels) if getattr(parts[0], field.name) is not None]
+    whole: dict[str, np.ndarray] = {}
+    first = 0
+    for part in parts:
+        # Into arrays of all rows: small ones that stay would keep the memory of each chunk from the next.
+        for field in fields(RowLabels):
+            values = getattr(part, field.name)
+            if values is None:
+                continue
+            if not first:
+                whole[field.name] = np.empty((len(rows.names), *values.shape[1:]), values.dtype)
+            whole[field.name][first : first + len(values)] = values
+        first += len(part.label)
     return Labeling(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in made},
+        **whole,
         classes=rows.classes,
         names=rows.names,
         truth=np.full(len(rows.names), UNKNOWN) if rows.truth is None else rows.truth,

@@ -1,6 +1,6 @@
 """Labels of arrays and images for programs: what `debias` and `label` write to a folder, as arrays in memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from debias_ssl.data.sources.listing import picked
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
 from debias_ssl.labels.arguments import DebiasSettings, Settings, array, flags_are_arguments, named, text
 from debias_ssl.labels.class_list import Classes, given_classes
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling, Rows, label_rows, labeling_of
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling, RowLabels, Rows, label_rows, labeling_of
 from debias_ssl.labels.embedding import embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore
 from debias_ssl.labels.hierarchy import hierarchy_of
@@ -255,12 +255,16 @@ def _label(
 
 def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | None = None) -> DebiasedLabels:
     removal = find_removal(rows, config, is_quiet=True)
-    probs, parts, first = np.empty((len(rows.names), len(rows.classes)), dtype=np.float32), [], 0
-    for part, of_part in label_rows(rows, removal, floor=config.floor, is_quiet=True):
-        probs[first : first + len(of_part)] = of_part.numpy()
-        parts.append(part)
-        first += len(of_part)
-    labeling = labeling_of(rows, config, removal, parts)
+    probs = np.empty((len(rows.names), len(rows.classes)), dtype=np.float32)
+
+    def parts() -> Iterator[RowLabels]:
+        first = 0
+        for part, of_part in label_rows(rows, removal, floor=config.floor, is_quiet=True):
+            probs[first : first + len(of_part)] = of_part.numpy()
+            first += len(of_part)
+            yield part
+
+    labeling = labeling_of(rows, config, removal, parts())
     return DebiasedLabels(**vars(labeling), probs=probs, unreadable=unreadable or {})
 
 

@@ -5,18 +5,26 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64
+import pyarrow as pa
+from jaxtyping import Float, Int64, Num
+from pyarrow import parquet
 
 from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.several import SeveralLabels
 from debias_ssl.labels.truth import RowNumbers
+from debias_ssl.system.tables import is_text
 
 # Rows whose text is held at a time.
 ROWS = 2**16
+# Of fractions in CSV.
+DECIMALS = 6
 
-Column = Callable[[slice], Sequence[str]]
+Cells = Sequence[str] | np.ndarray
+"""Text or numbers."""
+Column = Callable[[slice], Cells]
 """The cells of some rows."""
 
 
@@ -24,30 +32,21 @@ def columns_of(labeling: Labeling) -> dict[str, Column]:
     """The columns of labels.csv, by their names in its first line."""
     key = "row" if isinstance(labeling.names, RowNumbers) else "path"
     columns: dict[str, Column] = {
-        key: lambda rows: labeling.names[rows],
+        key: _numbers(np.arange(len(labeling.names))) if key == "row" else lambda rows: labeling.names[rows],
         "label": _named(labeling.label, labeling.classes),
-        "confidence": _fraction(labeling.confidence),
-        "top2_gap": _fraction(labeling.top2_gap),
+        "confidence": _numbers(labeling.confidence),
+        "top2_gap": _numbers(labeling.top2_gap),
         "plain_label": _named(labeling.plain, labeling.classes),
-        "plain_confidence": _fraction(labeling.plain_confidence),
+        "plain_confidence": _numbers(labeling.plain_confidence),
     }
     if labeling.name is not None and labeling.name_confidence is not None:
         # The number -1 is that of the last one.
         names = (*(labeling.hierarchy.names if labeling.hierarchy else labeling.classes), "")
         columns["name"] = _named(labeling.name, names)
-        columns["name_confidence"] = _fraction(labeling.name_confidence)
+        columns["name_confidence"] = _numbers(labeling.name_confidence)
     if labeling.several:
         columns["labels"] = _lists(labeling.several, labeling.classes)
     return columns
-
-
-def csv_parts(labeling: Labeling) -> Iterator[bytes]:
-    """The table as CSV, some rows at a time."""
-    columns = columns_of(labeling)
-    yield _as_csv([[*columns]])
-    for first in range(0, len(labeling.names), ROWS):
-        rows = slice(first, first + ROWS)
-        yield _as_csv([*zip(*(column(rows) for column in columns.values()), strict=True)])
 
 
 def _named(numbers: Int64[np.ndarray, " N"], classes: tuple[str, ...]) -> Column:
@@ -64,8 +63,94 @@ def _lists(several: SeveralLabels, classes: tuple[str, ...]) -> Column:
     return cells
 
 
-def _fraction(values: Float[np.ndarray, " N"]) -> Column:
-    return lambda rows: ["" if math.isnan(value) else f"{value:.6f}" for value in values[rows].tolist()]
+def _numbers(values: Num[np.ndarray, " N"]) -> Column:
+    return lambda rows: values[rows]
+
+
+def csv_parts(labeling: Labeling) -> Iterator[bytes]:
+    """The table as CSV, some rows at a time."""
+    columns = columns_of(labeling)
+    yield _as_csv([[*columns]])
+    for rows in _parts(labeling):
+        yield _as_csv([*zip(*(_texts(column(rows)) for column in columns.values()), strict=True)])
+
+
+def parquet_parts(labeling: Labeling) -> Iterator[bytes]:
+    """The table as Parquet, a row group at a time: text, integers, and fractions in fp32.
+
+    Paths that are not all text are binary.
+    """
+    columns = columns_of(labeling)
+    schema = pa.schema([(name, _type_of(column(slice(1)))) for name, column in columns.items()])
+    if "path" in columns and not all(map(is_text, labeling.names)):
+        schema = schema.set(0, pa.field("path", pa.binary()))
+    written = _Written()
+    with parquet.ParquetWriter(written, schema) as writer:
+        for rows in _parts(labeling):
+            cells: dict[str, Any] = {name: column(rows) for name, column in columns.items()}
+            if schema.field(0).type == pa.binary():
+                cells["path"] = [path.encode(errors="surrogateescape") for path in cells["path"]]
+            writer.write_table(pa.table(cells, schema))
+            yield written.taken()
+    yield written.taken()
+
+
+TABLES = {"csv": csv_parts, "parquet": parquet_parts}
+"""The formats of the table, which are the suffixes of its file."""
+
+
+class _Written(io.RawIOBase):
+    """A file whose parts are taken out as they are written."""
+
+    def __init__(self):
+        self.parts: list[bytes] = []
+        self.place = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, part: Any) -> int:
+        self.parts.append(bytes(part))
+        self.place += len(part)
+        return len(part)
+
+    def tell(self) -> int:
+        return self.place
+
+    def taken(self) -> bytes:
+        parts, self.parts = self.parts, []
+        return b"".join(parts)
+
+
+def _parts(labeling: Labeling) -> Iterator[slice]:
+    return (slice(first, first + ROWS) for first in range(0, len(labeling.names), ROWS))
+
+
+def _type_of(cells: Cells) -> pa.DataType:
+    return pa.from_numpy_dtype(cells.dtype) if isinstance(cells, np.ndarray) else pa.string()
+
+
+def _texts(cells: Cells) -> Sequence[str]:
+    if not isinstance(cells, np.ndarray):
+        return cells
+    if cells.dtype.kind == "i":
+        return [str(number) for number in cells.tolist()]
+    is_fraction = bool(((cells >= 0) & (cells <= 1)).all())
+    if is_fraction:
+        return _fractions(cells)
+    return ["" if math.isnan(value) else f"{value:.{DECIMALS}f}" for value in cells.tolist()]
+
+
+def _fractions(values: Float[np.ndarray, " n"]) -> list[str]:
+    """Numbers in [0, 1] with six decimals: f"{value:.6f}", for all of them at once."""
+    # Exact: a number of fp32 has 24 bits, and its product with a million no more than the 53 of fp64.
+    left = np.rint(values.astype(np.float64) * 10**DECIMALS).astype(np.int64)
+    text = np.full((len(left), DECIMALS + 2), ord("."), dtype=np.uint8)
+    for place in (*range(DECIMALS + 1, 1, -1), 0):
+        left, digit = np.divmod(left, 10)
+        text[:, place] = ord("0") + digit
+    joined = text.tobytes().decode("ascii")
+    return [joined[first : first + DECIMALS + 2] for first in range(0, len(joined), DECIMALS + 2)]
 
 
 def _as_csv(lines: Sequence[Sequence[str]]) -> bytes:

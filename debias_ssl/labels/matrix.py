@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from debias_ssl.data.sources.label_files import table_beside
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
 from debias_ssl.labels.class_names import class_list
 from debias_ssl.labels.debiasing import DebiasConfig, Rows
@@ -84,7 +85,7 @@ def read_predictions(
     if not of_rows:
         own = classes_beside(path, None)
         names = names_beside(path, matrix.values, own)
-        of_rows = "names of rows: " + ("their numbers" if names is None else "labels.csv beside it")
+        of_rows = "names of rows: " + ("their numbers" if names is None else f"{table_beside(path).name} beside it")
     predictions = predictions_of(matrix.values, kind, classes, names, str(path))
     parents = {} if listed is None else listed.parents
     if parents:

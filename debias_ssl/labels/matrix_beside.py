@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Num
 
 from debias_ssl.data.sources.images import UNKNOWN
-from debias_ssl.data.sources.label_files import contradicting_row
+from debias_ssl.data.sources.label_files import contradicting_row, table_beside
 from debias_ssl.labels.class_names import read_class_list
 from debias_ssl.labels.column_roles import OF_LABELS
 from debias_ssl.labels.truth import RowNumbers
@@ -40,7 +40,7 @@ def classes_beside(path: Path, given: tuple[str, ...] | None) -> tuple[str, ...]
 
 
 def names_beside(path: Path, values: Num[np.ndarray, "N C"], classes: tuple[str, ...] | None) -> Sequence[str] | None:
-    """The names of the rows of probs.npy in the labels.csv beside it, once its labels are known to be of these rows.
+    """The names of the rows of probs.npy in the table beside it, once its labels are known to be of these rows.
 
     Args:
         path: of the matrix.
@@ -53,7 +53,7 @@ def names_beside(path: Path, values: Num[np.ndarray, "N C"], classes: tuple[str,
     Raises:
         InputError: the label or the confidence of a row is not what the matrix says.
     """
-    beside = path.parent / "labels.csv"
+    beside = table_beside(path)
     if path.name != "probs.npy" or not beside.is_file():
         return None
     table = read_table(beside)

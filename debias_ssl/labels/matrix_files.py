@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from debias_ssl.data.sources.label_files import FULL, TOP5, table_beside
 from debias_ssl.labels.column_roles import find_roles
 from debias_ssl.labels.columns import Column, listed
 from debias_ssl.labels.json_columns import read_json_columns
@@ -53,8 +54,11 @@ def read_matrix(path: Path, asked: Sequence[str] | None = None, named: Sequence[
     if path.is_dir():
         raise InputError(f"{str(path)!r} is a folder: name a file")
     check_whole(path)
+    if path.name in TOP5:
+        raise InputError(f"{str(path)!r} is of the five largest probabilities of each row; for those of all, {FULL}")
     if not path.is_file():
-        raise InputError(f"there is no file {str(path)!r}")
+        mend = f"; {FULL}" if path.name == "probs.npy" and table_beside(path).is_file() else ""
+        raise InputError(f"there is no file {str(path)!r}{mend}")
     arrays = {".npy": _read_npy, ".npz": _read_npz}
     tables: dict[str, Callable[[Path], list[Column] | np.ndarray]] = {
         **dict.fromkeys((".csv", ".tsv", ".txt"), partial(read_text_columns, classes={*(asked or ()), *(named or ())})),

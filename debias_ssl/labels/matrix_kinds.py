@@ -58,9 +58,14 @@ def chunks_of(values: Num[np.ndarray, "N C"]) -> Iterator[tuple[int, Float[Tenso
     """Parts of a matrix in fp32, each with the number of its first row."""
     step = rows_of_chunk(values.shape[1])
     for first in range(0, len(values), step):
+        part = values[first : first + step]
+        if part.dtype == np.float16:
+            # NumPy converts them eight times as slowly.
+            yield first, torch.from_numpy(np.array(part)).float()
+            continue
         # Too large a number becomes infinite, which is told of as such.
         with np.errstate(over="ignore"):
-            yield first, torch.from_numpy(np.array(values[first : first + step], dtype=np.float32))
+            yield first, torch.from_numpy(np.array(part, dtype=np.float32))
 
 
 def find_kind(values: Num[np.ndarray, "N C"], classes: Sequence[str], asked: Asked, source: str) -> Found:
@@ -114,8 +119,9 @@ def _look(values: Num[np.ndarray, "N C"], classes: Sequence[str], source: str) -
     precision = float(np.finfo(values.dtype).eps) if values.dtype.kind == "f" else 0.0
     for first, chunk in chunks_of(values):
         check_finite(chunk, first, classes)
-        low, high = (float(value) for value in chunk.aminmax())
-        if low <= 0 <= high and len(zeros := (chunk == 0).all(-1).nonzero()):
+        lowest, highest = chunk.amin(-1), chunk.amax(-1)
+        low, high = float(lowest.min()), float(highest.max())
+        if low <= 0 <= high and len(zeros := ((lowest == 0) & (highest == 0)).nonzero()):
             raise InputError(
                 f"{source}: row {first + int(zeros[0])} (from 0) is all zeros, which is not a prediction; "
                 "remove the row, or fill it in"

@@ -4,15 +4,18 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int64
+from jaxtyping import Float, Float16, Int32, Int64
 from torch import Tensor
 
+from debias_ssl.data.sources.label_files import TOP5
 from debias_ssl.formulas import metrics
 from debias_ssl.formulas.calibration import expected_calibration_error
 from debias_ssl.formulas.logits import confusion_matrix
@@ -20,11 +23,12 @@ from debias_ssl.labels.debiasing import (
     DebiasConfig,
     Labeling,
     Removal,
+    RowLabels,
     Rows,
     label_rows,
     labeling_of,
 )
-from debias_ssl.labels.label_table import csv_parts
+from debias_ssl.labels.label_table import TABLES
 from debias_ssl.labels.levels import levels_of, levels_table
 from debias_ssl.labels.preference import FILE as PREFERENCE
 from debias_ssl.labels.removal import find_removal
@@ -32,11 +36,33 @@ from debias_ssl.system.errors import InputError, only_warned
 from debias_ssl.system.files import check_writable, write_aside, writing_parts
 from debias_ssl.system.outputs import Outputs
 
+# Rows of probabilities that are cut after the largest, and the numbers of their classes.
+MOST = 5
 # In the order in which they are removed.
-NAMES = ("summary.json", "report.html", "labels.csv", "probs.npy", "classes.json", "unreadable.json", PREFERENCE)
+NAMES = ("summary.json", "report.html", "labels.csv", "labels.parquet", "probs.npy", *TOP5)
+NAMES += ("classes.json", "unreadable.json", PREFERENCE)
 
 # From so many rows on, an accuracy is known to a percent, and its interval is in summary.json alone.
 FEW_ROWS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """In which files labels are written.
+
+    Args:
+        probs: `full` is probs.npy, the probabilities of all classes; `top5` the five largest of each row, in
+            top5_probs.npy, and the numbers of their classes, in top5_classes.npy; `none` is neither.
+        table: `csv` is labels.csv, `parquet` is labels.parquet.
+    """
+
+    probs: Literal["full", "top5", "none"] = "full"
+    table: Literal["csv", "parquet"] = "csv"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of these files."""
+        return (f"labels.{self.table}", *{"full": ("probs.npy",), "top5": TOP5, "none": ()}[self.probs])
 
 
 def summary_of(labeling: Labeling) -> dict[str, Any]:
@@ -185,8 +211,9 @@ def write_folder(
     page: Callable[[Labeling], str],
     further: Mapping[str, Any],
     unreadable: Mapping[str, str] | None = None,
+    files: OutputConfig = OutputConfig(),
 ) -> str:
-    """Debiases rows, and writes labels.csv, probs.npy, classes.json, summary.json and report.html.
+    """Debiases rows, and writes labels, probabilities, classes.json, summary.json and report.html.
 
     Also preference.json, where a reference showed one, and unreadable.json.
 
@@ -209,7 +236,7 @@ def write_folder(
     removal = find_removal(rows, config)
     for note in removal.notes:
         print(f"note: {note}", file=sys.stderr)
-    labeling = write_labels(rows, config, removal, out)
+    labeling = write_labels(rows, config, removal, out, files)
     if removal.preference is not None:
         outputs_in(out).claim(PREFERENCE)
         write_aside(out / PREFERENCE, removal.preference.text())
@@ -223,24 +250,42 @@ def write_folder(
     return said
 
 
-def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, *, is_quiet: bool = False) -> Labeling:
-    """Writes labels.csv, probs.npy and classes.json in one pass over the rows.
+def write_labels(
+    rows: Rows,
+    config: DebiasConfig,
+    removal: Removal,
+    out: Path,
+    files: OutputConfig = OutputConfig(),
+    *,
+    is_quiet: bool = False,
+) -> Labeling:
+    """Writes the table of labels, the probabilities and classes.json in one pass over the rows.
 
     Raises:
         InputError: a number is not finite; nothing is written then.
     """
-    parts, outputs = [], outputs_in(out)
-    with writing_parts(out / "labels.csv") as write_table, writing_parts(out / "probs.npy") as write_probs:
-        write_probs(_npy_header((len(rows.names), len(rows.classes))))
-        for part, probs in label_rows(rows, removal, floor=config.floor, is_quiet=is_quiet):
-            write_probs(stored(probs, part.label).tobytes())
-            parts.append(part)
-        labeling = labeling_of(rows, config, removal, parts)
-        for text in csv_parts(labeling):
+    outputs = outputs_in(out)
+    with ExitStack() as opened:
+        write_table, *write_probs = [opened.enter_context(writing_parts(out / name)) for name in files.names]
+
+        def parts() -> Iterator[RowLabels]:
+            for write, header in zip(write_probs, _headers(rows, files), strict=True):
+                write(header)
+            for part, probs in label_rows(rows, removal, floor=config.floor, is_quiet=is_quiet):
+                if files.probs != "none":
+                    kept = stored(probs, part.label)
+                    for write, numbers in zip(
+                        write_probs, (kept,) if files.probs == "full" else top5(kept), strict=True
+                    ):
+                        write(numbers.data)
+                yield part
+
+        labeling = labeling_of(rows, config, removal, parts())
+        for text in TABLES[files.table](labeling):
             write_table(text)
         # Nothing was wrong with a row: now the labels that were there go, whole.
         outputs.begin_replacing()
-        outputs.claim("labels.csv", "probs.npy", "classes.json", "report.html", "summary.json")
+        outputs.claim(*files.names, "classes.json", "report.html", "summary.json")
     write_aside(out / "classes.json", json.dumps(rows.classes, ensure_ascii=False) + "\n")
     return labeling
 
@@ -259,15 +304,28 @@ def stored(probs: Float[Tensor, "n C"], label: Int64[np.ndarray, " n"]) -> Float
     # Numbers of fp16 that are not negative have the order of their bits, and the next one is the next integer.
     bits, own = rounded.view(torch.int16), torch.from_numpy(label)[:, None]
     largest = bits.gather(1, own)
-    is_tied = (bits == largest).sum(1, keepdim=True) > 1
+    is_tied = bits.scatter_(1, own, -1).amax(1, keepdim=True) == largest
     bits.scatter_(1, own, largest + is_tied.to(torch.int16))
     return rounded.numpy()
 
 
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """Of a .npy file of float16."""
+def top5(kept: Float16[np.ndarray, "n C"]) -> tuple[Float16[np.ndarray, "n K"], Int32[np.ndarray, "n K"]]:
+    """The five largest probabilities of each row, the largest first, and their classes; all of fewer classes."""
+    found = torch.from_numpy(kept).float().topk(min(MOST, kept.shape[1]))
+    return found.values.half().numpy(), found.indices.int().numpy()
+
+
+def _headers(rows: Rows, files: OutputConfig) -> list[bytes]:
+    """Of the .npy files of probabilities."""
+    num_rows, num_classes = len(rows.names), len(rows.classes)
+    if files.probs == "top5":
+        return [_npy_header(dtype, (num_rows, min(MOST, num_classes))) for dtype in (np.float16, np.int32)]
+    return [_npy_header(np.float16, (num_rows, num_classes))] if files.probs == "full" else []
+
+
+def _npy_header(dtype: type, shape: tuple[int, ...]) -> bytes:
     header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(np.dtype(np.float16))
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
     return header.getvalue()
 

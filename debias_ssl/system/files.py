@@ -73,7 +73,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_parts(path: Path) -> Iterator[Callable[[bytes], None]]:
+def writing_parts(path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
     """Gives a function that writes the parts of a file, which takes the place of `path` once it is whole.
 
     Errors of what computes the parts stay as they are. Nothing is mapped: where a disk is full, a write is an error,
@@ -87,7 +87,7 @@ def writing_parts(path: Path) -> Iterator[Callable[[bytes], None]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = aside.open("wb")
 
-    def write(part: bytes) -> None:
+    def write(part: bytes | memoryview) -> None:
         with writes(path):
             file.write(part)
 

@@ -175,6 +175,8 @@ class Table:
 def read_table(path: Path, most: int | None = None) -> Table:
     """Reads a CSV or TSV file; what divides its cells is found, or named by a first line `sep=;`.
 
+    A Parquet file is read as the CSV file of its rows: numbers become text.
+
     Args:
         path: the file.
         most: bytes to read; of a longer file, the rows in so many of them.
@@ -182,6 +184,8 @@ def read_table(path: Path, most: int | None = None) -> Table:
     Raises:
         InputError: the file cannot be read, is not text, or has no first line of names.
     """
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path)
     text, first_line = read_text(path, most), 1
     start, _, rest = text.partition("\n")
     told = start.strip(" \r").lower()
@@ -200,6 +204,34 @@ def read_table(path: Path, most: int | None = None) -> Table:
         raise InputError(f"{path}: the first line must name the columns; it is empty")
     names = tuple(name.strip() for name in header)
     return Table(path=path, text=text, delimiter=delimiter, has_blanks=has_blanks, header=names, first_line=first_line)
+
+
+def _read_parquet(path: Path) -> Table:
+    # Slow to import, and few files are such.
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    check_whole(path)
+    text = io.StringIO(newline="")
+    write = csv.writer(text).writerow
+    try:
+        with parquet.ParquetFile(path) as file:
+            # Of an index, pandas writes such a name.
+            header = tuple(re.sub(r"^__index_level_\d+__$", "", name) for name in file.schema_arrow.names)
+            write(header)
+            for part in file.iter_batches():
+                for cells in zip(*(column.to_pylist() for column in part.columns), strict=True):
+                    write([_text_of(cell) for cell in cells])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
+    return Table(path=path, text=text.getvalue(), delimiter=",", has_blanks=False, header=header, first_line=1)
+
+
+def _text_of(cell: Any) -> str:
+    """A value of a Parquet file as text; bytes that are no text become surrogates, as in `read_text`."""
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8", "surrogateescape")
+    return "" if cell is None else str(cell)
 
 
 def _cells(text: str, delimiter: str, has_blanks: bool = False) -> Any:

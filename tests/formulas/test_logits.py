@@ -15,6 +15,7 @@ from debias_ssl.formulas.logits import (
     finite_log,
     floored_log,
     label_margins,
+    largest,
     pairwise_margin_loss,
     prior_margins,
     tempered,
@@ -181,3 +182,11 @@ def test_logarithms_differ_for_rare_classes_only():
     assert finite_log(probs)[3].item() == pytest.approx(math.log(torch.finfo(torch.float64).tiny))
     torch.testing.assert_close(floored_log(probs)[:2], exact[:2])
     assert floored_log(probs)[2:].tolist() == pytest.approx([math.log(1e-8)] * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_largest_is_what_torch_finds_also_where_numbers_are_equal(dtype: torch.dtype):
+    values = torch.randint(4, (500, 30), generator=torch.Generator().manual_seed(0)).to(dtype)
+    found, expected = largest(values), values.max(-1)
+    assert torch.equal(found[0], expected.values) and torch.equal(found[1], expected.indices)
+    assert all(row[: int(k)].max() < row[int(k)] for row, k in zip(values, found[1], strict=True) if k)

@@ -17,8 +17,8 @@ class SourceConfig:
         root: folder of torchvision's data sets, or what relative paths in label files are relative to (null: the file).
         download: whether torchvision may download a data set that is not in `root`.
         fold: STL10's predefined fold of 1,000 labeled images; null takes all 5,000.
-        labeled: a tree with a folder for each class, or a CSV file of path,label, such as the labels.csv of `debias-ssl
-            label`.
+        labeled: a tree with a folder for each class, or a CSV or Parquet file of path,label, such as the labels.csv
+            of `debias-ssl label`.
         min_confidence: of a CSV file with a confidence column, the rows from this confidence on are the labeled images,
             and the others are unlabeled.
         seeds_per_class: likewise, so many of the most confident rows of each class.

@@ -64,7 +64,7 @@ def is_list(where: str) -> bool:
 
 def is_table(path: Path) -> bool:
     """Whether a list of images names its columns."""
-    return path.suffix.lower() in (".csv", ".tsv")
+    return path.suffix.lower() in (".csv", ".tsv", ".parquet")
 
 
 def listed_images(paths: Sequence[str | Path], setting: str) -> Images:

@@ -21,6 +21,10 @@ from debias_ssl.system.tables import LABELS, PATHS, check_text, read_table, read
 UNKNOWN_WORDS = {"", "nan", "none", "null", "na", "<na>", "n/a", "#n/a", "-1"}
 # By what part of itself float16 rounds a probability at most, or decides a tie; and what six decimals leave out.
 ROUNDING, DECIMALS = 2**-9, 1e-6
+# What `--probs top5` writes: the largest probabilities of each row, and the numbers of their classes.
+TOP5 = ("top5_probs.npy", "top5_classes.npy")
+# How all probabilities come to be there.
+FULL = "run that job again with --probs full"
 # Rows of probabilities that are in memory at a time.
 ROWS_CHECKED = 2**14
 
@@ -46,7 +50,7 @@ def read_label_file(
     root_setting: str = "data.root",
     needs_labels: bool = False,
 ) -> LabelFile:
-    """Paths and class names from a CSV or TSV file, which has more of them under usual names of columns.
+    """Paths and class names from a CSV, TSV or Parquet file, which has more of them under usual names of columns.
 
     Further columns are ignored. Relative paths are relative to `root`, or to the file's folder, absolute ones must lie
     below it, and none leaves it. They may go on into tar files.
@@ -231,34 +235,44 @@ def confident(
     return chosen
 
 
+def table_beside(path: Path) -> Path:
+    """The table of labels beside a file that `label` or `debias` wrote."""
+    table = path.with_name("labels.parquet")
+    return table if table.is_file() else path.with_name("labels.csv")
+
+
 def read_probs(
     folder: Path, root: Path | None, names: Sequence[str], classes: tuple[str, ...]
 ) -> Float16[np.ndarray, "N C"]:
-    """Class probabilities of images, from the labels.csv, probs.npy and classes.json of a folder.
+    """Class probabilities of images, from the table of labels, probs.npy and classes.json of a folder.
 
     Args:
         folder: written by `debias-ssl label` or `debias`.
-        root: what the paths in labels.csv are relative to; None is the folder.
+        root: what the paths in the table are relative to; None is the folder.
         names: paths of the images; one that is not listed gets zeros.
         classes: the order of the columns.
 
     Raises:
         InputError: files are missing or do not fit together, or none of the images is listed. Where somebody has sorted
-            labels.csv, its rows are no longer those of the probabilities.
+            the table, its rows are no longer those of the probabilities.
     """
     check_whole(folder / "probs.npy")
-    own = read_classes(folder / "labels.csv")
+    if not (folder / "probs.npy").is_file():
+        cut = ", but the five largest of each row alone" if (folder / TOP5[0]).is_file() else ""
+        raise InputError(f"data.probs: {str(folder)!r} has no probs.npy{cut}; where label or debias made it, {FULL}")
+    table = table_beside(folder / "probs.npy")
+    own = read_classes(table)
     if set(own) != set(classes):
         differing = sorted(set(own) ^ set(classes))
         raise InputError(f"data.probs: the classes of {str(folder)!r} are others, such as {differing[:1] or 'none'}")
-    listed = read_label_file(folder / "labels.csv", root, own)
+    listed = read_label_file(table, root, own)
     try:
         probs = read_array(folder / "probs.npy", "r")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {str(folder / 'probs.npy')!r}: {reason(error)}") from error
     if probs.shape != (len(listed.paths), len(own)):
-        raise InputError(f"{str(folder / 'probs.npy')!r} is {probs.shape}, labels.csv and classes.json say otherwise")
-    _check_rows(folder / "labels.csv", listed, own, probs)
+        raise InputError(f"{str(folder / 'probs.npy')!r} is {probs.shape}, {table.name} and classes.json say otherwise")
+    _check_rows(table, listed, own, probs)
     row = {os.path.abspath(path): i for i, path in enumerate(listed.paths)}
     found = np.array([row.get(os.path.abspath(name), -1) for name in names])
     if (found < 0).all():
@@ -272,7 +286,7 @@ def read_probs(
 
 
 def _check_rows(path: Path, listed: LabelFile, classes: tuple[str, ...], probs: Float16[np.ndarray, "N C"]) -> None:
-    """Raises InputError where a row of labels.csv has not the label or the confidence of its row of probs.npy."""
+    """Raises InputError where a row of a table has not the label or the confidence of its row of probs.npy."""
     number = {name: k for k, name in enumerate(classes)} | {"": UNKNOWN}
     labels = np.array([number.get(label, len(classes)) for label in listed.labels])
     confidence = read_confidence(path) if has_confidence(path) else None
@@ -281,7 +295,7 @@ def _check_rows(path: Path, listed: LabelFile, classes: tuple[str, ...], probs: 
         told = "" if confidence is None else f" with confidence {confidence[i]:.3f}"
         raise InputError(
             f"{path}, line {listed.lines[i]}: {listed.labels[i]!r}{told}, but row {i} of probs.npy has "
-            f"{classes[int(probs[i].argmax())]!r} with {probs[i].max():.3f}: labels.csv was sorted or changed; put it "
+            f"{classes[int(probs[i].argmax())]!r} with {probs[i].max():.3f}: {path.name} was sorted or changed; put it "
             "back as it was written, or make the folder anew"
         )
 
