@@ -4,11 +4,12 @@
 labels chunk by chunk.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 from tqdm import tqdm
@@ -29,6 +30,7 @@ PriorName = Literal[
     "centering",
     "content_free",
 ]
+Refine = Literal["none", "mixture"]
 # Numbers that are held of a matrix at a time.
 CHUNK_NUMBERS = 2**22
 # The settings that may name files.
@@ -54,6 +56,8 @@ class DebiasConfig:
         truth: for figures only: CSV of path,label or row,label, or .npy of class numbers.
         tune_on: labels of a few rows in the same formats, to choose strength and temperature; those rows are left out
             of all figures.
+        refine: `mixture` lets rows that lie close to each other among all, by their features, agree on their classes
+            after debiasing (StatA, CVPR 2025, and MOON, 2026); `none` labels each row by itself.
     """
 
     prior: PriorName = "stationary"
@@ -63,12 +67,14 @@ class DebiasConfig:
     momentum: BelowOne = 0.99
     truth: str | None = None
     tune_on: str | None = None
+    refine: Refine = "none"
 
     def __post_init__(self):
         check_settings(
             self,
             "",
             prior=(self.prior in get_args(PriorName), f"one of {', '.join(get_args(PriorName))}"),
+            refine=(self.refine in get_args(Refine), f"one of {', '.join(get_args(Refine))}"),
         )
         check_ranges(self, "")
 
@@ -94,6 +100,12 @@ class Rows:
     """What is to be said of the files that this is known from, line by line."""
     notes: tuple[str, ...] = ()
     """What is to be known about the logits, for people."""
+    features: Callable[[], Iterable[Float[Tensor, "_ D"]]] | None = None
+    """Gives vectors of the rows, in row order, in chunks."""
+    anchors: Float[Tensor, "C D"] | None = None
+    """What the vectors of each class would be."""
+    posterior: Float32[np.ndarray, "N C"] | None = None
+    """Refined probabilities, which labels are of; None where they are of the debiased ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +134,7 @@ class RowLabels:
     label: Int64[np.ndarray, " N"]
     confidence: Float32[np.ndarray, " N"]
     top2_gap: Float32[np.ndarray, " N"]
-    """Of softmax(f / T - shift)."""
+    """Of softmax(f / T - shift), or of what that was refined to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +157,8 @@ class Labeling(RowLabels):
     supported: float = 1.0
     notes: tuple[str, ...] = ()
     """As in `Removal`."""
+    is_refined: bool = False
+    """Whether labels are of a posterior that debiased probabilities were refined to."""
 
     def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
         """Predictions of each class, of the reported rows."""
@@ -204,14 +218,19 @@ def pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> Pas
 def label_rows(
     rows: Rows, removal: Removal, *, is_quiet: bool = False
 ) -> Iterator[tuple[RowLabels, Float[Tensor, "n C"]]]:
-    """The labels of each chunk of rows, and the debiased probabilities that they are of, in one pass.
+    """The labels of each chunk of rows, and the debiased (or refined) probabilities that they are of, in one pass.
 
     Raises:
         InputError: a number is not finite.
     """
+    first = 0
     for logits in pass_over(rows, removal.temperature, "labels", is_quiet):
         plain_confidence, plain = logits.softmax(-1).max(-1)
-        probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
+        if rows.posterior is None:
+            probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
+        else:
+            probs = torch.from_numpy(rows.posterior[first : first + len(logits)])
+            first += len(logits)
         confidence, label = probs.max(-1)
         # The largest is taken out for a moment, as a copy of a chunk would take time.
         second = probs.scatter_(-1, label[:, None], -1).amax(-1)
@@ -241,4 +260,5 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Seque
         temperature=removal.temperature,
         supported=removal.supported,
         notes=removal.notes,
+        is_refined=rows.posterior is not None,
     )

@@ -16,11 +16,12 @@ from debias_ssl.data.reading.config import Decoding
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
 from debias_ssl.labels.arguments import LabelsOfRows, Settings, TargetPrior, array, flags_are_arguments, named, text
 from debias_ssl.labels.class_names import distinct
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling, PriorName, Rows, label_rows, labeling_of
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling, PriorName, Refine, Rows, label_rows, labeling_of
 from debias_ssl.labels.embedding import embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore
 from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of
 from debias_ssl.labels.output import summary_of
+from debias_ssl.labels.refinement import check_given, refined, vectors_of
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.labels.zero_shot import Request, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
@@ -53,6 +54,9 @@ def debias_matrix(
     momentum: float = 0.99,
     truth: LabelsOfRows | None = None,
     tune_on: LabelsOfRows | None = None,
+    refine: Refine = "none",
+    features: np.ndarray | Tensor | None = None,
+    anchors: np.ndarray | Tensor | None = None,
     blank: np.ndarray | Tensor | None = None,
 ) -> DebiasedLabels:
     """Labels the rows of a matrix without the classifier's preference for classes, as `debias-ssl debias` does.
@@ -73,6 +77,9 @@ def debias_matrix(
         momentum: of the prior `momentum`, for each batch of 64 rows.
         truth: N class numbers for the figures of `summary()` alone, or a file of them; negative where unknown.
         tune_on: N class numbers, negative for all rows but a few, to choose strength and temperature; or a file.
+        refine: `mixture` lets rows that lie close to each other, by their features, agree on their classes.
+        features: N x D, a vector of each row, for `refine` alone; of any length.
+        anchors: C x D, a vector of each class in the same space: of a text encoder, or a mean of labeled features.
         blank: K x C, such numbers of images that show nothing, for the prior `content_free`.
 
     Raises:
@@ -86,10 +93,18 @@ def debias_matrix(
         momentum=momentum,
         truth=truth,
         tune_on=tune_on,
+        refine=refine,
     )
     with flags_are_arguments():
+        config = settings.config()
+        check_given(config, features is not None, anchors is not None)
         rows = _matrix_rows(array(logits), kind, classes, names, None if blank is None else array(blank), settings)
-        return _debiased(rows, settings.config())
+        if features is not None and anchors is not None:
+            vectors = vectors_of(
+                array(features), array(anchors), len(rows.names), rows.classes, ("features", "anchors")
+            )
+            rows = replace(rows, features=vectors.chunks, anchors=vectors.anchors)
+        return _debiased(rows, config)
 
 
 def label_images(
@@ -108,6 +123,7 @@ def label_images(
     momentum: float = 0.99,
     truth: LabelsOfRows | None = None,
     tune_on: LabelsOfRows | None = None,
+    refine: Refine = "none",
     on_error: Literal["stop", "skip"] = "stop",
     bits: int | None = None,
     max_pixels: int | None = None,
@@ -126,7 +142,7 @@ def label_images(
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
-        prior, ..., tune_on: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
+        prior, ..., refine: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
         bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
@@ -146,6 +162,7 @@ def label_images(
         momentum=momentum,
         truth=truth,
         tune_on=tune_on,
+        refine=refine,
     )
     with flags_are_arguments():
         request = _request(text(images), text(classes), text(templates), text(root), settings)
@@ -241,7 +258,7 @@ def _label(
 
 
 def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | None = None) -> DebiasedLabels:
-    removal = find_removal(rows, config, is_quiet=True)
+    rows, removal = refined(rows, config, find_removal(rows, config, is_quiet=True), is_quiet=True)
     probs, parts, first = np.empty((len(rows.names), len(rows.classes)), dtype=np.float32), [], 0
     for part, of_part in label_rows(rows, removal, is_quiet=True):
         probs[first : first + len(of_part)] = of_part.numpy()

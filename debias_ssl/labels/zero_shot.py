@@ -143,4 +143,6 @@ def zero_shot_rows(clip: Clip, cache: FeatureCache, request: Request, vectors: C
         tuning=None if request.tuning is None else request.tuning[cache.places],
         blank=(blank_features(clip) @ weights).cpu(),
         notes=tuple(notes),
+        features=cache.chunks,
+        anchors=vectors.weights.T.cpu(),
     )
