@@ -63,8 +63,8 @@ def _debias(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         print(f"{parsed.blank}: {blank.told()}")
     rows = rows_of(predictions, config, path, blank)
     if parsed.features:
-        arrays = (read_vectors(Path(file)) for file in (parsed.features, parsed.anchors))
-        vectors = vectors_of(*arrays, len(rows.names), rows.classes, (parsed.features, parsed.anchors))
+        features, anchors = (read_vectors(Path(file)) for file in (parsed.features, parsed.anchors))
+        vectors = vectors_of(features, anchors, len(rows.names), rows.classes, (parsed.features, parsed.anchors))
         rows = replace(rows, features=vectors.chunks, anchors=vectors.anchors)
     say(rows.said)
     facts = [f"{len(predictions.values):,} rows of {path}", f"{predictions.kind}: {predictions.found.words}"]

@@ -96,15 +96,8 @@ def debias_matrix(
         refine=refine,
     )
     with flags_are_arguments():
-        config = settings.config()
-        check_given(config, features is not None, anchors is not None)
         rows = _matrix_rows(array(logits), kind, classes, names, None if blank is None else array(blank), settings)
-        if features is not None and anchors is not None:
-            vectors = vectors_of(
-                array(features), array(anchors), len(rows.names), rows.classes, ("features", "anchors")
-            )
-            rows = replace(rows, features=vectors.chunks, anchors=vectors.anchors)
-        return _debiased(rows, config)
+        return _debiased(_with_vectors(rows, settings.config(), features, anchors), settings.config())
 
 
 def label_images(
@@ -133,7 +126,7 @@ def label_images(
     precision: Precision = "auto",
     device: torch.device | str | None = None,
 ) -> DebiasedLabels:
-    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does.
+    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does; `names` are their paths.
 
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
@@ -147,9 +140,6 @@ def label_images(
         bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
         precision, device: of the network; `auto` is bf16 where the device has it, None the accelerator, else the CPU.
-
-    Returns:
-        The labels; `names` are the paths of the images.
 
     Raises:
         InputError: an argument is wrong, or an image cannot be read.
@@ -205,6 +195,16 @@ def _matrix_rows(
         tuning=tuning,
         blank=of_blank,
     )
+
+
+def _with_vectors(
+    rows: Rows, config: DebiasConfig, features: np.ndarray | Tensor | None, anchors: np.ndarray | Tensor | None
+) -> Rows:
+    check_given(config, features is not None, anchors is not None)
+    if features is None or anchors is None:
+        return rows
+    vectors = vectors_of(array(features), array(anchors), len(rows.names), rows.classes, ("features", "anchors"))
+    return replace(rows, features=vectors.chunks, anchors=vectors.anchors)
 
 
 def _request(

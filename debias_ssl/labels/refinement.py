@@ -122,7 +122,7 @@ def refined(rows: Rows, config: DebiasConfig, removal: Removal, *, is_quiet: boo
             return rows, replace(removal, notes=(*removal.notes, note))
         if not is_quiet:
             held = 4 * num_rows * (2 * dim + 4 * num_classes) + BLOCKS
-            told = f"refining holds {held / 1e9:.1f} GB in memory, and compares {num_rows:,} rows with each other"
+            told = f"refining holds {held / 1e6:,.0f} MB in memory, and compares {num_rows:,} rows with each other"
             print(f"note: {told}", file=sys.stderr)
         probs = torch.empty(num_rows, num_classes)
         first = 0

@@ -1,4 +1,4 @@
-"""Refining by neighbors and anchored prototypes: worked updates, exact neighbors, gains where theory says so, no harm."""
+"""Refining by neighbors and anchored prototypes: worked updates, exact neighbors, gains where known, no harm."""
 
 import math
 
@@ -22,7 +22,7 @@ from debias_ssl.formulas.mixture import (
 )
 from debias_ssl.formulas.priors import stationary
 
-CLASSES, DIM, KAPPA = 10, 64, 60.0
+CLASSES, DIM, KAPPA = 10, 64, 60
 
 
 def unit(num: int, dim: int, seed: int = 0) -> Tensor:

@@ -69,7 +69,7 @@ def test_the_job_refines_and_says_so(folder: Path, capsys: pytest.CaptureFixture
     summary = json.loads((folder / "out" / "summary.json").read_text())
     assert summary["refine"] == "mixture" and "temperature 1, refined by mixture\n" in said.out
     assert "refined by mixture" in page and "also refined by the neighbors of the rows" in page
-    assert re.search(r"note: refining holds \d\.\d GB in memory, and compares 300 rows", said.err)
+    assert re.search(r"note: refining holds \d+ MB in memory, and compares 300 rows", said.err)
     assert summary["plain"] == start["plain"] and summary["class_prior"] == start["class_prior"]
     assert summary["debiased"]["accuracy"] > start["debiased"]["accuracy"] + 0.04
     # Labels, confidences and gaps are all of the probabilities that are written.
@@ -191,7 +191,27 @@ def test_what_does_not_fit_is_refused_with_what_to_do(changed, words: str, made:
 
 
 def test_arguments_are_named_without_dashes(made: Made):
-    with pytest.raises(InputError, match="^refine mixture needs features"):
+    with pytest.raises(InputError, match=r"^refine mixture needs features"):
         debias_ssl.debias_matrix(made.logits, refine="mixture")
-    with pytest.raises(InputError, match="^features has 2 vectors, the predictions have 300 rows"):
+    with pytest.raises(InputError, match=r"^features has 2 vectors, the predictions have 300 rows"):
         debias_ssl.debias_matrix(made.logits, refine="mixture", features=made.features[:2], anchors=made.anchors)
+
+
+def test_the_example_of_the_guide_says_what_the_guide_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    guide = (Path(__file__).parents[2] / "docs" / "debias-labels.md").read_text()
+    part = guide[guide.index("## Refined by neighbors") : guide.index("## Truth")]
+    code, command, rows = (
+        re.findall(pattern, part, re.DOTALL)[0]
+        for pattern in (r"```python\n(.*?)```", r"`debias-ssl debias (.*?)` says", r"```\n(prior.*?)```")
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    debias_main(command.split())
+    said = capsys.readouterr().out
+    settings, _, *figures = rows.splitlines()
+    assert settings in said.splitlines()
+    for row in figures:
+        # The last decimals are those of a machine.
+        name, accuracy = row.split()[:2]
+        found = re.search(rf"^{name} +(\S+) %", said, re.MULTILINE)
+        assert found is not None and float(found[1]) == pytest.approx(float(accuracy), abs=0.2)
