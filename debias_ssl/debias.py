@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -15,6 +15,7 @@ from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
 from debias_ssl.labels.matrix import column_names, read_predictions, rows_of
 from debias_ssl.labels.matrix_reference import matrix_reference
 from debias_ssl.labels.output import OutputConfig, check_folder, write_folder
+from debias_ssl.labels.refinement import check_given, read_vectors, vectors_of
 from debias_ssl.labels.truth import say
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
@@ -34,6 +35,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--classes", type=str, default=None, help="names of its classes: lines, or JSON; or imagenet")
     parser.add_argument("--columns", type=str, default=None, help="columns of a table that are classes: NAME,NAME,...")
     parser.add_argument("--blank", type=str, default=None, help="such a matrix of images that show nothing")
+    parser.add_argument("--features", type=str, default=None, help="N x D .npy of the rows' vectors, to refine by")
+    parser.add_argument("--anchors", type=str, default=None, help="C x D .npy of the classes' vectors, in that space")
     parser.add_class_arguments(DebiasConfig, as_group=False)
     parser.add_class_arguments(OutputConfig, as_group=False)
     parser.add_argument("--out", type=str, required=True, help="folder of labels, report.html and more")
@@ -44,7 +47,9 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     config = DebiasConfig(**{setting.name: parsed[setting.name] for setting in fields(DebiasConfig)})
     out = Path(parsed.out)
-    inputs = {f"--{name}": parsed[name] for name in ("predictions", "classes", "blank", *LABEL_FILES)}
+    inputs = {
+        f"--{name}": parsed[name] for name in ("predictions", "classes", "blank", "features", "anchors", *LABEL_FILES)
+    }
     check_apart(out, "--out", inputs)
     with locked(out), ends_told("run the same command again"):
         check_folder(out, parsed.overwrite)
@@ -52,6 +57,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _debias(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
+    check_given(config, bool(parsed.features), bool(parsed.anchors))
     path, classes = Path(parsed.predictions), Path(parsed.classes) if parsed.classes else None
     columns = column_names(parsed.columns) if parsed.columns else None
     predictions = read_predictions(path, parsed.kind, classes, columns)
@@ -65,6 +71,10 @@ def _debias(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         reference, told = matrix_reference(Path(config.reference), predictions, parsed.kind, classes, columns)
         print(told)
     rows = rows_of(predictions, config, path, blank, reference)
+    if parsed.features:
+        features, anchors = (read_vectors(Path(file)) for file in (parsed.features, parsed.anchors))
+        vectors = vectors_of(features, anchors, len(rows.names), rows.classes, (parsed.features, parsed.anchors))
+        rows = replace(rows, features=vectors.chunks, anchors=vectors.anchors)
     say(rows.said)
     facts = [f"{len(predictions.values):,} rows of {path}", f"{predictions.kind}: {predictions.found.words}"]
     files = OutputConfig(probs=parsed.probs, table=parsed.table)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from debias_ssl.data.sources.images import UNKNOWN
-from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, EstimateName
+from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, EstimateName, Refine
 from debias_ssl.labels.truth import read_labels, read_target
 from debias_ssl.system.errors import InputError
 
@@ -37,6 +37,7 @@ class DebiasSettings(TypedDict, total=False):
     truth: LabelsOfRows | None
     tune_on: LabelsOfRows | None
     floor: float | None
+    refine: Refine
 
 
 @dataclass(frozen=True, kw_only=True)

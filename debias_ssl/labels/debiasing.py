@@ -4,11 +4,12 @@
 labels chunk by chunk.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, che
 
 EstimateName = Literal["auto"] | PriorName
 NAMES = ("auto", *get_args(PriorName))
+Refine = Literal["none", "mixture"]
 # Numbers that are held of a matrix at a time.
 CHUNK_NUMBERS = 2**22
 # The settings that may name files.
@@ -57,6 +59,8 @@ class DebiasConfig:
             of all figures.
         floor: each row gets the deepest name, of a class or of what is above it in `classes`, whose probability is at
             least this, in the columns name and name_confidence; null gives none.
+        refine: `mixture` lets rows that lie close to each other among all, by their features, agree on their classes
+            after debiasing (StatA, CVPR 2025, and MOON, 2026); `none` labels each row by itself.
     """
 
     prior: EstimateName = "auto"
@@ -68,12 +72,14 @@ class DebiasConfig:
     truth: str | None = None
     tune_on: str | None = None
     floor: Share | None = None
+    refine: Refine = "none"
 
     def __post_init__(self):
         check_settings(
             self,
             "",
             prior=(self.prior in NAMES, f"one of {', '.join(NAMES)}"),
+            refine=(self.refine in get_args(Refine), f"one of {', '.join(get_args(Refine))}"),
         )
         check_ranges(self, "")
 
@@ -115,6 +121,12 @@ class Rows:
     """What is to be known about the logits, for people."""
     hierarchy: Hierarchy | None = None
     """The names above the classes; None where there are none."""
+    features: Callable[[], Iterable[Float[Tensor, "_ D"]]] | None = None
+    """Gives vectors of the rows, in row order, in chunks."""
+    anchors: Float[Tensor, "C D"] | None = None
+    """What the vectors of each class would be."""
+    posterior: Float32[np.ndarray, "N C"] | None = None
+    """Refined probabilities, which labels are of; None where they are of the debiased ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +161,7 @@ class RowLabels:
     label: Int64[np.ndarray, " N"]
     confidence: Float32[np.ndarray, " N"]
     top2_gap: Float32[np.ndarray, " N"]
-    """Of softmax(f / T - shift)."""
+    """Of softmax(f / T - shift), or of what that was refined to."""
     name: Int64[np.ndarray, " N"] | None = None
     """Of the deepest name of the hierarchy that reaches the floor, -1 where none does; None without a floor."""
     name_confidence: Float32[np.ndarray, " N"] | None = None
@@ -182,6 +194,8 @@ class Labeling(RowLabels):
     """As in `Rows`."""
     several: SeveralLabels | None = None
     """Where several labels of a row are asked for."""
+    is_refined: bool = False
+    """Whether labels are of a posterior that debiased probabilities were refined to."""
 
     def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
         """Predictions of each class, of the reported rows."""
@@ -241,7 +255,7 @@ def pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> Pas
 def label_rows(
     rows: Rows, removal: Removal, *, floor: float | None = None, is_quiet: bool = False
 ) -> Iterator[tuple[RowLabels, Float[Tensor, "n C"]]]:
-    """The labels of each chunk of rows, and the debiased probabilities that they are of, in one pass.
+    """The labels of each chunk of rows, and the debiased (or refined) probabilities that they are of, in one pass.
 
     Args:
         rows: the logits.
@@ -253,9 +267,14 @@ def label_rows(
         InputError: a number is not finite.
     """
     hierarchy = rows.hierarchy or hierarchy_of(rows.classes, {})
+    first = 0
     for logits in pass_over(rows, removal.temperature, "labels", is_quiet):
         plain_confidence, plain = largest(logits.softmax(-1))
-        probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
+        if rows.posterior is None:
+            probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
+        else:
+            probs = torch.from_numpy(rows.posterior[first : first + len(logits)])
+            first += len(logits)
         confidence, label = largest(probs)
         # The largest is taken out for a moment, as a copy of a chunk would take time.
         second = probs.scatter_(-1, label[:, None], -1).amax(-1)
@@ -304,4 +323,5 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Itera
         notes=removal.notes,
         hierarchy=rows.hierarchy,
         several=several_labels(rows.chunks, rows.logit_bias, rows.multi_label),
+        is_refined=rows.posterior is not None,
     )

@@ -26,6 +26,7 @@ from debias_ssl.labels.image_reference import Given, features_of, image_referenc
 from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of
 from debias_ssl.labels.matrix_reference import matrix_reference, rows_reference
 from debias_ssl.labels.output import summary_of
+from debias_ssl.labels.refinement import check_given, refined, vectors_of
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
@@ -51,6 +52,8 @@ def debias_matrix(
     kind: Literal["auto", "logits", "probs"] = "auto",
     classes: Classes | None = None,
     names: Sequence[str] | None = None,
+    features: np.ndarray | Tensor | None = None,
+    anchors: np.ndarray | Tensor | None = None,
     blank: np.ndarray | Tensor | None = None,
     **settings: Unpack[DebiasSettings],
 ) -> DebiasedLabels:
@@ -77,6 +80,9 @@ def debias_matrix(
         reference: M x C, such numbers of other images, of all classes about equally many, to measure the prior on; or a
             preference.json.
         floor: each row gets the deepest name whose probability is at least this, in `name` and `name_confidence`.
+        refine: `mixture` lets rows that lie close to each other, by their features, agree on their classes.
+        features: N x D, a vector of each row, for `refine` alone; of any length.
+        anchors: C x D, a vector of each class in the same space: of a text encoder, or a mean of labeled features.
 
     Raises:
         InputError: an argument is wrong.
@@ -84,7 +90,7 @@ def debias_matrix(
     given = Settings(given=settings)
     with flags_are_arguments():
         rows = _matrix_rows(array(logits), kind, classes, names, None if blank is None else array(blank), given)
-        return _debiased(rows, given.config())
+        return _debiased(_with_vectors(rows, given.config(), features, anchors), given.config())
 
 
 def label_images(
@@ -196,6 +202,16 @@ def _matrix_rows(
     )
 
 
+def _with_vectors(
+    rows: Rows, config: DebiasConfig, features: np.ndarray | Tensor | None, anchors: np.ndarray | Tensor | None
+) -> Rows:
+    check_given(config, features is not None, anchors is not None)
+    if features is None or anchors is None:
+        return rows
+    vectors = vectors_of(array(features), array(anchors), len(rows.names), rows.classes, ("features", "anchors"))
+    return replace(rows, features=vectors.chunks, anchors=vectors.anchors)
+
+
 def _request(
     images: str | Sequence[str | Path],
     classes: str | Classes,
@@ -254,7 +270,7 @@ def _label(
 
 
 def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | None = None) -> DebiasedLabels:
-    removal = find_removal(rows, config, is_quiet=True)
+    rows, removal = refined(rows, config, find_removal(rows, config, is_quiet=True), is_quiet=True)
     probs = np.empty((len(rows.names), len(rows.classes)), dtype=np.float32)
 
     def parts() -> Iterator[RowLabels]:

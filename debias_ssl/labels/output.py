@@ -31,6 +31,7 @@ from debias_ssl.labels.debiasing import (
 from debias_ssl.labels.label_table import TABLES
 from debias_ssl.labels.levels import levels_of, levels_table
 from debias_ssl.labels.preference import FILE as PREFERENCE
+from debias_ssl.labels.refinement import refined
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.system.errors import InputError, only_warned
 from debias_ssl.system.files import check_writable, write_aside, writing_parts
@@ -80,6 +81,7 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
         "supported": labeling.supported,
         "notes": list(labeling.notes),
         "target_prior": labeling.config.target_prior,
+        "refine": labeling.config.refine if labeling.is_refined else "none",
         "class_prior": dict(zip(classes, labeling.prior.tolist(), strict=True)),
         "counts": {key: dict(zip(classes, each.tolist(), strict=True)) for key, each in counts.items()},
         "count_entropy": {key: _entropy(each) for key, each in counts.items()},
@@ -181,6 +183,11 @@ def _more(names: Sequence[str], num_named: int) -> str:
     return f", and {len(names) - num_named:,} more" if len(names) > num_named else ""
 
 
+def refined_words(labeling: Labeling) -> str:
+    """What the settings say where labels are not of the debiased probabilities themselves."""
+    return f", refined by {labeling.config.refine}" if labeling.is_refined else ""
+
+
 def interval_text(interval: Sequence[float]) -> str:
     return "{:.2f} to {:.2f} %".format(*(100 * end for end in interval))
 
@@ -233,7 +240,7 @@ def write_folder(
     Raises:
         InputError: a number is not finite, or the settings need what is not there; nothing is written then.
     """
-    removal = find_removal(rows, config)
+    rows, removal = refined(rows, config, find_removal(rows, config))
     for note in removal.notes:
         print(f"note: {note}", file=sys.stderr)
     labeling = write_labels(rows, config, removal, out, files)
@@ -337,6 +344,6 @@ def write_summary(labeling: Labeling, out: Path, further: Mapping[str, Any]) -> 
     chosen = f", on {summary['num_tuned_on']} rows of {labeling.config.tune_on}" if labeling.config.tune_on else ""
     settings = (
         f"prior {labeling.config.estimate}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "
-        f"temperature {labeling.temperature:.4g}{chosen}"
+        f"temperature {labeling.temperature:.4g}{chosen}{refined_words(labeling)}"
     )
     return f"{settings}\n{summary_table(summary)}\n{out}"

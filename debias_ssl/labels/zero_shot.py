@@ -183,4 +183,6 @@ def zero_shot_rows(
         hierarchy=hierarchy_of(request.classes, request.class_list.parents),
         logit_bias=clip.logit_bias,
         multi_label=multi_label,
+        features=cache.chunks,
+        anchors=vectors.weights.T.cpu(),
     )

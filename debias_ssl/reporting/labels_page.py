@@ -13,7 +13,7 @@ from torch import Tensor
 from debias_ssl.formulas.metrics import recall_intervals
 from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.levels import levels_rows
-from debias_ssl.labels.output import summary_of
+from debias_ssl.labels.output import refined_words, summary_of
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, printable, truncated
 from debias_ssl.reporting.page import Figure, Page, Section, Table, between, named, percent
@@ -51,9 +51,11 @@ def labels_page(
     config, kept = labeling.config, np.flatnonzero(labeling.reported)
     setting = (
         f"prior {config.estimate}, strength {labeling.strength:g}, temperature {labeling.temperature:.4g}, "
-        f"target {config.target_prior}"
+        f"target {config.target_prior}{refined_words(labeling)}"
     )
     notes = [f"{note[0].upper()}{note[1:]}." for note in labeling.notes]
+    if labeling.is_refined:
+        notes.append("What is called debiased here is also refined by the neighbors of the rows.")
     if len(kept) < len(labeling.reported):
         tuned = len(labeling.reported) - len(kept)
         notes.append(f"Left out of all figures: {tuned:,} rows that strength and temperature may be chosen on.")
