@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from debias_ssl.formulas.priors import running_mean as running_mean
     from debias_ssl.formulas.priors import stationary as stationary
     from debias_ssl.formulas.priors import transport as transport
+    from debias_ssl.labels.abstention import AbstentionConfig as AbstentionConfig
     from debias_ssl.labels.in_memory import debias_matrix as debias_matrix
     from debias_ssl.labels.in_memory import label_images as label_images
     from debias_ssl.methods import ABC as ABC
@@ -62,6 +63,7 @@ _NAMES = {
     "formulas.logits": "adjust debias",
     "formulas.priors": "balancing centering confidence_weighted content_free expectation_maximization mean_probs "
     "running_mean stationary transport",
+    "labels.abstention": "AbstentionConfig",
     "labels.in_memory": "debias_matrix label_images",
     "methods": "ABC CDMAD CSST DASO UDA AdaMatch DebiasPL Distillation EvenMatch FixMatch FlexMatch FreeMatch Method "
     "PseudoLabel SimPro SoftMatch Supervised",

@@ -54,6 +54,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--features", type=str, default=None, help="folder that keeps image features; else OUT/features"
     )
+    parser.add_argument(
+        "--negatives", type=str, default=None, help="file of names that are no classes, against which rows have a score"
+    )
     parser.add_class_arguments(DebiasConfig, as_group=False)
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
     parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
@@ -84,7 +87,10 @@ def main(arguments: list[str]) -> None:
 
 
 def _inputs(parsed: Namespace) -> dict[str, str | None]:
-    inputs = {f"--{name}": parsed[name] for name in ("images", "classes", "templates", "pretrained", *LABEL_FILES)}
+    inputs = {
+        f"--{name}": parsed[name]
+        for name in ("images", "classes", "templates", "pretrained", "negatives", *LABEL_FILES)
+    }
     return inputs | {"--model": parsed.model.removeprefix("local-dir:")}
 
 
@@ -95,7 +101,7 @@ def _decoding(parsed: Namespace) -> Decoding:
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     accelerator = make_accelerator(parsed.precision)
     with first_of_each_host_first(accelerator):
-        request = read_request(parsed.images, parsed.classes, parsed.templates, config, parsed.root)
+        request = read_request(parsed.images, parsed.classes, parsed.templates, config, parsed.root, parsed.negatives)
     if accelerator.is_main_process:
         say(request.said)
         if config.truth is None and (request.truth < 0).all():
@@ -126,6 +132,9 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         " ".join(filter(None, [parsed.model, parsed.pretrained])),
         f"templates {parsed.templates}",
     ]
+    if parsed.negatives:
+        made_with["negatives"] = parsed.negatives
+        facts.append(f"{len(request.negatives):,} names of {parsed.negatives} that are no classes")
     rows, further = zero_shot_rows(clip, cache, request, vectors), made_with | {"num_unreadable": len(cache.unreadable)}
     unreadable = cache.named_unreadable
 

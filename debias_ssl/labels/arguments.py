@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from debias_ssl.data.sources.images import UNKNOWN
+from debias_ssl.labels.abstention import AbstentionConfig
 from debias_ssl.labels.debiasing import DebiasConfig, PriorName
 from debias_ssl.labels.truth import read_labels, read_target
 from debias_ssl.system.errors import InputError
@@ -36,6 +37,7 @@ class Settings:
     momentum: float
     truth: LabelsOfRows | None
     tune_on: LabelsOfRows | None
+    abstention: AbstentionConfig
 
     def config(self) -> DebiasConfig:
         """The settings of a job, in which arrays are called so."""
@@ -47,6 +49,7 @@ class Settings:
             momentum=self.momentum,
             truth=_told(self.truth),
             tune_on=_told(self.tune_on),
+            **vars(self.abstention),
         )
 
     def target(self, classes: tuple[str, ...]) -> Float[Tensor, " C"] | None:

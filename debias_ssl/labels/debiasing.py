@@ -5,8 +5,9 @@ labels chunk by chunk.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from itertools import repeat
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
@@ -15,6 +16,8 @@ from tqdm import tqdm
 
 from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.formulas.priors import Chunks
+from debias_ssl.formulas.selective import ScoreName, score_of
+from debias_ssl.labels.abstention import DEFAULT_SCORE, Abstention, AbstentionConfig, abstain
 from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, check_ranges
 
@@ -36,8 +39,8 @@ LABEL_FILES = ("truth", "tune_on", "target_prior")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebiasConfig:
-    """Which class prior is removed from predictions, and how.
+class DebiasConfig(AbstentionConfig):
+    """Which class prior is removed from predictions, and how; and which rows get a label.
 
     Args:
         prior: what the classifier prefers: `marginal` is the mean of its probabilities, `fixed_point` and `transport`
@@ -71,6 +74,9 @@ class DebiasConfig:
             prior=(self.prior in get_args(PriorName), f"one of {', '.join(get_args(PriorName))}"),
         )
         check_ranges(self, "")
+        super().__post_init__()
+        if self.min_precision is not None and self.tune_on is None:
+            raise InputError("--min_precision needs the labels of some rows: give them by --tune_on FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +96,8 @@ class Rows:
     """Class numbers of the rows of `tune_on`, negative elsewhere."""
     blank: Float[Tensor, "K C"] | None = None
     """Logits of images that show nothing."""
+    negatives: Chunks | None = None
+    """Logits of names that are none of the classes, in the same chunks."""
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""
     notes: tuple[str, ...] = ()
@@ -123,6 +131,9 @@ class RowLabels:
     confidence: Float32[np.ndarray, " N"]
     top2_gap: Float32[np.ndarray, " N"]
     """Of softmax(f / T - shift)."""
+    plain_score: Float32[np.ndarray, " N"] | None = None
+    score: Float32[np.ndarray, " N"] | None = None
+    """How sure it is that a row is of its class; None where rows have no score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +155,10 @@ class Labeling(RowLabels):
     temperature: float
     supported: float = 1.0
     notes: tuple[str, ...] = ()
-    """As in `Removal`."""
+    """As in `Removal`, and those of `Abstention`."""
+    abstained: Bool[np.ndarray, " N"] | None = None
+    """Rows that get no label; `label` is what it would be. None where rows have no score."""
+    abstention: Abstention | None = None
 
     def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
         """Predictions of each class, of the reported rows."""
@@ -201,16 +215,30 @@ def pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> Pas
     )
 
 
+def score_name(rows: Rows, config: DebiasConfig) -> ScoreName | None:
+    """The score that rows have; None where nothing asks for one."""
+    return config.score or (None if rows.negatives is None else DEFAULT_SCORE)
+
+
 def label_rows(
-    rows: Rows, removal: Removal, *, is_quiet: bool = False
+    rows: Rows, removal: Removal, score: ScoreName | None = None, *, is_quiet: bool = False
 ) -> Iterator[tuple[RowLabels, Float[Tensor, "n C"]]]:
     """The labels of each chunk of rows, and the debiased probabilities that they are of, in one pass.
+
+    Args:
+        rows: the logits.
+        removal: what is subtracted from them.
+        score: what rows are to have beside a label.
+        is_quiet: no progress bar.
 
     Raises:
         InputError: a number is not finite.
     """
-    for logits in pass_over(rows, removal.temperature, "labels", is_quiet):
-        plain_confidence, plain = logits.softmax(-1).max(-1)
+    all_negatives = repeat(None) if rows.negatives is None else rows.negatives
+    chunks = pass_over(rows, removal.temperature, "labels", is_quiet)
+    for logits, negatives in zip(chunks, all_negatives, strict=False):
+        plain_probs = logits.softmax(-1)
+        plain_confidence, plain = plain_probs.max(-1)
         probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
         confidence, label = probs.max(-1)
         # The largest is taken out for a moment, as a copy of a chunk would take time.
@@ -223,13 +251,26 @@ def label_rows(
             confidence=confidence.float().numpy(),
             top2_gap=(confidence - second).float().numpy(),
         )
+        if score is not None:
+            scaled = None if negatives is None else negatives / removal.temperature
+            plain_score, own = (score_of(score, logits, each, scaled) for each in (plain_probs, probs))
+            labels = replace(labels, plain_score=plain_score.float().numpy(), score=own.float().numpy())
         yield labels, probs
 
 
 def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Sequence[RowLabels]) -> Labeling:
-    """The labels of all chunks together, with what was removed from them."""
+    """The labels of all chunks together, with what was removed from them, and the rows that get none.
+
+    Raises:
+        InputError: the precision that is asked for is not reached.
+    """
+    names = [field.name for field in fields(RowLabels) if getattr(parts[0], field.name) is not None]
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    abstention, score = None, score_name(rows, config)
+    if score is not None:
+        arrays["abstained"], abstention = abstain(config, score, arrays["score"], arrays["label"], rows.tuning)
     return Labeling(
-        **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(RowLabels)},
+        **arrays,
         classes=rows.classes,
         names=rows.names,
         truth=np.full(len(rows.names), UNKNOWN) if rows.truth is None else rows.truth,
@@ -240,5 +281,6 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Seque
         strength=removal.strength,
         temperature=removal.temperature,
         supported=removal.supported,
-        notes=removal.notes,
+        notes=removal.notes + (() if abstention is None else abstention.notes),
+        abstention=abstention,
     )

@@ -14,9 +14,10 @@ from torch import Tensor
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.config import Decoding
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
+from debias_ssl.labels.abstention import ALL_ROWS, AbstentionConfig
 from debias_ssl.labels.arguments import LabelsOfRows, Settings, TargetPrior, array, flags_are_arguments, named, text
 from debias_ssl.labels.class_names import distinct
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling, PriorName, Rows, label_rows, labeling_of
+from debias_ssl.labels.debiasing import DebiasConfig, Labeling, PriorName, Rows, label_rows, labeling_of, score_name
 from debias_ssl.labels.embedding import embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore
 from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of
@@ -53,6 +54,7 @@ def debias_matrix(
     momentum: float = 0.99,
     truth: LabelsOfRows | None = None,
     tune_on: LabelsOfRows | None = None,
+    abstention: AbstentionConfig = ALL_ROWS,
     blank: np.ndarray | Tensor | None = None,
 ) -> DebiasedLabels:
     """Labels the rows of a matrix without the classifier's preference for classes, as `debias-ssl debias` does.
@@ -73,21 +75,23 @@ def debias_matrix(
         momentum: of the prior `momentum`, for each batch of 64 rows.
         truth: N class numbers for the figures of `summary()` alone, or a file of them; negative where unknown.
         tune_on: N class numbers, negative for all rows but a few, to choose strength and temperature; or a file.
+        abstention: which rows get a label; the others are true in `abstained`, and keep in `label` what it would be.
         blank: K x C, such numbers of images that show nothing, for the prior `content_free`.
 
     Raises:
         InputError: an argument is wrong.
     """
-    settings = Settings(
-        prior=prior,
-        strength=strength,
-        temperature=temperature,
-        target_prior=target_prior,
-        momentum=momentum,
-        truth=truth,
-        tune_on=tune_on,
-    )
     with flags_are_arguments():
+        settings = Settings(
+            prior=prior,
+            strength=strength,
+            temperature=temperature,
+            target_prior=target_prior,
+            momentum=momentum,
+            truth=truth,
+            tune_on=tune_on,
+            abstention=abstention,
+        )
         rows = _matrix_rows(array(logits), kind, classes, names, None if blank is None else array(blank), settings)
         return _debiased(rows, settings.config())
 
@@ -101,6 +105,7 @@ def label_images(
     templates: str | Path | Sequence[str] = "simple",
     root: str | Path | None = None,
     features: str | Path | None = None,
+    negatives: str | Path | Sequence[str] | None = None,
     prior: PriorName = "stationary",
     strength: float | None = None,
     temperature: float | None = None,
@@ -108,6 +113,7 @@ def label_images(
     momentum: float = 0.99,
     truth: LabelsOfRows | None = None,
     tune_on: LabelsOfRows | None = None,
+    abstention: AbstentionConfig = ALL_ROWS,
     on_error: Literal["stop", "skip"] = "stop",
     bits: int | None = None,
     max_pixels: int | None = None,
@@ -117,38 +123,36 @@ def label_images(
     precision: Precision = "auto",
     device: torch.device | str | None = None,
 ) -> DebiasedLabels:
-    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does.
+    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does; `names` are their paths.
 
     Args:
         images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
-        classes: names; or a file of NAME or NAME<tab>PROMPT NAME a line; or `imagenet`.
+        classes, negatives: names, or a file of NAME or NAME<tab>PROMPT NAME a line; negatives are none of the classes.
         model, pretrained: a name of open_clip's and a tag of it or a file of weights; local-dir:FOLDER or hf-hub:NAME.
         templates: `simple`, `openai`, a file of sentences with {}, or such sentences.
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
-        prior, ..., tune_on: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
+        prior, ..., abstention: as in `debias_matrix`; without `truth`, folders that are named like classes say it.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
         bits, max_pixels, background: how files become pixels, as the settings of these names in `data` of a run.
         batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
         precision, device: of the network; `auto` is bf16 where the device has it, None the accelerator, else the CPU.
 
-    Returns:
-        The labels; `names` are the paths of the images.
-
     Raises:
         InputError: an argument is wrong, or an image cannot be read.
     """
-    settings = Settings(
-        prior=prior,
-        strength=strength,
-        temperature=temperature,
-        target_prior=target_prior,
-        momentum=momentum,
-        truth=truth,
-        tune_on=tune_on,
-    )
     with flags_are_arguments():
-        request = _request(text(images), text(classes), text(templates), text(root), settings)
+        settings = Settings(
+            prior=prior,
+            strength=strength,
+            temperature=temperature,
+            target_prior=target_prior,
+            momentum=momentum,
+            truth=truth,
+            tune_on=tune_on,
+            abstention=abstention,
+        )
+        request = _request(text(images), text(classes), text(templates), text(root), text(negatives), settings)
         config, clip = settings.config(), load_clip(model, pretrained, chosen_device(device))
         decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
         return _label(request, config, clip, features, on_error, decoding, batch_size, workers, precision)
@@ -173,6 +177,7 @@ def _matrix_rows(
         raise InputError(f"names has {len(names)}, but logits have {len(values)} rows")
     with named("logits"):
         predictions = predictions_of(values, kind, columns, names, "the matrix")
+    settings.config().check_kind(predictions.kind)
     if blank is not None:
         check_shape(blank, "blank")
         with named("blank"):
@@ -195,10 +200,11 @@ def _request(
     classes: str | Sequence[str],
     templates: str | Sequence[str],
     root: str | None,
+    negatives: str | Sequence[str] | None,
     settings: Settings,
 ) -> Request:
     """What is to be labeled, with the truth, the rows to tune on and the target that are given as arrays or files."""
-    request = read_request(images, classes, templates, DebiasConfig(), root)
+    request = read_request(images, classes, templates, DebiasConfig(), root, negatives)
     truth, tuning = settings.labels(request.names, request.classes)
     truth = request.truth if truth is None else truth
     return replace(request, target=settings.target(request.classes), truth=truth, tuning=tuning)
@@ -243,7 +249,7 @@ def _label(
 def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | None = None) -> DebiasedLabels:
     removal = find_removal(rows, config, is_quiet=True)
     probs, parts, first = np.empty((len(rows.names), len(rows.classes)), dtype=np.float32), [], 0
-    for part, of_part in label_rows(rows, removal, is_quiet=True):
+    for part, of_part in label_rows(rows, removal, score_name(rows, config), is_quiet=True):
         probs[first : first + len(of_part)] = of_part.numpy()
         parts.append(part)
         first += len(of_part)

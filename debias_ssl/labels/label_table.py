@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int64
 
+from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.truth import RowNumbers
 
@@ -20,13 +21,20 @@ Column = Callable[[slice], Sequence[str]]
 def columns_of(labeling: Labeling) -> dict[str, Column]:
     """The columns of labels.csv, by their names in its first line."""
     key = "row" if isinstance(labeling.names, RowNumbers) else "path"
-    return {
+    columns = {
         key: lambda rows: labeling.names[rows],
-        "label": _named(labeling.label, labeling.classes),
+        "label": _named(_written_labels(labeling), labeling.classes),
         "confidence": _fraction(labeling.confidence),
         "top2_gap": _fraction(labeling.top2_gap),
         "plain_label": _named(labeling.plain, labeling.classes),
         "plain_confidence": _fraction(labeling.plain_confidence),
+    }
+    score, abstained = labeling.score, labeling.abstained
+    if score is None or abstained is None:
+        return columns
+    return columns | {
+        "score": _fraction(score),
+        "abstained": lambda rows: ["true" if each else "false" for each in abstained[rows].tolist()],
     }
 
 
@@ -39,8 +47,13 @@ def csv_parts(labeling: Labeling) -> Iterator[bytes]:
         yield _as_csv([*zip(*(column(rows) for column in columns.values()), strict=True)])
 
 
+def _written_labels(labeling: Labeling) -> Int64[np.ndarray, " N"]:
+    """Class numbers as they are written: negative where a row has no label."""
+    return labeling.label if labeling.abstained is None else np.where(labeling.abstained, UNKNOWN, labeling.label)
+
+
 def _named(numbers: Int64[np.ndarray, " N"], classes: tuple[str, ...]) -> Column:
-    return lambda rows: [classes[int(k)] for k in numbers[rows].tolist()]
+    return lambda rows: [classes[int(k)] if k >= 0 else "" for k in numbers[rows].tolist()]
 
 
 def _fraction(values: Float[np.ndarray, " N"]) -> Column:

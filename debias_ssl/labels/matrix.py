@@ -129,9 +129,10 @@ def rows_of(predictions: Predictions, config: DebiasConfig, path: Path, blank: P
         blank: such a matrix of images that show nothing.
 
     Raises:
-        InputError: a file does not fit the matrix.
+        InputError: a file does not fit the matrix, or rows have not the score that is asked for.
     """
     classes = predictions.classes
+    config.check_kind(predictions.kind)
     known = [read_labels(Path(f), predictions.names, classes) if f else None for f in (config.truth, config.tune_on)]
     truth, tuning = (each and each.labels for each in known)
     return Rows(

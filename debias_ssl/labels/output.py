@@ -16,6 +16,7 @@ from torch import Tensor
 from debias_ssl.formulas import metrics
 from debias_ssl.formulas.calibration import expected_calibration_error
 from debias_ssl.formulas.logits import confusion_matrix
+from debias_ssl.labels.abstention_figures import abstention_figures
 from debias_ssl.labels.debiasing import (
     DebiasConfig,
     Labeling,
@@ -23,6 +24,7 @@ from debias_ssl.labels.debiasing import (
     Rows,
     label_rows,
     labeling_of,
+    score_name,
 )
 from debias_ssl.labels.label_table import csv_parts
 from debias_ssl.labels.removal import find_removal
@@ -56,6 +58,8 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
         "counts": {key: dict(zip(classes, each.tolist(), strict=True)) for key, each in counts.items()},
         "count_entropy": {key: _entropy(each) for key, each in counts.items()},
     }
+    if labeling.abstention is not None:
+        summary["abstention"] = abstention_figures(labeling)
     known = reported & (labeling.truth >= 0)
     if known.any():
         truth = torch.from_numpy(labeling.truth[known])
@@ -107,9 +111,29 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
         moved = [name for name in order[:num_named] if sign * (debiased[name] - plain[name]) > 0]
         if moved:
             lines.append(f"{title:<10}" + ", ".join(f"{name} ({plain[name]} -> {debiased[name]})" for name in moved))
+    if "abstention" in summary:
+        lines.append(f"{'labeled':<10}{_labeled_text(summary['abstention'])}")
     changed = summary["num_changed"]
     lines.append(f"{changed} of {num} labels changed ({changed / max(num, 1):.2%})")
     return "\n".join(lines)
+
+
+def _labeled_text(figures: Mapping[str, Any]) -> str:
+    """Which rows have a label, in a line."""
+    labeled, num = figures["num_labeled"], figures["num_labeled"] + figures["num_abstained"]
+    limit = "" if figures["threshold"] is None else f" of at least {figures['threshold']:.4g}"
+    parts = [f"{labeled} of {num} rows ({labeled / max(num, 1):.2%}), by {figures['score']}{limit}"]
+    if "on_tuned" in figures:
+        tuned = figures["on_tuned"]
+        parts.append(
+            f"right on {tuned['num_labeled']} of {tuned['num']} rows of tune_on: {100 * tuned['precision']:.2f} % "
+            f"({interval_text(tuned['interval'])})"
+        )
+    if "accuracy" in figures:
+        parts.append(
+            f"right where known: {100 * figures['accuracy']:.2f} % ({interval_text(figures['accuracy_interval'])})"
+        )
+    return "; ".join(parts)
 
 
 def interval_text(interval: Sequence[float]) -> str:
@@ -165,6 +189,8 @@ def write_folder(
     for note in removal.notes:
         print(f"note: {note}", file=sys.stderr)
     labeling = write_labels(rows, config, removal, out)
+    for note in labeling.notes[len(removal.notes) :]:
+        print(f"note: {note}", file=sys.stderr)
     if unreadable:
         outputs_in(out).claim("unreadable.json")
         write_aside(out / "unreadable.json", json.dumps(unreadable, indent=1))
@@ -179,12 +205,12 @@ def write_labels(rows: Rows, config: DebiasConfig, removal: Removal, out: Path, 
     """Writes labels.csv, probs.npy and classes.json in one pass over the rows.
 
     Raises:
-        InputError: a number is not finite; nothing is written then.
+        InputError: a number is not finite, or a precision is not reached; nothing is written then.
     """
     parts, outputs = [], outputs_in(out)
     with writing_parts(out / "labels.csv") as write_table, writing_parts(out / "probs.npy") as write_probs:
         write_probs(_npy_header((len(rows.names), len(rows.classes))))
-        for part, probs in label_rows(rows, removal, is_quiet=is_quiet):
+        for part, probs in label_rows(rows, removal, score_name(rows, config), is_quiet=is_quiet):
             write_probs(stored(probs, part.label).tobytes())
             parts.append(part)
         labeling = labeling_of(rows, config, removal, parts)

@@ -35,6 +35,31 @@ def class_names(where: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str,
     return _two_at_least(*read_class_names(Path(where)), where)
 
 
+def negative_names(where: str | Sequence[str], of_classes: Sequence[str]) -> tuple[str, ...]:
+    """What prompts call things that are none of the classes, from a file or as they are.
+
+    Args:
+        where: a file of names as `class_names` takes it, or names.
+        of_classes: names of the classes, and what prompts call them.
+
+    Raises:
+        InputError: there is no such file, or one of them is a class.
+    """
+    if not isinstance(where, str):
+        _, prompts = distinct([(name, name) for name in where], "negatives")
+    elif not Path(where).is_file():
+        raise InputError(
+            f"--negatives is {where!r}: there is no such file; a file of names that are no classes is expected"
+        )
+    else:
+        _, prompts = read_class_names(Path(where))
+    known = {name.casefold() for name in of_classes}
+    wrong = next((name for name in prompts if name.casefold() in known), None)
+    if wrong is not None:
+        raise InputError(f"--negatives has {wrong!r}, which is a class: its rows would never be sure; leave it out")
+    return prompts
+
+
 def _two_at_least(
     classes: tuple[str, ...], prompts: tuple[str, ...], source: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -54,7 +54,7 @@ def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) ->
     prior, shift_of = _find_shift(chunks, rows, config, temperature, supported, notes.append)
     if tuning is not None and config.strength is None and rows.target is not None:
         # With shares to be estimated, each strength would take many passes.
-        strength = min(STRENGTHS, key=lambda tau: tuning.loss(temperature, shift_of(tau)))
+        strength = min(STRENGTHS, key=lambda tau: tuning.loss(temperature, tau, shift_of(tau)))
     if tuning is not None and config.strength is None and strength == STRENGTHS[-1]:
         notes.append(f"tune_on chose strength {strength:g}, the largest that is tried: another prior may fit better")
     return Removal(

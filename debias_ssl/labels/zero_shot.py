@@ -14,7 +14,7 @@ from debias_ssl.data.sources.images import left_out_notes
 from debias_ssl.labels.debiasing import DebiasConfig, Rows
 from debias_ssl.labels.embedding import FeatureCache, Logits
 from debias_ssl.labels.images import images_to_label
-from debias_ssl.labels.prompts import Templates, class_names, read_templates
+from debias_ssl.labels.prompts import Templates, class_names, negative_names, read_templates
 from debias_ssl.labels.truth import read_labels, read_target
 from debias_ssl.models.clip import ClassVectors, Clip, blank_features, class_vectors
 from debias_ssl.system.errors import InputError
@@ -39,6 +39,8 @@ class Request:
     truth: Int64[np.ndarray, " N"]
     """Of all files, negative where unknown."""
     tuning: Int64[np.ndarray, " N"] | None
+    negatives: tuple[str, ...] = ()
+    """What prompts call things that are none of the classes."""
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""
     repeats: bool = False
@@ -56,6 +58,7 @@ def read_request(
     templates: str | Sequence[str],
     config: DebiasConfig,
     root: str | None = None,
+    negatives: str | Sequence[str] | None = None,
 ) -> Request:
     """What settings name: files are read, but no image.
 
@@ -65,11 +68,13 @@ def read_request(
         templates: a name of open_clip's, or a file; or sentences with {}.
         config: names the files of the truth, of the images to tune on and of the target.
         root: the folder that paths of a list are relative to; None is that of the list.
+        negatives: a file of names that are none of the classes, or such names.
 
     Raises:
         InputError: something is missing, or does not fit.
     """
     names, prompt_names = class_names(classes)
+    others = () if negatives is None else negative_names(negatives, (*names, *prompt_names))
     sentences = read_templates(templates)
     target = read_target(config.target_prior, names)
     found, folder = images_to_label(images, names, root)
@@ -85,6 +90,7 @@ def read_request(
         target=target,
         truth=found.labels if truth is None else truth,
         tuning=tuning,
+        negatives=others,
         said=(
             *(f"note: {note}" for note in (*left_out_notes(found), *found.notes)),
             *(line for each in known if each for line in each.said),
@@ -124,6 +130,7 @@ def _tokens_read(clip: Clip) -> int:
 def zero_shot_rows(clip: Clip, cache: FeatureCache, request: Request, vectors: ClassVectors) -> Rows:
     """The logits of the images that have features: logit scale times cosine similarities to the classes' prompts."""
     weights = clip.logit_scale * vectors.weights
+    others = class_vectors(clip, request.negatives, request.templates).weights if request.negatives else None
     notes = []
     if vectors.cut:
         first = shorten(repr(vectors.cut[0]), SHOWN, placeholder=" ...'")
@@ -142,5 +149,6 @@ def zero_shot_rows(clip: Clip, cache: FeatureCache, request: Request, vectors: C
         truth=request.truth[cache.places],
         tuning=None if request.tuning is None else request.tuning[cache.places],
         blank=(blank_features(clip) @ weights).cpu(),
+        negatives=Logits(cache=cache, weights=clip.logit_scale * others) if others is not None else None,
         notes=tuple(notes),
     )

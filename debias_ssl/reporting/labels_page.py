@@ -16,6 +16,7 @@ from debias_ssl.labels.output import summary_of
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, printable, truncated
 from debias_ssl.reporting.page import Figure, Page, Section, Table, between, named, percent
+from debias_ssl.reporting.sections.abstention import abstention_section
 from debias_ssl.reporting.sections.against_truth import (
     Confusion,
     confusion_counts,
@@ -61,10 +62,12 @@ def labels_page(
         sections = [headline(shown), counts(shown)]
         if (shown.truth >= 0).any():
             sections.append(against_truth(shown))
+        of_shown = None if pictures is None else lambda rows: pictures(kept[rows].tolist())
+        sections.append(abstention_section(shown, of_shown))
         if features is not None:
             sections.append(nearest_classes_section(shown, kept, len(labeling.reported), features()))
-        if pictures is not None:
-            sections.append(examples(shown, lambda rows: pictures(kept[rows].tolist())))
+        if of_shown is not None:
+            sections.append(examples(shown, of_shown))
         sections.append(Section(title="All classes", tables=[class_table(shown)]))
     return Page(
         title="Labels before and after debiasing",
@@ -79,6 +82,7 @@ def _only(labeling: Labeling, kept: Int[np.ndarray, " R"]) -> Labeling:
     if len(kept) == len(labeling.reported):
         return labeling
     arrays = ("plain", "plain_confidence", "label", "confidence", "top2_gap", "truth", "reported")
+    arrays += () if labeling.abstained is None else ("score", "plain_score", "abstained")
     rows: dict[str, Any] = {name: getattr(labeling, name)[kept] for name in arrays}
     return replace(labeling, names=[labeling.names[i] for i in kept.tolist()], **rows)
 
