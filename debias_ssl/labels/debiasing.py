@@ -4,7 +4,7 @@
 labels chunk by chunk.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
 from typing import Any, Literal, get_args
@@ -96,7 +96,7 @@ class Rows:
     """Class numbers of the rows of `tune_on`, negative elsewhere."""
     blank: Float[Tensor, "K C"] | None = None
     """Logits of images that show nothing."""
-    negatives: Chunks | None = None
+    negatives: Iterable[Float[Tensor, "_ M"]] | None = None
     """Logits of names that are none of the classes, in the same chunks."""
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""

@@ -99,24 +99,25 @@ def risk_figure(labeling: Labeling) -> Figure:
         areas.append(area_under_risk(score[known], right))
     legend = [("line-0", "debiased"), ("line-1", "plain")]
     assert labeling.abstained is not None
-    labeled = ~labeling.abstained[known]
+    labeled, level = ~labeling.abstained[known], None
     words = f"area {percent(areas[1])} plain, {percent(areas[0])} debiased"
     if labeled.any() and not labeled.all():
-        risk = float((labeling.label[known] != truth)[labeled].mean())
+        level = float((labeling.label[known] != truth)[labeled].mean())
         place = np.array([100 * labeled.mean()])
-        series.append(Series(x=place, y=np.array([risk]), color=2, marker=True))
+        series.append(Series(x=place, y=np.array([level]), color=2, marker=True))
         legend.append(("mark-2", "chosen"))
-        words += f"; chosen: {percent(risk)} wrong at {percent(labeled.mean())}"
+        words += f"; chosen: {percent(level)} wrong at {percent(labeled.mean())}"
     return Figure(
         title="Risk against coverage",
         svg=figures.lines(
             series,
             f"Share of wrong labels over the share of rows that have one, the surest first; {words}.",
             x_label="rows with a label, %",
+            level=level,
         ),
         legend=legend,
-        caption=f"The share of labels that are wrong where the surest rows alone have one, of {len(truth):,} rows with a "
-        f"known truth; {words}. A smaller area is better.",
+        caption=f"The share of wrong labels where the surest rows alone have one, of {len(truth):,} rows whose truth "
+        f"is known; {words}. A smaller area is better.",
     )
 
 
@@ -164,7 +165,7 @@ def least_sure_sheet(
         if image is not None:
             would, name = classes[labeling.label[i]], labeling.names[i]
             is_ = f"is {classes[truth[i]]}" if truth[i] >= 0 else "true class unknown"
-            alt = f"{name}: no label, would be {would} by a score of {score[i]:.3g}, {is_}"
-            drawn.append(picture(image, alt, [f"{would}? {score[i]:.3g}", is_, short_name(name)]))
+            alt = f"{name}: no label, would be {would} by a score of {score[i]:.3f}, {is_}"
+            drawn.append(picture(image, alt, [f"{would}? {score[i]:.3f}", is_, short_name(name)]))
     caption = f"The {len(drawn)} lowest scores of {len(where):,} rows without a label."
     return Sheet(title="Least sure", pictures=drawn, caption=caption)
