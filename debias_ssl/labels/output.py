@@ -28,6 +28,7 @@ from debias_ssl.labels.debiasing import (
 )
 from debias_ssl.labels.label_table import csv_parts
 from debias_ssl.labels.removal import find_removal
+from debias_ssl.labels.tuning import UNTUNED, is_tuned
 from debias_ssl.system.errors import InputError, only_warned
 from debias_ssl.system.files import check_writable, write_aside, writing_parts
 from debias_ssl.system.outputs import Outputs
@@ -259,4 +260,5 @@ def write_summary(labeling: Labeling, out: Path, further: Mapping[str, Any]) -> 
         f"prior {labeling.config.prior}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "
         f"temperature {labeling.temperature:.4g}{chosen}"
     )
-    return f"{settings}\n{summary_table(summary)}\n{out}"
+    told = [settings, *([] if is_tuned(labeling.config) else [UNTUNED]), summary_table(summary), str(out)]
+    return "\n".join(told)

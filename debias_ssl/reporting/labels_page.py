@@ -13,6 +13,7 @@ from torch import Tensor
 from debias_ssl.formulas.metrics import recall_intervals
 from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.output import summary_of
+from debias_ssl.labels.tuning import UNTUNED, is_tuned
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, printable, truncated
 from debias_ssl.reporting.page import Figure, Page, Section, Table, between, named, percent
@@ -71,7 +72,11 @@ def labels_page(
         sections.append(Section(title="All classes", tables=[class_table(shown)]))
     return Page(
         title="Labels before and after debiasing",
-        facts=[*facts, f"{len(labeling.classes):,} classes; {setting}"],
+        facts=[
+            *facts,
+            f"{len(labeling.classes):,} classes; {setting}",
+            *([] if is_tuned(config) else [f"{UNTUNED[0].upper()}{UNTUNED[1:]}"]),
+        ],
         notes=notes,
         sections=[section for section in sections if section.tables or section.figures or section.sheets],
     )
