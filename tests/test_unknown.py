@@ -41,13 +41,13 @@ def arguments(tmp_path: Path, model: str) -> Callable[..., list[str]]:
 
 def test_a_score_against_negatives_is_a_probability_among_all_names(tmp_path, model, arguments, capsys):
     (tmp_path / "others.txt").write_text("# none of these\nstone\nsky\tcloudy sky\n")
-    main(arguments(negatives=tmp_path / "others.txt", unknown="max_prob", prior="none", coverage=0.5))
+    main(arguments(negatives=tmp_path / "others.txt", unknown="max_prob", prior="none", coverage=0.5, temperature=2))
     clip = load_clip(model, None, torch.device("cpu"))
     weights = zero_shot_weights(clip, ["ant", "bee", "stone", "cloudy sky"], open_clip.SIMPLE_IMAGENET_TEMPLATES)
     rows = rows_of(tmp_path / "out")
     files = [decode(str(tmp_path / "images" / row["path"])) for row in rows]
     features = encode(clip, torch.stack([clip.preprocess(file) for file in files])).half().float()
-    expected = (clip.logit_scale * features @ weights).softmax(1)[:, :2].amax(1)
+    expected = (clip.logit_scale / 2 * features @ weights).softmax(1)[:, :2].amax(1)
     np.testing.assert_allclose([float(row["score"]) for row in rows], expected, atol=2e-5)
     # Confidences and probabilities are of the classes alone.
     assert np.load(tmp_path / "out" / "probs.npy").shape == (24, 2)
@@ -56,12 +56,13 @@ def test_a_score_against_negatives_is_a_probability_among_all_names(tmp_path, mo
     assert summary["negatives"] == str(tmp_path / "others.txt") and summary["abstention"]["score"] == "max_prob"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "2 names of" in page and "Least sure" in page
-    found = debias_ssl.label_images(
+    found: Any = debias_ssl.label_images(
         tmp_path / "images",
         ["ant", "bee"],
         model=model,
         negatives=["stone", "cloudy sky"],
         prior="none",
+        temperature=2.0,
         precision="fp32",
         abstention=debias_ssl.AbstentionConfig(unknown="max_prob", coverage=0.5),
     )

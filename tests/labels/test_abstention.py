@@ -96,7 +96,7 @@ def test_a_score_alone_leaves_all_rows_their_label():
 
 def test_the_energy_is_that_of_logits_as_they_are():
     logits, _ = made(100)
-    found = debias_matrix(logits, temperature=2.0, abstention=AbstentionConfig(unknown="energy"))
+    found: Any = debias_matrix(logits, temperature=2.0, abstention=AbstentionConfig(unknown="energy"))
     np.testing.assert_allclose(found.score, (logits / 2).logsumexp(1), rtol=1e-5)
     with pytest.raises(InputError, match=r"^unknown energy .* choose max_prob"):
         debias_matrix(logits.softmax(1), abstention=AbstentionConfig(unknown="energy"))
@@ -104,7 +104,7 @@ def test_the_energy_is_that_of_logits_as_they_are():
 
 def test_many_rows_of_one_score_are_told():
     logits = np.repeat(made(4)[0].numpy(), 25, 0)
-    found = debias_matrix(logits, abstention=AbstentionConfig(coverage=0.3))
+    found: Any = debias_matrix(logits, abstention=AbstentionConfig(coverage=0.3))
     assert (~found.abstained).mean() == 0.5
     assert found.notes == (
         "50.0% of the rows get a label instead of 30.0%: many rows have the same score at the threshold",
@@ -128,7 +128,7 @@ def test_negatives_take_the_rows_that_are_like_them():
         config = DebiasConfig(unknown="max_prob")
         removal = find_removal(rows, config, is_quiet=True)
         parts = [part for part, _ in label_rows(rows, removal, "max_prob", is_quiet=True)]
-        found = labeling_of(rows, config, removal, parts)
+        found: Any = labeling_of(rows, config, removal, parts)
         scores[name] = found.score
         # They are never a label, nor part of what is removed.
         assert removal.prior.shape == (2,) and found.label.max() == 1
@@ -155,7 +155,7 @@ def test_the_job_writes_what_the_function_says(folder: Path, capsys):
     debias(command(folder, "--coverage", "0.3", "--truth", str(folder / "truth.npy")))
     said = capsys.readouterr().out
     rows, summary = rows_of(folder / "out"), json.loads((folder / "out" / "summary.json").read_text())
-    found = debias_matrix(
+    found: Any = debias_matrix(
         np.load(folder / "logits.npy"),
         truth=np.load(folder / "truth.npy"),
         abstention=AbstentionConfig(coverage=0.3),
