@@ -76,7 +76,7 @@ def test_risk_is_one_less_precision_and_the_area_a_mean_over_orders(num: int, nu
     for _ in range(400):
         order = np.lexsort((rng.random(num), -score))
         orders.append((np.cumsum(~correct[order]) / np.arange(1, num + 1)).mean())
-    error = np.std(orders) / 20
+    error = float(np.std(orders)) / 20
     assert area_under_risk(score, correct) == pytest.approx(np.mean(orders), abs=6 * error + 1e-9)
 
 
