@@ -24,8 +24,8 @@ STRENGTHS = tuple(step / 10 for step in range(21))
 SCALE_OF_TEMPERATURE, DEVIATION_OF_STRENGTH = 0.5, 0.5
 # For people who have not tuned: measured on made logits of ten classes with a preference of 0 to 6 (docs/RESULTS.md).
 UNTUNED = (
-    "confidences need labels of some rows, by --tune_on FILE: on made logits, 100 left an error of 3.2 %, 300 of 2.0 %, "
-    "1,000 of 1.6 %"
+    "confidences need labels of some rows, by --tune_on FILE: on made logits, 100 left an error of 3.2 %, 300 of 2.0 "
+    "%, 1,000 of 1.6 %"
 )
 # Rounds of temperature and strength, and the change of the temperature (of its logarithm) below which none follows.
 MOST_ROUNDS = 5
