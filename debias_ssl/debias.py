@@ -11,7 +11,8 @@ from debias_ssl import __version__
 from debias_ssl.distributed.accelerator import keep_freed_memory
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
-from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
+from debias_ssl.labels.config import LABEL_FILES, DebiasConfig
+from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.matrix import column_names, read_predictions, rows_of
 from debias_ssl.labels.matrix_reference import matrix_reference
 from debias_ssl.labels.output import OutputConfig, check_folder, write_folder

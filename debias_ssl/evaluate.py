@@ -16,7 +16,7 @@ from debias_ssl.distributed.processes import is_first
 from debias_ssl.formulas import metrics
 from debias_ssl.labels.known import Evaluated, rescaled_rows, rows_of_matrix, rows_of_run
 from debias_ssl.labels.matrix import column_names, read_predictions
-from debias_ssl.labels.output import FEW_ROWS, interval_text
+from debias_ssl.labels.summary import FEW_ROWS, interval_text
 from debias_ssl.labels.temperature import Rescaled
 from debias_ssl.labels.truth import say
 from debias_ssl.runs.folder import RunFolder

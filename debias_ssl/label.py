@@ -23,7 +23,8 @@ from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.distributed.start_up import first_of_each_host_first
-from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, Labeling
+from debias_ssl.labels.config import LABEL_FILES, DebiasConfig
+from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.image_reference import ReferenceImages, features_of, image_reference, measured
@@ -60,6 +61,9 @@ def main(arguments: list[str]) -> None:
         "--features", type=str, default=None, help="folder that keeps image features; else OUT/features"
     )
     parser.add_argument("--flip", type=bool, default=False, help="mean features of each image and its mirror image")
+    parser.add_argument(
+        "--negatives", type=str, default=None, help="file of names that are no classes, against which rows have a score"
+    )
     parser.add_class_arguments(DebiasConfig, as_group=False)
     parser.add_argument(
         "--multi_label", type=float, default=None, help="sigmoid from which a class is one of several labels (SigLIP)"
@@ -94,7 +98,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _inputs(parsed: Namespace) -> dict[str, str | None]:
-    files = ("images", "classes", "templates", "class_vectors", "pretrained", *LABEL_FILES)
+    files = ("images", "classes", "templates", "class_vectors", "pretrained", "negatives", *LABEL_FILES)
     inputs = {f"--{name}": parsed[name] for name in files}
     return inputs | {"--model": parsed.model.removeprefix("local-dir:")}
 
@@ -107,7 +111,13 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     accelerator = make_accelerator(parsed.precision)
     with first_of_each_host_first(accelerator):
         request = read_request(
-            parsed.images, parsed.classes, parsed.templates, config, parsed.root, parsed.class_vectors
+            parsed.images,
+            parsed.classes,
+            parsed.templates,
+            config,
+            parsed.root,
+            parsed.class_vectors,
+            parsed.negatives,
         )
         given = None
         if config.reference:
@@ -148,6 +158,9 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         f"class vectors {parsed.class_vectors}" if parsed.class_vectors else f"templates {parsed.templates}",
         *(["with mirror images"] if parsed.flip else []),
     ]
+    if parsed.negatives:
+        settings["negatives"] = parsed.negatives
+        facts.append(f"{len(request.negatives):,} names of {parsed.negatives} that are no classes")
     rows = zero_shot_rows(clip, cache, request, vectors, reference, parsed.multi_label)
     further = settings | {"num_unreadable": len(cache.unreadable)}
     unreadable = cache.named_unreadable

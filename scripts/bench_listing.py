@@ -29,7 +29,7 @@ import torch
 
 from debias_ssl.contract import Place
 from debias_ssl.labels import embedding
-from debias_ssl.labels.debiasing import DebiasConfig
+from debias_ssl.labels.config import DebiasConfig
 from debias_ssl.labels.embedding import SHARD_SIZE, embed
 from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.zero_shot import Request, read_request

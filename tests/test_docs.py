@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from debias_ssl import cli
+from debias_ssl.debias import main as debias
 from debias_ssl.train import main as train
 from debias_ssl.training.choices import LABELED_LOSSES, METHODS
 
@@ -69,3 +70,19 @@ def test_the_map_names_files_and_folders_that_exist():
     for path in (ROOT / "debias_ssl").iterdir():
         if path.is_dir() and path.name != "__pycache__":
             assert re.search(rf"^ .*\b{path.name}\b", map_, re.MULTILINE), f"{path.name} is not in the picture"
+
+
+DEBIAS = (ROOT / "docs/debias-labels.md").read_text()
+# Commands on the digits, and what they say.
+SAID = re.findall(r"`debias-ssl (debias --predictions logits\.npy [^`]*)` says\n\n```\n(.*?)```", DEBIAS, re.DOTALL)
+
+
+def test_examples_of_debias_say_what_the_guide_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(re.findall(r"```python\n(.*?)```", DEBIAS, re.DOTALL)), {})
+    assert ["--min_precision" in command for command, _ in SAID] == [False, True]
+    for command, expected in SAID:
+        capsys.readouterr()
+        debias(shlex.split(command)[1:])
+        said = capsys.readouterr().out.splitlines()
+        assert not {*expected.splitlines()} - {*said}

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from debias_ssl.data.sources.images import UNKNOWN
-from debias_ssl.labels.debiasing import LABEL_FILES, DebiasConfig, EstimateName, Refine
+from debias_ssl.formulas.selective import ScoreName
+from debias_ssl.labels.config import LABEL_FILES, DebiasConfig, EstimateName, Refine
 from debias_ssl.labels.truth import read_labels, read_target
 from debias_ssl.system.errors import InputError
 
@@ -38,6 +39,10 @@ class DebiasSettings(TypedDict, total=False):
     tune_on: LabelsOfRows | None
     floor: float | None
     refine: Refine
+    unknown: ScoreName | None
+    coverage: float | None
+    min_precision: float | None
+    min_score: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

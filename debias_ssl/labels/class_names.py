@@ -5,7 +5,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from debias_ssl.labels.class_json import entries_of_json
-from debias_ssl.labels.class_list import ClassList, Entry, Prompt, listed, with_parents
+from debias_ssl.labels.class_list import Classes, ClassList, Entry, Prompt, given_classes, listed, with_parents
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
 from debias_ssl.system.tables import LABELS, check_text, read_text
@@ -35,6 +35,21 @@ def class_list(where: str, setting: str = "--classes") -> ClassList:
     if not Path(where).is_file():
         raise InputError(f"{setting} is {where!r}: there is no such file; a file of names, or imagenet, is expected")
     return read_class_list(Path(where))
+
+
+def negatives_of(where: str | Classes, classes: ClassList) -> ClassList:
+    """Things that are none of the classes, from a file or as a program names them.
+
+    Raises:
+        InputError: they cannot be understood, or one of them is a class.
+    """
+    listed = class_list(where, "--negatives") if isinstance(where, str) else given_classes(where)
+    prompts = {prompt.text.casefold() for of_class in classes.prompts for prompt in of_class}
+    known = prompts | {name.casefold() for name in classes.names}
+    wrong = next((each.text for own in listed.prompts for each in own if each.text.casefold() in known), None)
+    if wrong is not None:
+        raise InputError(f"--negatives has {wrong!r}, which is a class: its rows would never be sure; leave it out")
+    return listed
 
 
 def read_class_list(path: Path) -> ClassList:

@@ -5,8 +5,9 @@ labels chunk by chunk.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from itertools import repeat
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,77 +19,17 @@ from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.formulas.logits import largest
 from debias_ssl.formulas.presence import Presence
 from debias_ssl.formulas.priors import Chunks
+from debias_ssl.formulas.selective import ScoreName, score_of
 from debias_ssl.formulas.shares import Shares
-from debias_ssl.labels.estimates import PriorName
+from debias_ssl.labels.abstention import DEFAULT_SCORE, Abstention, abstain
+from debias_ssl.labels.config import DebiasConfig
 from debias_ssl.labels.hierarchy import Hierarchy, hierarchy_of
 from debias_ssl.labels.preference import Preference, Reference
 from debias_ssl.labels.several import SeveralLabels, several_labels
-from debias_ssl.system.errors import InputError, check_settings
-from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, check_ranges
+from debias_ssl.system.errors import InputError
 
-EstimateName = Literal["auto"] | PriorName
-NAMES = ("auto", *get_args(PriorName))
-Refine = Literal["none", "mixture"]
 # Numbers that are held of a matrix at a time.
 CHUNK_NUMBERS = 2**22
-# The settings that may name files.
-LABEL_FILES = ("truth", "tune_on", "target_prior", "reference")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DebiasConfig:
-    """Which class prior is removed from predictions, and how.
-
-    Args:
-        prior: what the classifier prefers: `marginal` is the mean of its probabilities, `fixed_point` and `transport`
-            are what must be removed for the probabilities, or the counts, to follow `target_prior`, `momentum` is the
-            running mean over batches, `confidence` the mean with sure rows counting more, `stationary` of the chain
-            from predicted class to probabilities, `centering` of the mean logits, `content_free` of blank images, and
-            `none` removes nothing; `auto` is `fixed_point` with a reference, else `stationary`.
-        reference: other rows that the prior is measured on, in which all classes are about equally frequent; or a
-            preference.json that was measured before, or the folder of labels of such rows.
-        strength: tau, how much of it is removed; null is 1, or is chosen on `tune_on`, and less of a prior that is
-            estimated from fewer than ten rows a class.
-        temperature: logits are divided by it first; null is 1, or is fitted on `tune_on` together with the strength.
-        target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, `present` for
-            equal shares of the classes that are found among them, or a JSON or CSV file of class and weight; `auto` is
-            `em` with a reference, else `uniform` as far as the rows look like it.
-        momentum: of the prior `momentum`, for each batch of 64 rows.
-        truth: for figures only: CSV of path,label or row,label, or .npy of class numbers.
-        tune_on: labels of a few rows in the same formats, to choose strength and temperature; those rows are left out
-            of all figures.
-        floor: each row gets the deepest name, of a class or of what is above it in `classes`, whose probability is at
-            least this, in the columns name and name_confidence; null gives none.
-        refine: `mixture` lets rows that lie close to each other among all, by their features, agree on their classes
-            after debiasing (StatA, CVPR 2025, and MOON, 2026); `none` labels each row by itself.
-    """
-
-    prior: EstimateName = "auto"
-    reference: str | None = None
-    strength: NotNegative | None = None
-    temperature: Positive | None = None
-    target_prior: str = "auto"
-    momentum: BelowOne = 0.99
-    truth: str | None = None
-    tune_on: str | None = None
-    floor: Share | None = None
-    refine: Refine = "none"
-
-    def __post_init__(self):
-        check_settings(
-            self,
-            "",
-            prior=(self.prior in NAMES, f"one of {', '.join(NAMES)}"),
-            refine=(self.refine in get_args(Refine), f"one of {', '.join(get_args(Refine))}"),
-        )
-        check_ranges(self, "")
-
-    @property
-    def estimate(self) -> PriorName:
-        """The prior that is meant."""
-        if self.prior == "auto":
-            return "stationary" if self.reference is None else "fixed_point"
-        return self.prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +56,8 @@ class Rows:
     logits does not see it, so that it is not in them."""
     multi_label: float | None = None
     """The sigmoid from which a class is one of several labels of a row, where these are asked for."""
+    negatives: Iterable[Float[Tensor, "_ M"]] | None = None
+    """Logits of names that are none of the classes, in the same chunks."""
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""
     notes: tuple[str, ...] = ()
@@ -166,6 +109,9 @@ class RowLabels:
     """Of the deepest name of the hierarchy that reaches the floor, -1 where none does; None without a floor."""
     name_confidence: Float32[np.ndarray, " N"] | None = None
     """Its probability, nan where there is none."""
+    plain_score: Float32[np.ndarray, " N"] | None = None
+    score: Float32[np.ndarray, " N"] | None = None
+    """How sure it is that a row is of its class; None where rows have no score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +135,10 @@ class Labeling(RowLabels):
     shares: Shares | None = None
     presence: Presence | None = None
     notes: tuple[str, ...] = ()
-    """As in `Removal`."""
+    """As in `Removal`, and those of `Abstention`."""
+    abstained: Bool[np.ndarray, " N"] | None = None
+    """Rows that get no label; `label` is what it would be. None where rows have no score."""
+    abstention: Abstention | None = None
     hierarchy: Hierarchy | None = None
     """As in `Rows`."""
     several: SeveralLabels | None = None
@@ -252,8 +201,18 @@ def pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> Pas
     )
 
 
+def score_name(rows: Rows, config: DebiasConfig) -> ScoreName | None:
+    """The score that rows have; None where nothing asks for one."""
+    return config.score or (None if rows.negatives is None else DEFAULT_SCORE)
+
+
 def label_rows(
-    rows: Rows, removal: Removal, *, floor: float | None = None, is_quiet: bool = False
+    rows: Rows,
+    removal: Removal,
+    score: ScoreName | None = None,
+    *,
+    floor: float | None = None,
+    is_quiet: bool = False,
 ) -> Iterator[tuple[RowLabels, Float[Tensor, "n C"]]]:
     """The labels of each chunk of rows, and the debiased (or refined) probabilities that they are of, in one pass.
 
@@ -263,13 +222,21 @@ def label_rows(
         floor: rows get the deepest name whose probability is at least this; None gives none.
         is_quiet: whether there is no progress bar.
 
+    Args:
+        rows: the logits.
+        removal: what is subtracted from them.
+        score: what rows are to have beside a label.
+        is_quiet: no progress bar.
+
     Raises:
         InputError: a number is not finite.
     """
     hierarchy = rows.hierarchy or hierarchy_of(rows.classes, {})
-    first = 0
-    for logits in pass_over(rows, removal.temperature, "labels", is_quiet):
-        plain_confidence, plain = largest(logits.softmax(-1))
+    all_negatives = repeat(None) if rows.negatives is None else rows.negatives
+    chunks, first = pass_over(rows, removal.temperature, "labels", is_quiet), 0
+    for logits, negatives in zip(chunks, all_negatives, strict=False):
+        plain_probs = logits.softmax(-1)
+        plain_confidence, plain = largest(plain_probs)
         if rows.posterior is None:
             probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
         else:
@@ -289,12 +256,20 @@ def label_rows(
             name=name,
             name_confidence=sure,
         )
+        if score is not None:
+            scaled = None if negatives is None else negatives / removal.temperature
+            plain_score, own = (score_of(score, logits, each, scaled) for each in (plain_probs, probs))
+            labels = replace(labels, plain_score=plain_score.float().numpy(), score=own.float().numpy())
         yield labels, probs
 
 
 def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Iterable[RowLabels]) -> Labeling:
-    """The labels of all chunks together, with what was removed from them."""
-    whole: dict[str, np.ndarray] = {}
+    """The labels of all chunks together, with what was removed from them, and the rows that get none.
+
+    Raises:
+        InputError: the precision that is asked for is not reached.
+    """
+    whole: dict[str, Any] = {}
     first = 0
     for part in parts:
         # Into arrays of all rows: small ones that stay would keep the memory of each chunk from the next.
@@ -306,6 +281,9 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Itera
                 whole[field.name] = np.empty((len(rows.names), *values.shape[1:]), values.dtype)
             whole[field.name][first : first + len(values)] = values
         first += len(part.label)
+    abstention, score = None, score_name(rows, config)
+    if score is not None:
+        whole["abstained"], abstention = abstain(config, score, whole["score"], whole["label"], rows.tuning)
     return Labeling(
         **whole,
         classes=rows.classes,
@@ -320,7 +298,8 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Itera
         supported=removal.supported,
         shares=removal.shares,
         presence=removal.presence,
-        notes=removal.notes,
+        notes=removal.notes + (() if abstention is None else abstention.notes),
+        abstention=abstention,
         hierarchy=rows.hierarchy,
         several=several_labels(rows.chunks, rows.logit_bias, rows.multi_label),
         is_refined=rows.posterior is not None,

@@ -18,16 +18,17 @@ from debias_ssl.data.sources.listing import picked
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
 from debias_ssl.labels.arguments import DebiasSettings, Settings, array, flags_are_arguments, named, text
 from debias_ssl.labels.class_list import Classes, given_classes
-from debias_ssl.labels.debiasing import DebiasConfig, Labeling, RowLabels, Rows, label_rows, labeling_of
+from debias_ssl.labels.config import DebiasConfig
+from debias_ssl.labels.debiasing import Labeling, RowLabels, Rows, label_rows, labeling_of, score_name
 from debias_ssl.labels.embedding import embed
 from debias_ssl.labels.feature_store import FolderStore, MemoryStore
 from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.image_reference import Given, features_of, image_reference, measured
 from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of
 from debias_ssl.labels.matrix_reference import matrix_reference, rows_reference
-from debias_ssl.labels.output import summary_of
 from debias_ssl.labels.refinement import check_given, refined, vectors_of
 from debias_ssl.labels.removal import find_removal
+from debias_ssl.labels.summary import summary_of
 from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
@@ -103,6 +104,7 @@ def label_images(
     class_vectors: str | Path | np.ndarray | Tensor | None = None,
     root: str | Path | None = None,
     features: str | Path | None = None,
+    negatives: str | Path | Classes | None = None,
     flip: bool = False,
     multi_label: float | None = None,
     on_error: Literal["stop", "skip"] = "stop",
@@ -124,6 +126,7 @@ def label_images(
         templates, class_vectors: `simple`, `openai`, sentences with {} or a file; C x D in their place, or a .npy file.
         root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
         features: folder that keeps features of images for the next time; None keeps them in memory.
+        negatives: names that are none of the classes, in the same forms, against which the score is.
         flip, multi_label: as the flags of the job; `several` has what the latter gives.
         on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
         bits, max_pixels, background: how files become pixels, as in the settings of `data` of a run.
@@ -137,7 +140,8 @@ def label_images(
     """
     given = Settings(given=settings)
     with flags_are_arguments():
-        request = _request(text(images), text(classes), text(templates), text(root), class_vectors, given)
+        names = text(classes), text(negatives)
+        request = _request(text(images), names, text(templates), text(root), class_vectors, given)
         config, clip = given.config(), load_clip(model, pretrained, chosen_device(device), flip=flip)
         decoding = Decoding(bits=bits, max_pixels=max_pixels, background=background)
         others = settings.get("reference")
@@ -173,6 +177,7 @@ def _matrix_rows(
         raise InputError(f"names has {len(names)}, but logits have {len(values)} rows")
     with named("logits"):
         predictions = predictions_of(values, kind, columns, names, "the matrix")
+    settings.config().check_kind(predictions.kind)
     if blank is not None:
         check_shape(blank, "blank")
         with named("blank"):
@@ -214,7 +219,7 @@ def _with_vectors(
 
 def _request(
     images: str | Sequence[str | Path],
-    classes: str | Classes,
+    names: tuple[str | Classes, str | Classes | None],
     templates: str | Sequence[str],
     root: str | None,
     vectors: str | Path | np.ndarray | Tensor | None,
@@ -222,7 +227,8 @@ def _request(
 ) -> Request:
     """What is to be labeled, with the truth, the rows to tune on and the target that are given as arrays or files."""
     own = str(vectors) if isinstance(vectors, str | Path) else None if vectors is None else array(vectors)
-    request = read_request(images, classes, templates, DebiasConfig(), root, own)
+    classes, negatives = names
+    request = read_request(images, classes, templates, DebiasConfig(), root, own, negatives)
     truth, tuning = settings.labels(request.names, request.classes)
     truth = request.truth if truth is None else truth
     return replace(request, target=settings.target(request.classes), truth=truth, tuning=tuning)
@@ -275,7 +281,7 @@ def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | 
 
     def parts() -> Iterator[RowLabels]:
         first = 0
-        for part, of_part in label_rows(rows, removal, floor=config.floor, is_quiet=True):
+        for part, of_part in label_rows(rows, removal, score_name(rows, config), floor=config.floor, is_quiet=True):
             probs[first : first + len(of_part)] = of_part.numpy()
             first += len(of_part)
             yield part

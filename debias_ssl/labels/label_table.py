@@ -12,6 +12,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int64, Num
 from pyarrow import parquet
 
+from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.several import SeveralLabels
 from debias_ssl.labels.truth import RowNumbers
@@ -33,7 +34,7 @@ def columns_of(labeling: Labeling) -> dict[str, Column]:
     key = "row" if isinstance(labeling.names, RowNumbers) else "path"
     columns: dict[str, Column] = {
         key: _numbers(np.arange(len(labeling.names))) if key == "row" else lambda rows: labeling.names[rows],
-        "label": _named(labeling.label, labeling.classes),
+        "label": _named(_written_labels(labeling), labeling.classes),
         "confidence": _numbers(labeling.confidence),
         "top2_gap": _numbers(labeling.top2_gap),
         "plain_label": _named(labeling.plain, labeling.classes),
@@ -46,11 +47,20 @@ def columns_of(labeling: Labeling) -> dict[str, Column]:
         columns["name_confidence"] = _numbers(labeling.name_confidence)
     if labeling.several:
         columns["labels"] = _lists(labeling.several, labeling.classes)
+    score, abstained = labeling.score, labeling.abstained
+    if score is not None and abstained is not None:
+        columns["score"] = _numbers(score)
+        columns["abstained"] = lambda rows: ["true" if each else "false" for each in abstained[rows].tolist()]
     return columns
 
 
+def _written_labels(labeling: Labeling) -> Int64[np.ndarray, " N"]:
+    """Class numbers as they are written: negative where a row has no label."""
+    return labeling.label if labeling.abstained is None else np.where(labeling.abstained, UNKNOWN, labeling.label)
+
+
 def _named(numbers: Int64[np.ndarray, " N"], classes: tuple[str, ...]) -> Column:
-    return lambda rows: [classes[int(k)] for k in numbers[rows].tolist()]
+    return lambda rows: [classes[int(k)] if k >= 0 else "" for k in numbers[rows].tolist()]
 
 
 def _lists(several: SeveralLabels, classes: tuple[str, ...]) -> Column:

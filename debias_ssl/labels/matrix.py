@@ -13,7 +13,8 @@ from torch import Tensor
 from debias_ssl.data.sources.label_files import table_beside
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
 from debias_ssl.labels.class_names import class_list
-from debias_ssl.labels.debiasing import DebiasConfig, Rows
+from debias_ssl.labels.config import DebiasConfig
+from debias_ssl.labels.debiasing import Rows
 from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.matrix_beside import classes_beside, names_beside
 from debias_ssl.labels.matrix_files import Matrix, read_matrix
@@ -145,9 +146,10 @@ def rows_of(
         reference: what the prior is measured on, if not on these rows.
 
     Raises:
-        InputError: a file does not fit the matrix.
+        InputError: a file does not fit the matrix, or rows have not the score that is asked for.
     """
     classes = predictions.classes
+    config.check_kind(predictions.kind)
     known = [read_labels(Path(f), predictions.names, classes) if f else None for f in (config.truth, config.tune_on)]
     truth, tuning = (each and each.labels for each in known)
     return Rows(

@@ -66,7 +66,8 @@ def names_beside(path: Path, values: Num[np.ndarray, "N C"], classes: tuple[str,
         rows.append((cells[key], cells[label], cells[confidence]))
     if len(rows) != len(values):
         raise InputError(f"{beside} has {len(rows):,} rows, {path} has {len(values):,}: they are not of one job")
-    number = None if classes is None else {name: k for k, name in enumerate(classes)}
+    # A row without a label abstained.
+    number = None if classes is None else {"": UNKNOWN} | {name: k for k, name in enumerate(classes)}
     labels = [UNKNOWN if number is None else number.get(label, len(number)) for _, label, _ in rows]
     i = contradicting_row(values, np.array(labels), np.array([_number(sure) for _, _, sure in rows]))
     if i is not None:

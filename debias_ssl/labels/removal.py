@@ -12,7 +12,8 @@ from debias_ssl.formulas.logits import finite_log, floored_log
 from debias_ssl.formulas.presence import Presence, presence
 from debias_ssl.formulas.priors import Chunks, Solution
 from debias_ssl.formulas.shares import Shares
-from debias_ssl.labels.debiasing import DebiasConfig, Removal, Rows, pass_over
+from debias_ssl.labels.config import DebiasConfig
+from debias_ssl.labels.debiasing import Removal, Rows, pass_over
 from debias_ssl.labels.estimates import BALANCED, GIVEN, balanced, estimated, uniform
 from debias_ssl.labels.preference import Preference
 from debias_ssl.labels.reference import DRAWS, drawn_probs
@@ -56,7 +57,7 @@ def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) ->
     found = _find_shift(seen, rows, config, supported, notes.append)
     if tuning is not None and config.strength is None and rows.target is not None:
         # With shares to be estimated, each strength would take many passes.
-        strength = min(STRENGTHS, key=lambda tau: tuning.loss(temperature, found.shift_of(tau)))
+        strength = min(STRENGTHS, key=lambda tau: tuning.loss(temperature, tau, found.shift_of(tau)))
     if tuning is not None and config.strength is None and strength == STRENGTHS[-1]:
         notes.append(f"tune_on chose strength {strength:g}, the largest that is tried: another prior may fit better")
     shift, sure, preference = found.shift_of(strength), None, found.preference

@@ -12,7 +12,7 @@ from torch import Tensor
 from debias_ssl.data.sources.below import names_below
 from debias_ssl.data.sources.images import left_out_notes
 from debias_ssl.labels.class_list import Classes, ClassList, given_classes
-from debias_ssl.labels.class_names import class_list
+from debias_ssl.labels.class_names import class_list, negatives_of
 from debias_ssl.labels.class_vectors import (
     SHOWN,
     check_different,
@@ -21,7 +21,8 @@ from debias_ssl.labels.class_vectors import (
     tokens_read,
     vectors_of_prompts,
 )
-from debias_ssl.labels.debiasing import DebiasConfig, Rows
+from debias_ssl.labels.config import DebiasConfig
+from debias_ssl.labels.debiasing import Rows
 from debias_ssl.labels.embedding import FeatureCache, Logits
 from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.images import images_to_label
@@ -46,6 +47,8 @@ class Request:
     truth: Int64[np.ndarray, " N"]
     """Of all files, negative where unknown."""
     tuning: Int64[np.ndarray, " N"] | None
+    negative_list: ClassList | None = None
+    """Things that are none of the classes."""
     said: tuple[str, ...] = ()
     """What is to be said of the files that this is known from, line by line."""
     vectors: Float[np.ndarray, "C D"] | None = None
@@ -54,6 +57,10 @@ class Request:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.class_list.names
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        return () if self.negative_list is None else self.negative_list.names
 
     @property
     def names(self) -> Sequence[str]:
@@ -68,6 +75,7 @@ def read_request(
     config: DebiasConfig,
     root: str | None = None,
     vectors: str | np.ndarray | None = None,
+    negatives: str | Classes | None = None,
 ) -> Request:
     """What settings name: files are read, but no image.
 
@@ -78,6 +86,7 @@ def read_request(
         config: names the files of the truth, of the images to tune on and of the target.
         root: the folder that paths of a list are relative to; None is that of the list.
         vectors: a file of vectors of the classes, which take the place of prompts; or an array.
+        negatives: a file of names that are none of the classes, or such names, with their prompts.
 
     Raises:
         InputError: something is missing, or does not fit.
@@ -89,6 +98,7 @@ def read_request(
         raise InputError(f"{source} names one class, {''.join(names)!r}; at least two are needed to tell apart")
     if vectors is not None and templates != "simple":
         raise InputError("--templates is for prompts, and --class_vectors takes their place: leave one of them out")
+    others = None if negatives is None else negatives_of(negatives, listed)
     sentences = read_templates(templates)
     target = read_target(config.target_prior, names, has_reference=config.reference is not None)
     found, folder = images_to_label(images, names, root)
@@ -103,6 +113,7 @@ def read_request(
         target=target,
         truth=found.labels if truth is None else truth,
         tuning=tuning,
+        negative_list=others,
         said=(
             *listed.said,
             *(f"note: {note}" for note in (*left_out_notes(found), *found.notes)),
@@ -158,6 +169,10 @@ def zero_shot_rows(
         multi_label: as in `Rows`.
     """
     weights = clip.logit_scale * vectors.weights
+    negatives = None
+    if request.negative_list is not None:
+        others = vectors_of_prompts(clip, request.negative_list.prompts, request.templates).weights
+        negatives = Logits(cache=cache, weights=clip.logit_scale * others)
     notes = []
     if vectors.not_kept:
         notes.append(f"the vectors of the prompts are not kept for the next time: {vectors.not_kept}")
@@ -179,6 +194,7 @@ def zero_shot_rows(
         tuning=None if request.tuning is None else request.tuning[cache.places],
         blank=(blank_features(clip) @ weights).cpu(),
         reference=reference,
+        negatives=negatives,
         notes=tuple(notes),
         hierarchy=hierarchy_of(request.classes, request.class_list.parents),
         logit_bias=clip.logit_bias,

@@ -13,10 +13,12 @@ from torch import Tensor
 from debias_ssl.formulas.metrics import recall_intervals
 from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.levels import levels_rows
-from debias_ssl.labels.output import refined_words, summary_of
+from debias_ssl.labels.summary import refined_words, summary_of
+from debias_ssl.labels.tuning import UNTUNED, is_tuned
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, printable, truncated
 from debias_ssl.reporting.page import Figure, Page, Section, Table, between, named, percent
+from debias_ssl.reporting.sections.abstention import abstention_section
 from debias_ssl.reporting.sections.against_truth import (
     Confusion,
     confusion_counts,
@@ -67,14 +69,20 @@ def labels_page(
             sections.insert(1, shares_section(shown.shares, shown.truth, shown.classes))
         if (shown.truth >= 0).any():
             sections.append(against_truth(shown))
+        of_shown = None if pictures is None else lambda rows: pictures(kept[rows].tolist())
+        sections.append(abstention_section(shown, of_shown))
         if features is not None:
             sections.append(nearest_classes_section(shown, kept, len(labeling.reported), features()))
-        if pictures is not None:
-            sections.append(examples(shown, lambda rows: pictures(kept[rows].tolist())))
+        if of_shown is not None:
+            sections.append(examples(shown, of_shown))
         sections.append(Section(title="All classes", tables=[class_table(shown)]))
     return Page(
         title="Labels before and after debiasing",
-        facts=[*facts, f"{len(labeling.classes):,} classes; {setting}"],
+        facts=[
+            *facts,
+            f"{len(labeling.classes):,} classes; {setting}",
+            *([] if is_tuned(config) else [f"{UNTUNED[0].upper()}{UNTUNED[1:]}"]),
+        ],
         notes=notes,
         sections=[section for section in sections if section.tables or section.figures or section.sheets],
     )
@@ -86,6 +94,7 @@ def _only(labeling: Labeling, kept: Int[np.ndarray, " R"]) -> Labeling:
         return labeling
     arrays = ["plain", "plain_confidence", "label", "confidence", "top2_gap", "truth", "reported"]
     arrays += ["name", "name_confidence"] if labeling.name is not None else []
+    arrays += ["score", "plain_score", "abstained"] if labeling.abstained is not None else []
     rows: dict[str, Any] = {name: getattr(labeling, name)[kept] for name in arrays}
     return replace(labeling, names=[labeling.names[i] for i in kept.tolist()], **rows)
 

@@ -11,7 +11,7 @@ from jobs import refused, rows_of
 from debias_ssl import debias_matrix
 from debias_ssl.debias import main
 from debias_ssl.labels.arguments import DebiasSettings
-from debias_ssl.labels.debiasing import DebiasConfig
+from debias_ssl.labels.config import DebiasConfig
 from debias_ssl.system.errors import InputError
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]

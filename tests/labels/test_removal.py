@@ -11,7 +11,9 @@ from torch import Tensor
 from debias_ssl.formulas import priors
 from debias_ssl.formulas.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood
 from debias_ssl.labels import tuning
-from debias_ssl.labels.debiasing import DebiasConfig, PriorName, Removal, Rows
+from debias_ssl.labels.config import DebiasConfig
+from debias_ssl.labels.debiasing import Removal, Rows
+from debias_ssl.labels.estimates import PriorName
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.labels.truth import RowNumbers
 
@@ -79,7 +81,9 @@ def test_temperature_and_strength_are_those_of_the_smallest_loss_after_the_shift
 
     def loss(temperature: float, strength: float) -> float:
         shift = strength * priors.centering([5 * logits / temperature]).log()
-        return negative_log_likelihood(5 * logits[:200].double() / temperature - shift, truth[:200]).item()
+        entropy = negative_log_likelihood(5 * logits[:200].double() / temperature - shift, truth[:200]).item()
+        # A Cauchy and a normal density around 1.
+        return entropy + (np.log(1 + 4 * np.log(temperature) ** 2) + 2 * (strength - 1) ** 2) / 200
 
     least = min(loss(t, step / 10) for t in np.geomspace(1, 25, 60) for step in range(21))
     assert loss(removal.temperature, removal.strength) < least + 1e-3
@@ -130,11 +134,26 @@ def test_a_prior_of_one_pass_is_tuned_on_all_rows_and_others_on_a_sample(monkeyp
 def test_limits_of_the_search_are_told():
     logits, truth = made(500)
     sure = remove(10 * torch.eye(10)[truth], 500, truth, 20)
-    assert any("the temperature is at 0.001, the limit of the search" in note for note in sure.notes)
+    assert any("is a guess near 1: the rows of tune_on are all right" in note for note in sure.notes)
     strong = remove(logits, 500, truth, 200, prior="momentum")
     assert strong.strength == 2 and any("strength 2, the largest" in note for note in strong.notes)
     given = remove(logits, 500, truth, 200, temperature=1.0, strength=2.0)
     assert not given.notes
+
+
+def test_few_rows_stay_near_what_is_expected_and_many_say_all():
+    logits, truth = made(4000)
+    sure = remove(10 * torch.eye(10)[truth], 4000, truth, 20)
+    assert 0.5 < sure.temperature < 2 and sure.strength == pytest.approx(1, abs=0.3)
+    # What the rows alone would say is reached as there are more of them.
+    away = []
+    for number in (20, 200, 4000):
+        removal = remove(3 * logits, 4000, truth, number, strength=1.0)
+        alone = fit_temperature(left(3 * logits, removal)[:number], truth[:number])
+        away.append(abs(np.log(alone)))
+    assert away[0] < 0.15 and away[1] < 0.02 and away[2] < 0.001
+    assert tuning.surprise(1.0, 1.0) == 0
+    assert tuning.surprise(np.e, 1.5) == pytest.approx(np.log(5) + 0.5)
 
 
 def test_shares_that_did_not_settle_are_told():

@@ -94,7 +94,8 @@ def read_folder(config: SourceConfig) -> Data:
             "data.name 'folder' needs data.labeled and data.test: a class tree or a CSV of path,label each"
         )
     labeled_in, root = Path(config.labeled), None if config.root is None else Path(config.root)
-    listed = labeled_files(config.labeled, root, "data.labeled", config.cache)
+    # A row that abstained is not among the rows that are chosen.
+    listed = labeled_files(config.labeled, root, "data.labeled", config.cache, needs_labels=not config.chooses_rows)
     classes = _class_names([*listed.labels, *(read_classes(labeled_in) if config.chooses_rows else ())])
     labeled = each_once(_images_of(listed, classes, config.labeled), classes, config.labeled)
     notes, unlabeled = labeled.notes, None
@@ -222,12 +223,18 @@ def _shown_folders(folder: Path) -> list[Path]:
 
 
 def labeled_files(
-    where: str, root: Path | None, setting: str, cache: str | None = None, classes: Collection[str] = ()
+    where: str,
+    root: Path | None,
+    setting: str,
+    cache: str | None = None,
+    classes: Collection[str] = (),
+    *,
+    needs_labels: bool = True,
 ) -> Found:
-    """Paths and class names from a class tree or a CSV file."""
+    """Paths and class names from a class tree or a CSV file, which may have to have a label in each row."""
     path = Path(where)
     if path.is_file():
-        return _of_rows(read_label_file(path, root, classes, needs_labels=True))
+        return _of_rows(read_label_file(path, root, classes, needs_labels=needs_labels))
     if not path.is_dir():
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")
     paths, labels = shared_listing(where, cache, lambda: _tree(where, setting))

@@ -79,7 +79,8 @@ def read_label_file(
         if is_unknown(word, classes) and not (word and word in read_classes(path)):
             if needs_labels:
                 meant = f": {word!r} says that it is unknown, unless a classes.json beside the file lists it"
-                raise InputError(f"{path}, line {line}: {name} has no label{meant if word else ''}")
+                mend = "; with data.min_confidence 0, such rows are unlabeled" if has_confidence(path) else ""
+                raise InputError(f"{path}, line {line}: {name} has no label{meant if word else mend}")
             words += [word] if word else []
             word = ""
         names.append((line, name))
