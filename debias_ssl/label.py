@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,7 +28,7 @@ from debias_ssl.labels.config import LABEL_FILES, DebiasConfig
 from debias_ssl.labels.debiasing import Labeling
 from debias_ssl.labels.embedding import FeatureCache, embed
 from debias_ssl.labels.feature_store import FolderStore
-from debias_ssl.labels.image_reference import ReferenceImages, features_of, image_reference, measured
+from debias_ssl.labels.image_reference import Given, ReferenceImages, features_of, image_reference, measured
 from debias_ssl.labels.images import likely_folder
 from debias_ssl.labels.output import OutputConfig, check_folder, write_folder
 from debias_ssl.labels.truth import say
@@ -110,18 +111,7 @@ def _decoding(parsed: Namespace) -> Decoding:
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     accelerator = make_accelerator(parsed.precision)
     with first_of_each_host_first(accelerator):
-        request = read_request(
-            parsed.images,
-            parsed.classes,
-            parsed.templates,
-            config,
-            parsed.root,
-            parsed.class_vectors,
-            parsed.negatives,
-        )
-        given = None
-        if config.reference:
-            given = image_reference(config.reference, request, FolderStore(folder=out / "reference_features"))
+        request, given = _requested(parsed, config, out)
     others = given if isinstance(given, ReferenceImages) else None
     if accelerator.is_main_process:
         say((*request.said, *(others.request.said if others else ())))
@@ -130,7 +120,7 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     clip = load_clip(parsed.model, parsed.pretrained, accelerator.device, flip=parsed.flip)
     check_several(clip, parsed.multi_label)
     store = FolderStore(folder=Path(parsed.features) if parsed.features else out / "features")
-    check_agreement(lambda: _facts(parsed, clip, request, store, others))
+    check_agreement(lambda: _agreed(parsed, clip, request, store, others))
     vectors = vectors_of_classes(clip, request, progress=accelerator.is_main_process)
     embedded = partial(
         embed,
@@ -149,31 +139,34 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     if not accelerator.is_main_process:
         return
     reference = measured(given, cache_of_reference, clip, request, vectors, is_quiet=False)
-    settings = {name: parsed[name] for name in ("model", "pretrained", "templates", "class_vectors", "root", "flip")}
-    where = os.path.abspath(parsed.images) if os.path.exists(parsed.images) else parsed.images
-    settings |= {"images": where, "features": os.path.abspath(store.folder)}
-    facts = [
-        f"{len(cache.names):,} images of {parsed.images}",
-        " ".join(filter(None, [parsed.model, parsed.pretrained])),
-        f"class vectors {parsed.class_vectors}" if parsed.class_vectors else f"templates {parsed.templates}",
-        *(["with mirror images"] if parsed.flip else []),
-    ]
-    if parsed.negatives:
-        settings["negatives"] = parsed.negatives
-        facts.append(f"{len(request.negatives):,} names of {parsed.negatives} that are no classes")
     rows = zero_shot_rows(clip, cache, request, vectors, reference, parsed.multi_label)
-    further = settings | {"num_unreadable": len(cache.unreadable)}
     unreadable = cache.named_unreadable
 
     def page(labeling: Labeling) -> str:
-        return _page(labeling, cache, facts, _decoding(parsed))
+        return _page(labeling, cache, _facts(parsed, request, cache), _decoding(parsed))
 
     files = OutputConfig(probs=parsed.probs, table=parsed.table)
-    said = write_folder(rows, config, out, page, further, unreadable, files)
+    said = write_folder(rows, config, out, page, _made_with(parsed, store, cache), unreadable, files)
     if unreadable:
         listed = out / "unreadable.json"
         print(f"note: left out {len(unreadable)} files that cannot be read: {listed}", file=sys.stderr)
     print(said)
+
+
+def _requested(parsed: Namespace, config: DebiasConfig, out: Path) -> tuple[Request, Given | None]:
+    """What is to be labeled as what, and the reference; no image is read."""
+    request = read_request(
+        parsed.images,
+        parsed.classes,
+        parsed.templates,
+        config,
+        parsed.root,
+        parsed.class_vectors,
+        parsed.negatives,
+    )
+    if not config.reference:
+        return request, None
+    return request, image_reference(config.reference, request, FolderStore(folder=out / "reference_features"))
 
 
 def _say_likely_folder(where: str, request: Request) -> None:
@@ -186,7 +179,31 @@ def _say_likely_folder(where: str, request: Request) -> None:
         )
 
 
-def _facts(
+def _made_with(parsed: Namespace, store: FolderStore, cache: FeatureCache) -> dict[str, Any]:
+    """Entries of summary.json beside the figures: by some of them, the folder is a reference of a later job."""
+    names = ("model", "pretrained", "templates", "class_vectors", "root", "flip", "negatives")
+    where = os.path.abspath(parsed.images) if os.path.exists(parsed.images) else parsed.images
+    return {
+        **{name: parsed[name] for name in names},
+        "images": where,
+        "features": os.path.abspath(store.folder),
+        "num_unreadable": len(cache.unreadable),
+    }
+
+
+def _facts(parsed: Namespace, request: Request, cache: FeatureCache) -> list[str]:
+    """Lines below the title of the page."""
+    return [
+        f"{len(cache.names):,} images of {parsed.images}",
+        " ".join(filter(None, [parsed.model, parsed.pretrained])),
+        f"class vectors {parsed.class_vectors}" if parsed.class_vectors else f"templates {parsed.templates}",
+        *(["with mirror images"] if parsed.flip else []),
+        *([f"{len(request.negatives):,} names of {parsed.negatives} that are no classes"] if parsed.negatives else []),
+        *([f"reference {parsed.reference}"] if parsed.reference else []),
+    ]
+
+
+def _agreed(
     parsed: Namespace, clip: Clip, request: Request, store: FolderStore, others: ReferenceImages | None
 ) -> dict[str, str]:
     """What all processes must have in common, of which each makes features of some images."""
