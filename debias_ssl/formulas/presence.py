@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Spread of the sure labels at which nothing is removed, and from which on all of it is.
-LEAST_SPREAD, ENOUGH_SPREAD = 0.55, 0.8
+LEAST_SPREAD, ENOUGH_SPREAD = 0.55, 0.75
 # Part of its fair share of the sure labels from which on a class is raised as far as the others.
-ENOUGH_SHARE = 0.5
+ENOUGH_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)

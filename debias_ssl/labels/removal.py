@@ -254,8 +254,9 @@ def _shares_with_intervals(seen: _Seen, found: _Found, strength: float, preferen
     weights = shares.bootstrap_weights(len(probs), len(sources), SEED)
     draws = shares.share_draws(probs, weights, sources.log_softmax(-1), point)
     low, high = shares.interval(draws, point, narrower)
-    # Less than half a row is nothing.
+    # Less than half a row is nothing, and even of a class without any row the share may be this much (Clopper-Pearson).
     low = torch.where(low * seen.num_rows < 0.5, 0.0, low)
+    high = high.clamp(min=1 - shares.ENDS[0] ** (1 / seen.num_rows))
     return Shares(share=point.numpy(), low=low.numpy(), high=high.numpy())
 
 

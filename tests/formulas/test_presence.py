@@ -28,16 +28,17 @@ def test_nothing_is_removed_where_they_are_of_half_the_classes():
 
 
 def test_a_class_that_is_missing_among_them_is_not_raised():
-    # Three of four equal shares: the spread is 0.75 (times exp(2 / 600)), and 0.25 of it are between 0.55 and 0.8.
-    sure = of(100, 100, 100, 0)
-    removed = (0.75 * math.exp(2 / 600) - 0.55) / 0.25
-    level = LOG_Q[:3].mean()
+    sure = of(150, 150, 60, 0)
+    entropy = -(2 * 5 / 12 * math.log(5 / 12) + 1 / 6 * math.log(1 / 6)) + 2 / 720
+    removed = (math.exp(entropy) / 4 - 0.55) / 0.2
+    assert 0.7 < removed < 0.8
+    level = (5 * LOG_Q[0] + 5 * LOG_Q[1] + 2 * LOG_Q[2]) / 12
     expected = removed * torch.stack([LOG_Q[0], LOG_Q[1], LOG_Q[2], level])
     torch.testing.assert_close(sure.cautious(LOG_Q), expected)
 
 
-def test_a_class_of_a_quarter_of_a_fair_share_is_raised_half_the_way():
-    sure = of(150, 140, 85, 25)
+def test_a_class_of_an_eighth_of_a_fair_share_is_raised_half_the_way():
+    sure = of(320, 300, 155, 25)
     level = (sure.shares * LOG_Q).sum()
     expected = sure.removed * (level + 0.5 * (LOG_Q[3] - level))
     torch.testing.assert_close(sure.cautious(LOG_Q)[3], expected)

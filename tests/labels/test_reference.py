@@ -90,10 +90,7 @@ def test_a_strength_that_is_given_or_tuned_is_obeyed(settings: dict[str, Any]):
 def test_which_classes_are_here_is_told_and_written(files: Path, capsys: pytest.CaptureFixture[str]):
     summary = run(files, "out", "--reference", str(files / "others.npy"), "--truth", str(files / "truth.npy"))
     said = capsys.readouterr().out
-    assert (
-        "here      2 of 6 classes, 95 % intervals of shares: " in said
-        and "not clear whether there are any of: " in said
-    )
+    assert "here      2 of 6 classes, 95 % intervals of shares: " in said and "absent?   no clear evidence of: " in said
     assert "others.npy: 1800 x 6 logits" in said
     shares = summary["shares"]
     assert [name for name in CLASSES if shares[name]["present"]] == ["ant", "bee"]
