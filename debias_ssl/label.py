@@ -134,7 +134,7 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         autocast=lambda: accelerator.autocast(),
         progress=accelerator.is_main_process,
     )
-    cache_of_reference = features_of(given, embedded)
+    cache_of_reference = features_of(given, clip, request, embedded)
     cache = embedded(files=request.files, root=request.root, store=store)
     if not accelerator.is_main_process:
         return

@@ -80,13 +80,22 @@ def _of_folder(folder: Path) -> tuple[str, str | None, FeatureStore]:
     return summary["images"], summary.get("root"), FolderStore(folder=kept)
 
 
-def features_of(given: Given | None, embedded: Callable[..., FeatureCache]) -> FeatureCache | None:
+def features_of(
+    given: Given | None, clip: Clip, request: Request, embedded: Callable[..., FeatureCache]
+) -> FeatureCache | None:
     """The features of the images of a reference, where it has any; each process takes part.
 
     Args:
         given: the reference.
+        clip: the model.
+        request: the images that it is for.
         embedded: `embed` of files below a root, in a store.
+
+    Raises:
+        InputError: a preference that was measured before does not fit; no image is read then.
     """
+    if isinstance(given, Preference):
+        given.checked(request.classes, made_with(clip, request), "the preference")
     if not isinstance(given, ReferenceImages):
         return None
     return embedded(files=given.request.files, root=given.request.root, store=given.store)

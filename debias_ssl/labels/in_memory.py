@@ -266,7 +266,7 @@ def _label(
         precision=precision,
         autocast=_autocast(precision, clip.device),
     )
-    reference = measured(given, features_of(given, embedded), clip, request, vectors, is_quiet=True)
+    reference = measured(given, features_of(given, clip, request, embedded), clip, request, vectors, is_quiet=True)
     store = MemoryStore() if features is None else FolderStore(folder=Path(features))
     cache = embedded(files=request.files, root=request.root, store=store)
     names = [*picked(request.files, cache.places)]

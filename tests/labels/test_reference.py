@@ -98,7 +98,7 @@ def test_which_classes_are_here_is_told_and_written(files: Path, capsys: pytest.
         low, high = shares[name]["interval"]
         assert low <= true <= high and low <= shares[name]["share"] <= high
     page = (files / "out" / "report.html").read_text()
-    assert "There is clear evidence of 2 of the 6 classes. There is none of: " in page
+    assert "There is clear evidence of 2 of the 6 classes. There is no clear evidence of: " in page
     labels = debias_matrix(LOGITS, reference=OTHERS, classes=CLASSES)
     assert [row["label"] for row in rows_of(files / "out")] == [CLASSES[k] for k in labels.label]
 

@@ -30,7 +30,7 @@ def shares_section(shares: Shares, truth: Int[np.ndarray, " N"], classes: tuple[
     if not here.all():
         absent = [printable(classes[k]) for k in order if not here[k]]
         more = f" and {len(absent) - SPOKEN:,} more" if len(absent) > SPOKEN else ""
-        text += f" There is none of: {', '.join(absent[:SPOKEN])}{more}."
+        text += f" There is no clear evidence of: {', '.join(absent[:SPOKEN])}{more}."
     return Section(
         title="Which classes are here",
         text=text,
