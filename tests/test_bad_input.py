@@ -192,7 +192,9 @@ def test_images_of_any_name_are_labeled(tmp_path: Path, monkeypatch, capsys):
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
     model = save_clip(tmp_path / "clip")
     flags = ["--images", str(tmp_path / "images"), "--classes", str(tmp_path / "classes.txt"), "--model", model]
-    label.main([*flags, "--out", str(tmp_path / "out"), "--workers", "0", "--precision", "fp32"])
+    # Both classes are to be predicted.
+    uniform = ["--target_prior", "uniform"]
+    label.main([*flags, *uniform, "--out", str(tmp_path / "out"), "--workers", "0", "--precision", "fp32"])
     with (tmp_path / "out" / "labels.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         listed = {row["path"] for row in csv.DictReader(file)}
     assert {os.fsdecode(name + b".png") for name in names} <= listed and len(listed) == 4 + len(names)
@@ -208,7 +210,7 @@ def test_images_of_any_name_are_labeled(tmp_path: Path, monkeypatch, capsys):
     for file in (tmp_path / "out" / "labels.csv", tmp_path / "p.csv"):
         assert {Path(os.path.abspath(path)) for path in read_label_file(file, tmp_path / "images").paths} == painted
     flags = ["--classes", str(tmp_path / "classes.txt"), "--model", model, "--workers", "0", "--precision", "fp32"]
-    flags += ["--images", str(tmp_path / "out" / "labels.csv"), "--root", images]
+    flags += ["--images", str(tmp_path / "out" / "labels.csv"), "--root", images, *uniform]
     capsys.readouterr()
     label.main([*flags, "--truth", str(tmp_path / "out" / "labels.csv"), "--out", str(tmp_path / "again")])
     number = len(painted)

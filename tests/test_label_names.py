@@ -147,12 +147,18 @@ def test_rows_get_the_deepest_name_above_the_floor(tmp_path, run, capsys):
 
 
 def test_without_names_above_the_name_is_a_label_that_is_sure(tmp_path, run, images, model):
-    main(run("\n".join(NAMES), floor=0.45))
+    main(run("\n".join(NAMES), floor=0.45, target_prior="uniform"))
     rows = rows_of(tmp_path / "out")
     assert [row["name"] for row in rows] == [row["label"] if float(row["confidence"]) >= 0.45 else "" for row in rows]
     assert 0 < sum(row["name"] == "" for row in rows) < 12
     made = label_images(
-        images, NAMES, model=model, floor=0.45, precision="fp32", templates=["a photo of a {}.", "the {}"]
+        images,
+        NAMES,
+        model=model,
+        floor=0.45,
+        target_prior="uniform",
+        precision="fp32",
+        templates=["a photo of a {}.", "the {}"],
     )
     assert made.name is not None and made.hierarchy is not None
     assert ["" if k < 0 else made.hierarchy.names[k] for k in made.name] == [row["name"] for row in rows]

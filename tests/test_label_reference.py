@@ -1,7 +1,9 @@
 """`debias-ssl label --reference`: a preference that other images show, from a folder, a file or an earlier job."""
 
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import open_clip
 import pytest
 import torch
 from jobs import refused, rows_of
+from launched import run_ranks
 from small_clip import paint_images, save_clip
 
 from debias_ssl import debias_matrix, label, label_images
@@ -117,3 +120,24 @@ def test_references_without_images_are_refused(tmp_path: Path, model: str, capsy
     (tmp_path / "empty" / "summary.json").write_text("{}")
     said = refused(main, arguments(tmp_path, model, "out", reference=tmp_path / "empty"), capsys)
     assert "is no folder that label has written" in said
+
+
+def work(rank: int, port: int, command: list[str]) -> None:
+    """What torchrun starts."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    embedding.SHARD_SIZE = 4
+    label._page = lambda *_: ""
+    main(command)
+
+
+def test_two_processes_measure_what_one_does(tmp_path: Path, model: str, run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(embedding, "SHARD_SIZE", 4)
+    run("alone", reference=tmp_path / "others")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run_ranks(work, port, arguments(tmp_path, model, "together", reference=tmp_path / "others"))
+    for name in ("labels.csv", "probs.npy", "preference.json"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "together" / name).read_bytes()

@@ -47,7 +47,9 @@ def test_prompts_and_ids(word, classes, guide, monkeypatch, capsys):
     """With a small model in place of a large one."""
     monkeypatch.setattr(label, "_page", lambda *_: "")
     model = save_clip(guide / "model")
-    monkeypatch.setattr(label, "load_clip", lambda _, __, device, load=label.load_clip: load(model, None, device))
+    monkeypatch.setattr(
+        label, "load_clip", lambda _, __, device, flip, load=label.load_clip: load(model, None, device, flip=flip)
+    )
     paint_images(guide / "pets", num=6, classes=("cat", "dog", "bird"))
     paint_images(guide / "val", num=4, classes=("n01440764", "n02119789"))
     run(word)

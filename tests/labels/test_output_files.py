@@ -187,4 +187,4 @@ def test_fractions_are_formatted_as_python_does():
     assert _texts(values) == [f"{value:.6f}" for value in values.tolist()]
     # Others than fractions, too.
     other = np.array([-3.25, 12.5, np.nan], dtype=np.float32)
-    assert _texts(other) == ["-3.250000", "12.500000", "nan"]
+    assert _texts(other) == ["-3.250000", "12.500000", ""]

@@ -178,7 +178,7 @@ def test_headline_is_the_summary():
     assert debiased[3] == f"{100 * labeling.counts('label').max() / 60:.2f}\u00a0% (d)"
     text = html(labeling)
     assert f"Debiasing changes {summary['num_changed']} of 60 labels" in text
-    assert "4 classes; prior stationary, strength 1, temperature 1, target uniform" in text
+    assert "4 classes; prior stationary, strength 1, temperature 1, target auto" in text
 
 
 def test_rows_of_tune_on_are_in_no_figure():
