@@ -17,6 +17,7 @@ from torch import Tensor
 
 from debias_ssl.formulas.chains import stationary_vector
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, finite_log, floored_log, largest
+from debias_ssl.system.ahead import ahead
 
 Chunks = Iterable[Float[Tensor, "_ C"]]
 """Logits in row order, already divided by the temperature; can be iterated again and again, each time anew."""
@@ -236,8 +237,11 @@ def stationary(chunks: Chunks) -> Prior:
     # Columns are the classes; below, they become the states, all others together, and each of the others.
     sums = torch.zeros(num + 1, num_classes + 1, dtype=dtype)
     total = torch.zeros(num_classes + 1, dtype=torch.float64)
-    for logits in chunks:
-        of_state, found = _summed(logits.softmax(-1), place[largest(logits)[1]], dtype)
+
+    def summed(logits: Tensor) -> tuple[Tensor, Tensor]:
+        return _summed(logits.softmax(-1), place[largest(logits)[1]], dtype)
+
+    for of_state, found in ahead(summed, chunks):
         sums[:, :-1].index_add_(0, found, of_state)
         total[:-1] += of_state.sum(0)
     mean = (total / total.sum()).to(dtype)

@@ -26,6 +26,7 @@ from debias_ssl.labels.config import DebiasConfig
 from debias_ssl.labels.hierarchy import Hierarchy, hierarchy_of
 from debias_ssl.labels.preference import Preference, Reference
 from debias_ssl.labels.several import SeveralLabels, several_labels
+from debias_ssl.system.ahead import ahead
 from debias_ssl.system.errors import InputError
 
 # Numbers that are held of a matrix at a time.
@@ -219,29 +220,21 @@ def label_rows(
     Args:
         rows: the logits.
         removal: what is subtracted from them.
-        floor: rows get the deepest name whose probability is at least this; None gives none.
-        is_quiet: whether there is no progress bar.
-
-    Args:
-        rows: the logits.
-        removal: what is subtracted from them.
         score: what rows are to have beside a label.
+        floor: rows get the deepest name whose probability is at least this; None gives none.
         is_quiet: no progress bar.
 
     Raises:
         InputError: a number is not finite.
     """
     hierarchy = rows.hierarchy or hierarchy_of(rows.classes, {})
-    all_negatives = repeat(None) if rows.negatives is None else rows.negatives
-    chunks, first = pass_over(rows, removal.temperature, "labels", is_quiet), 0
-    for logits, negatives in zip(chunks, all_negatives, strict=False):
+
+    def labeled(chunk: _Chunk) -> tuple[RowLabels, Float[Tensor, "n C"]]:
+        logits, probs = chunk.logits, chunk.posterior
         plain_probs = logits.softmax(-1)
         plain_confidence, plain = largest(plain_probs)
-        if rows.posterior is None:
+        if probs is None:
             probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
-        else:
-            probs = torch.from_numpy(rows.posterior[first : first + len(logits)])
-            first += len(logits)
         confidence, label = largest(probs)
         # The largest is taken out for a moment, as a copy of a chunk would take time.
         second = probs.scatter_(-1, label[:, None], -1).amax(-1)
@@ -257,10 +250,30 @@ def label_rows(
             name_confidence=sure,
         )
         if score is not None:
-            scaled = None if negatives is None else negatives / removal.temperature
+            scaled = None if chunk.negatives is None else chunk.negatives / removal.temperature
             plain_score, own = (score_of(score, logits, each, scaled) for each in (plain_probs, probs))
             labels = replace(labels, plain_score=plain_score.float().numpy(), score=own.float().numpy())
-        yield labels, probs
+        return labels, probs
+
+    return ahead(labeled, _chunks(rows, removal, is_quiet))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """Rows to label: f / T, and what else there is of them."""
+
+    logits: Float[Tensor, "n C"]
+    negatives: Float[Tensor, "n M"] | None
+    posterior: Float[Tensor, "n C"] | None
+
+
+def _chunks(rows: Rows, removal: Removal, is_quiet: bool) -> Iterator[_Chunk]:
+    all_negatives = repeat(None) if rows.negatives is None else rows.negatives
+    first = 0
+    for logits, negatives in zip(pass_over(rows, removal.temperature, "labels", is_quiet), all_negatives, strict=False):
+        own = None if rows.posterior is None else torch.from_numpy(rows.posterior[first : first + len(logits)])
+        yield _Chunk(logits=logits, negatives=negatives, posterior=own)
+        first += len(logits)
 
 
 def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Iterable[RowLabels]) -> Labeling:

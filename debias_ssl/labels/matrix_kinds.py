@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Float32, Num
 from torch import Tensor
 
 from debias_ssl.labels.debiasing import check_finite, rows_of_chunk
@@ -45,7 +45,7 @@ class _Seen:
 
     lowest: float = np.inf
     highest: float = -np.inf
-    sums: list[Float[Tensor, " n"]]
+    sums: Float32[np.ndarray, " N"]
     decimals: int | None = 0
     """As many as all numbers that were looked at need; None where they are more than rounding leaves."""
 
@@ -86,7 +86,7 @@ def find_kind(values: Num[np.ndarray, "N C"], classes: Sequence[str], asked: Ask
         InputError: a number is not finite, a row says nothing, or the numbers are not what they are said to be.
     """
     seen = _look(values, classes, source)
-    sums = torch.cat(seen.sums).numpy()
+    sums = seen.sums
     for whole in WHOLES if asked != "logits" else ():
         if not -NEGATIVE * whole <= seen.lowest <= seen.highest <= whole * (1 + SUM_TOLERANCE):
             continue
@@ -115,7 +115,8 @@ def find_kind(values: Num[np.ndarray, "N C"], classes: Sequence[str], asked: Ask
 
 
 def _look(values: Num[np.ndarray, "N C"], classes: Sequence[str], source: str) -> _Seen:
-    seen = _Seen(sums=[])
+    # One array: small ones that stay would keep the memory of each chunk from the next.
+    seen = _Seen(sums=np.empty(len(values), dtype=np.float32))
     precision = float(np.finfo(values.dtype).eps) if values.dtype.kind == "f" else 0.0
     for first, chunk in chunks_of(values):
         check_finite(chunk, first, classes)
@@ -127,7 +128,7 @@ def _look(values: Num[np.ndarray, "N C"], classes: Sequence[str], source: str) -
                 "remove the row, or fill it in"
             )
         seen.lowest, seen.highest = min(seen.lowest, low), max(seen.highest, high)
-        seen.sums.append(chunk.sum(-1))
+        seen.sums[first : first + len(chunk)] = chunk.sum(-1).numpy()
         few = chunk[:LOOKED_AT].double()
         while seen.decimals is not None and not _has_decimals(few, seen.decimals, max(precision, 1.2e-7)):
             seen.decimals = seen.decimals + 1 if seen.decimals < MOST_DECIMALS else None

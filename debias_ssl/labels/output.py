@@ -155,7 +155,9 @@ def write_labels(
         labeling = labeling_of(rows, config, removal, parts())
         for text in TABLES[files.table](labeling):
             write_table(text)
-        # Nothing was wrong with a row: now the labels that were there go, whole.
+        for write in (write_table, *write_probs):
+            write.wait()
+        # Nothing was wrong with a row or the disk: now the labels that were there go, whole.
         outputs.begin_replacing()
         outputs.claim(*files.names, "classes.json", "report.html", "summary.json")
     write_aside(out / "classes.json", json.dumps(rows.classes, ensure_ascii=False) + "\n")

@@ -40,7 +40,7 @@ class ReferenceRows:
         """
         if estimate in GIVEN:
             raise InputError(f"the prior {estimate} is not measured on rows: leave out --reference, or --prior")
-        chunks, notes = [logits / temperature for logits in self.sample], ()
+        chunks, notes = [logits / temperature if temperature != 1 else logits for logits in self.sample], ()
         if estimate in BALANCED:
             solution = balanced(chunks, estimate, uniform(len(self.classes)))
             prior = solution.prior

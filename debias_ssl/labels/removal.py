@@ -103,7 +103,7 @@ class _Source:
 
     def seen(self, temperature: float, *, in_sample: bool = False) -> _Seen:
         """The rows at a temperature; a prior is found on all of them, or on those in memory."""
-        sample = [logits / temperature for logits in self.sample]
+        sample = self.sample if temperature == 1 else [logits / temperature for logits in self.sample]
         chunks = sample
         if not sample or not (in_sample or self.is_whole):
             chunks = pass_over(self.rows, temperature, "prior", self.is_quiet)

@@ -4,7 +4,9 @@ import os
 import secrets
 import shutil
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
@@ -27,6 +29,8 @@ LOCK = ".debias_ssl.lock"
 ELSEWHERE = "set XDG_CACHE_HOME to a folder elsewhere, or data.cache in a job with data settings"
 # What is written to find out whether a disk has room: a block.
 PROBE_BYTES = 4096
+# Threads that write a file, which the system holds up less than one, and parts that may wait for them.
+WRITERS, PENDING = 2, 4
 
 
 @contextmanager
@@ -72,9 +76,45 @@ def replacing(path: Path) -> Iterator[Path]:
                 aside.unlink(missing_ok=True)
 
 
+class Parts:
+    """Writes parts of a file, each behind the one before, while the next ones are computed."""
+
+    def __init__(self, path: Path, file: int, threads: ThreadPoolExecutor):
+        self.path, self.file, self.threads = path, file, threads
+        self.end = 0
+        self.pending: deque[Future[None]] = deque()
+
+    def __call__(self, part: bytes | memoryview) -> None:
+        """Begins to write a part, which nobody may change any more.
+
+        Raises:
+            WriteError: an earlier part could not be written.
+        """
+        if len(self.pending) == PENDING:
+            self.pending.popleft().result()
+        whole = memoryview(part).cast("B")
+        self.pending.append(self.threads.submit(self._write, whole, self.end))
+        self.end += len(whole)
+
+    def wait(self) -> None:
+        """Waits until all parts are written.
+
+        Raises:
+            WriteError: one of them could not be written.
+        """
+        while self.pending:
+            self.pending.popleft().result()
+
+    def _write(self, part: memoryview, place: int) -> None:
+        with writes(self.path):
+            while len(part):
+                number = os.pwrite(self.file, part, place)
+                part, place = part[number:], place + number
+
+
 @contextmanager
-def writing_parts(path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
-    """Gives a function that writes the parts of a file, which takes the place of `path` once it is whole.
+def writing_parts(path: Path) -> Iterator[Parts]:
+    """Gives what writes the parts of a file, which takes the place of `path` once it is whole.
 
     Errors of what computes the parts stay as they are. Nothing is mapped: where a disk is full, a write is an error,
     and a mapped page the end of the process.
@@ -86,19 +126,17 @@ def writing_parts(path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
     with writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = aside.open("wb")
-
-    def write(part: bytes | memoryview) -> None:
-        with writes(path):
-            file.write(part)
-
+    threads = ThreadPoolExecutor(WRITERS)
+    parts = Parts(path, file.fileno(), threads)
     try:
-        yield write
+        yield parts
+        parts.wait()
         with writes(path):
-            file.flush()
             os.fsync(file.fileno())
             file.close()
             os.replace(aside, path)
     finally:
+        threads.shutdown(cancel_futures=True)
         with suppress(OSError):
             file.close()
         with suppress(OSError):
