@@ -108,6 +108,8 @@ def test_a_preference_of_other_prompts_or_another_model_is_refused(
     assert "was made with other weights of the model" in refused(
         main, arguments(tmp_path, second, "other", reference=preference), capsys
     )
+    # No image was read for that.
+    assert not (tmp_path / "other" / "features").exists()
     (tmp_path / "classes.txt").write_text("ant\nbug")
     assert "is of other classes (bug, bumble bee)" in refused(
         main, arguments(tmp_path, model, "out", reference=preference), capsys

@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from jobs import refused, rows_of
+from scipy.stats import binomtest
 
 from debias_ssl import debias_matrix
 from debias_ssl.debias import main
+from debias_ssl.formulas import priors
 from debias_ssl.labels.arguments import DebiasSettings
 from debias_ssl.labels.config import DebiasConfig
+from debias_ssl.labels.preference import Preference
 from debias_ssl.system.errors import InputError
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
@@ -97,6 +101,8 @@ def test_which_classes_are_here_is_told_and_written(files: Path, capsys: pytest.
     for name, true in zip(CLASSES, [0.5, 0.5, 0, 0, 0, 0], strict=True):
         low, high = shares[name]["interval"]
         assert low <= true <= high and low <= shares[name]["share"] <= high
+        # The upper end of Clopper and Pearson's interval of no rows of 600.
+        assert high >= binomtest(0, 600).proportion_ci(method="exact").high - 1e-9
     page = (files / "out" / "report.html").read_text()
     assert "There is clear evidence of 2 of the 6 classes. There is no clear evidence of: " in page
     labels = debias_matrix(LOGITS, reference=OTHERS, classes=CLASSES)
@@ -133,6 +139,21 @@ def test_classes_of_a_reference_may_have_another_order(files: Path):
     assert [row["label"] for row in rows_of(files / "out")] == [CLASSES[k] for k in labels.label]
     first = json.loads((files / "out" / "preference.json").read_text())
     assert [*first["class_prior"]] == CLASSES
+
+
+def test_a_preference_follows_the_order_of_the_classes():
+    numbers = torch.arange(4, dtype=torch.float64)
+    preference = Preference(
+        classes=("a", "b", "c", "d"),
+        made_with={},
+        estimate="fixed_point",
+        temperature=1.0,
+        num_rows=100,
+        log_prior=numbers,
+        draws=numbers[None] + torch.tensor([[0.0], [10.0]]),
+    )
+    found = preference.checked(("d", "a", "c", "b"), {}, "it")
+    assert found.log_prior.tolist() == [3, 0, 2, 1] and found.draws.tolist() == [[3, 0, 2, 1], [13, 10, 12, 11]]
 
 
 def test_a_preference_of_another_estimate_or_temperature_is_refused(files: Path, capsys: pytest.CaptureFixture[str]):
@@ -184,6 +205,11 @@ def test_references_that_are_none_are_refused(files: Path, capsys: pytest.Captur
 def test_a_small_reference_is_made_use_of_in_part():
     labels = debias_matrix(LOGITS, reference=OTHERS[:12])
     assert any("the reference has 12 rows, which are few for 6 classes" in note for note in labels.notes)
+    few = debias_matrix(LOGITS, reference=OTHERS[:12], target_prior="uniform")
+    uniform = torch.full((6,), 1 / 6, dtype=torch.float64)
+    prior = priors.balancing([torch.from_numpy(OTHERS[:12])], uniform).prior.log().numpy()
+    expected = priors.supported_share(12, 6) * (prior - prior.mean())
+    np.testing.assert_allclose(few.shift - few.shift.mean(), expected, atol=1e-6)
 
 
 def test_a_temperature_and_a_strength_are_tuned_with_a_reference():

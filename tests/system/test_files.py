@@ -1,10 +1,14 @@
 """Files that are whole or not there."""
 
+import errno
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from debias_ssl.system.errors import InputError
+from debias_ssl.system import files
+from debias_ssl.system.errors import InputError, WriteError
 from debias_ssl.system.files import CHECK_BYTES, is_whole, remove_unfinished, replacing, writing_to_cache
 
 
@@ -55,3 +59,31 @@ def test_a_cache_that_cannot_be_written_to_is_told_with_the_mend(tmp_path: Path)
     message = r"cannot write to '.*file/a': .*; set XDG_CACHE_HOME .* or data\.cache"
     with pytest.raises(InputError, match=message), writing_to_cache(tmp_path / "file" / "a") as write:
         write(b"content")
+
+
+def test_parts_of_a_file_stand_in_their_order_however_much_the_system_takes_at_a_time(tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, part, place: pwrite(file, bytes(part[:3]), place))
+    parts = [np.full(5, k, dtype=np.uint8) for k in range(40)]
+    with files.writing_parts(tmp_path / "whole") as write:
+        for part in parts:
+            write(part.data)
+    assert (tmp_path / "whole").read_bytes() == np.concatenate(parts).tobytes()
+
+
+@pytest.mark.parametrize("good", [0, 3, 39])
+def test_a_part_that_cannot_be_written_leaves_the_old_file(good: int, tmp_path, monkeypatch):
+    pwrite, places = os.pwrite, iter(range(100))
+
+    def fills(*arguments):
+        if next(places) >= good:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", fills)
+    (tmp_path / "whole").write_bytes(b"old")
+    with pytest.raises(WriteError, match="No space left"), files.writing_parts(tmp_path / "whole") as write:
+        for _ in range(40):
+            write(b"new")
+        write.wait()
+    assert (tmp_path / "whole").read_bytes() == b"old" and [*tmp_path.iterdir()] == [tmp_path / "whole"]
