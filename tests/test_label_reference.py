@@ -118,7 +118,8 @@ def test_a_preference_of_other_prompts_or_another_model_is_refused(
 
 def test_references_without_images_are_refused(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "empty").mkdir()
-    assert "empty" in refused(main, arguments(tmp_path, model, "out", reference=tmp_path / "empty"), capsys)
+    said = refused(main, arguments(tmp_path, model, "out", reference=tmp_path / "empty"), capsys)
+    assert "--reference" in said and "empty" in said and "--images" not in said
     (tmp_path / "empty" / "summary.json").write_text("{}")
     said = refused(main, arguments(tmp_path, model, "out", reference=tmp_path / "empty"), capsys)
     assert "is no folder that label has written" in said

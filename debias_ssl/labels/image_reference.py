@@ -52,7 +52,7 @@ def image_reference(where: str | Sequence[str | Path], request: Request, store: 
             return read_preference(path)
         if (path / "summary.json").is_file():
             where, root, store = _of_folder(path)
-    found, folder = images_to_label(where, request.classes, root)
+    found, folder = images_to_label(where, request.classes, root, "--reference")
     said = [f"note: the reference: {note}" for note in (*left_out_notes(found), *found.notes)]
     of_reference = replace(
         request,

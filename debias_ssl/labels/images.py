@@ -27,7 +27,7 @@ from debias_ssl.system.errors import InputError
 
 
 def images_to_label(
-    where: str | Sequence[str | Path], classes: tuple[str, ...], root: str | None = None
+    where: str | Sequence[str | Path], classes: tuple[str, ...], root: str | None = None, setting: str = "--images"
 ) -> tuple[Images, Path]:
     """The images to label, with their true classes where these are known, and the folder that they lie below.
 
@@ -39,6 +39,7 @@ def images_to_label(
         where: a folder, a list, a CSV file or tar files; or paths.
         classes: their names.
         root: what the paths of a list are relative to, below which they must lie; None is the folder of the list.
+        setting: what errors call `where`.
 
     Raises:
         InputError: there are no images, or a CSV file or a .cls member has a label that is not a class.
@@ -49,7 +50,7 @@ def images_to_label(
     path, labels = Path(where), []
     number = numbers_of(classes)
     if is_shards(where):
-        images = images_in_shards(where, classes, "--images", numbers=number)
+        images = images_in_shards(where, classes, setting, numbers=number)
         folder = folder_of(where, images)
         if (images.labels == UNKNOWN).all():
             inner = (member.inner for member in images.names if isinstance(member, Member))
@@ -66,7 +67,7 @@ def images_to_label(
         files = [member_named(str(file)) or str(file) for file in listed.paths]
         images = Images(pixels=None, labels=np.full(len(files), UNKNOWN), names=files, notes=listed.notes)
     else:
-        images = find_files(where, "--images", root)
+        images = find_files(where, setting, root)
     folder = folder_of(where, images, root)
     if any(labels):
         truth = np.array([number.get(label, UNKNOWN) for label in labels], dtype=np.int64)
