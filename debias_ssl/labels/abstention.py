@@ -61,9 +61,6 @@ class AbstentionConfig:
             )
 
 
-ALL_ROWS = AbstentionConfig()
-
-
 @dataclass(frozen=True, kw_only=True)
 class OnTuned:
     """What a threshold leaves of the rows of `tune_on`."""

@@ -13,12 +13,10 @@ from debias_ssl.data.sources.images import UNKNOWN, left_out_notes
 from debias_ssl.labels.embedding import FeatureCache
 from debias_ssl.labels.feature_store import FeatureStore, FolderStore
 from debias_ssl.labels.images import images_to_label
-from debias_ssl.labels.preference import Preference, Reference, is_preference, read_preference
+from debias_ssl.labels.preference import Preference, Reference, is_preference, read_preference, summary_with
 from debias_ssl.labels.reference import read_reference
 from debias_ssl.labels.zero_shot import Request, zero_shot_rows
 from debias_ssl.models.clip import ClassVectors, Clip
-from debias_ssl.system.errors import InputError, reason
-from debias_ssl.system.tables import read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +65,7 @@ def image_reference(where: str | Sequence[str | Path], request: Request, store: 
 
 def _of_folder(folder: Path) -> tuple[str, str | None, FeatureStore]:
     """The images that a folder holds labels of, what they are relative to, and their features."""
-    try:
-        summary: Any = json.loads(read_text(folder / "summary.json"))
-    except ValueError as error:
-        raise InputError(f"{str(folder / 'summary.json')!r} is not JSON: {reason(error)}") from error
-    if not isinstance(summary, dict) or not isinstance(summary.get("images"), str):
-        raise InputError(
-            f"--reference {str(folder)!r} is no folder that label has written: pass one, or images, or a "
-            "preference.json"
-        )
+    summary = summary_with(folder, "images", "label", "images")
     kept = folder / "features" if (folder / "features").is_dir() else Path(summary.get("features") or folder)
     return summary["images"], summary.get("root"), FolderStore(folder=kept)
 

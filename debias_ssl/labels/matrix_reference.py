@@ -1,6 +1,5 @@
 """A reference for `debias`: a matrix of predictions, a preference.json, or the folder of an earlier `debias`."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ from debias_ssl.formulas.priors import Chunks
 from debias_ssl.labels.debiasing import Rows
 from debias_ssl.labels.matrix import Predictions, column_order, read_predictions
 from debias_ssl.labels.matrix_kinds import Asked
-from debias_ssl.labels.preference import Reference, is_preference, read_preference
+from debias_ssl.labels.preference import Reference, is_preference, read_preference, summary_with
 from debias_ssl.labels.reference import read_reference
-from debias_ssl.system.errors import InputError, reason
-from debias_ssl.system.tables import read_text
+from debias_ssl.system.errors import InputError
 
 
 def matrix_reference(
@@ -36,7 +34,6 @@ def matrix_reference(
         InputError: it cannot be read, or is of other classes or numbers.
     """
     if path.is_dir():
-        path = path / "summary.json" if (path / "summary.json").exists() else path
         path = _predictions_of(path)
     elif is_preference(path):
         found = read_preference(path)
@@ -74,19 +71,9 @@ def made_with(predictions: Predictions) -> Mapping[str, str]:
     return {"kinds of numbers": predictions.kind}
 
 
-def _predictions_of(path: Path) -> Path:
+def _predictions_of(folder: Path) -> Path:
     """The matrix whose labels a folder holds."""
-    folder = path.parent if path.name == "summary.json" else path
-    try:
-        summary = json.loads(read_text(path)) if path != folder else {}
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} is not JSON: {reason(error)}") from error
-    if not isinstance(summary, dict) or not isinstance(summary.get("predictions"), str):
-        raise InputError(
-            f"--reference {str(folder)!r} is no folder that debias has written: pass one, or a matrix of predictions, "
-            "or a preference.json"
-        )
-    found = Path(summary["predictions"])
+    found = Path(summary_with(folder, "predictions", "debias", "a matrix of predictions")["predictions"])
     if not found.is_file():
         raise InputError(
             f"--reference {str(folder)!r}: its predictions {str(found)!r} are not there any more: pass them from where "

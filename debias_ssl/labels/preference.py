@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -112,6 +112,31 @@ class Preference:
             "draws": [[round(value, DECIMALS) for value in draw] for draw in self.draws.tolist()],
         }
         return json.dumps(entries, ensure_ascii=False) + "\n"
+
+
+def summary_with(folder: Path, entry: str, job: str, others: str) -> dict[str, Any]:
+    """The summary.json of a folder that is passed as a reference.
+
+    Args:
+        folder: of an earlier job.
+        entry: text that the job writes into it, by which it is known.
+        job: its name.
+        others: what else may be passed, for errors.
+
+    Raises:
+        InputError: the folder is none of that job.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(read_text(path)) if path.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} is not JSON: {reason(error)}") from error
+    if not isinstance(summary, dict) or not isinstance(summary.get(entry), str):
+        raise InputError(
+            f"--reference {str(folder)!r} is no folder that {job} has written: pass one, or {others}, or a "
+            "preference.json"
+        )
+    return summary
 
 
 def is_preference(path: Path) -> bool:

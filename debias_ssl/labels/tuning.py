@@ -12,11 +12,11 @@ from jaxtyping import Float, Int64
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.formulas.calibration import LARGEST_TEMPERATURE, fit_temperature, negative_log_likelihood
 from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Rows, pass_over
+from debias_ssl.labels.debiasing import Rows
 from debias_ssl.labels.estimates import BALANCED
+from debias_ssl.labels.sample import drawn_rows, in_chunks, read_rows
 from debias_ssl.system.errors import InputError
 
 # What the strength is chosen among.
@@ -63,10 +63,6 @@ class Tuning:
         entropy = negative_log_likelihood(self.logits / temperature - shift, self.labels).item()
         return entropy + surprise(temperature, strength) / len(self.labels)
 
-    def divided(self, temperature: float) -> Sequence[Float[Tensor, "_ C"]]:
-        """The sample at a temperature."""
-        return [logits / temperature for logits in self.sample]
-
 
 def surprise(temperature: float, strength: float) -> float:
     """How far a temperature and a strength are from what is expected, 1 and 1, as -log of a density in nats.
@@ -92,24 +88,10 @@ def read_tuning(rows: Rows, config: DebiasConfig, is_quiet: bool) -> Tuning:
         raise InputError(f"tune_on ({config.tune_on}) labels none of the rows")
     num_rows, most = len(rows.names), SAMPLE_NUMBERS // len(rows.classes)
     is_iterated = config.estimate in BALANCED or rows.target is None
-    kept = np.arange(num_rows if num_rows <= most else 0)
-    if num_rows > most and is_iterated:
-        kept = permutation(0, Purpose.TUNING, 0, num_rows)[:most].sort().values.numpy()
-    few, sample, first = [], [], 0
-    for logits in pass_over(rows, 1.0, "tuning", is_quiet):
-        inside, of_sample = (torch.from_numpy(_between(each, first, len(logits))) for each in (tuned, kept))
-        few.append(logits[inside].double())
-        if len(of_sample):
-            sample.append(logits if len(of_sample) == len(logits) else logits[of_sample])
-        first += len(logits)
+    kept = drawn_rows(num_rows, most) if num_rows <= most or is_iterated else np.arange(0)
+    few, sample = read_rows(rows, [tuned, kept], "tuning", is_quiet)
     labels = torch.from_numpy(rows.tuning[tuned])
-    return Tuning(logits=torch.cat(few), labels=labels, sample=sample, is_whole=num_rows <= most)
-
-
-def _between(places: Int64[np.ndarray, " R"], first: int, number: int) -> Int64[np.ndarray, " r"]:
-    """Of sorted places those in a chunk, counted from its first row."""
-    start, stop = np.searchsorted(places, (first, first + number))
-    return places[start:stop] - first
+    return Tuning(logits=few.double(), labels=labels, sample=in_chunks(sample), is_whole=num_rows <= most)
 
 
 @dataclass(frozen=True, kw_only=True)
