@@ -24,10 +24,10 @@ from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.distributed.start_up import first_of_each_host_first
+from debias_ssl.features.embedding import FeatureCache, embed
+from debias_ssl.features.store import FolderStore
 from debias_ssl.labels.config import LABEL_FILES, DebiasConfig
 from debias_ssl.labels.debiasing import Labeling
-from debias_ssl.labels.embedding import FeatureCache, embed
-from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.image_reference import Given, ReferenceImages, features_of, image_reference, measured
 from debias_ssl.labels.images import likely_folder
 from debias_ssl.labels.output import OutputConfig, check_folder, write_folder

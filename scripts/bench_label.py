@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from debias_ssl.contract import Place
 from debias_ssl.distributed.accelerator import keep_freed_memory
-from debias_ssl.labels.embedding import embed
-from debias_ssl.labels.feature_store import FolderStore
+from debias_ssl.features.embedding import embed
+from debias_ssl.features.store import FolderStore
 from debias_ssl.models.clip import Clip, load_clip
 
 PREPARED = {

@@ -28,10 +28,10 @@ import pyarrow as pa
 import torch
 
 from debias_ssl.contract import Place
-from debias_ssl.labels import embedding
+from debias_ssl.features import embedding
+from debias_ssl.features.embedding import SHARD_SIZE, embed
+from debias_ssl.features.store import FolderStore
 from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.embedding import SHARD_SIZE, embed
-from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.zero_shot import Request, read_request
 from debias_ssl.models.clip import Clip
 

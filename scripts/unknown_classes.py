@@ -25,12 +25,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from debias_ssl.contract import Place
+from debias_ssl.features.embedding import embed
+from debias_ssl.features.store import FolderStore
 from debias_ssl.formulas.logits import floored_log
 from debias_ssl.formulas.priors import stationary
 from debias_ssl.formulas.selective import ScoreName, area_under_risk, score_of
 from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.embedding import embed
-from debias_ssl.labels.feature_store import FolderStore
 from debias_ssl.labels.zero_shot import read_request
 from debias_ssl.models.clip import class_vectors, load_clip
 

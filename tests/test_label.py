@@ -25,8 +25,8 @@ from debias_ssl import label, predict, train
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.data.sources import shards
 from debias_ssl.data.sources.label_files import read_label_file
+from debias_ssl.features import embedding as features
 from debias_ssl.label import main
-from debias_ssl.labels import embedding as features
 from debias_ssl.labels.class_names import class_list
 from debias_ssl.labels.images import images_to_label
 from debias_ssl.labels.prompts import read_templates

@@ -18,8 +18,8 @@ from small_clip import paint_images, save_clip
 
 from debias_ssl import debias_matrix, label, label_images
 from debias_ssl.data.reading.decode import decode
+from debias_ssl.features import embedding
 from debias_ssl.label import main
-from debias_ssl.labels import embedding
 from debias_ssl.models.clip import encode, load_clip, zero_shot_weights
 
 NAMES = ["ant", "bumble bee"]

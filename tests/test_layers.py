@@ -17,9 +17,10 @@ LAYERS = {
     "methods": "system contract formulas distributed",
     "models": "system",
     "data": "system contract formulas distributed methods",
+    "features": "system contract formulas distributed models data",
     "training": "system contract formulas distributed methods models data",
     "runs": "system contract formulas distributed methods models data training",
-    "labels": "system contract formulas distributed models data training runs",
+    "labels": "system contract formulas distributed models data features training runs",
     "finetune": "system contract formulas distributed data training runs",
     "reporting": "system contract formulas distributed data training runs labels",
 }

@@ -21,7 +21,7 @@ from debias_ssl import label
 from debias_ssl.data.reading.features import find_features
 from debias_ssl.data.sources import shards
 from debias_ssl.data.sources.folder import find_files
-from debias_ssl.labels import embedding as features
+from debias_ssl.features import embedding as features
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError
 from debias_ssl.train import main as train_main

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from debias_ssl.data.sources.images import UNKNOWN, left_out_notes
-from debias_ssl.labels.embedding import FeatureCache
-from debias_ssl.labels.feature_store import FeatureStore, FolderStore
+from debias_ssl.features.embedding import FeatureCache
+from debias_ssl.features.store import FeatureStore, FolderStore
 from debias_ssl.labels.images import images_to_label
 from debias_ssl.labels.preference import Preference, Reference, is_preference, read_preference, summary_with
 from debias_ssl.labels.reference import read_reference

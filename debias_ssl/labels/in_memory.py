@@ -16,12 +16,12 @@ from debias_ssl.contract import Place
 from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.sources.listing import picked
 from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
+from debias_ssl.features.embedding import embed
+from debias_ssl.features.store import FolderStore, MemoryStore
 from debias_ssl.labels.arguments import DebiasSettings, Settings, array, flags_are_arguments, named, text
 from debias_ssl.labels.class_list import Classes, given_classes
 from debias_ssl.labels.config import DebiasConfig
 from debias_ssl.labels.debiasing import Labeling, RowLabels, Rows, label_rows, labeling_of, score_name
-from debias_ssl.labels.embedding import embed
-from debias_ssl.labels.feature_store import FolderStore, MemoryStore
 from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.image_reference import Given, features_of, image_reference, measured
 from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from debias_ssl.data.sources.below import names_below
 from debias_ssl.data.sources.images import left_out_notes
+from debias_ssl.features.embedding import FeatureCache, Logits
 from debias_ssl.labels.class_list import Classes, ClassList, given_classes
 from debias_ssl.labels.class_names import class_list, negatives_of
 from debias_ssl.labels.class_vectors import (
@@ -23,7 +24,6 @@ from debias_ssl.labels.class_vectors import (
 )
 from debias_ssl.labels.config import DebiasConfig
 from debias_ssl.labels.debiasing import Rows
-from debias_ssl.labels.embedding import FeatureCache, Logits
 from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.images import images_to_label
 from debias_ssl.labels.preference import Reference

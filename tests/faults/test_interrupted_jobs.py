@@ -23,7 +23,7 @@ from launched import DIGITS, Job
 from small_clip import paint_images, save_clip
 
 from debias_ssl import evaluate, train
-from debias_ssl.labels import embedding
+from debias_ssl.features import embedding
 from debias_ssl.reporting import report as pages
 from debias_ssl.system.locking import locked, locked_file
 

@@ -15,8 +15,8 @@ from jaxtyping import Float16, Int64
 from debias_ssl.data.reading.contents import content_of
 from debias_ssl.data.reading.feature_list import FeatureList
 from debias_ssl.data.reading.features import MANIFEST, contents_path, list_path, read_manifest, shard_path
-from debias_ssl.labels.earlier_features import Earlier, compared, difference, is_same
-from debias_ssl.labels.known_contents import KnownContents, Place
+from debias_ssl.features.earlier import Earlier, compared, difference, is_same
+from debias_ssl.features.known_contents import KnownContents, Place
 from debias_ssl.system.errors import InputError, StoppedError, WriteError, reason
 from debias_ssl.system.files import read_array, write_array, write_aside, writes
 

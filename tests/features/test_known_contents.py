@@ -1,6 +1,6 @@
 import numpy as np
 
-from debias_ssl.labels.known_contents import KnownContents
+from debias_ssl.features.known_contents import KnownContents
 
 
 def test_contents_are_found_with_their_list_and_row():

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.contents import content_of
 from debias_ssl.data.reading.decode import decode
-from debias_ssl.labels.feature_store import FeatureStore
+from debias_ssl.features.store import FeatureStore
 from debias_ssl.system.errors import InputError, reason
 
 # What resizing and cropping have been seen to raise for images of odd sides.

@@ -27,8 +27,8 @@ from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
 from debias_ssl.distributed.collectives import all_sum_
 from debias_ssl.distributed.signals import ignore_signals
-from debias_ssl.labels.feature_store import FeatureStore, ShardRows
-from debias_ssl.labels.preparing import Batches, Preparing
+from debias_ssl.features.preparing import Batches, Preparing
+from debias_ssl.features.store import FeatureStore, ShardRows
 from debias_ssl.models.clip import Clip, encode
 from debias_ssl.system.errors import InputError
 

@@ -20,9 +20,9 @@ from debias_ssl.data.reading.decode import decode
 from debias_ssl.data.reading.features import feature_notes, find_features
 from debias_ssl.data.sources.folder import find_files
 from debias_ssl.data.sources.listing import FileNames
-from debias_ssl.labels import embedding as features
-from debias_ssl.labels.embedding import FeatureCache, embed
-from debias_ssl.labels.feature_store import FolderStore, MemoryStore, ShardRows
+from debias_ssl.features import embedding as features
+from debias_ssl.features.embedding import FeatureCache, embed
+from debias_ssl.features.store import FolderStore, MemoryStore, ShardRows
 from debias_ssl.labels.images import images_to_label
 from debias_ssl.models.clip import Clip, encode, load_clip
 from debias_ssl.system.errors import InputError, StoppedError
