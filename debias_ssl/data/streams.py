@@ -15,6 +15,7 @@ from tqdm import tqdm
 from debias_ssl.contract import Batch, Needs, Place
 from debias_ssl.data.augment import views
 from debias_ssl.data.augment.config import AugmentConfig
+from debias_ssl.data.augment.feature_noise import FeatureNoise
 from debias_ssl.data.augment.randaugment import check_own_operations
 from debias_ssl.data.augment.views import Normalization, Pixels
 from debias_ssl.data.reading.decode import NUM_CROP_NUMBERS
@@ -189,6 +190,7 @@ class TrainingStream(Dataset):
         config = self.config.augment
         if self.reader.crops_at_random:
             config = replace(config, shift=0.0)
+        noise = self._feature_noise if self.reader.config.features else None
 
         def weak(images: Tensor, purpose: int, positions: Tensor) -> Tensor:
             numbers = self._numbers(step, purpose, positions, views.WEAK_NUMBERS)
@@ -196,7 +198,7 @@ class TrainingStream(Dataset):
 
         def strong(images: Tensor, purpose: int, positions: Tensor) -> Tensor:
             numbers = self._numbers(step, purpose, positions, views.num_numbers(config, images))
-            return views.strong_input(self._on_device(images), numbers, config, self.normalization)
+            return views.strong_input(self._on_device(images), numbers, config, self.normalization, noise)
 
         def teacher_probs(index: Tensor, is_needed: bool) -> Tensor | None:
             probs = self.images.teacher_probs
@@ -235,6 +237,10 @@ class TrainingStream(Dataset):
             return own
         partners = permutation(self.sampling.seed, Purpose.MIXUP_PARTNER, step, self.sampling.batch_size)
         return torch.cat([own, partners[own]])
+
+    @cached_property
+    def _feature_noise(self) -> FeatureNoise:
+        return FeatureNoise.of(self.config.augment, self.sampling.seed, len(self.normalization.mean), self.place.device)
 
     @cached_property
     def _labeled_order(self) -> BatchOrder:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Float32, Int, Num, UInt8
 from torch import Tensor
 
 from debias_ssl.data.augment.config import AugmentConfig
+from debias_ssl.data.augment.feature_noise import NOISE_NUMBERS, FeatureNoise
 from debias_ssl.data.augment.randaugment import rand_augment_
 from debias_ssl.data.sampling.keyed import whole
 
@@ -35,7 +36,7 @@ class Normalization:
 def num_numbers(config: AugmentConfig, images: Pixels) -> int:
     """How many uniform numbers a strong view consumes per image; a weak view of pixels consumes the first three."""
     if images.is_floating_point():
-        return 3 * images.shape[-1]
+        return NOISE_NUMBERS
     return WEAK_NUMBERS + ROUND_NUMBERS * config.num_ops + CUTOUT_NUMBERS
 
 
@@ -54,10 +55,11 @@ def strong_input(
     numbers: Float[Tensor, "N M"],
     config: AugmentConfig,
     normalization: Normalization,
+    noise: FeatureNoise | None = None,
 ) -> Float32[Tensor, "N K H W"]:
-    """A strong view as the network takes it."""
-    if images.is_floating_point():
-        return perturb(normalize(images, normalization), numbers, config)
+    """A strong view as the network takes it; `noise` is that of features."""
+    if noise is not None:
+        return noise(normalize(images, normalization), numbers)
     return normalize(strong(images, numbers, config), normalization)
 
 
@@ -96,17 +98,6 @@ def strong(
     for each_round in rounds:
         rand_augment_(views, each_round, config)
     return cut_out_(views, last, config.cutout)
-
-
-def perturb(
-    features: Float32[Tensor, "N D 1 1"], numbers: Float[Tensor, "N M"], config: AugmentConfig
-) -> Float32[Tensor, "N D 1 1"]:
-    """Adds normal noise to features of mean 0 and deviation 1, then drops some; 3 D uniform numbers for each image."""
-    kept, radius, angle = numbers.to(features.device, non_blocking=True).unflatten(1, (3, -1)).unbind(1)
-    # Box and Muller's normal numbers: torch's own would not be a function of the key.
-    noise = (-2 * (1 - radius).log()).sqrt() * torch.cos(2 * torch.pi * angle)
-    noisy = features + config.feature_noise * noise[..., None, None]
-    return noisy * (kept >= config.feature_dropout)[..., None, None]
 
 
 def normalize(images: Pixels, normalization: Normalization) -> Float32[Tensor, "N K H W"]:

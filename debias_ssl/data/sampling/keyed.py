@@ -36,6 +36,8 @@ class Purpose(IntEnum):
     MIXUP_LAMBDA = 6
     TUNING = 7
     SHARD_ORDER = 8
+    FEATURE_NOISE = 9
+    FEATURE_DROPOUT = 10
     # Where a view is cropped from its image has purpose CROP + the purpose of the view.
     CROP = 10_000
     # View number i of a kind has purpose KIND + i.

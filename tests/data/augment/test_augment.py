@@ -1,6 +1,5 @@
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +17,7 @@ from debias_ssl.data.augment.views import (
     normalize,
     num_numbers,
     strong,
-    strong_input,
     weak,
-    weak_input,
 )
 
 STILL = AugmentConfig(flip=False, shift=0.0, num_ops=1, cutout=0.0)
@@ -341,48 +338,3 @@ def test_normalize_is_channels_last_and_per_channel():
     assert result.shape == (4, 3, 3, 2)
     assert result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result[0, :, 0], torch.tensor([[-1.0, 1.0], [0.0, 2.0], [0.5, 0.0]]), atol=1e-6, rtol=0)
-
-
-# Features instead of pixels.
-
-
-def test_a_weak_view_of_features_is_the_features_standardized():
-    features = torch.tensor([[1.0, 2.0], [3.0, 8.0]]).half()[:, None, None]
-    view = weak_input(features, torch.rand(2, 3), AugmentConfig(), of((2.0, 5.0), (1.0, 3.0)))
-    assert view.flatten(1).tolist() == [[-1, -1], [1, 1]] and view.shape == (2, 2, 1, 1)
-
-
-def test_strong_views_of_features_have_the_noise_and_the_dropout_asked_for():
-    features = torch.zeros(400, 1, 1, 50)
-    standard = of((0.0,) * 50, (1.0,) * 50)
-
-    def view(**settings: Any) -> Tensor:
-        config = AugmentConfig(**settings)
-        numbers = torch.rand(400, num_numbers(config, features), generator=torch.Generator().manual_seed(0))
-        return strong_input(features, numbers, config, standard).flatten()
-
-    noisy = view(feature_noise=2.0, feature_dropout=0.0)
-    # 20,000 normal numbers of deviation 2.
-    assert (
-        abs(noisy.mean()) < 0.06
-        and abs(noisy.std() - 2) < 0.04
-        and abs((noisy.abs() < 2).float().mean() - 0.683) < 0.01
-    )
-    assert abs((view(feature_noise=2.0, feature_dropout=0.3) == 0).float().mean() - 0.3) < 0.01
-    assert (view(feature_noise=0.0, feature_dropout=0.0) == 0).all()
-
-
-def test_a_dropped_feature_is_its_mean():
-    features = torch.full((1, 1, 1, 3), 7.0)
-    config = AugmentConfig(feature_noise=0.0, feature_dropout=0.5)
-    numbers = torch.tensor([[0.49, 0.5, 0.0, *[0.25] * 6]])
-    view = strong_input(features, numbers, config, of((5.0,) * 3, (2.0,) * 3))
-    assert view.flatten().tolist() == [0, 1, 0]
-
-
-def test_noise_is_finite_at_the_ends_of_the_unit_interval():
-    for number in (0.0, 1 - 2**-24):
-        view = strong_input(
-            torch.ones(1, 1, 1, 2), torch.full((1, 6), number), AugmentConfig(), of((0.0, 0.0), (1.0, 1.0))
-        )
-        assert view.isfinite().all()
