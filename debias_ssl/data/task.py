@@ -29,6 +29,7 @@ from debias_ssl.methods.base import Method
 from debias_ssl.system.errors import InputError
 
 Part = Literal["test", "validation"]
+STATISTICS_ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,8 +290,11 @@ def channel_statistics(
 def _statistics_of(reader: Reader) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each feature over images."""
     assert reader.pixels is not None
-    features = reader.pixels.flatten(0, 2).double()
-    mean, std = features.mean(0), features.std(0, correction=0)
+    # In parts that fit into a processor's cache, not as one copy in fp64.
+    parts = reader.pixels.flatten(0, 2).split(STATISTICS_ROWS)
+    number = sum(len(part) for part in parts)
+    mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / number
+    std = (torch.stack([(part.double() - mean).square_().sum(0) for part in parts]).sum(0) / number).sqrt()
     # A feature that never changes says nothing, and must not be divided by zero.
     return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())
 

@@ -13,6 +13,7 @@ from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.contents import content_of
 from debias_ssl.data.reading.feature_list import FeatureList
 from debias_ssl.data.reading.features import find_features
+from debias_ssl.data.sources.listing import find_images
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.methods import CDMAD, DebiasPL, FixMatch
 from debias_ssl.system.errors import InputError
@@ -131,6 +132,35 @@ def test_features_are_found_where_the_images_were_moved_to(tmp_path: Path):
         find_features([one], [str(tmp_path / "other" / "a.png")])
 
 
+def test_images_of_an_archive_are_not_taken_for_others_of_the_same_name(tmp_path: Path):
+    """Names, sizes and times may all be the same, as those of train and test trees of one archive."""
+    names = ["a/0.png", "a/1.png", "b/0.png"]
+    for part, letter in (("train", b"x"), ("test", b"y")):
+        for name in names:
+            path = tmp_path / part / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(letter + name.encode())
+            os.utime(path, ns=(0, 1_577_836_800 * 10**9))
+    folders = [
+        write_features(tmp_path / f"of_{part}", tmp_path / part, names, rows(*numbers))
+        for part, numbers in (("train", (1, 2, 3)), ("test", (4, 5, 6)))
+    ]
+    tests = [str(tmp_path / "test" / name) for name in names]
+    assert find_features(folders, tests).tolist() == rows(4, 5, 6).tolist()
+    # Those of a moved tree are found by what they hold.
+    (tmp_path / "train").rename(tmp_path / "elsewhere")
+    moved = [str(tmp_path / "elsewhere" / name) for name in names]
+    assert find_features(folders, [*moved, *tests]).tolist() == rows(1, 2, 3, 4, 5, 6).tolist()
+
+
+def test_the_disk_is_not_asked_again_of_images_that_were_listed(tmp_path: Path):
+    one = write_features(tmp_path / "one", tmp_path / "images", ["a.png", "b/c.png", "d.png"], rows(1, 2, 3))
+    listed = find_images(tmp_path / "images")
+    shutil.rmtree(tmp_path / "images")
+    assert find_features([one], listed).tolist() == rows(1, 2, 3).tolist()
+    assert find_features([one], listed.part(np.array([2, 0]))).tolist() == rows(3, 1).tolist()
+
+
 @pytest.fixture
 def task(tree: Path) -> Task:
     """Of nine labeled images with random features, six unlabeled ones and the test images."""
@@ -150,9 +180,11 @@ def test_features_are_images_of_one_pixel_standardized_over_the_training_images(
     assert batch.labeled.shape == (9, 5, 1, 1) and batch.strong[0].shape == (18, 5, 1, 1)
     train = task.readers["train"].pixels
     assert train is not None
-    standard = (train.flatten(1).double() - torch.tensor(task.data.mean)) / torch.tensor(task.data.std)
-    expected = torch.tensor([0.0] * 5, dtype=torch.float64)
-    torch.testing.assert_close(standard.mean(0), expected, atol=1e-6, rtol=0)
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (task.data.mean, task.data.std))
+    standard = (train.flatten(1).double() - mean) / std
+    zeros, ones = torch.zeros(5, dtype=torch.float64), torch.tensor([1.0] * 4 + [0.0], dtype=torch.float64)
+    torch.testing.assert_close(standard.mean(0), zeros, atol=1e-12, rtol=0)
+    torch.testing.assert_close(standard.std(0, correction=0), ones, atol=1e-12, rtol=0)
     # A feature that is the same for all images stays finite.
     assert task.data.std[4] == 1 and (batch.labeled[:, 4] == 0).all()
     everything = torch.cat([images for _, images in task.evaluation_stream("test", 3)])
