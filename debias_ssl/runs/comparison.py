@@ -1,8 +1,6 @@
 """Trains the runs of a comparison, one after the other or several at a time, and writes their results."""
 
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,14 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
+from debias_ssl.data.last_task import LastTask
 from debias_ssl.distributed.signals import asked_to_stop
 from debias_ssl.runs.folder import RunFolder, inputs_of
 from debias_ssl.runs.results import Result, differences_between, differences_text, table, write_results
 from debias_ssl.runs.run import train
 from debias_ssl.runs.variants import ComparisonPlan
+from debias_ssl.runs.workers import Worker, thread_limit, visible_gpus
 from debias_ssl.system.errors import InputError, Interrupted, StoppedError, reason
 from debias_ssl.system.files import write_aside
 from debias_ssl.system.locking import remove_stale_lock
@@ -156,11 +155,12 @@ def _remove_comparison(comparison: Outputs, runs: Sequence[PlannedRun]) -> None:
 
 def train_in_this_process(runs: Sequence[PlannedRun]) -> Generator[tuple[PlannedRun, str | None], None, None]:
     """Trains one run after the other; yields each with the message of its error, or None."""
+    last = LastTask()
     for run in runs:
         print_status(f"{run.title} ...")
         error = None
         try:
-            train(config_from(run.resolved), run.resolved, run.path, resume=True, quiet=True)
+            train(config_from(run.resolved), run.resolved, run.path, resume=True, quiet=True, last=last)
         except (InputError, StoppedError) as stopped:
             error = " ".join(str(stopped).split())
         except Exception as unexpected:
@@ -172,13 +172,15 @@ def train_in_this_process(runs: Sequence[PlannedRun]) -> Generator[tuple[Planned
 def train_in_processes(
     runs: Sequence[PlannedRun], at_once: int
 ) -> Generator[tuple[PlannedRun, str | None], None, None]:
-    """Trains `at_once` runs at a time, each in its own process; yields each with the message of its error, or None.
+    """Trains `at_once` runs at a time in as many processes; yields each with the message of its error, or None.
 
-    With several GPUs, each process gets one of them.
+    A process trains one run after the other. One whose run fails ends with it, and another takes its place. With
+    several GPUs, each process gets one of them.
     """
-    devices = _visible_gpus()
+    devices, limit = visible_gpus(), thread_limit(at_once)
     waiting = deque(runs)
-    running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
+    workers: dict[int, Worker] = {}
+    running: dict[int, PlannedRun] = {}
     with tempfile.TemporaryDirectory() as aside, asked_to_stop() as asked:
         try:
             while waiting or running:
@@ -186,60 +188,30 @@ def train_in_processes(
                     name = signal.Signals(asked.number).name
                     raise Interrupted(f"{name}: stopped; --resume goes on with the comparison", asked.number)
                 for slot in range(at_once):
-                    if slot not in running and waiting:
-                        run = waiting.popleft()
-                        print_status(f"{run.title} ...")
+                    if slot in running or not waiting:
+                        continue
+                    if slot not in workers:
                         device = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
-                        running[slot] = (
-                            run,
-                            _start_process(run, Path(aside) / str(slot), device | _thread_limit(at_once)),
-                        )
-                time.sleep(0.05)
-                for slot, (run, process) in list(running.items()):
-                    if process.poll() is not None:
+                        workers[slot] = Worker(Path(aside) / str(slot), device | limit)
+                    run = running[slot] = waiting.popleft()
+                    print_status(f"{run.title} ...")
+                    workers[slot].begin(run.resolved, run.path)
+                time.sleep(0.02)
+                for slot, run in list(running.items()):
+                    if workers[slot].has_finished():
                         del running[slot]
-                        yield run, _error_message(process.returncode, Path(aside) / str(slot))
+                        yield run, None
+                    elif workers[slot].has_ended():
+                        del running[slot]
+                        yield run, workers.pop(slot).error()
+                if not waiting:
+                    for slot in workers.keys() - running.keys():
+                        workers[slot].leave()
         finally:
-            # SIGTERM: each process finishes its step and saves a checkpoint.
-            for _, process in running.values():
-                process.terminate()
-            for _, process in running.values():
-                process.wait()
-
-
-def _visible_gpus() -> list[str]:
-    """Names of the GPUs for `CUDA_VISIBLE_DEVICES`; none where there is one at most."""
-    num, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",")[:num] if visible else [str(number) for number in range(num)]
-    return devices if num > 1 else []
-
-
-def _thread_limit(at_once: int) -> dict[str, str]:
-    """An equal part of the threads for each process, unless the user has set their number."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return {}
-    return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // at_once))}
-
-
-def _start_process(run: PlannedRun, aside: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    config = aside.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(run.resolved, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "debias_ssl.train", "--config", str(config), "--out", str(run.path), "--resume"]
-    with aside.open("wb") as log:
-        return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=log)
-
-
-def _error_message(status: int, log: Path) -> str | None:
-    """The message of a process that failed; without a message that is meant for users, prints its whole output."""
-    if status == 0:
-        return None
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()] or [f"ended with status {status}"]
-    told = [line for line in lines if line.startswith("error: ")]
-    if told:
-        return told[-1].removeprefix("error: ")
-    print_status(text)
-    return lines[-1] if status > 0 else f"killed by signal {-status}"
+            for slot, worker in workers.items():
+                worker.stop() if slot in running else worker.leave()
+            for worker in workers.values():
+                worker.wait()
 
 
 def print_status(text: str) -> None:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from debias_ssl.contract import BatchStream
+from debias_ssl.data.last_task import LastTask
 from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.images import fingerprint
 from debias_ssl.data.splits import check_inputs, class_counts, hash_of_split, raised_classes, save_split
@@ -52,6 +53,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    last: LastTask | None = None,
 ) -> None:
     """Trains into a run folder.
 
@@ -62,6 +64,7 @@ def train(
         resume: go on with the run that is there, if one is.
         overwrite: replace the run that is there.
         quiet: no table at the end.
+        last: the images of the run before in this process, which are not loaded again where this run has the same.
 
     Raises:
         InputError: something in the settings, the data or the folder does not fit.
@@ -73,10 +76,12 @@ def train(
     with locked(out) if is_first() else nullcontext():
         folder.check(resolved, resume=resume, overwrite=overwrite)
         with ends_told(), dead_workers_told():
-            _train_into(folder, config, resolved, resume=resume and not overwrite, quiet=quiet)
+            _train_into(folder, config, resolved, resume=resume and not overwrite, quiet=quiet, last=last)
 
 
-def _train_into(folder: RunFolder, config: Config, resolved: dict[str, Any], *, resume: bool, quiet: bool) -> None:
+def _train_into(
+    folder: RunFolder, config: Config, resolved: dict[str, Any], *, resume: bool, quiet: bool, last: LastTask | None
+) -> None:
     resume = resume and folder.holds_run()
     is_finished = resume and folder.is_finished()
     needs_others = not is_finished or num_launched() > 1
@@ -88,7 +93,7 @@ def _train_into(folder: RunFolder, config: Config, resolved: dict[str, Any], *, 
         if is_first() and not quiet:
             print(f"{folder.path} is finished:\n{summary_table(folder.read_summary())}")
         return
-    trainer = make_trainer(config, accelerator, folder, resume)
+    trainer = make_trainer(config, accelerator, folder, resume, last)
     check_agreement(lambda: _facts(trainer, resolved))
     is_main = accelerator.is_main_process
     if is_main:
@@ -110,13 +115,15 @@ def _train_into(folder: RunFolder, config: Config, resolved: dict[str, Any], *, 
         print(f"{summary_table(folder.read_summary())}\n{folder.path}; a page of it: debias-ssl report {folder.path}")
 
 
-def make_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, resume: bool) -> Trainer:
+def make_trainer(
+    config: Config, accelerator: Accelerator, folder: RunFolder, resume: bool, last: LastTask | None = None
+) -> Trainer:
     """Makes everything that a run consists of, in the order in which it depends on each other."""
     if config.model.norm == "sync" and accelerator.device.type != "cuda":
         raise InputError("model.norm sync needs GPUs: take batch or group")
     if config.accumulation * accelerator.num_processes > config.batch_size:
         raise InputError(f"accumulation is {config.accumulation}, more than each process has labeled images")
-    task = _make_task(config, accelerator, folder.split if resume and folder.split.exists() else None)
+    task = _make_task(config, accelerator, folder.split if resume and folder.split.exists() else None, last)
     if resume:
         check_inputs(folder.split, task.inputs | (teacher_hash(Path(config.teacher)) if config.teacher else {}))
     torch.manual_seed(config.seed)
@@ -167,10 +174,11 @@ def _facts(trainer: Trainer, resolved: dict[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _make_task(config: Config, accelerator: Accelerator, split_file: Path | None) -> Task:
+def _make_task(config: Config, accelerator: Accelerator, split_file: Path | None, last: LastTask | None) -> Task:
+    make = make_task if last is None else last.make
     # The first process of a host decodes the images, the others find them decoded.
     with first_of_each_host_first(accelerator):
-        return make_task(
+        return make(
             config.data,
             seed=config.seed,
             place=place_of(accelerator),

@@ -185,8 +185,8 @@ class _Kept:
         others = known[~self._are_same(entries[known], asked, known)]
         if len(others):
             raise InputError(
-                f"{asked.names[others[0]]!r} has changed since its features were made: run debias-ssl label again; with "
-                f"--features {str(self.folder)!r} it makes those of changed images alone"
+                f"{asked.names[others[0]]!r} has changed since its features were made: run debias-ssl label again; "
+                f"with --features {str(self.folder)!r} it makes those of changed images alone"
             )
         tars: dict[str, list[tuple[int, str]]] = {}
         for i in np.flatnonzero(entries < 0).tolist() if not isinstance(asked.names, FileNames) else ():
@@ -215,7 +215,7 @@ class _Kept:
         return None
 
     def _is_content(self, entry: int, path: str) -> bool:
-        """Whether a file is what it was: an image of the same size and content, a tar file of the same size and time."""
+        """Whether a file is what it was: of an image the content, of a tar file size and time."""
         stat, was = os.stat(path), self._was(entry)
         if self.listed.images[entry] or stat.st_size != was[0]:
             return (stat.st_size, stat.st_mtime_ns) == was

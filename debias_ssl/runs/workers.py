@@ -1,0 +1,94 @@
+"""The processes of `compare --jobs`, seen from the one that starts them; `worker.py` is what they do."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Worker:
+    """A process that trains one run after the other, until one of them fails.
+
+    Args:
+        aside: where what it prints is kept, and beside it the settings of a run.
+        environment: variables that are its own.
+    """
+
+    def __init__(self, aside: Path, environment: dict[str, str]):
+        self.log = aside
+        with aside.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "debias_ssl.runs.worker"],
+                env={**os.environ, **environment},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+            )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.asked, self.said = self.process.stdin, self.process.stdout
+        os.set_blocking(self.said.fileno(), False)
+
+    def begin(self, resolved: dict[str, Any], out: Path) -> None:
+        """Has it train a run; it must have none."""
+        os.truncate(self.log, 0)
+        settings = self.log.with_suffix(".json")
+        settings.write_text(json.dumps({"resolved": resolved, "out": str(out)}))
+        # One that has died meanwhile is told by `has_ended`.
+        with suppress(BrokenPipeError):
+            self.asked.write(f"{settings}\n".encode())
+
+    def has_finished(self) -> bool:
+        """Whether it has trained its run, and waits for the next one; says so once."""
+        return bool(self.said.read(1024))
+
+    def has_ended(self) -> bool:
+        """Whether the process is no more."""
+        return self.process.poll() is not None
+
+    def error(self) -> str:
+        """The message of a process that ended; without a message that is meant for users, prints its whole output."""
+        self._close()
+        status, text = self.process.returncode, self.log.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()] or [f"ended with status {status}"]
+        told = [line for line in lines if line.startswith("error: ")]
+        if told:
+            return told[-1].removeprefix("error: ")
+        print(text, file=sys.stderr, flush=True)
+        return lines[-1] if status >= 0 else f"killed by signal {-status}"
+
+    def stop(self) -> None:
+        """Has it finish its step, save a checkpoint and end."""
+        self.process.terminate()
+
+    def leave(self) -> None:
+        """Has it end, as no run is left for it."""
+        self.asked.close()
+
+    def wait(self) -> None:
+        """Waits until it has ended."""
+        self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        self.asked.close()
+        self.said.close()
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs for `CUDA_VISIBLE_DEVICES`; none where there is one at most."""
+    num, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",")[:num] if visible else [str(number) for number in range(num)]
+    return devices if num > 1 else []
+
+
+def thread_limit(at_once: int) -> dict[str, str]:
+    """An equal part of the threads for each process, unless the user has set their number."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // at_once))}
