@@ -165,6 +165,8 @@ class TrainingStream(Dataset):
 
     def __getitem__(self, step: int) -> _Drawn:
         def crops(index: Tensor, positions: Tensor, purposes: Sequence[int]) -> list[Tensor]:
+            if self.reader.views:
+                return [self._stored(step, index, positions, purpose) for purpose in purposes]
             if not self.reader.crops_at_random:
                 return [self.reader.center(index)] * len(purposes)
             numbers = [self._numbers(step, Purpose.CROP + purpose, positions, NUM_CROP_NUMBERS) for purpose in purposes]
@@ -185,6 +187,13 @@ class TrainingStream(Dataset):
             "weak": unlabeled[: len(weak)],
             "strong": unlabeled[len(weak) :],
         }
+
+    def _stored(self, step: int, index: Tensor, positions: Tensor, purpose: int) -> Pixels:
+        """Features of a view; the plain ones, where there are none of its kind."""
+        kind = "strong" if purpose >= Purpose.STRONG_VIEW else "weak"
+        if kind not in self.reader.views:
+            return self.reader.center(index)
+        return self.reader.view(kind, index, self._numbers(step, Purpose.CROP + purpose, positions, 1)[:, 0])
 
     def _views(self, step: int, drawn: _Drawn) -> Batch:
         config = self.config.augment

@@ -16,6 +16,7 @@ from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.reading.cache import readable
 from debias_ssl.data.reading.config import ReadingConfig
+from debias_ssl.data.reading.feature_views import hash_of_views
 from debias_ssl.data.reading.features import feature_notes, hash_of_model
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sources.config import SourceConfig
@@ -260,6 +261,7 @@ def input_hashes(data: Data, config: DataConfig, probs: Float16[np.ndarray, "N C
     hashes = {"data.test": fingerprint(data.test)}
     if config.features:
         hashes["data.features"] = hash_of_model(config.features[0])
+        hashes["data.feature_views"] = hash_of_views(config.features if config.feature_views == "auto" else ())
     if probs is not None:
         hashes["data.probs"] = sha256(np.ascontiguousarray(probs).data).hexdigest()[:32]
     return hashes

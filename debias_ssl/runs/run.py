@@ -243,6 +243,12 @@ def _notes(config: Config, task: Task) -> list[str]:
     notes, classes = task.notes, task.data.classes
     if task.unreadable:
         notes.append(f"left out {len(task.unreadable)} files that cannot be read: unreadable.json")
+    views = {kind: len(each) for kind, each in task.readers["train"].views.items()}
+    if views:
+        notes.append(
+            f"data.features holds {' and '.join(f'{number} {kind}' for kind, number in views.items())} views of each "
+            "image, which are trained on; data.feature_views none trains on plain features"
+        )
     raised = raised_classes(config.data, len(classes))
     if raised:
         notes.append(f"{raised} classes at the end of the long tail would get less than one label; each was given one")

@@ -58,9 +58,10 @@ def test_splits_and_views_may_differ(config: DataConfig, loaded: list[DataConfig
 def test_other_images_are_loaded_and_the_last_ones_kept_no_longer(config, loaded, change: dict[str, Any]):
     last = LastTask()
     first = weakref.ref(made(last, config).readers["train"])
-    assert made(last, replace(config, **change)).data.mean == make_task(
-        replace(config, **change), seed=0, place=Place(), progress=False
-    ).data.mean
+    assert (
+        made(last, replace(config, **change)).data.mean
+        == make_task(replace(config, **change), seed=0, place=Place(), progress=False).data.mean
+    )
     assert first() is None and len(loaded) == 2
 
 

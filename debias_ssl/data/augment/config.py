@@ -33,7 +33,7 @@ class AugmentConfig:
         magnitude: The magnitude of an operation is uniform on 1..magnitude-1, out of 10.
         cutout: Side of the gray square as a fraction of the image's side (arXiv 1708.04552); 0 turns it off.
         feature_noise: Where images are given as features: deviation of the noise that a strong view adds to each
-            feature, in units of the feature's own deviation over images. A weak view is the features as they are.
+            feature, in units of the feature's own deviation over images. A weak view has no noise.
         feature_dropout: Probability with which a strong view replaces a feature by its mean.
     """
 

@@ -63,6 +63,9 @@ class ReadingConfig:
 
     Args:
         features: folders of features that `debias-ssl label` has made of these images, to train on instead of pixels.
+        feature_views: `auto` trains on the weak and the strong views of images where the folders of features hold some
+            (weak_0, strong_0 and so on), one of them at random in each step, and on plain features otherwise; `none`
+            always on plain features. `augment.feature_noise` and `augment.feature_dropout` come in addition.
         image_size: side in pixels to which images are resized and cropped; null keeps them as they are.
         crop: `shift` crops the center once, and views are shifted by `augment.shift`; `resized` crops each view at
             random (ImageNet), which needs files.
@@ -81,6 +84,7 @@ class ReadingConfig:
     """
 
     features: tuple[str, ...] = ()
+    feature_views: Literal["auto", "none"] = "auto"
     image_size: AtLeastOne | None = None
     crop: Literal["shift", "resized"] = "shift"
     crop_scale: tuple[Share, Share] = (0.2, 1.0)

@@ -136,7 +136,7 @@ def _below(paths: Iterable[str], root: str) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kept:
+class KeptFeatures:
     """A folder of features."""
 
     folder: Path
@@ -246,8 +246,19 @@ class _Kept:
         return same
 
 
-def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.ndarray, "N D"]:
-    """The features of images, by their paths; where the images were moved, by their paths below the folder of all.
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """Images whose features are in one folder."""
+
+    kept: KeptFeatures
+    rows: Int64[np.ndarray, " n"]
+    """Of their features in the folder."""
+    positions: Int64[np.ndarray, " n"]
+    """Of them in the list that was asked for."""
+
+
+def locate(folders: Sequence[str], paths: Sequence[str]) -> list[Located]:
+    """Where the features of images are, by their paths; where images were moved, by paths below the folder of all.
 
     An image is what it was where its file has the size and the time that it had; or that size and that content.
 
@@ -264,20 +275,41 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
                 f"{folders[0]!r} and {folder!r} hold features of different models ({' and '.join(differing)} differ): "
                 "run debias-ssl label with the same model and settings for both"
             )
-    asked, left = _Asked.of(paths), np.arange(len(paths))
-    features = np.empty((len(paths), manifests[0]["dim"]), dtype=np.float16)
-    kept = [_Kept(folder=Path(folder), manifest=manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+    asked, left, found = _Asked.of(paths), np.arange(len(paths)), []
+    kept = [
+        KeptFeatures(folder=Path(folder), manifest=manifest)
+        for folder, manifest in zip(folders, manifests, strict=True)
+    ]
     # Where images were is looked for last: those of another folder may have the same names.
     for each, moved in [*product(kept, (False,)), *product(kept, (True,))]:
         if len(left):
             rows = each.rows(asked.part(left), moved=moved)
-            each.read(shard_path, rows[rows >= 0], features, left[rows >= 0])
+            if (rows >= 0).any():
+                found.append(Located(kept=each, rows=rows[rows >= 0], positions=left[rows >= 0]))
             left = left[rows < 0]
     if len(left):
         path = paths[left[0]]
         raise InputError(f"{', '.join(folders)} lack features of {path!r}: label its folder with debias-ssl label too")
+    return found
+
+
+def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.ndarray, "N D"]:
+    """The features of images, by their paths, as `locate` finds them.
+
+    Raises:
+        InputError: there are none of an image, or it could not be read when they were made.
+    """
+    found = locate(folders, paths)
+    features = np.empty((len(paths), found[0].kept.manifest["dim"]), dtype=np.float16)
+    for each in found:
+        each.kept.read(shard_path, each.rows, features, each.positions)
+    check_finite(features, paths)
+    return features
+
+
+def check_finite(features: Float16[np.ndarray, "N D"], paths: Sequence[str]) -> None:
+    """Raises InputError where an image could not be read when its features were made."""
     # Infinite or not a number, by its bits: four times as fast as isfinite.
     broken = np.flatnonzero((features.view(np.uint16) & 0x7FFF).max(1, initial=0) >= 0x7C00)
     if len(broken):
         raise InputError(f"{paths[broken[0]]!r} could not be read when its features were made: leave it out")
-    return features

@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Num, UInt8
+from jaxtyping import Float, Float16, Int, Num, UInt8
 from PIL import Image
 from torch import Tensor
 
 from debias_ssl.data.reading.cache import decoded_array
 from debias_ssl.data.reading.config import Decoding, ReadingConfig
 from debias_ssl.data.reading.decode import center_crop, decode, random_crop
+from debias_ssl.data.reading.feature_views import ViewKind, find_views
 from debias_ssl.data.reading.features import find_features
+from debias_ssl.data.sampling.keyed import whole
 from debias_ssl.data.sources.images import Images
 from debias_ssl.data.sources.shards import ShardedNames
 from debias_ssl.system.errors import InputError
@@ -44,7 +47,7 @@ class Reader:
     @property
     def crops_at_random(self) -> bool:
         """Whether each view is a crop of its own, by `crops`."""
-        return self.config.crop == "resized"
+        return self.config.crop == "resized" and not self.config.features
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,6 +73,22 @@ class Reader:
             _stack([random_crop(image, size, row, scale) for image, row in zip(images, view, strict=True)])
             for view in numbers
         ]
+
+    @cached_property
+    def views(self) -> dict[ViewKind, Float16[Tensor, "V N D"]]:
+        """Features of the views of all images, where `config` says and folders hold some; found when first used."""
+        if self.pixels is None or not self.config.features or self.config.feature_views == "none":
+            return {}
+        found = find_views(self.config.features, self.files)
+        return {kind: torch.from_numpy(views).to(self.pixels.device) for kind, views in found.items()}
+
+    def view(
+        self, kind: ViewKind, index: Int[Tensor, " N"], numbers: Float[Tensor, " N"]
+    ) -> Float16[Tensor, "N 1 1 D"]:
+        """Of each image one of its views of a kind, which its number in [0, 1) chooses."""
+        views = self.views[kind]
+        rows = whole(numbers, len(views)) * views.shape[1] + index
+        return views.flatten(0, 1).index_select(0, rows.to(views.device, non_blocking=True))[:, None, None]
 
     def _decoded(self, index: Int[Tensor, " N"]) -> list[Image.Image]:
         return [decode(self.files[i], self.channels, self.side, self.config.decoding) for i in _integers(index)]

@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 from pathlib import Path
@@ -7,34 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from feature_folders import write_features
 
 from debias_ssl.contract import Place
 from debias_ssl.data.config import DataConfig
-from debias_ssl.data.reading.contents import content_of
-from debias_ssl.data.reading.feature_list import FeatureList
 from debias_ssl.data.reading.features import find_features
 from debias_ssl.data.sources.listing import find_images
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.methods import CDMAD, DebiasPL, FixMatch
 from debias_ssl.system.errors import InputError
-
-
-def write_features(folder: Path, root: Path, names: list[str], values: np.ndarray, **settings: Any) -> str:
-    """Features as `debias-ssl label` leaves them, in shards of two rows."""
-    folder.mkdir(parents=True)
-    paths = [root / name for name in names]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_bytes(b"not looked at" + bytes(path))
-    FeatureList.of([str(path) for path in paths], root).write(folder / "files.parquet")
-    manifest = {"version": 3, "model": {"model": "a"}, "root": str(root), "shard_size": 2, "generation": 0}
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"dim": values.shape[1]} | settings))
-    contents = np.stack([content_of(str(path)) for path in paths])
-    for number in range(0, len(values), 2):
-        np.save(folder / f"shard_{number // 2:05d}.npy", values[number : number + 2].astype(np.float16))
-        np.save(folder / f"content_{number // 2:05d}.npy", contents[number : number + 2])
-    return str(folder)
 
 
 def rows(*numbers: int) -> np.ndarray:
