@@ -38,7 +38,7 @@ def batched(images: Tensor) -> dict[str, Callable[[], None]]:
         views.weak_input(images, numbers, config, normalization)
 
     def strong() -> None:
-        numbers = uniform(0, Purpose.STRONG_VIEW, 0, positions, views.num_numbers(config, images))
+        numbers = uniform(0, Purpose.STRONG_VIEW, 0, positions, views.num_numbers(config))
         views.strong_input(images, numbers, config, normalization)
 
     return {"weak": weak, "strong": strong}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from smoothing_runs import Opened, checked, make_script_parser, opened, publish, smoothed, spread, trained
 from torch import Tensor
 
-from debias_ssl.data.augment.views import WEAK_NUMBERS, Normalization, weak_input
+from debias_ssl.data.augment.views import WEAK_NUMBERS, Normalization, normalize, weak
 from debias_ssl.data.sampling.keyed import Purpose, uniform
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.reporting.figures import Series, lines
@@ -56,7 +56,8 @@ def differences(run: Opened, classes: list[int], num_views: int) -> Float[Tensor
         numbers = uniform(
             run.run.config.seed, Purpose.LABELED_VIEW, 2**31 + view, torch.arange(len(index)), WEAK_NUMBERS
         )
-        logits = run.run.predictor(weak_input(images, numbers, run.run.data.augment, normalization))
+        views = images if images.is_floating_point() else weak(images, numbers, run.run.data.augment)
+        logits = run.run.predictor(normalize(views, normalization))
         found.append(logits[:, classes[0]] - logits[:, classes[1]])
     return torch.stack(found, 1)
 

@@ -199,15 +199,22 @@ class TrainingStream(Dataset):
         config = self.config.augment
         if self.reader.crops_at_random:
             config = replace(config, shift=0.0)
-        noise = self._feature_noise if self.reader.config.features else None
+        is_of_features = bool(self.reader.config.features)
 
         def weak(images: Tensor, purpose: int, positions: Tensor) -> Tensor:
+            if is_of_features:
+                return views.normalize(self._on_device(images), self.normalization)
             numbers = self._numbers(step, purpose, positions, views.WEAK_NUMBERS)
             return views.weak_input(self._on_device(images), numbers, config, self.normalization)
 
         def strong(images: Tensor, purpose: int, positions: Tensor) -> Tensor:
-            numbers = self._numbers(step, purpose, positions, views.num_numbers(config, images))
-            return views.strong_input(self._on_device(images), numbers, config, self.normalization, noise)
+            if is_of_features:
+                features = views.normalize(self._on_device(images), self.normalization)
+                if not (config.feature_noise or config.feature_dropout):
+                    return features
+                return self._feature_noise(features, self._numbers(step, purpose, positions, 1)[:, 0])
+            numbers = self._numbers(step, purpose, positions, views.num_numbers(config))
+            return views.strong_input(self._on_device(images), numbers, config, self.normalization)
 
         def teacher_probs(index: Tensor, is_needed: bool) -> Tensor | None:
             probs = self.images.teacher_probs

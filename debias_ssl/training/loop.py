@@ -229,12 +229,14 @@ def take_step(
     """Optimizer step number `step`, from 0, of a prepared learner; returns also the learning rate."""
     progress = step / config.steps
     rate = config.optim.lr * learning_rate_factor(progress, config.optim.schedule, config.optim.warmup)
-    set_learning_rate(optimizer, rate)
+    # Accelerate's optimizer is for scaled losses: it looks for a package on the disk twice in each step.
+    plain = optimizer if accelerator.scaler is not None else optimizer.optimizer
+    set_learning_rate(plain, rate)
     reseed(derived_seed(config.seed, Purpose.PROCESS, step, accelerator.process_index), accelerator.device)
     result = trained(batch, progress)
     accelerator.backward(torch.stack([*result.losses.values()]).sum())
     if config.optim.clip is not None:
         accelerator.clip_grad_norm_(trained.parameters(), config.optim.clip)
-    optimizer.step()
-    optimizer.zero_grad()
+    plain.step()
+    plain.zero_grad()
     return result, rate

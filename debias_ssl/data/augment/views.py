@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, Float32, Int, Num, UInt8
 from torch import Tensor
 
 from debias_ssl.data.augment.config import AugmentConfig
-from debias_ssl.data.augment.feature_noise import NOISE_NUMBERS, FeatureNoise
 from debias_ssl.data.augment.randaugment import rand_augment_
 from debias_ssl.data.sampling.keyed import whole
 
@@ -33,33 +32,28 @@ class Normalization:
         return Normalization(mean=torch.tensor(mean, device=device), std=torch.tensor(std, device=device))
 
 
-def num_numbers(config: AugmentConfig, images: Pixels) -> int:
-    """How many uniform numbers a strong view consumes per image; a weak view of pixels consumes the first three."""
-    if images.is_floating_point():
-        return NOISE_NUMBERS
+def num_numbers(config: AugmentConfig) -> int:
+    """How many uniform numbers a strong view of pixels consumes per image; a weak view consumes the first three."""
     return WEAK_NUMBERS + ROUND_NUMBERS * config.num_ops + CUTOUT_NUMBERS
 
 
 def weak_input(
-    images: Pixels,
+    images: UInt8[Tensor, "N H W K"],
     numbers: Float[Tensor, "N 3"],
     config: AugmentConfig,
     normalization: Normalization,
 ) -> Float32[Tensor, "N K H W"]:
-    """A weak view as the network takes it."""
-    return normalize(images if images.is_floating_point() else weak(images, numbers, config), normalization)
+    """A weak view of pixels as the network takes it."""
+    return normalize(weak(images, numbers, config), normalization)
 
 
 def strong_input(
-    images: Pixels,
+    images: UInt8[Tensor, "N H W K"],
     numbers: Float[Tensor, "N M"],
     config: AugmentConfig,
     normalization: Normalization,
-    noise: FeatureNoise | None = None,
 ) -> Float32[Tensor, "N K H W"]:
-    """A strong view as the network takes it; `noise` is that of features."""
-    if noise is not None:
-        return noise(normalize(images, normalization), numbers)
+    """A strong view of pixels as the network takes it."""
     return normalize(strong(images, numbers, config), normalization)
 
 

@@ -53,7 +53,7 @@ def pictures(num: int = 6, height: int = 32, width: int = 32, channels: int = 3)
 
 
 def draw(num: int, config: AugmentConfig) -> Tensor:
-    return torch.rand(num, num_numbers(config, pictures(1)), generator=torch.Generator().manual_seed(1))
+    return torch.rand(num, num_numbers(config), generator=torch.Generator().manual_seed(1))
 
 
 def row(*rounds: tuple[str, int]) -> Tensor:
@@ -325,10 +325,7 @@ def test_geometric_operations_are_drawn_uniformly_with_either_sign():
 
 def test_the_largest_number_below_one_draws_the_last_choice():
     config = AugmentConfig(flip=False, num_ops=1, op_probability=1.0)
-    views = [
-        strong(pictures(1), torch.full((1, num_numbers(config, pictures(1))), number), config)
-        for number in (1 - 2**-24, 0.99)
-    ]
+    views = [strong(pictures(1), torch.full((1, num_numbers(config)), number), config) for number in (1 - 2**-24, 0.99)]
     assert torch.equal(*views)
 
 

@@ -11,7 +11,7 @@ from debias_ssl.contract import Needs, Place
 from debias_ssl.data.augment import feature_noise as module
 from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.augment.feature_noise import POOL, FeatureNoise
-from debias_ssl.data.augment.views import Normalization, num_numbers, strong_input, weak_input
+from debias_ssl.data.augment.views import Normalization, normalize
 from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.streams import Sampling, StreamConfig, TrainingImages, TrainingStream
@@ -64,8 +64,10 @@ def correlation(one: Tensor, other: Tensor) -> float:
 
 def test_a_weak_view_of_features_is_the_features_standardized():
     features = torch.tensor([[1.0, 2.0], [3.0, 8.0]]).half()[:, None, None]
-    view = weak_input(features, torch.rand(2, 3), AugmentConfig(), of((2.0, 5.0), (1.0, 3.0)))
+    view = normalize(features, of((2.0, 5.0), (1.0, 3.0)))
     assert view.flatten(1).tolist() == [[-1, -1], [1, 1]] and view.shape == (2, 2, 1, 1)
+    (batch,) = stream().batches(0, 1)
+    assert (batch.weak[0] == 0).all() and (batch.labeled == 0).all(), "the features are at their means"
 
 
 def test_noise_is_normal_with_the_deviation_asked_for(drawn: Tensor):
@@ -74,7 +76,7 @@ def test_noise_is_normal_with_the_deviation_asked_for(drawn: Tensor):
     assert abs(drawn.mean()) < 4 * 2 / num**0.5 and abs(drawn.std() - 2) < 4 * 2 / (2 * num) ** 0.5
     # Kolmogorov and Smirnov's distance has a critical value of 1.95 / sqrt(n) at 0.001.
     assert stats.kstest(drawn.flatten().numpy() / 2, "norm").statistic < 1.95 / num**0.5
-    assert (FeatureNoise.of(AugmentConfig(), 0, 5, CPU).normal.abs() < 6).all(), "finite at the ends of [0, 1)"
+    assert (FeatureNoise.of(AugmentConfig(feature_dropout=0.0), 0, 5, CPU).pool.abs() < 6).all(), "finite at the ends"
 
 
 def test_the_share_of_dropped_features_is_the_one_asked_for():
@@ -87,21 +89,20 @@ def test_the_share_of_dropped_features_is_the_one_asked_for():
 
 
 def test_a_dropped_feature_is_its_mean():
-    features, normalization = torch.full((1, 1, 1, 3), 7.0).half(), of((5.0,) * 3, (2.0,) * 3)
-    config = AugmentConfig(feature_noise=0.0, feature_dropout=0.5)
-    kept = torch.zeros(POOL + 3)
-    kept[[POOL // 2, POOL // 2 + 2]] = 1
-    pool = FeatureNoise(config=config, normal=torch.zeros(POOL + 3), kept=kept)
-    view = strong_input(features, torch.tensor([[0.0, 0.5]]), config, normalization, pool)
-    assert view.flatten().tolist() == [1, 0, 1] and num_numbers(config, features) == 2
+    for deviation, kept in ((0.0, 1.0), (2.0, 1 + 2 * 7)):
+        pool = torch.full((POOL + 3,), torch.nan)
+        pool[[POOL // 2, POOL // 2 + 2]] = 7
+        noise = FeatureNoise(deviation=deviation, drops=True, pool=pool)
+        view = noise(torch.ones(1, 3, 1, 1), torch.tensor([0.5]))
+        assert view.flatten().tolist() == [kept, 0, kept]
 
 
 def test_every_place_of_the_pool_may_be_the_first():
     """The last one too, at the largest number below 1."""
-    config = AugmentConfig(feature_noise=1.0, feature_dropout=0.0)
-    pool = FeatureNoise(config=config, normal=torch.arange(POOL + 3.0), kept=torch.ones(POOL + 3))
-    ends = torch.tensor([[0.0, 0.0], [1 - 2**-24, 0.0]])
-    assert pool(torch.zeros(2, 3, 1, 1), ends).flatten(1).tolist() == [[0, 1, 2], [POOL - 1, POOL, POOL + 1]]
+    noise = FeatureNoise(deviation=1.0, drops=False, pool=torch.arange(POOL + 3.0))
+    views = noise(torch.zeros(2, 3, 1, 1), torch.tensor([0.0, 1 - 2**-24]))
+    assert views.flatten(1).tolist() == [[0, 1, 2], [POOL - 1, POOL, POOL + 1]]
+    assert len(FeatureNoise.of(AugmentConfig(), 0, 5000, CPU).pool) >= POOL + 5000 - 1
 
 
 def test_images_views_steps_and_seeds_have_noise_of_their_own(drawn: Tensor):
@@ -123,7 +124,7 @@ def test_images_views_steps_and_seeds_have_noise_of_their_own(drawn: Tensor):
 
 
 def test_what_is_dropped_depends_on_nothing_else():
-    numbers = torch.rand(IMAGES, 2, generator=torch.Generator().manual_seed(0))
+    numbers = torch.rand(IMAGES, generator=torch.Generator().manual_seed(0))
     features = torch.full((IMAGES, FEATURES, 1, 1), 100.0)
 
     def views(**settings: float) -> Tensor:

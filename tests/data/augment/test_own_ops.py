@@ -38,7 +38,7 @@ def noise(num: int) -> tuple[Tensor, Tensor]:
     """Images, and the random numbers of their strong views."""
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     images = torch.randint(0, 256, (num, 32, 32, 3), generator=generators[0], dtype=torch.uint8)
-    return images, torch.rand(num, num_numbers(AugmentConfig(), images), generator=generators[1])
+    return images, torch.rand(num, num_numbers(AugmentConfig()), generator=generators[1])
 
 
 def test_the_views_of_the_default_list_are_those_before_there_was_a_list():
