@@ -16,7 +16,8 @@ from launched import DIGITS
 import debias_ssl.runs.comparison as compare_module
 from debias_ssl import compare
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.results import aggregate, differences_between, paired_difference, table
+from debias_ssl.runs.results import aggregate, differences_between, paired_difference
+from debias_ssl.runs.tables import table
 from debias_ssl.runs.variants import flags_of, grid_of
 from debias_ssl.system.errors import InputError
 from debias_ssl.training.learner import Learner

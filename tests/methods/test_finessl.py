@@ -20,9 +20,7 @@ def problem(num_classes: int = 2, num_unlabeled: int = 30) -> Problem:
 
 def with_features(views: Views, labeled: Tensor, weak: Tensor, strong: Tensor) -> Views:
     seen = {"labeled": labeled, "weak": weak, "strong": strong}
-    return replace(
-        views, **{name: replace(getattr(views, name), features=features) for name, features in seen.items()}
-    )
+    return replace(views, **{name: replace(getattr(views, name), features=features) for name, features in seen.items()})
 
 
 def identity(method: FineSSL) -> FineSSL:
