@@ -42,7 +42,7 @@ def comparison_page(compared: ComparedRuns, name: str) -> Page:
         for setting, of_setting in blocks.items():
             sections += [
                 Section(title=f"{each.title}: {setting}", text=each.text, figures=each.figures)
-                for each in _drawn(of_setting, notes, inspected=False)
+                for each in _drawn(of_setting, notes, f"{setting}: ")
             ]
     seeds = max(len(variant.runs) for variant in variants)
     methods = dict.fromkeys(own_name(variant.name) for variant in variants)
@@ -80,28 +80,29 @@ def payoffs(compared: ComparedRuns) -> list[Section]:
     return [Section(title="Did the unlabeled images pay?", text=text, points=points)]
 
 
-def _drawn(variants: Sequence[Variant], notes: list[str], *, inspected: bool = True) -> list[Section]:
+def _drawn(variants: Sequence[Variant], notes: list[str], where: str = "") -> list[Section]:
     """The figures of variants on the same images; what is left out is added to the notes.
 
     Args:
         variants: the variants.
         notes: of the page.
-        inspected: whether to compute each variant's labels of the unlabeled images, which takes a pass over them.
+        where: the setting, where there are several; each variant's labels of the unlabeled images, which take a pass
+            over them, are then left out.
     """
     variants = [Variant(name=own_name(variant.name), runs=variant.runs) for variant in variants]
     first = variants[0].runs[0]
     inspections: list[tuple[str, Inspection]] = []
-    for variant in variants if inspected else []:
+    for variant in [] if where else variants:
         try:
             inspections.append((variant.name, inspect(variant.runs[0])))
         except ImagesGoneError as error:
             notes.append(f"Left out, because the images are not there any more: pseudo-label confusion ({error}).")
             break
     true = true_counts(first, inspections[0][1] if inspections else None)
-    sections = [learning(variants), bias(variants, true), recalls(variants)]
+    sections = [learning(variants, where), bias(variants, true, where), recalls(variants, where)]
     if inspections and (inspections[0][1].truth >= 0).any():
         sections.append(confusions(inspections, first.classes))
-    return [*sections, errors(variants)]
+    return [*sections, errors(variants, where)]
 
 
 def figures_of(compared: ComparedRuns) -> Section:

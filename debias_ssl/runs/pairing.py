@@ -151,7 +151,7 @@ def find_floors(
 
 
 def _is_same(resolved: Settings, wanted: Settings) -> bool:
-    return all(resolved[part] == wanted[part] for part in ("method", "labeled_loss"))
+    return all(flat(resolved[part]) == flat(wanted[part]) for part in ("method", "labeled_loss"))
 
 
 def floors_among(variants: Mapping[str, Settings]) -> dict[str, str]:

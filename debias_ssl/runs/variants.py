@@ -202,6 +202,10 @@ def requested_plan(
     if not variants and (not recorded or parsed.settings):
         raise InputError("there is nothing to compare: give --methods, --variants or --grid")
     base, _ = _resolved_settings(settings)
+    bases = {
+        setting: (_resolved_settings([*settings, *flags_of(own)], f"setting {setting!r}")[0] if own else base)
+        for setting, own in {"": {}, **settings_of}.items()
+    }
     resolved, notes = _resolved_variants(settings, settings_of, variants)
     chosen = (
         [inside(setting, name) for setting in settings_of for name in grid_of(parsed.grid)] if parsed.choose_on else []
@@ -216,12 +220,8 @@ def requested_plan(
         choose_among=tuple(chosen) or (recorded.choose_among if recorded else ()),
     )
     plan = _merged(recorded, requested, out) if recorded else requested
-    losses = {
-        setting: (_resolved_settings([*settings, *flags_of(own)], f"setting {setting!r}")[0] if own else base)
-        for setting, own in {"": {}, **settings_of}.items()
-    }
     complete, floors = find_floors(
-        plan.variants, {setting: each["labeled_loss"] for setting, each in losses.items()}, add=parsed.floor
+        plan.variants, {setting: each["labeled_loss"] for setting, each in bases.items()}, add=parsed.floor
     )
     teachers_first(complete)
     return replace(plan, variants=complete, floors=floors), [*notes, *_split_notes(base)]

@@ -44,8 +44,8 @@ def _curves(variants: Sequence[Variant], value: Any, *, evaluated: bool) -> list
     return series
 
 
-def learning(variants: Sequence[Variant]) -> Section:
-    """Curves over training, one for each variant."""
+def learning(variants: Sequence[Variant], where: str = "") -> Section:
+    """Curves over training, one for each variant; `where` begins the descriptions."""
     kinds = [
         ("Accuracy on the test images", lambda r: r["ema"]["accuracy"], True, "The averaged model."),
         (
@@ -74,12 +74,12 @@ def learning(variants: Sequence[Variant]) -> Section:
         if all(np.isnan(line.y).all() for line in series):
             continue
         ends = ", ".join(f"{printable(v.name)} {percent(line.y[-1])}" for v, line in zip(variants, series, strict=True))
-        svg = figures.lines(series, f"{title} over steps; at the end {ends}.")
+        svg = figures.lines(series, f"{where}{title} over steps; at the end {ends}.")
         drawn.append(Figure(title=title, svg=svg, legend=keys(variants), caption=f"{caption} At the end: {ends}."))
     return Section(title="Learning", figures=drawn)
 
 
-def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
+def bias(variants: Sequence[Variant], true: Sequence[int] | None, where: str = "") -> Section:
     """Sorted shares of the classes among the pseudo-labels of each variant, at four moments of training."""
     drawn = []
     num_classes = len(variants[0].runs[0].classes)
@@ -112,7 +112,7 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
         )
         svg = figures.lines(
             series,
-            f"Sorted shares of pseudo-labels at step {step}: {words}.",
+            f"{where}Sorted shares of pseudo-labels at step {step}: {words}.",
             x_label="class, by rank",
             top=top,
             small=True,
@@ -133,7 +133,7 @@ def _mean_recalls(variant: Variant) -> Float[np.ndarray, " C"]:
     return np.array(of_runs, dtype=float).mean(0)
 
 
-def recalls(variants: Sequence[Variant]) -> Section:
+def recalls(variants: Sequence[Variant], where: str = "") -> Section:
     """The recall of each class, averaged over seeds."""
     names = variants[0].runs[0].classes
     values = np.stack([_mean_recalls(variant) for variant in variants])
@@ -144,7 +144,7 @@ def recalls(variants: Sequence[Variant]) -> Section:
         for variant, row, two in zip(variants, values, lowest, strict=True)
     )
     many = len(order) > NAMED
-    svg = figures.class_dots(values[:, order], [names[k] for k in order], f"Recall of each class: {words}.")
+    svg = figures.class_dots(values[:, order], [names[k] for k in order], f"{where}Recall of each class: {words}.")
     caption = f"On test images, means over seeds, by {'rank' if many else 'the first variant'}: {words}."
     legend = keys(variants, "line" if many else "mark")
     return Section(title="Recall of each class", figures=[Figure(title="", svg=svg, legend=legend, caption=caption)])
@@ -183,7 +183,7 @@ def error_shares(variant: Variant, most: int) -> Float[np.ndarray, " C"]:
     return np.divide(largest, total, out=np.full(len(total), np.nan), where=total > 0)
 
 
-def errors(variants: Sequence[Variant]) -> Section:
+def errors(variants: Sequence[Variant], where: str = "") -> Section:
     """Whether the errors of a class are spread over many classes, or fall on one or two others."""
     names, drawn = variants[0].runs[0].classes, []
     for most, title in ((1, "On the most confused class"), (2, "On the two most confused classes")):
@@ -197,7 +197,7 @@ def errors(variants: Sequence[Variant]) -> Section:
             if not np.isnan(row).all()
         )
         svg = figures.class_dots(
-            values[:, order], [names[k] for k in order], f"{title}: share of a class's errors, mean {means}."
+            values[:, order], [names[k] for k in order], f"{where}{title}: share of a class's errors, mean {means}."
         )
         legend = keys(variants, "line" if len(order) > NAMED else "mark")
         drawn.append(Figure(title=title, svg=svg, legend=legend, caption=f"Mean over classes with errors: {means}."))
