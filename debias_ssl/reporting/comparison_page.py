@@ -16,13 +16,16 @@ from debias_ssl.runs.tables import (
     by_setting,
     inside_settings,
     paired_tables,
+    payoff_summary,
     payoff_text,
     spread_text,
+    verdict_text,
 )
 
 # Columns of the first table: a metric, and its title.
 TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}
 TABLE |= {"ece": "ECE", "median_accuracy": "median acc.", "best_test_accuracy": "best on test"}
+PAYOFF = "Did the unlabeled images pay?"
 
 
 def comparison_page(compared: ComparedRuns, name: str) -> Page:
@@ -76,8 +79,22 @@ def payoffs(compared: ComparedRuns) -> list[Section]:
         "and steps. It paid, or cost, where the 95 % interval is above, or below, 0. Each interval is for itself: of "
         "twenty variants that change nothing, one is expected to be said to pay or to cost."
     )
-    points = [f"{line['setting'] + ', ' if line['setting'] else ''}{payoff_text(line)}" for line in judged]
-    return [Section(title="Did the unlabeled images pay?", text=text, points=points)]
+    by_block = by_setting(judged)
+    if len(by_block) == 1:
+        return [Section(title=PAYOFF, text=text, points=[payoff_text(line) for line in judged])]
+    names = [*dict.fromkeys(own_name(line["variant"]) for line in judged)]
+    verdicts = {(line["setting"], own_name(line["variant"])): line for line in judged}
+    rows = [
+        [name, *(verdict_text(verdicts[key]) if (key := (setting, name)) in verdicts else "-" for setting in by_block)]
+        for name in names
+    ]
+    points = [payoff_summary(setting, lines) for setting, lines in by_block.items()]
+    caption = (
+        "Points of accuracy, mean over seeds, with Student's 95 % interval where there are several. Without a word: not "
+        "established."
+    )
+    table = Table(title="", head=["variant", *by_block], rows=rows, caption=caption)
+    return [Section(title=PAYOFF, text=text, points=points, tables=[table])]
 
 
 def _drawn(variants: Sequence[Variant], notes: list[str], where: str = "") -> list[Section]:
@@ -118,10 +135,10 @@ def figures_of(compared: ComparedRuns) -> Section:
         caption = ""
     caption = "Points, mean over the seeds that both have, with Student's 95 % interval where there are several."
     for setting, lines in by_setting(compared.lines).items():
-        for title, rows in paired_tables(lines):
+        for number, (title, rows) in enumerate(paired_tables(lines)):
             head = ["paired difference", "seeds", *(NAMES[name] for name in PAIRED)]
             where = f"{setting}: {title}" if setting else f"{title[0].upper()}{title[1:]}"
-            tables.append(Table(title=where, head=head, rows=rows, caption=caption))
+            tables.append(Table(title=where, head=head, rows=rows, caption=caption, is_closed=bool(setting and number)))
             caption = ""
     return Section(title="Figures", tables=[*tables, *_what_differs(compared)])
 

@@ -168,6 +168,26 @@ def payoff_text(line: Mapping[str, Any]) -> str:
     return text
 
 
+def verdict_text(line: Mapping[str, Any]) -> str:
+    """The same in a cell of a table, of accuracy alone; without a word where nothing is established."""
+    if line["unlabeled_images"] is None:
+        return MISSING
+    accuracy = line["difference_to_floor"]["accuracy"]
+    interval = f" [{_range(accuracy)}]" if accuracy["num"] > 1 else ""
+    word = "" if line["unlabeled_images"] == "not established" else f"{line['unlabeled_images']}: "
+    return f"{word}{100 * accuracy['mean']:+.1f}{interval}"
+
+
+def payoff_summary(setting: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence for a setting: in which variants the unlabeled images paid, and in which they did not."""
+    verdicts: dict[str, list[str]] = {"paid": [], "cost": [], "not established": []}
+    for line in lines:
+        verdicts[line["unlabeled_images"] or "not established"].append(own_name(line["variant"]))
+    return f"{setting}: " + "; ".join(
+        f"{verdict} in {', '.join(names)}" for verdict, names in verdicts.items() if names
+    )
+
+
 def _range(value: Mapping[str, float]) -> str:
     """The interval of a paired difference in points."""
     return f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f}"

@@ -8,7 +8,7 @@ import pytest
 
 from debias_ssl.runs.pairing import Block
 from debias_ssl.runs.results import Result, aggregate, write_results
-from debias_ssl.runs.tables import differences_text, payoff_text, table
+from debias_ssl.runs.tables import differences_text, payoff_summary, payoff_text, table, verdict_text
 
 
 def row(variant: str, seed: int, accuracy: float | None, **further: Any) -> dict[str, Any]:
@@ -101,6 +101,14 @@ def test_the_terminal_has_a_block_for_each_setting():
         ["many, a", " cost"],
         ["many, b", " not established with 2 seeds"],
     ]
+
+
+def test_a_setting_is_summed_up_in_a_sentence_and_a_variant_in_a_cell():
+    few, many = aggregate(ROWS, (), BLOCKS)[1:3], aggregate(ROWS, (), BLOCKS)[4:]
+    assert payoff_summary("few", few) == "few: paid in a, b"
+    assert payoff_summary("many", many) == "many: cost in a; not established in b"
+    assert verdict_text(few[0]) == "paid: +10.0 [+10.0 to +10.0]" and verdict_text(compared(0.9)) == "+40.0"
+    assert verdict_text(compared(None)) == "-"
 
 
 def test_a_first_variant_that_is_the_floor_is_compared_with_once():
