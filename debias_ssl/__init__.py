@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from debias_ssl.methods import DebiasPL as DebiasPL
     from debias_ssl.methods import Distillation as Distillation
     from debias_ssl.methods import EvenMatch as EvenMatch
+    from debias_ssl.methods import FineSSL as FineSSL
     from debias_ssl.methods import FixMatch as FixMatch
     from debias_ssl.methods import FlexMatch as FlexMatch
     from debias_ssl.methods import FreeMatch as FreeMatch
@@ -63,8 +64,8 @@ _NAMES = {
     "formulas.priors": "balancing centering confidence_weighted content_free expectation_maximization mean_probs "
     "running_mean stationary transport",
     "labels.in_memory": "debias_matrix label_images",
-    "methods": "ABC CDMAD CSST DASO UDA AdaMatch DebiasPL Distillation EvenMatch FixMatch FlexMatch FreeMatch Method "
-    "PseudoLabel SimPro SoftMatch Supervised",
+    "methods": "ABC CDMAD CSST DASO UDA AdaMatch DebiasPL Distillation EvenMatch FineSSL FixMatch FlexMatch FreeMatch "
+    "Method PseudoLabel SimPro SoftMatch Supervised",
     "models": "build",
     "runs.trained": "load_run",
     "training.learner": "Learner",

@@ -22,6 +22,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=str, default=None, help="folder; null is runs/compare_ and the config's name")
     parser.add_argument("--methods", type=str, default=None, help="variants: methods, separated by commas")
     parser.add_argument("--variants", type=str, default=None, help="variants: a YAML file of names and their settings")
+    parser.add_argument("--settings", type=str, default=None, help="a YAML file of settings for all variants to run in")
+    parser.add_argument("--floor", type=bool, default=True, help="whether to add the run on the labels alone")
     parser.add_argument("--grid", type=str, default=None, help="variants: values of a field, method.strength=0,0.5,1")
     parser.add_argument("--choose_on", choices=["validation"], default=None, help="mark the best value of --grid")
     parser.add_argument("--seeds", type=str, default=None, help="seeds of splits and runs, separated by commas")

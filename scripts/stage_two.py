@@ -117,9 +117,8 @@ def main() -> None:
     parser.add_argument("--partner", default="unlabeled", choices=["unlabeled", "labeled"], help="of mixtures")
     parsed, flags = parser.parse_known_args()
     folder = parsed.out / "scratch"
-    compare.main(
-        ["--variants", str(parsed.variants), "--seeds", parsed.seeds, "--resume", "--out", str(folder), *flags],
-    )
+    given = ["--variants", str(parsed.variants), "--seeds", parsed.seeds, "--floor", "false"]
+    compare.main([*given, "--resume", "--out", str(folder), *flags])
     variants = list(read_yaml(parsed.variants))
     seeds = [int(seed) for seed in parsed.seeds.split(",")]
     tuned = []

@@ -1,7 +1,9 @@
 """Comparisons: their arithmetic, their folder, what stops them and what does not."""
 
 import csv
+import hashlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,12 +14,14 @@ import pytest
 import yaml
 from jobs import refused
 from launched import DIGITS
+from pages import check_self_contained
 
 import debias_ssl.runs.comparison as compare_module
 import debias_ssl.runs.workers as workers_module
 from debias_ssl import compare
 from debias_ssl.runs.folder import RunFolder
-from debias_ssl.runs.results import aggregate, differences_between, paired_difference, table
+from debias_ssl.runs.results import aggregate, differences_between, paired_difference
+from debias_ssl.runs.tables import table
 from debias_ssl.runs.variants import flags_of, grid_of
 from debias_ssl.system.errors import InputError
 from debias_ssl.training.learner import Learner
@@ -33,9 +37,12 @@ def run(out: Path, *flags: str) -> Path:
 
 
 def rows(out: Path) -> list[dict[str, str]]:
-    """`compare.csv` but for the clock."""
+    """`compare.csv` but for the clock, and for what depends on other runs."""
     with (out / "compare.csv").open(newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if key != "seconds" and not key.endswith("_gain")}
+            for row in csv.DictReader(file)
+        ]
 
 
 def statuses(out: Path) -> list[str]:
@@ -50,6 +57,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_page_is_drawn_of_it(finished: Path):
     text = (finished / "report.html").read_text()
     assert "Difference to Supervised" in text and "2 variants, 2 seeds each" in text
+    # The labels-only run is there already.
+    assert "Did the unlabeled images pay?" in text and "LabelsOnly" not in text
 
 
 class Trained:
@@ -169,7 +178,8 @@ def test_overrides_become_flags_with_the_method_first():
 def test_files_of_a_comparison_say_what_its_runs_say(finished: Path):
     assert statuses(finished) == [f"{name} {seed} finished" for seed in (0, 1) for name in ("Supervised", "FixMatch")]
     names = ["variant", "seed", "status", "accuracy", "mean_recall", "min_recall", "h_mean", "ece", "seconds"]
-    assert (finished / "compare.csv").read_text().splitlines()[0].split(",") == names
+    further = ["setting", "floor", "accuracy_gain", "mean_recall_gain", "min_recall_gain"]
+    assert (finished / "compare.csv").read_text().splitlines()[0].split(",") == [*names, *further]
     whole = json.loads((finished / "compare.json").read_text())
     assert whole["variants"] == ["Supervised", "FixMatch"] and whole["seeds"] == [0, 1]
     for each, entry in zip(rows(finished), whole["runs"], strict=True):
@@ -246,12 +256,12 @@ def test_processes_give_the_same_and_say_what_failed(finished: Path, tmp_path: P
     variants = tmp_path / "v.yaml"
     variants.write_text("FixMatch: {method: FixMatch}\nbad: {model: {name: resnet1}}\n")
     with pytest.raises(SystemExit) as exit_:
-        run(tmp_path / "a", "--variants", str(variants), "--jobs", "2")
+        run(tmp_path / "a", "--variants", str(variants), "--jobs", "2", "--floor", "false")
     assert exit_.value.code == 1
     # A busy machine may compute with fewer threads, and then sums differ in their last bits.
     ours, theirs = rows(tmp_path / "a")[0], rows(finished)[1]
-    texts = ("variant", "seed", "status")
-    assert [ours[key] for key in texts] == [theirs[key] for key in texts]
+    texts = ("variant", "seed", "status", "setting", "floor")
+    assert [ours[key] for key in texts[:3]] == [theirs[key] for key in texts[:3]]
     figures = [[float(row[key]) for key in row if key not in texts] for row in (ours, theirs)]
     assert len(figures[0]) > 3 and figures[0] == pytest.approx(figures[1], rel=1e-6)
     entries = json.loads((tmp_path / "a" / "compare.json").read_text())["runs"]
@@ -375,6 +385,7 @@ def test_grid_marks_the_value_chosen_on_validation_images(tmp_path: Path, capsys
     variants = tmp_path / "v.yaml"
     variants.write_text("base: null\nlonger: {optim: {lr: 0.06}}\n")
     flags = ["--variants", str(variants), "--grid", "optim.lr=0.03,.3", "--choose_on", "validation"]
+    flags += ["--floor", "false"]
     run(tmp_path / "a", *flags, "--data.validation_per_class", "5", "--data.split_seed", "3")
     said = capsys.readouterr()
     assert "data.split_seed is 3: all seeds share one split" in said.err
@@ -458,3 +469,185 @@ def test_a_record_from_before_a_setting_was_there_is_resumed(finished: Path, tmp
     run(tmp_path / "a", *TWO, "--seeds", "0,1", "--resume")
     ours, theirs = (sorted(map(str, rows(out))) for out in (tmp_path / "a", finished))
     assert ours == theirs
+
+
+# Labels alone, several settings, teachers.
+
+SETTINGS = "few: {data: {labels_per_class: 4}}\nlong tail: {data: {labels_per_class: 12, labeled_imbalance: 4}}\n"
+VARIANTS = "DebiasPL over SoftMatch: {method: {class_path: DebiasPL, init_args: {base: SoftMatch}}}\n"
+VARIANTS += 'taught: {method: Distillation, teacher: "variant:LabelsOnly"}\n'
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two variants in two settings, one seed, with a page."""
+    place = tmp_path_factory.mktemp("crossed")
+    (place / "settings.yaml").write_text(SETTINGS)
+    (place / "variants.yaml").write_text(VARIANTS)
+    files = ["--settings", str(place / "settings.yaml"), "--variants", str(place / "variants.yaml")]
+    return run(place / "a", *files, "--report=true")
+
+
+def test_each_setting_has_a_folder_with_its_labels_only_run_first(crossed: Path):
+    names = ["LabelsOnly", "DebiasPL over SoftMatch", "taught"]
+    whole = json.loads((crossed / "compare.json").read_text())
+    assert whole["variants"] == [f"{setting}/{name}" for setting in ("few", "long tail") for name in names]
+    for line in whole["table"]:
+        setting, _, name = line["variant"].partition("/")
+        assert line["setting"] == setting and line["seeds"] == [0]
+        assert line["floor"] == (None if name == "LabelsOnly" else f"{setting}/LabelsOnly")
+        assert (crossed / line["variant"] / "seed-0" / "summary.json").exists()
+        # With one seed there is a difference and no interval.
+        if name != "LabelsOnly":
+            accuracies = {each["variant"]: each["accuracy"]["mean"] for each in whole["table"]}
+            gained = accuracies[line["variant"]] - accuracies[f"{setting}/LabelsOnly"]
+            found = line["difference_to_floor"]["accuracy"]
+            assert found == {"num": 1, "mean": pytest.approx(gained), "low": None, "high": None}
+            assert line["unlabeled_images"] == "not established"
+
+
+def test_a_labels_only_run_is_the_same_but_for_unlabeled_images(crossed: Path):
+    for setting, loss in (("few", "CrossEntropy"), ("long tail", "LogitAdjusted")):
+        floor, other = (
+            yaml.safe_load((crossed / setting / name / "seed-0" / "config.yaml").read_text())
+            for name in ("LabelsOnly", "DebiasPL over SoftMatch")
+        )
+        assert floor["method"]["class_path"] == "Supervised" and floor["labeled_loss"]["class_path"] == loss
+        assert {name for name in other if floor[name] != other[name]} - {"method", "labeled_loss"} == set()
+        splits = {(crossed / setting / name / "seed-0" / "split.json").read_text() for name in ("LabelsOnly", "taught")}
+        assert len({json.dumps(json.loads(split)["labeled"]) for split in splits}) == 1
+
+
+def test_a_variant_is_taught_by_the_run_of_the_same_setting_and_seed(crossed: Path):
+    for setting in ("few", "long tail"):
+        config = yaml.safe_load((crossed / setting / "taught" / "seed-0" / "config.yaml").read_text())
+        assert config["teacher"] == str(crossed / setting / "LabelsOnly" / "seed-0")
+        inputs = json.loads((crossed / setting / "taught" / "seed-0" / "split.json").read_text())["inputs"]
+        weights = (crossed / setting / "LabelsOnly" / "seed-0" / "model.safetensors").read_bytes()
+        assert inputs["teacher"] == hashlib.sha256(weights).hexdigest()[:32]
+    saved = yaml.safe_load((crossed / "compare.yaml").read_text())
+    assert saved["variants"]["few/taught"]["teacher"] == "variant:LabelsOnly"
+
+
+def test_the_page_of_several_settings_begins_with_what_paid(crossed: Path):
+    text = (crossed / "report.html").read_text()
+    assert text.index("Did the unlabeled images pay?") < text.index("<h2>Figures")
+    assert "<li>few: not established in DebiasPL over SoftMatch, taught</li>" in text
+    assert re.search(r'<tr><th scope="row">taught</th><td>[+-][\d.]+</td><td>[+-][\d.]+</td></tr>', text)
+    assert "3 variants in 2 settings, 1 seed each" in text
+    for title in ("few: difference to LabelsOnly", "Learning: long tail", "Recall of each class: few"):
+        assert f">{title}<" in text, title
+    check_self_contained(text, min_figures=12)
+
+
+def test_finished_runs_of_settings_are_gone_on_with_and_removed(crossed: Path, tmp_path: Path, monkeypatch, capsys):
+    shutil.copytree(crossed, tmp_path / "a")
+    trained = Trained(monkeypatch, {"DebiasPL over SoftMatch 1": InputError("not now")})
+    with pytest.raises(SystemExit):
+        compare.main(["--out", str(tmp_path / "a"), "--resume", "--seeds", "1", "--report=false"])
+    assert trained.runs == [f"{name} 1" for name in ("LabelsOnly", "DebiasPL over SoftMatch", "taught")] * 2
+    said = capsys.readouterr().out
+    assert "few, taught: not established with 2 seeds" in said
+    (tmp_path / "a" / "few" / "mine.txt").write_text("kept")
+    trained = Trained(monkeypatch, {"FixMatch 0": InputError("not now"), "Supervised 0": InputError("not now")})
+    with pytest.raises(SystemExit):
+        run(tmp_path / "a", *TWO, "--overwrite")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir() if path.is_dir()) == ["few"]
+    assert [path.name for path in (tmp_path / "a" / "few").iterdir()] == ["mine.txt"]
+
+
+def test_a_grid_of_a_method_has_one_labels_only_run_and_of_an_optimizer_one_for_each_value(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_module, "train", lambda *_, **__: (_ for _ in ()).throw(InputError("not now")))
+    for grid, floors in (
+        ("method.strength=0,1", ["LabelsOnly"]),
+        ("optim.lr=0.1,0.3", ["LabelsOnly-lr=0.1", "LabelsOnly-lr=0.3"]),
+    ):
+        out = tmp_path / grid
+        with pytest.raises(SystemExit):
+            run(out, "--grid", grid)
+        saved = yaml.safe_load((out / "compare.yaml").read_text())
+        assert [name for name in saved["variants"] if name.startswith("LabelsOnly")] == floors
+        for name, floor in saved["floors"].items():
+            assert saved["variants"][name]["optim"] == saved["variants"][floor]["optim"]
+
+
+def test_labels_alone_are_left_out_where_asked_and_added_on_resume(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(compare_module, "train", lambda *_, **__: (_ for _ in ()).throw(InputError("not now")))
+
+    def variants(*flags: str) -> list[str]:
+        with pytest.raises(SystemExit):
+            run(tmp_path / "a", "--methods", "FixMatch", *flags)
+        return [*yaml.safe_load((tmp_path / "a" / "compare.yaml").read_text())["variants"]]
+
+    assert variants("--floor", "false") == ["FixMatch"]
+    assert variants("--resume", "--floor", "false") == ["FixMatch"]
+    assert variants("--resume") == ["LabelsOnly", "FixMatch"]
+    assert variants("--resume", "--floor", "false") == ["LabelsOnly", "FixMatch"]
+
+
+def test_a_student_waits_for_its_teacher_in_another_process(tmp_path: Path, monkeypatch):
+    started: list[str] = []
+    finished: set[str] = set()
+
+    class Process:
+        returncode = 0
+
+        def __init__(self, name: str):
+            self.name, self.left = name, 3
+
+        def poll(self) -> int | None:
+            self.left -= 1
+            finished.update([self.name] if self.left == 0 else [])
+            return 0 if self.left <= 0 else None
+
+    def start(run, aside, environment):
+        started.append(run.variant)
+        assert run.teacher is None or "a" in finished
+        return Process(run.variant)
+
+    monkeypatch.setattr(compare_module, "_start_process", start)
+    paths = {name: tmp_path / name / "seed-0" for name in "abc"}
+    runs = [
+        compare_module.PlannedRun(
+            title=name, variant=name, seed=0, resolved={}, path=path, teacher=paths["a"] if name == "b" else None
+        )
+        for name, path in paths.items()
+    ]
+    assert [run.variant for run, _ in compare_module.train_in_processes(runs, 2)] == ["a", "c", "b"]
+    assert started == ["a", "c", "b"]
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        ('a: {teacher: "variant:b"}\nb: {teacher: "variant:a"}', ["in a circle", "a <- b <- a"]),
+        ('a: {teacher: "variant:a"}', ["in a circle", "a <- a"]),
+        ('a: {teacher: "variant:Labels"}\nb: {method: FixMatch}', ["'a'", "'variant:Labels'", "LabelsOnly, b"]),
+        ("LabelsOnly: {method: FixMatch}", ["'LabelsOnly'", "call it something else", "--floor false"]),
+    ],
+)
+def test_bad_teachers_and_names_are_refused(variants: str, words: list[str], tmp_path: Path, capsys):
+    (tmp_path / "v.yaml").write_text(variants)
+    flags = ["--out", str(tmp_path / "out"), "--variants", str(tmp_path / "v.yaml")]
+    message = refused(compare.main, [*BASE, *flags], capsys)
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("few: {data: {labels_per_clas: 4}}", ["setting 'few'", "labels_per_clas"]),
+        ("few: {seed: 4}", ["setting 'few' sets seed", "--seeds"]),
+        ("a/b: {steps: 4}", ["setting 'a/b'", "folder"]),
+        ("few: 4", ["setting 'few'", "not a mapping"]),
+    ],
+)
+def test_bad_settings_are_refused(settings: str, words: list[str], tmp_path: Path, capsys):
+    (tmp_path / "s.yaml").write_text(settings)
+    flags = ["--out", str(tmp_path / "out"), "--settings", str(tmp_path / "s.yaml")]
+    message = refused(compare.main, [*BASE, *TWO, *flags], capsys)
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "s.yaml").write_text("few: null")
+    assert "nothing to compare" in refused(compare.main, [*BASE, *flags], capsys)

@@ -10,6 +10,7 @@ from debias_ssl.methods.daso import DASO
 from debias_ssl.methods.debiaspl import DebiasPL
 from debias_ssl.methods.distillation import Distillation
 from debias_ssl.methods.evenmatch import EvenMatch
+from debias_ssl.methods.finessl import FineSSL
 from debias_ssl.methods.fixmatch import FixMatch
 from debias_ssl.methods.flexmatch import FlexMatch
 from debias_ssl.methods.freematch import FreeMatch
@@ -29,6 +30,7 @@ __all__ = [
     "DebiasPL",
     "Distillation",
     "EvenMatch",
+    "FineSSL",
     "FixMatch",
     "FlexMatch",
     "FreeMatch",

@@ -1,29 +1,31 @@
-"""The page of several runs: variants side by side, each over its seeds."""
+"""The page of several runs: whether unlabeled images paid, and variants side by side, each over its seeds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
-from debias_ssl.reporting import figures
-from debias_ssl.reporting.figures import NAMED, NUM_COLORS, Series, printable
-from debias_ssl.reporting.page import Figure, Page, Section, Table, named, percent
+from debias_ssl.reporting.page import Page, Section, Table
 from debias_ssl.reporting.reading.comparison import ComparedRuns, Variant
 from debias_ssl.reporting.reading.inspection import ImagesGoneError, Inspection, inspect, true_counts
-from debias_ssl.reporting.sections.against_truth import confusion_figure
-from debias_ssl.reporting.sections.pseudo_labels import (
-    moments_of,
-    pseudo_confusion,
-    pseudo_label_shares,
-    strength_text,
+from debias_ssl.reporting.sections.variants import bias, confusions, errors, learning, recalls
+from debias_ssl.runs.pairing import own_name
+from debias_ssl.runs.results import PAIRED
+from debias_ssl.runs.tables import (
+    NAMES,
+    between_settings,
+    by_setting,
+    inside_settings,
+    paired_tables,
+    payoff_summary,
+    payoff_text,
+    spread_text,
+    verdict_text,
 )
-from debias_ssl.runs.results import interval_text, spread_text
 
 # Columns of the first table: a metric, and its title.
 TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}
 TABLE |= {"ece": "ECE", "median_accuracy": "median acc.", "best_test_accuracy": "best on test"}
+PAYOFF = "Did the unlabeled images pay?"
 
 
 def comparison_page(compared: ComparedRuns, name: str) -> Page:
@@ -33,82 +35,148 @@ def comparison_page(compared: ComparedRuns, name: str) -> Page:
         compared: the runs, by variant.
         name: the folder or the number of runs, for the head of the page.
     """
-    variants, first = compared.variants, compared.variants[0].runs[0]
+    variants, blocks = compared.variants, compared.blocks
+    first = variants[0].runs[0]
     notes = [*compared.notes]
-    inspections: list[tuple[str, Inspection]] = []
-    for variant in variants:
-        try:
-            inspections.append((variant.name, inspect(variant.runs[0])))
-        except ImagesGoneError as error:
-            notes.append(f"Left out, because the images are not there any more: pseudo-label confusion ({error}).")
-            break
-    true = true_counts(first, inspections[0][1] if inspections else None)
-    sections = [table(compared), learning(variants), bias(variants, true), recalls(variants)]
-    if inspections and (inspections[0][1].truth >= 0).any():
-        sections.append(_confusions(inspections, first.classes))
-    sections.append(errors(variants))
+    sections = [*payoffs(compared), figures_of(compared)]
+    if len(blocks) == 1:
+        sections += _drawn(variants, notes)
+    else:
+        for setting, of_setting in blocks.items():
+            sections += [
+                Section(title=f"{each.title}: {setting}", text=each.text, figures=each.figures)
+                for each in _drawn(of_setting, notes, f"{setting}: ")
+            ]
     seeds = max(len(variant.runs) for variant in variants)
-    return Page(
-        title=f"{', '.join(variant.name for variant in variants)} on {first.config.data.name}",
-        facts=[
-            name,
+    methods = dict.fromkeys(own_name(variant.name) for variant in variants)
+    facts = [
+        f"{len(methods)} variants{f' in {len(blocks)} settings' * (len(blocks) > 1)}, "
+        f"{seeds} seed{'s' * (seeds > 1)} each"
+        + ("; lines are means over seeds, bands one standard deviation" if seeds > 1 else "")
+    ]
+    if len(blocks) == 1:
+        images = (
             f"{first.config.model.name}, {len(first.classes)} classes, {sum(first.labeled_counts):,} labeled and "
-            f"{first.num_unlabeled:,} unlabeled images, {len(first.labels):,} test images",
-            f"{len(variants)} variants, {seeds} seed{'s' * (seeds > 1)} each"
-            + ("; lines are means over seeds, bands one standard deviation" if seeds > 1 else ""),
-        ],
+            f"{first.num_unlabeled:,} unlabeled images, {len(first.labels):,} test images"
+        )
+        facts = [images, *facts]
+    return Page(
+        title=f"{', '.join(methods)} on {first.config.data.name}",
+        facts=[name, *facts],
         notes=notes,
         sections=sections,
         texts=[(f"All settings: {variant.runs[0].path}/config.yaml", variant.runs[0].text) for variant in variants],
     )
 
 
-def table(compared: ComparedRuns) -> Section:
+def payoffs(compared: ComparedRuns) -> list[Section]:
+    """Whether the unlabeled images paid: a sentence for each variant that uses them, beside the same labels alone."""
+    judged = [line for line in compared.lines if line["floor"] is not None]
+    if not judged:
+        return []
+    text = (
+        "Accuracy of each variant less that of the run on the same labels alone, paired by seed: same network, split "
+        "and steps. It paid, or cost, where the 95 % interval is above, or below, 0. Each interval is for itself: of "
+        "twenty variants that change nothing, one is expected to be said to pay or to cost."
+    )
+    by_block = by_setting(judged)
+    if len(by_block) == 1:
+        return [Section(title=PAYOFF, text=text, points=[payoff_text(line) for line in judged])]
+    names = [*dict.fromkeys(own_name(line["variant"]) for line in judged)]
+    verdicts = {(line["setting"], own_name(line["variant"])): line for line in judged}
+    rows = [
+        [name, *(verdict_text(verdicts[key]) if (key := (setting, name)) in verdicts else "-" for setting in by_block)]
+        for name in names
+    ]
+    points = [payoff_summary(setting, lines) for setting, lines in by_block.items()]
+    caption = (
+        "Points of accuracy, mean over seeds, with Student's 95 % interval where there are several. Without a word: not "
+        "established."
+    )
+    table = Table(title="", head=["variant", *by_block], rows=rows, caption=caption)
+    return [Section(title=PAYOFF, text=text, points=points, tables=[table])]
+
+
+def _drawn(variants: Sequence[Variant], notes: list[str], where: str = "") -> list[Section]:
+    """The figures of variants on the same images; what is left out is added to the notes.
+
+    Args:
+        variants: the variants.
+        notes: of the page.
+        where: the setting, where there are several; each variant's labels of the unlabeled images, which take a pass
+            over them, are then left out.
+    """
+    variants = [Variant(name=own_name(variant.name), runs=variant.runs) for variant in variants]
+    first = variants[0].runs[0]
+    inspections: list[tuple[str, Inspection]] = []
+    for variant in [] if where else variants:
+        try:
+            inspections.append((variant.name, inspect(variant.runs[0])))
+        except ImagesGoneError as error:
+            notes.append(f"Left out, because the images are not there any more: pseudo-label confusion ({error}).")
+            break
+    true = true_counts(first, inspections[0][1] if inspections else None)
+    sections = [learning(variants, where), bias(variants, true, where), recalls(variants, where)]
+    if inspections and (inspections[0][1].truth >= 0).any():
+        sections.append(confusions(inspections, first.classes))
+    return [*sections, errors(variants, where)]
+
+
+def figures_of(compared: ComparedRuns) -> Section:
     """Means and standard deviations, paired differences, and the settings in which the variants differ."""
-    rows = []
-    for line in compared.lines:
-        chosen = " (chosen on validation images)" if line.get("chosen") else ""
-        means = [spread_text(line[name]) for name in TABLE]
-        rates = [line[name]["mean"] for name in ("seconds", "images_per_second")]
-        rows.append(
-            [
-                line["variant"] + chosen,
-                str(len(line["seeds"])),
-                *means,
-                *("-" if rate is None else f"{rate:,.0f}" for rate in rates),
-            ]
-        )
-    tables = [
-        Table(
-            title="",
-            head=["variant", "seeds", *TABLE.values(), "seconds", "images/s"],
-            rows=rows,
-            caption="Percent, mean ± standard deviation over seeds, of the averaged model at the last step unless a "
-            "column says otherwise. The best is chosen on the test set itself, so it is optimistic.",
-        )
+    caption = (
+        "Percent, mean ± standard deviation over seeds, of the averaged model at the last step unless a "
+        "column says otherwise. The best is chosen on the test set itself, so it is optimistic."
+    )
+    tables = []
+    for setting, lines in by_setting(compared.lines).items():
+        head = ["variant", "seeds", *TABLE.values(), "seconds", "images/s"]
+        tables.append(Table(title=setting, head=head, rows=[_row(line) for line in lines], caption=caption))
+        caption = ""
+    caption = "Points, mean over the seeds that both have, with Student's 95 % interval where there are several."
+    for setting, lines in by_setting(compared.lines).items():
+        for number, (title, rows) in enumerate(paired_tables(lines)):
+            head = ["paired difference", "seeds", *(NAMES[name] for name in PAIRED)]
+            where = f"{setting}: {title}" if setting else f"{title[0].upper()}{title[1:]}"
+            tables.append(Table(title=where, head=head, rows=rows, caption=caption, is_closed=bool(setting and number)))
+            caption = ""
+    return Section(title="Figures", tables=[*tables, *_what_differs(compared)])
+
+
+def _row(line: Mapping[str, Any]) -> list[str]:
+    chosen = " (chosen on validation images)" if line.get("chosen") else ""
+    rates = [line[name]["mean"] for name in ("seconds", "images_per_second")]
+    return [
+        own_name(line["variant"]) + chosen,
+        str(len(line["seeds"])),
+        *(spread_text(line[name]) for name in TABLE),
+        *("-" if rate is None else f"{rate:,.0f}" for rate in rates),
     ]
-    others = [line for line in compared.lines if line["difference_to_first"]]
-    paired = [
-        [
-            line["variant"],
-            *(interval_text(line["difference_to_first"].get(name)) for name in ("accuracy", "min_recall")),
-        ]
-        for line in others
-    ]
-    if paired:
-        caption = "Points, mean over the seeds that both have, with Student's 95 % interval where there are several."
-        head = ["paired difference", "accuracy", "min recall"]
-        first = printable(compared.lines[0]["variant"])
-        tables.append(Table(title=f"Difference to {first}", head=head, rows=paired, caption=caption))
-    names = [line["variant"] for line in compared.lines]
-    settings = [
+
+
+def _what_differs(compared: ComparedRuns) -> list[Table]:
+    """The settings in which blocks differ, and those in which the variants of a block do."""
+    by_block = by_setting(compared.lines)
+    tables = []
+    if len(by_block) > 1:
+        firsts = {lines[0]["first"]: setting for setting, lines in by_block.items()}
+        tables.append(_settings_table("Settings", between_settings(compared.differences, firsts), [*firsts.values()]))
+    caption = "Everything else is the same in all variants; - where a method has no such setting."
+    blocks = {setting: [line["variant"] for line in lines] for setting, lines in by_block.items()}
+    for title, names, inside in inside_settings(compared.differences, blocks):
+        tables.append(_settings_table(title, inside, names, caption))
+        caption = ""
+    return tables
+
+
+def _settings_table(
+    title: str, differences: Mapping[str, Mapping[str, Any]], names: Sequence[str], caption: str = ""
+) -> Table:
+    rows = [
         [_field(field), *(_setting(values[name]) if name in values else "-" for name in names)]
-        for field, values in compared.differences.items()
+        for field, values in differences.items()
     ]
-    if settings:
-        caption = "Everything else is the same in all variants; - where a method has no such setting."
-        tables.append(Table(title="What differs", head=["setting", *names], rows=settings, caption=caption))
-    return Section(title="Figures", tables=tables)
+    return Table(title=title, head=["setting", *names], rows=rows, caption=caption)
 
 
 def _field(name: str) -> str:
@@ -118,186 +186,3 @@ def _field(name: str) -> str:
 
 def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def keys(variants: Sequence[Variant], kind: str = "line") -> list[tuple[str, str]]:
-    """The legend: a color for each variant."""
-    return [(f"{kind}-{i % NUM_COLORS}", variant.name) for i, variant in enumerate(variants)]
-
-
-def _curves(variants: Sequence[Variant], value: Any, *, evaluated: bool) -> list[Series]:
-    """A curve for each variant: mean and standard deviation over seeds, at the steps that all seeds have.
-
-    Args:
-        variants: the variants.
-        value: takes a record of `metrics.jsonl` and gives the number to draw.
-        evaluated: whether the records are evaluations; else lines of the log.
-    """
-    series = []
-    for i, variant in enumerate(variants):
-        runs = [{r["step"]: value(r) for r in (run.evaluations if evaluated else run.logs)} for run in variant.runs]
-        steps = sorted(set.intersection(*(set(run) for run in runs)))
-        values = np.array([[np.nan if run[s] is None else run[s] for s in steps] for run in runs], dtype=float)
-        several = values.std(0, ddof=1) if len(values) > 1 else None
-        x, few = np.array(steps), evaluated and len(steps) < 30
-        series.append(Series(x=x, y=values.mean(0), spread=several, color=i, marker=few))
-    return series
-
-
-def learning(variants: Sequence[Variant]) -> Section:
-    """Curves over training, one for each variant."""
-    kinds = [
-        ("Accuracy on the test images", lambda r: r["ema"]["accuracy"], True, "The averaged model."),
-        (
-            "Lowest recall of a class",
-            lambda r: r["ema"]["min_recall"],
-            True,
-            "Of the averaged model on the test images.",
-        ),
-        ("Share of pseudo-labels that counts", lambda r: r["mask_rate"], False, "The mask rate in training."),
-        (
-            "Accuracy of pseudo-labels that count",
-            lambda r: r["pseudo_accuracy"],
-            False,
-            "In training, where the truth is known.",
-        ),
-        (
-            "Distance of the marginal from uniform",
-            lambda r: float(np.abs(np.array(r["marginal"]) - 1 / len(r["marginal"])).sum() / 2),
-            False,
-            "Half the sum of absolute differences: how much the model prefers classes on unlabeled images.",
-        ),
-    ]
-    drawn = []
-    for title, value, evaluated, caption in kinds:
-        series = _curves(variants, value, evaluated=evaluated)
-        if all(np.isnan(line.y).all() for line in series):
-            continue
-        ends = ", ".join(f"{printable(v.name)} {percent(line.y[-1])}" for v, line in zip(variants, series, strict=True))
-        svg = figures.lines(series, f"{title} over steps; at the end {ends}.")
-        drawn.append(Figure(title=title, svg=svg, legend=keys(variants), caption=f"{caption} At the end: {ends}."))
-    return Section(title="Learning", figures=drawn)
-
-
-def bias(variants: Sequence[Variant], true: Sequence[int] | None) -> Section:
-    """Sorted shares of the classes among the pseudo-labels of each variant, at four moments of training."""
-    drawn = []
-    num_classes = len(variants[0].runs[0].classes)
-    rank = np.arange(1, num_classes + 1)
-    truth = None if true is None else np.sort(np.array(true) / sum(true))[::-1]
-    moments = [[moments_of(run) for run in variant.runs] for variant in variants]
-    number = min(len(logs) for each in moments for logs in each)
-    sorted_shares = np.array(
-        [
-            [np.mean([np.sort(pseudo_label_shares(logs[m])[0])[::-1] for logs in each], 0) for each in moments]
-            for m in range(-number, 0)
-        ]
-    )
-    without = sorted_shares.sum((0, 2)) == 0
-    sorted_shares[:, without] = np.nan
-    # Where nothing is drawn, the axis has some height all the same.
-    top = 1.08 * max(np.nan_to_num(sorted_shares).max(), 0 if truth is None else truth.max()) or 1
-    legend = keys(variants) + ([] if truth is None else [(f"line-{NUM_COLORS - 1}", "true shares")])
-    for shares, m in zip(sorted_shares, range(-number, 0), strict=True):
-        step = moments[0][0][m]["step"]
-        series = [Series(x=rank, y=row, color=i, marker=num_classes <= NAMED) for i, row in enumerate(shares)]
-        if truth is not None:
-            series.append(Series(x=rank, y=truth, color=NUM_COLORS - 1))
-        words = "; ".join(
-            f"{printable(v.name)} from {percent(row[0], 1)} to {percent(row[-1], 1)}"
-            for v, row in zip(variants, shares, strict=True)
-            if not np.isnan(row).any()
-        )
-        svg = figures.lines(
-            series,
-            f"Sorted shares of pseudo-labels at step {step}: {words}.",
-            x_label="class, by rank",
-            top=top,
-            small=True,
-        )
-        drawn.append(Figure(title=f"Step {step:,}", svg=svg, caption=words, legend=legend, is_small=True))
-    text = (
-        "Shares of the classes among the pseudo-labels that count, the most frequent class first, at four moments of "
-        "training. A steep line is the bias; debiased pseudo-labels come closer to the true shares."
-    )
-    if without.any():
-        names = ", ".join(printable(variant.name) for variant, none in zip(variants, without, strict=True) if none)
-        text += f" No pseudo-labels count in {names}."
-    return Section(title="The bias", text=text, figures=drawn)
-
-
-def _mean_recalls(variant: Variant) -> Float[np.ndarray, " C"]:
-    of_runs = [[np.nan if r is None else r for r in run.metrics["recalls"]] for run in variant.runs]
-    return np.array(of_runs, dtype=float).mean(0)
-
-
-def recalls(variants: Sequence[Variant]) -> Section:
-    """The recall of each class, averaged over seeds."""
-    names = variants[0].runs[0].classes
-    values = np.stack([_mean_recalls(variant) for variant in variants])
-    order = [int(k) for k in np.argsort(values[0], kind="stable") if not np.isnan(values[0, k])]
-    lowest = [[k for k in np.argsort(row, kind="stable").tolist() if k in order][:2] for row in values]
-    words = "; ".join(
-        f"{printable(variant.name)} lowest {named(row, names, two)}"
-        for variant, row, two in zip(variants, values, lowest, strict=True)
-    )
-    many = len(order) > NAMED
-    svg = figures.class_dots(values[:, order], [names[k] for k in order], f"Recall of each class: {words}.")
-    caption = f"On test images, means over seeds, by {'rank' if many else 'the first variant'}: {words}."
-    legend = keys(variants, "line" if many else "mark")
-    return Section(title="Recall of each class", figures=[Figure(title="", svg=svg, legend=legend, caption=caption)])
-
-
-def _confusions(inspections: Sequence[tuple[str, Inspection]], classes: Sequence[str]) -> Section:
-    """How the pseudo-labels of each variant's first run are wrong."""
-    drawn = [
-        confusion_figure(
-            pseudo_confusion(inspection, labels, len(classes)),
-            classes,
-            f"{name}, {kind}",
-            f"{kind} pseudo-labels of {name}",
-        )
-        for name, inspection in inspections
-        for kind, labels in (("plain", inspection.plain), ("debiased", inspection.debiased))
-        # A method without a strength trains on plain pseudo-labels only.
-        if kind == "plain" or inspection.is_own_strength
-    ]
-    used = "; ".join(f"{name} by {strength_text(i)}" for name, i in inspections if i.is_own_strength)
-    text = (
-        f"The averaged models' labels of {len(inspections[0][1].index):,} unlabeled images, first seed of each "
-        "variant, without augmentation and threshold."
-    )
-    return Section(
-        title="Confusion of pseudo-labels", text=text + (f" Debiased: {used}." if used else ""), figures=drawn
-    )
-
-
-def error_shares(variant: Variant, most: int) -> Float[np.ndarray, " C"]:
-    """Share of each class's errors that falls on its `most` most confused classes; nan for classes without errors."""
-    wrong = np.sum([np.array(run.metrics["confusion"]) for run in variant.runs], 0).astype(float)
-    np.fill_diagonal(wrong, 0)
-    total = wrong.sum(1)
-    largest = np.sort(wrong, 1)[:, ::-1][:, :most].sum(1)
-    return np.divide(largest, total, out=np.full(len(total), np.nan), where=total > 0)
-
-
-def errors(variants: Sequence[Variant]) -> Section:
-    """Whether the errors of a class are spread over many classes, or fall on one or two others."""
-    names, drawn = variants[0].runs[0].classes, []
-    for most, title in ((1, "On the most confused class"), (2, "On the two most confused classes")):
-        values = np.stack([error_shares(variant, most) for variant in variants])
-        order = [k for k in range(len(names)) if not np.isnan(values[:, k]).all()]
-        if not order:
-            continue
-        means = "; ".join(
-            f"{printable(v.name)} {percent(float(np.nanmean(row)), 1)}"
-            for v, row in zip(variants, values, strict=True)
-            if not np.isnan(row).all()
-        )
-        svg = figures.class_dots(
-            values[:, order], [names[k] for k in order], f"{title}: share of a class's errors, mean {means}."
-        )
-        legend = keys(variants, "line" if len(order) > NAMED else "mark")
-        drawn.append(Figure(title=title, svg=svg, legend=legend, caption=f"Mean over classes with errors: {means}."))
-    text = "Share of each class's errors on test images, summed over seeds, that falls on one or two other classes."
-    return Section(title="Where errors fall", text=text, figures=drawn)

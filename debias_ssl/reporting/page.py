@@ -61,6 +61,8 @@ class Sheet:
 class Section:
     title: str
     text: str = ""
+    points: Sequence[str] = ()
+    """Sentences, one below the other."""
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     sheets: Sequence[Sheet] = ()

@@ -5,7 +5,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
@@ -17,8 +16,11 @@ import yaml
 from debias_ssl.data.last_task import LastTask
 from debias_ssl.distributed.signals import asked_to_stop
 from debias_ssl.runs.folder import RunFolder, inputs_of
-from debias_ssl.runs.results import Result, differences_between, differences_text, table, write_results
+from debias_ssl.runs.pairing import blocks_of
+from debias_ssl.runs.results import Result, differences_between, write_results
 from debias_ssl.runs.run import train
+from debias_ssl.runs.tables import differences_text, table
+from debias_ssl.runs.taught_variants import run_path, teacher_of, teachers_first, with_teacher
 from debias_ssl.runs.variants import ComparisonPlan
 from debias_ssl.runs.workers import Worker, thread_limit, visible_gpus
 from debias_ssl.system.errors import InputError, Interrupted, StoppedError, reason
@@ -50,11 +52,18 @@ class PlannedRun:
     """All settings, as `config.yaml` holds them."""
     path: Path
     """The run folder."""
+    teacher: Path | None = None
+    """The run of the same comparison that has to be finished before, as it is the teacher."""
 
     @property
     def folder(self) -> str:
         """The run folder, relative to the folder of the comparison."""
         return f"{self.variant}/{self.path.name}"
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the run reads beside other runs of its comparison."""
+        return {name: value for name, value in inputs_of(self.resolved).items() if value != str(self.teacher)}
 
     def is_finished(self) -> bool:
         """Whether the folder holds the finished run.
@@ -75,27 +84,34 @@ class PlannedRun:
         if error is not None:
             return Result(variant=self.variant, seed=self.seed, folder=self.folder, status="failed", error=error)
         folder = RunFolder(self.path)
+        summary = folder.read_summary()
         evaluations = (record["validation"]["ema"] for record in last_records(folder.metrics) if "validation" in record)
         return Result(
             variant=self.variant,
             seed=self.seed,
             folder=self.folder,
             status="finished",
-            summary=folder.read_summary(),
+            summary=summary,
             validation=next(evaluations, None),
+            is_uneven=folder.is_uneven(),
         )
 
 
 def planned_runs(plan: ComparisonPlan, out: Path) -> list[PlannedRun]:
-    """All runs in order: all variants of a seed before the next seed, so that a stopped comparison can be compared."""
-    runs = [(name, seed) for seed in plan.seeds for name in plan.variants]
+    """All runs in order: all variants of a seed before the next seed, so that a stopped comparison can be compared.
+
+    A teacher comes before those that it teaches.
+    """
+    runs = [(name, seed) for seed in plan.seeds for name in teachers_first(plan.variants)]
+    teachers = {name: teacher_of(name, resolved) for name, resolved in plan.variants.items()}
     return [
         PlannedRun(
             title=f"[{number}/{len(runs)}] {name} seed {seed}",
             variant=name,
             seed=seed,
-            resolved={**plan.variants[name], "seed": seed},
-            path=out / name / f"seed-{seed}",
+            resolved=with_teacher(name, plan.variants[name], seed, out),
+            path=run_path(out, name, seed),
+            teacher=run_path(out, teacher, seed) if (teacher := teachers[name]) else None,
         )
         for number, (name, seed) in enumerate(runs, start=1)
     ]
@@ -124,7 +140,7 @@ def prepare_folder(
     comparison = comparison_outputs(out)
     comparison.check_foreign()
     for run in runs:
-        check_apart(out, "--out", inputs_of(run.resolved))
+        check_apart(out, "--out", run.inputs)
     if overwrite:
         for run in runs:
             RunFolder(run.path).outputs.check_foreign()
@@ -148,8 +164,8 @@ def _remove_comparison(comparison: Outputs, runs: Sequence[PlannedRun]) -> None:
         RunFolder(run.path).clear()
         # A folder with other files in it stays.
         with suppress(OSError):
-            run.path.rmdir()
-            run.path.parent.rmdir()
+            for path in (run.path, *run.path.parents[: len(Path(run.folder).parts) - 1]):
+                path.rmdir()
     comparison.clear()
 
 
@@ -175,10 +191,10 @@ def train_in_processes(
     """Trains `at_once` runs at a time in as many processes; yields each with the message of its error, or None.
 
     A process trains one run after the other. One whose run fails ends with it, and another takes its place. With
-    several GPUs, each process gets one of them.
+    several GPUs, each process gets one of them. A run that has a teacher waits for it.
     """
     devices, limit = visible_gpus(), thread_limit(at_once)
-    waiting = deque(runs)
+    waiting = [*runs]
     workers: dict[int, Worker] = {}
     running: dict[int, PlannedRun] = {}
     with tempfile.TemporaryDirectory() as aside, asked_to_stop() as asked:
@@ -188,12 +204,15 @@ def train_in_processes(
                     name = signal.Signals(asked.number).name
                     raise Interrupted(f"{name}: stopped; --resume goes on with the comparison", asked.number)
                 for slot in range(at_once):
-                    if slot in running or not waiting:
+                    unfinished = {each.path for each in (*waiting, *running.values())}
+                    run = next((each for each in waiting if each.teacher not in unfinished), None)
+                    if slot in running or run is None:
                         continue
+                    waiting.remove(run)
                     if slot not in workers:
                         device = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
                         workers[slot] = Worker(Path(aside) / str(slot), device | limit)
-                    run = running[slot] = waiting.popleft()
+                    running[slot] = run
                     print_status(f"{run.title} ...")
                     workers[slot].begin(run.resolved, run.path)
                 time.sleep(0.02)
@@ -247,15 +266,19 @@ def run_comparison(plan: ComparisonPlan, out: Path, at_once: int) -> list[tuple[
         except InputError as error:
             results[i] = run.result(str(error))
         _print_outcome(run, results[i])
-    differences = differences_between(plan.variants)
-    print(differences_text(differences, [*plan.variants]), flush=True)
+    differences, blocks = differences_between(plan.variants), blocks_of(plan.variants, plan.floors)
+    print(differences_text(differences, blocks), flush=True)
     comparison_outputs(out).claim(PLAN_FILE, "compare.csv", "compare.json")
     write_aside(out / PLAN_FILE, yaml.safe_dump(asdict(plan), sort_keys=False))
-    lines = write_results(out, results, differences, plan.choose_among)
+
+    def written() -> list[dict[str, Any]]:
+        return write_results(out, results, differences, plan.choose_among, blocks)
+
+    lines = written()
     with closing(train_in_this_process(waiting) if at_once == 1 else train_in_processes(waiting, at_once)) as ended:
         for run, error in ended:
             result = results[runs.index(run)] = run.result(error)
-            lines = write_results(out, results, differences, plan.choose_among)
+            lines = written()
             _print_outcome(run, result)
     print(f"{table(lines)}\n{out}", flush=True)
     return list(zip(runs, results, strict=True))

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from safetensors.torch import save_file
 
 from debias_ssl.data.splits import saved_inputs
 from debias_ssl.distributed.agreement import hash_of_files
 from debias_ssl.system.errors import InputError, reason
-from debias_ssl.system.files import read_yaml, replacing, write_aside
+from debias_ssl.system.files import read_array, read_yaml, replacing, write_aside
 from debias_ssl.system.outputs import Outputs
 from debias_ssl.training.checkpoint import checkpoints
 from debias_ssl.training.learner import Predictor
@@ -128,6 +129,20 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{str(path)!r} is damaged ({reason(error)}): remove it, and go on by --resume") from error
         return summary
+
+    def is_uneven(self) -> bool:
+        """Whether some class of the finished run has twice as many labels, or test images, as another.
+
+        Raises:
+            InputError: a file that says so is missing or damaged.
+        """
+        try:
+            labeled = json.loads((self.path / "model.json").read_text())["labeled_counts"]
+            test = read_array(self.path / "predictions" / "test_labels.npy")
+            counts = np.bincount(test[test >= 0])
+            return any(max(each) >= 2 * min(each) for each in (labeled, counts[counts > 0].tolist()) if each)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{str(self.path)!r} was changed after its run, or damaged: {reason(error)}") from error
 
     def write_model(self, predictor: Predictor, description: dict[str, Any]) -> None:
         """Exports the network under timm's names, and the method's state beside it if there is any."""

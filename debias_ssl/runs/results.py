@@ -1,4 +1,4 @@
-"""Results of a comparison: one row for each run, means and paired differences of variants, as tables and files."""
+"""Results of a comparison: one row for each run, means and paired differences of variants, as files."""
 
 import csv
 import io
@@ -12,15 +12,17 @@ from typing import Any, Literal
 
 from scipy.stats import t as student_t
 
+from debias_ssl.runs.pairing import Block
 from debias_ssl.system.files import write_aside
 from debias_ssl.training.journal import finite
 from debias_ssl.training.renamed import flat
 
 METRICS = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece")
-COLUMNS = ("variant", "seed", "status", *METRICS, "seconds")
-# Metrics whose paired difference to the first variant is computed.
-PAIRED = ("accuracy", "min_recall")
-MISSING = "-"
+# Metrics whose paired difference is computed: to the labels-only run, and to the first variant.
+PAIRED = ("accuracy", "mean_recall", "min_recall")
+GAINS = {name: f"{name}_gain" for name in PAIRED}
+COLUMNS = ("variant", "seed", "status", *METRICS, "seconds", "setting", "floor", *GAINS.values())
+Payoff = Literal["paid", "cost", "not established"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class Result:
     summary: dict[str, Any] | None = None
     validation: dict[str, Any] | None = None
     """The averaged model's last metrics on the validation images, if there are any."""
+    is_uneven: bool = False
+    """Whether some class has twice as many labels, or test images, as another."""
 
     def row(self) -> dict[str, Any]:
         """The run as one row: metrics of the averaged model, as fractions; None where the run is not finished."""
@@ -49,6 +53,7 @@ class Result:
             "best_test_accuracy": ema["best"].get("accuracy"),
             "images_per_second": (self.summary or {}).get("images_per_second"),
             "validation_accuracy": (self.validation or {}).get("accuracy"),
+            "is_uneven": self.is_uneven,
         }
 
 
@@ -56,43 +61,77 @@ class Result:
 SPREAD = (*METRICS, "median_accuracy", "best_test_accuracy", "validation_accuracy", "seconds", "images_per_second")
 
 
-def aggregate(rows: Sequence[Mapping[str, Any]], choose_among: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """A line for each variant, in the order of their first rows: finished seeds, means and standard deviations.
+def aggregate(
+    rows: Sequence[Mapping[str, Any]], choose_among: Sequence[str] = (), blocks: Sequence[Block] = ()
+) -> list[dict[str, Any]]:
+    """A line for each variant: finished seeds, means and standard deviations, paired differences inside its block.
 
-    Variants after the first have the paired difference to the first, over the seeds that both finished.
+    Variants that use unlabeled images have the paired difference to their labels-only run, and what it says of these
+    images; those after the first one that was asked for, the difference to that one.
 
     Args:
         rows: results of `Result.row`.
-        choose_among: of these variants, the one with the best mean accuracy on validation images is marked; those with
-            fewer finished seeds than others are left out.
+        choose_among: of these variants, the one with the best mean accuracy on validation images is marked in each
+            block; those with fewer finished seeds than others are left out.
+        blocks: in which variants are paired, in the order of the lines; none is one block of all, without a floor.
     """
     finished: dict[str, dict[int, Mapping[str, Any]]] = {row["variant"]: {} for row in rows}
     for row in rows:
         if row["status"] == "finished":
             finished[row["variant"]][row["seed"]] = row
     lines = []
-    for variant, runs in finished.items():
-        first = finished[next(iter(finished))]
-        common = [seed for seed in runs if seed in first]
-        differences = {
-            name: paired_difference([runs[seed][name] - first[seed][name] for seed in common]) for name in PAIRED
-        }
-        lines.append(
-            {
-                "variant": variant,
-                "seeds": [*runs],
-                **{name: spread([run.get(name) for run in runs.values()]) for name in SPREAD},
-                "difference_to_first": None if runs is first else differences,
-                "chosen": False,
-            }
-        )
-    candidates = [line for line in lines if line["variant"] in choose_among]
-    candidates = [line for line in candidates if line["validation_accuracy"]["mean"] is not None]
-    if candidates:
-        most = max(len(line["seeds"]) for line in candidates)
-        full = [line for line in candidates if len(line["seeds"]) == most]
-        max(full, key=lambda line: line["validation_accuracy"]["mean"])["chosen"] = True
+    for block in blocks or [Block(setting="", variants=tuple(finished), floors={})]:
+        of_block = [_line(name, finished, block) for name in block.variants]
+        _choose([line for line in of_block if line["variant"] in choose_among])
+        lines += of_block
     return lines
+
+
+def _line(variant: str, finished: Mapping[str, Mapping[int, Mapping[str, Any]]], block: Block) -> dict[str, Any]:
+    runs, floor = finished[variant], block.floors.get(variant)
+    to_floor = None if floor is None else _differences(runs, finished[floor])
+    is_compared = variant in block.asked and variant != block.first
+    return {
+        "variant": variant,
+        "setting": block.setting,
+        "seeds": [*runs],
+        **{name: spread([run.get(name) for run in runs.values()]) for name in SPREAD},
+        "difference_to_first": _differences(runs, finished[block.first]) if is_compared else None,
+        "first": block.first,
+        "floor": floor,
+        "difference_to_floor": to_floor,
+        "unlabeled_images": None if to_floor is None else payoff(to_floor["accuracy"]),
+        "is_uneven": any(run.get("is_uneven") for run in runs.values()),
+        "chosen": False,
+    }
+
+
+def _differences(
+    runs: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]]
+) -> dict[str, dict[str, float | None]]:
+    """The paired difference of each metric, over the seeds that both finished."""
+    common = [seed for seed in runs if seed in others]
+    return {
+        name: paired_difference([runs[seed][name] - others[seed][name] for seed in common if name in runs[seed]])
+        for name in PAIRED
+    }
+
+
+def payoff(difference: Mapping[str, float | None]) -> Payoff | None:
+    """What a paired difference to the labels-only run says of the unlabeled images; None where there is no pair."""
+    if difference["mean"] is None:
+        return None
+    if difference["low"] is not None and difference["low"] > 0:
+        return "paid"
+    return "cost" if difference["high"] is not None and difference["high"] < 0 else "not established"
+
+
+def _choose(candidates: Sequence[dict[str, Any]]) -> None:
+    known = [line for line in candidates if line["validation_accuracy"]["mean"] is not None]
+    if known:
+        most = max(len(line["seeds"]) for line in known)
+        full = [line for line in known if len(line["seeds"]) == most]
+        max(full, key=lambda line: line["validation_accuracy"]["mean"])["chosen"] = True
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:
@@ -125,94 +164,17 @@ def differences_between(variants: Mapping[str, dict[str, Any]]) -> dict[str, dic
     return found
 
 
-def differences_text(differences: Mapping[str, Mapping[str, Any]], variants: Sequence[str]) -> str:
-    """The settings that differ between variants, as a table for a terminal."""
-    if not differences:
-        return "the variants do not differ in any setting"
-    lines = [["what differs", *variants]]
-    for field, values in differences.items():
-        lines.append(
-            [field, *(json.dumps(values[name]).strip('"') if name in values else MISSING for name in variants)]
-        )
-    return _aligned(lines)
-
-
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The result of `aggregate` as a table for a terminal, in percent."""
-    percents = [*METRICS, "median_accuracy", "best_test_accuracy"]
-    titles = ["accuracy", "mean recall", "min recall", "h mean", "ece", "median acc.", "best (test)"]
-    choosing = any(line["validation_accuracy"]["mean"] is not None for line in lines)
-    if choosing:
-        percents, titles = [*percents, "validation_accuracy"], [*titles, "validation acc."]
-    cells = [["variant", "seeds", *titles, "seconds", "images/s"]]
-    for line in lines:
-        rates = [line[name]["mean"] for name in ("seconds", "images_per_second")]
-        cells.append(
-            [
-                line["variant"] + (" *" if line["chosen"] else ""),
-                str(len(line["seeds"])),
-                *(spread_text(line[name]) for name in percents),
-                *(MISSING if rate is None else f"{rate:,.0f}" for rate in rates),
-            ]
-        )
-    text = [
-        _aligned(cells),
-        "percent, mean ± standard deviation over seeds, averaged model; last step unless a column says otherwise",
-        '"best (test)" is chosen on the test set, so it is optimistic',
-    ]
-    if any(line["chosen"] for line in lines):
-        text.append("* chosen: highest mean accuracy on the validation images (averaged model, last step)")
-    return "\n".join(text + _paired_lines(lines))
-
-
-def _paired_lines(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    others = [line for line in lines if line["difference_to_first"] is not None]
-    if not others:
-        return []
-    cells = [[f"difference to {lines[0]['variant']}", "pairs", "accuracy", "min recall"]]
-    for line in others:
-        differences = line["difference_to_first"]
-        texts = (interval_text(differences[name]) for name in PAIRED)
-        cells.append([line["variant"], str(differences["accuracy"]["num"]), *texts])
-    return ["", _aligned(cells), "points, mean over seeds that both finished, [95 % interval of Student's t]"]
-
-
-def spread_text(value: Mapping[str, float | None]) -> str:
-    """Mean and deviation in percent."""
-    if value["mean"] is None:
-        return MISSING
-    return f"{100 * value['mean']:.2f}" + ("" if value["std"] is None else f" ± {100 * value['std']:.2f}")
-
-
-def interval_text(value: Mapping[str, float | None] | None) -> str:
-    """A paired difference and its interval in points."""
-    if value is None or value["mean"] is None:
-        return MISSING
-    if value["low"] is None or value["high"] is None:
-        return f"{100 * value['mean']:+.2f}"
-    return f"{100 * value['mean']:+.2f} [{100 * value['low']:+.2f}, {100 * value['high']:+.2f}]"
-
-
-def _aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Cells as lines of text: the first column is aligned to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in cells
-    )
-
-
 def write_results(
-    out: Path, results: Sequence[Result], differences: Mapping[str, Mapping[str, Any]], choose_among: Sequence[str]
+    out: Path,
+    results: Sequence[Result],
+    differences: Mapping[str, Mapping[str, Any]],
+    choose_among: Sequence[str],
+    blocks: Sequence[Block] = (),
 ) -> list[dict[str, Any]]:
     """Writes `compare.csv` and `compare.json`; returns the result of `aggregate`."""
     rows = [result.row() for result in results]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *([row[name] for name in COLUMNS] for row in rows)])
-    write_aside(out / "compare.csv", text.getvalue())
-    lines = aggregate(rows, choose_among)
+    lines = aggregate(rows, choose_among, blocks)
+    write_aside(out / "compare.csv", _csv(rows, lines))
     whole = {
         "variants": [line["variant"] for line in lines],
         "seeds": sorted({result.seed for result in results}),
@@ -223,3 +185,22 @@ def write_results(
     }
     write_aside(out / "compare.json", json.dumps(finite(whole), indent=1) + "\n")
     return lines
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each run, with its setting, its labels-only run and what it gained over that run of the same seed."""
+    by_name = {line["variant"]: line for line in lines}
+    by_run = {(row["variant"], row["seed"]): row for row in rows}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        line = by_name[row["variant"]]
+        floor = by_run.get((line["floor"], row["seed"]), {})
+        gains = {
+            column: row[name] - floor[name]
+            for name, column in GAINS.items()
+            if floor.get(name) is not None and row[name] is not None
+        }
+        writer.writerow({**row, "setting": line["setting"], "floor": line["floor"], **gains})
+    return text.getvalue()

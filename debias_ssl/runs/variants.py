@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from debias_ssl.runs.folder import difference
+from debias_ssl.runs.pairing import find_floors, inside
+from debias_ssl.runs.taught_variants import teachers_first
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_yaml
 from debias_ssl.training.choices import METHODS
@@ -23,9 +25,12 @@ class ComparisonPlan:
     base: dict[str, Any]
     """Settings that all variants start from."""
     variants: dict[str, dict[str, Any]]
+    """By name; where there are several settings of data or training, the name is SETTING/VARIANT."""
     seeds: tuple[int, ...]
     choose_among: tuple[str, ...] = ()
-    """Variants of which one is chosen on validation images."""
+    """Variants of which one is chosen on validation images, in each setting."""
+    floors: dict[str, str] = field(default_factory=dict)
+    """The labels-only variant that a variant has to beat, by the name of the latter."""
 
 
 def read_plan(path: Path) -> ComparisonPlan | None:
@@ -43,6 +48,7 @@ def read_plan(path: Path) -> ComparisonPlan | None:
             variants={name: _with_new_defaults(settings) for name, settings in dict(saved["variants"]).items()},
             seeds=tuple(saved["seeds"]),
             choose_among=tuple(saved["choose_among"]),
+            floors=dict(saved.get("floors", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{str(path)!r} is not the record of a comparison: {reason(error)}") from error
@@ -104,40 +110,52 @@ def _requested_variants(parsed: Any) -> dict[str, dict[str, Any]]:
         requested += [(str(name), value) for name, value in read_yaml(Path(parsed.variants)).items()]
     if parsed.grid:
         requested += grid_of(parsed.grid).items()
-    found = {}
+    return _checked("variant", requested)
+
+
+def _requested_settings(parsed: Any) -> dict[str, dict[str, Any]]:
+    """What the settings of --settings change; a single one without a name where there is no such flag."""
+    if not parsed.settings:
+        return {"": {}}
+    return _checked("setting", [(str(name), value) for name, value in read_yaml(Path(parsed.settings)).items()])
+
+
+def _checked(kind: str, requested: list[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     for name, overrides in requested:
         if name in found:
-            raise InputError(f"two variants are called {name!r}")
+            raise InputError(f"two {kind}s are called {name!r}")
         if not name.strip() or name.startswith((".", "compare.", "report.")) or set(name) & set('/\\\0\n\r\t"<>|?*:'):
-            raise InputError(f"variant {name!r} cannot be the name of a folder")
+            raise InputError(f"{kind} {name!r} cannot be the name of a folder")
         found[name] = {} if overrides is None else overrides
-        _check_overrides(name, found[name])
+        _check_overrides(f"{kind} {name!r}", found[name])
     return found
 
 
-def _check_overrides(name: str, overrides: Any) -> None:
+def _check_overrides(where: str, overrides: Any) -> None:
     if not isinstance(overrides, dict):
-        raise InputError(f"variant {name!r}: {overrides!r} is not a mapping of settings")
+        raise InputError(f"{where}: {overrides!r} is not a mapping of settings")
     settings = [field.name for field in fields(Config)]
     for key in overrides:
         if key == "seed":
-            raise InputError(f"variant {name!r} sets seed: seeds are given by --seeds")
+            raise InputError(f"{where} sets seed: seeds are given by --seeds")
         if key not in settings:
-            raise InputError(f"variant {name!r}: there is no setting {key!r}; the settings are {', '.join(settings)}")
+            raise InputError(f"{where}: there is no setting {key!r}; the settings are {', '.join(settings)}")
 
 
-def _resolved_settings(arguments: list[str], name: str | None = None) -> tuple[dict[str, Any], str | None]:
-    """Resolved settings of flags of train, and a note if a method other than the config's drops settings.
+def _resolved_settings(arguments: list[str], where: str = "") -> tuple[dict[str, Any], str | None]:
+    """Resolved settings of flags of train without a seed, and a note if a method other than the config's drops some.
 
     Args:
         arguments: the flags.
-        name: of the variant, for errors.
+        where: what they are of, for errors.
     """
     parser = make_parser("compare", Config)
-    with adding_method_names(f"variant {name!r}: " if name else ""):
+    with adding_method_names(f"{where}: " if where else ""):
         parsed = parser.read_arguments(arguments)
         resolved = resolve(parser, parsed)[1]
-    return resolved, switched_method(resolved, [Path(str(file)) for file in parsed.config or []])
+    note = switched_method(resolved, [Path(str(file)) for file in parsed.config or []])
+    return {name: value for name, value in resolved.items() if name != "seed"}, note
 
 
 @contextmanager
@@ -173,34 +191,62 @@ def requested_plan(
     Raises:
         InputError: a setting is wrong, or differs from the recorded plan.
     """
-    variants = _requested_variants(parsed)
+    variants, settings_of = _requested_variants(parsed), _requested_settings(parsed)
     if parsed.choose_on and not parsed.grid:
         raise InputError("--choose_on chooses among the values of --grid: give one")
-    if recorded and not variants and not settings:
+    if recorded and not variants and not settings and not parsed.settings:
         for resolved in recorded.variants.values():
             config_from({**resolved, "seed": recorded.seeds[0]})
         added = seeds_of(parsed.seeds) if parsed.seeds else ()
         return replace(recorded, seeds=tuple(dict.fromkeys((*recorded.seeds, *added)))), []
-    if not variants and not recorded:
+    if not variants and (not recorded or parsed.settings):
         raise InputError("there is nothing to compare: give --methods, --variants or --grid")
     base, _ = _resolved_settings(settings)
-    found = {name: _resolved_settings([*settings, *flags_of(each)], name) for name, each in variants.items()}
-    resolved = {name: each for name, (each, _) in found.items()}
-    among = tuple(grid_of(parsed.grid)) if parsed.choose_on else recorded.choose_among if recorded else ()
-    for name in among:
-        if name in resolved and not resolved[name]["data"]["validation_per_class"]:
+    bases = {
+        setting: (_resolved_settings([*settings, *flags_of(own)], f"setting {setting!r}")[0] if own else base)
+        for setting, own in {"": {}, **settings_of}.items()
+    }
+    resolved, notes = _resolved_variants(settings, settings_of, variants)
+    chosen = (
+        [inside(setting, name) for setting in settings_of for name in grid_of(parsed.grid)] if parsed.choose_on else []
+    )
+    for name in chosen:
+        if not resolved[name]["data"]["validation_per_class"]:
             raise InputError("--choose_on validation needs images held out: give --data.validation_per_class")
-    seeds = seeds_of(parsed.seeds) if parsed.seeds else recorded.seeds if recorded else (base["seed"],)
-    for each in (base, *resolved.values()):
-        del each["seed"]
-    notes = [f"variant {name!r}: {note}" for name, (_, note) in found.items() if note]
-    notes += [
+    requested = ComparisonPlan(
+        base=base,
+        variants=resolved,
+        seeds=seeds_of(parsed.seeds) if parsed.seeds else recorded.seeds if recorded else (parsed.seed,),
+        choose_among=tuple(chosen) or (recorded.choose_among if recorded else ()),
+    )
+    plan = _merged(recorded, requested, out) if recorded else requested
+    complete, floors = find_floors(
+        plan.variants, {setting: each["labeled_loss"] for setting, each in bases.items()}, add=parsed.floor
+    )
+    teachers_first(complete)
+    return replace(plan, variants=complete, floors=floors), [*notes, *_split_notes(base)]
+
+
+def _resolved_variants(
+    flags: list[str], settings_of: dict[str, dict[str, Any]], variants: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The settings of each variant in each setting, and what users should know of them."""
+    resolved, notes = {}, {}
+    for setting, own in settings_of.items():
+        for name, each in variants.items():
+            whole = inside(setting, name)
+            resolved[whole], note = _resolved_settings([*flags, *flags_of(own), *flags_of(each)], f"variant {whole!r}")
+            if note:
+                notes.setdefault(name, f"variant {name!r}: {note}")
+    return resolved, [*notes.values()]
+
+
+def _split_notes(base: dict[str, Any]) -> list[str]:
+    return [
         f"data.{name} is {base['data'][name]}: all seeds share one split"
         for name in ("split_seed", "split")
         if base["data"][name] is not None
     ]
-    requested = ComparisonPlan(base=base, variants=resolved, seeds=seeds, choose_among=among)
-    return (_merged(recorded, requested, out) if recorded else requested), notes
 
 
 def _merged(recorded: ComparisonPlan, requested: ComparisonPlan, out: Path) -> ComparisonPlan:

@@ -92,7 +92,7 @@ def test_a_comparison_stops_with_its_run_and_goes_on(tmp_path, monkeypatch, caps
 
 def test_processes_of_a_comparison_are_stopped_too(tmp_path, monkeypatch, capsys):
     flags = ["--config", str(DIGITS), *SHORT, "--steps", "4000", "--out", str(tmp_path / "c"), "--jobs", "2"]
-    flags += ["--methods", "FixMatch,DebiasPL", "--seeds", "0"]
+    flags += ["--methods", "FixMatch,DebiasPL", "--seeds", "0", "--floor", "false"]
     folders = [tmp_path / "c" / name / "seed-0" for name in ("FixMatch", "DebiasPL")]
 
     def signal_ourselves() -> None:

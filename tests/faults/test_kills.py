@@ -110,6 +110,7 @@ def test_streaming_from_files_killed_and_resumed(tmp_path: Path):
 
 def test_a_comparison_killed_and_resumed(tmp_path: Path):
     flags = [*TRAINING, "--steps", "12", "--methods", "FixMatch,DebiasPL", "--seeds", "0", "--report", "false"]
+    flags += ["--floor", "false"]
     flags += ["--out", str(tmp_path / "a")]
     Harness("compare", tmp_path / "a", 2).survives(flags, ["--resume"], 10)
 

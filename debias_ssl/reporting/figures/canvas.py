@@ -53,6 +53,12 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def look(number: int) -> tuple[str, tuple[float, tuple[float, ...] | None], str]:
+    """Color, dashes and marker of one of several; colors that come again have other dashes and markers."""
+    shifted = (number + number // NUM_COLORS) % NUM_COLORS
+    return COLORS[number % NUM_COLORS], DASHES[shifted], MARKERS[shifted]
+
+
 def printable(text: str) -> str:
     """A text that can be shown: bytes that are not UTF-8, and control characters, become question marks."""
     text = text.encode("utf-8", "replace").decode()

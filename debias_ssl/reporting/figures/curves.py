@@ -12,12 +12,11 @@ from debias_ssl.reporting.figures.canvas import (
     DASHES,
     FAINT,
     INK,
-    MARKERS,
     NAMED,
-    NUM_COLORS,
     PANEL,
     WIDTH,
     canvas,
+    look,
     percent_axis,
     truncated,
 )
@@ -68,8 +67,8 @@ def lines(
     with canvas(PANEL if small else WIDTH, 2.1 if small else 2.9, alt) as drawn:
         axes = drawn.axes
         for line in series:
-            color, dash = COLORS[line.color % NUM_COLORS], DASHES[line.color % NUM_COLORS]
-            marker = MARKERS[line.color % NUM_COLORS] if line.marker else ""
+            color, dash, marker = look(line.color)
+            marker = marker if line.marker else ""
             axes.plot(line.x, line.y, color=color, linestyle=dash, marker=marker, markersize=3.5)
             if line.spread is not None:
                 low, high = line.y - line.spread, line.y + line.spread

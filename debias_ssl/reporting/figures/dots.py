@@ -16,6 +16,7 @@ from debias_ssl.reporting.figures.canvas import (
     PANEL,
     WIDTH,
     canvas,
+    look,
     name_axis,
     percent_axis,
 )
@@ -33,9 +34,9 @@ def class_dots(values: Float[np.ndarray, "V C"], names: Sequence[str], alt: str)
         place = np.arange(len(names))
         axes.hlines(place, np.nanmin(values, 0), np.nanmax(values, 0), color=FAINT, linewidth=3)
         for i, row in enumerate(values):
-            color, marker = COLORS[i % NUM_COLORS], MARKERS[i % NUM_COLORS]
+            color, _, marker = look(i)
             # Side by side, so that equal numbers do not hide each other.
-            beside = place + 0.16 * (i - (len(values) - 1) / 2)
+            beside = place + min(0.16, 0.8 / len(values)) * (i - (len(values) - 1) / 2)
             axes.plot(row, beside, color=color, marker=marker, markersize=6, linestyle="", alpha=0.85)
         name_axis(axes, names, "y")
         axes.invert_yaxis()

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from debias_ssl.reporting.reading.run import FinishedRun, read_run
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.pairing import Block, floors_among
 from debias_ssl.runs.results import Result, aggregate, differences_between
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.training.renamed import flat
 
 # Columns that `compare.json` must have.
 METRICS = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece", "median_accuracy", "best_test_accuracy")
+# What lines of comparisons without labels-only runs lack.
+OLDER: dict[str, Any] = {"setting": "", "first": None, "floor": None, "difference_to_floor": None}
 # Settings in which runs of one variant may differ.
 SEEDS = {"seed", "data.split_seed"}
 
@@ -40,6 +44,15 @@ class ComparedRuns:
     notes: Sequence[str]
     """Runs that are left out, and why."""
 
+    @property
+    def blocks(self) -> dict[str, list[Variant]]:
+        """The variants of each setting; the name is empty where there is one setting alone."""
+        settings = {line["variant"]: line["setting"] for line in self.lines}
+        blocks: dict[str, list[Variant]] = {}
+        for variant in self.variants:
+            blocks.setdefault(settings[variant.name], []).append(variant)
+        return blocks
+
 
 def holds_comparison(path: Path) -> bool:
     """Whether a folder is that of a comparison."""
@@ -56,7 +69,7 @@ def read_comparison(path: Path) -> ComparedRuns:
         whole = json.loads((path / "compare.json").read_text())
         results = [(str(r["variant"]), int(r["seed"]), str(r["folder"]), str(r["status"])) for r in whole["runs"]]
         errors = [r.get("error") for r in whole["runs"]]
-        lines = whole["table"]
+        lines = [OLDER | line for line in whole["table"]]
         [line["difference_to_first"] for line in lines]
         [line[name]["mean"] for line in lines for name in METRICS]
         differences = {str(field): dict(values) for field, values in whole["differences"].items()}
@@ -69,12 +82,17 @@ def read_comparison(path: Path) -> ComparedRuns:
             continue
         where = next((place for place in (path / folder, Path(folder)) if place.is_dir()), path / folder)
         runs.setdefault(variant, []).append(read_run(where))
-    return ComparedRuns(
-        variants=_checked([Variant(name=name, runs=each) for name, each in runs.items()], path),
+    found = ComparedRuns(
+        variants=[Variant(name=name, runs=runs[name]) for line in lines if (name := line["variant"]) in runs],
         lines=lines,
         differences=differences,
         notes=notes,
     )
+    if not found.variants:
+        raise InputError(f"{str(path)!r} has no finished run yet")
+    for variants in found.blocks.values():
+        _check_images(variants)
+    return found
 
 
 def read_variants(paths: Sequence[Path]) -> ComparedRuns:
@@ -100,22 +118,26 @@ def read_variants(paths: Sequence[Path]) -> ComparedRuns:
     variants = [Variant(name=name, runs=runs) for name, runs in zip(names, groups.values(), strict=True)]
     rows = [
         Result(
-            variant=variant.name, seed=run.config.seed, folder=str(run.path), status="finished", summary=run.summary
+            variant=variant.name,
+            seed=run.config.seed,
+            folder=str(run.path),
+            status="finished",
+            summary=run.summary,
+            is_uneven=RunFolder(run.path).is_uneven(),
         ).row()
         for variant in variants
         for run in variant.runs
     ]
+    _check_images(variants)
+    resolved = {variant.name: variant.runs[0].resolved for variant in variants}
+    block = Block(setting="", variants=tuple(resolved), floors=floors_among(resolved))
     return ComparedRuns(
-        variants=_checked(variants, paths[0]),
-        lines=aggregate(rows),
-        differences=differences_between({variant.name: variant.runs[0].resolved for variant in variants}),
-        notes=[],
+        variants=variants, lines=aggregate(rows, (), [block]), differences=differences_between(resolved), notes=[]
     )
 
 
-def _checked(variants: list[Variant], path: Path) -> list[Variant]:
-    if not variants:
-        raise InputError(f"{str(path)!r} has no finished run yet")
+def _check_images(variants: Sequence[Variant]) -> None:
+    """Raises InputError where variants that are set side by side have other classes or test images."""
     first = variants[0].runs[0]
     for run in [run for variant in variants for run in variant.runs]:
         same = run.classes == first.classes and np.array_equal(run.labels, first.labels)
@@ -123,4 +145,3 @@ def _checked(variants: list[Variant], path: Path) -> list[Variant]:
             raise InputError(
                 f"{str(run.path)!r} and {str(first.path)!r} have other classes or test images: nothing to compare"
             )
-    return variants
