@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from jsonargparse import Namespace
+from torch import Tensor
 
 from debias_ssl import __version__
 from debias_ssl.contract import Place
@@ -30,11 +31,13 @@ from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.labels.config import DebiasConfig
 from debias_ssl.labels.debiasing import Labeling, Rows
 from debias_ssl.labels.images import images_to_label
-from debias_ssl.labels.member_figures import criteria_of, lines_of, members_summary, members_table, sampled_rows
-from debias_ssl.labels.members import Matrix, Member, Run, in_order, read_members
+from debias_ssl.labels.known_rows import LogitFile
+from debias_ssl.labels.member_figures import criteria_of, lines_of, members_summary, members_table
+from debias_ssl.labels.members import Matrix, Member, Run, read_members
 from debias_ssl.labels.output import OutputConfig, check_folder, write_removed
+from debias_ssl.labels.sample import read_rows
 from debias_ssl.labels.truth import read_labels, read_target, say
-from debias_ssl.labels.votes import Ballot, ballot_of, voted
+from debias_ssl.labels.votes import ballots_of, sampled_rows, voted
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import ends_told
@@ -43,7 +46,7 @@ from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
 
 # Settings that need what votes have not: vectors of the classes, and logits of other images of each run.
-WITHOUT = {"refine", "reference"}
+WITHOUT = ("refine", "reference")
 # Side in pixels of the pictures on the report's page.
 PICTURE = 96
 
@@ -59,7 +62,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--features", type=str, nargs="+", default=[], help="folders of features, for runs on features; else their own"
     )
-    parser.add_class_arguments(DebiasConfig, as_group=False, skip=WITHOUT)
+    parser.add_class_arguments(DebiasConfig, as_group=False, skip={*WITHOUT})
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
     parser.add_argument("--batch_size", type=int, default=500, help="images of a batch in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
@@ -120,15 +123,14 @@ def _vote(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     given = _electorate(parsed, accelerator)
     check_agreement(lambda: _agreed(given))
     rows = _rows(given, config, is_main)
-    sample, ballots, criteria = sampled_rows(len(rows.names)), [], []
+    sample, electors, criteria = sampled_rows(len(rows.names)), [], []
     for member in given.members:
-        seen = _seen(member, given, sample, place, parsed)
+        logits, vectors = _seen(member, given, sample, place, parsed)
         if is_main:
-            logits = in_order(seen[0], member.classes, rows.classes)
-            ballots.append(ballot_of(replace(rows, chunks=logits.split(max(1, 2**22 // logits.shape[1]))), config))
-            criteria.append(criteria_of(logits[sample], seen[1]))
+            electors.append(replace(rows, chunks=logits))
+            criteria.append(criteria_of(read_rows(electors[-1], [sample], "sample", False)[0], vectors))
     if is_main:
-        _write(given, rows, ballots, criteria, config, parsed, out)
+        _write(given, electors, criteria, config, parsed, out)
 
 
 def _electorate(parsed: Namespace, accelerator: Accelerator) -> _Electorate:
@@ -176,27 +178,29 @@ def _rows(given: _Electorate, config: DebiasConfig, is_main: bool) -> Rows:
     )
 
 
-def _seen(member: Member, given: _Electorate, sample: Int64[np.ndarray, " S"], place: Place, parsed: Namespace):
-    """Logits of all rows in the member's order of classes, and the features of some rows, if there are any."""
+def _seen(
+    member: Member, given: _Electorate, sample: Int64[np.ndarray, " S"], place: Place, parsed: Namespace
+) -> tuple[LogitFile, Float[Tensor, "S D"] | None]:
+    """Logits of all rows, and the features of some rows, if there are any."""
     if isinstance(member, Matrix):
-        return member.logits(given.names), None
+        return member.logits(given.names, given.classes), None
     assert given.images is not None
     reader = member.reader(given.images, place, parsed.workers)
-    logits = member.logits(reader, place, parsed.batch_size)
+    logits = member.logits(reader, given.classes, place, parsed.batch_size)
     return logits, member.vectors(reader, sample, place, parsed.batch_size)
 
 
 def _write(
     given: _Electorate,
-    rows: Rows,
-    ballots: Sequence[Ballot],
+    electors: Sequence[Rows],
     criteria: Sequence[dict[str, float | None]],
     config: DebiasConfig,
     parsed: Namespace,
     out: Path,
 ) -> None:
     member_names = [member.name for member in given.members]
-    rows, removal = voted(rows, ballots, member_names, config.strength)
+    ballots = ballots_of(electors, config)
+    rows, removal = voted(electors[0], ballots, member_names, config.strength)
     truth = np.full(len(rows.names), UNKNOWN) if rows.truth is None else rows.truth.copy()
     if rows.tuning is not None:
         truth[rows.tuning >= 0] = UNKNOWN

@@ -13,11 +13,8 @@ from torch import Tensor
 from debias_ssl.formulas import metrics
 from debias_ssl.formulas.criteria import mean_ranks, nuclear_norm, rank_me
 from debias_ssl.formulas.logits import confusion_matrix
-from debias_ssl.labels.sample import drawn_rows
 from debias_ssl.labels.votes import Ballot
 
-# Rows that label-free figures are computed on.
-MOST_ROWS = 4096
 # Starts of k-means, of which the best is taken.
 STARTS = 3
 # The figures without labels, in the order of V-PET, with their titles.
@@ -49,7 +46,8 @@ def criteria_of(logits: Float[Tensor, "S C"], vectors: Float[Tensor, "S D"] | No
     with warnings.catch_warnings():
         # Of few different rows there are fewer clusters.
         warnings.simplefilter("ignore")
-        kmeans = KMeans(min(logits.shape[1], len(values)), n_init=STARTS, random_state=0)
+        starts: Any = STARTS
+        kmeans = KMeans(min(logits.shape[1], len(values)), n_init=starts, random_state=0)
         clusters = kmeans.fit_predict(values)
     found["ami"] = float(clusterings.adjusted_mutual_info_score(clusters, predicted))
     found["ari"] = float(clusterings.adjusted_rand_score(clusters, predicted))
@@ -82,10 +80,10 @@ def members_summary(
     known = truth >= 0
     entries = []
     for name, ballot, own in zip(names, ballots, criteria, strict=True):
-        entry: dict[str, Any] = {"name": name, "agreement": float((ballot.plain == winners).mean())}
+        entry: dict[str, Any] = {"name": name, "agreement": float((ballot.plain.label == winners).mean())}
         if known.any():
-            for key, votes in (("plain", ballot.plain), ("debiased", ballot.label)):
-                pair = torch.from_numpy(truth[known]), torch.from_numpy(votes[known])
+            for key, votes in (("plain", ballot.plain), ("debiased", ballot.debiased)):
+                pair = torch.from_numpy(truth[known]), torch.from_numpy(votes.label[known])
                 entry[key] = metrics.summarize(confusion_matrix(*pair, num_classes))
         removal = ballot.removal
         entry |= {"strength": removal.strength, "temperature": removal.temperature, "criteria": dict(own)}
@@ -132,8 +130,3 @@ def lines_of(table: Sequence[Sequence[str]]) -> str:
         + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in table
     )
-
-
-def sampled_rows(num: int) -> Int64[np.ndarray, " S"]:
-    """The rows that label-free figures are computed on: all, or some that are drawn."""
-    return drawn_rows(num, MOST_ROWS)

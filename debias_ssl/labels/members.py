@@ -14,12 +14,14 @@ from debias_ssl.data.reading.features import hash_of_model
 from debias_ssl.data.reading.reader import Reader, feature_reader
 from debias_ssl.data.sources.images import Images
 from debias_ssl.data.splits import saved_inputs
+from debias_ssl.labels.known_rows import LogitFile
 from debias_ssl.labels.matrix import Predictions, read_predictions
 from debias_ssl.labels.row_names import match
+from debias_ssl.models import Classifier
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError, shortened
-from debias_ssl.training.evaluation import predict_all
+from debias_ssl.training.evaluation import gathered_batches, predict_all
 from debias_ssl.training.learner import Predictor
 
 
@@ -35,8 +37,8 @@ class Matrix:
     def classes(self) -> tuple[str, ...]:
         return self.predictions.classes
 
-    def logits(self, names: Sequence[str]) -> Float[Tensor, "N C"]:
-        """Logits of rows by their names.
+    def logits(self, names: Sequence[str], classes: Sequence[str]) -> LogitFile:
+        """Logits of rows by their names, in an order of the classes.
 
         Raises:
             InputError: it has not all of them.
@@ -51,7 +53,9 @@ class Matrix:
                 f"--runs {self.name!r} has no row of {missing!r}: all must be of the same images; its first row is "
                 f"{own[0]!r}"
             )
-        return torch.cat([*self.predictions])[torch.from_numpy(rows)]
+        found = LogitFile(len(classes))
+        found.write(0, in_order(torch.cat([*self.predictions])[torch.from_numpy(rows)], self.classes, classes))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,20 +83,25 @@ class Run:
             return feature_reader(images, config, place.device)
         return self.trained.file_reader(images, place, features=None, workers=workers)
 
-    def logits(self, reader: Reader, place: Place, batch_size: int) -> Float[Tensor, "N C"]:
-        """Logits of all images of a reader, on every process."""
+    def logits(self, reader: Reader, classes: Sequence[str], place: Place, batch_size: int) -> LogitFile:
+        """Logits of all images of a reader, in an order of the classes; empty but in the main process."""
         stream = self.trained.stream(
             reader, np.arange(len(reader.files)), place, batch_size=batch_size, progress=place.rank == 0
         )
-        return predict_all({"": self.trained.predictor}, stream, len(self.classes))[""]
+        found = LogitFile(len(classes))
+        for first, logits in gathered_batches(self.trained.predictor, stream, len(classes)):
+            if place.rank == 0:
+                found.write(first, in_order(logits, self.classes, classes))
+        return found
 
     def vectors(
         self, reader: Reader, rows: Int64[np.ndarray, " S"], place: Place, batch_size: int
     ) -> Float[Tensor, "S D"]:
         """What its classifier sees of some images: the features of its network, on every process."""
-        seen = _Features(self.trained.predictor)
+        network = self.trained.predictor.model
+        assert isinstance(network, Classifier)
         stream = self.trained.stream(reader, rows, place, batch_size=batch_size)
-        return predict_all({"": seen}, stream, self.trained.predictor.model.num_features)[""]
+        return predict_all({"": _Features(self.trained.predictor)}, stream, network.num_features)[""]
 
 
 class _Features(nn.Module):

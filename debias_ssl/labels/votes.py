@@ -8,23 +8,34 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
+from debias_ssl.formulas.calibration import fit_temperature_to
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
+from debias_ssl.formulas.priors import Chunks
 from debias_ssl.formulas.votes import ranked, vote, vote_shares
 from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Removal, Rows, rows_of_chunk
+from debias_ssl.labels.debiasing import Removal, Rows, pass_over, rows_of_chunk
 from debias_ssl.labels.removal import find_removal
+from debias_ssl.labels.sample import drawn_rows, read_rows
+
+# Rows that temperatures and label-free figures are computed on.
+MOST_ROWS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Votes:
+    """What one classifier says of all rows."""
+
+    label: Int64[np.ndarray, " N"]
+    sureness: Float64[np.ndarray, " N"]
+    """Among its own rows, as `ranked` has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ballot:
-    """What one classifier votes of all rows."""
+    """The votes of a classifier, as they are and without what it prefers."""
 
-    plain: Int64[np.ndarray, " N"]
-    plain_sureness: Float64[np.ndarray, " N"]
-    """Of softmax(f)."""
-    label: Int64[np.ndarray, " N"]
-    sureness: Float64[np.ndarray, " N"]
-    """Without its preference."""
+    plain: Votes
+    debiased: Votes
     removal: Removal
 
 
@@ -40,24 +51,43 @@ class ShareLogits:
             yield torch.from_numpy(self.shares[first : first + step]).clamp(min=SMALLEST_PROBABILITY).log()
 
 
-def ballot_of(rows: Rows, config: DebiasConfig) -> Ballot:
-    """The votes of a classifier, and those without what it prefers.
+def votes_of(chunks: Chunks) -> Votes:
+    """The classes of the largest logits, and how sure they are."""
+    parts = [vote(logits) for logits in chunks]
+    label, gap = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return Votes(label=label, sureness=ranked(gap))
+
+
+def ballots_of(electors: Sequence[Rows], config: DebiasConfig) -> list[Ballot]:
+    """The votes of classifiers, and those without what each of them prefers.
+
+    Where no temperature is given or tuned, that of a classifier is the one at which its probabilities fit the plain
+    votes of the others, on some thousand rows. So its own temperature has no part in what is removed either.
 
     Args:
-        rows: its logits.
+        electors: the logits of each classifier, of the same rows.
         config: what is removed.
 
     Raises:
         InputError: a number is not finite, or the settings need what is not there.
     """
-    removal = find_removal(rows, config)
-    columns: list[list[Tensor]] = [[], [], [], []]
-    for logits in rows.chunks:
-        debiased = logits / removal.temperature - removal.shift.to(logits.dtype)
-        for column, part in zip(columns, (*vote(logits), *vote(debiased)), strict=True):
-            column.append(part)
-    plain, plain_gap, label, gap = (torch.cat(column).numpy() for column in columns)
-    return Ballot(plain=plain, plain_sureness=ranked(plain_gap), label=label, sureness=ranked(gap), removal=removal)
+    plain = [votes_of(pass_over(rows, 1.0, "votes", False)) for rows in electors]
+    sample, ballots = sampled_rows(len(electors[0].names)), []
+    for own, rows in enumerate(electors):
+        temperature = config.temperature
+        if temperature is None and rows.tuning is None:
+            (logits,) = read_rows(rows, [sample], "sample", False)
+            others = [torch.from_numpy(votes.label[sample]) for k, votes in enumerate(plain) if k != own]
+            temperature = fit_temperature_to([(logits, labels) for labels in others])
+        removal = find_removal(rows, replace(config, temperature=temperature))
+        debiased = votes_of(logits / removal.temperature - removal.shift.to(logits.dtype) for logits in rows.chunks)
+        ballots.append(Ballot(plain=plain[own], debiased=debiased, removal=removal))
+    return ballots
+
+
+def sampled_rows(num: int) -> Int64[np.ndarray, " S"]:
+    """The rows that temperatures and label-free figures are computed on: all, or some that are drawn."""
+    return drawn_rows(num, MOST_ROWS)
 
 
 def voted(rows: Rows, ballots: Sequence[Ballot], names: Sequence[str], strength: float | None) -> tuple[Rows, Removal]:
@@ -75,11 +105,9 @@ def voted(rows: Rows, ballots: Sequence[Ballot], names: Sequence[str], strength:
     num_classes = len(rows.classes)
     plain, label = (
         vote_shares(
-            np.stack([getattr(ballot, votes) for ballot in ballots]),
-            np.stack([getattr(ballot, sureness) for ballot in ballots]),
-            num_classes,
+            np.stack([votes.label for votes in each]), np.stack([votes.sureness for votes in each]), num_classes
         )
-        for votes, sureness in (("plain", "plain_sureness"), ("label", "sureness"))
+        for each in ([ballot.plain for ballot in ballots], [ballot.debiased for ballot in ballots])
     )
     removals = [ballot.removal for ballot in ballots]
     mean = Removal(
