@@ -26,6 +26,7 @@ import numpy as np
 
 from debias_ssl.cli import JOBS
 from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.runs.folder import RunFolder, difference
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import read_yaml, write_aside
 
@@ -100,6 +101,17 @@ def run(job: str, *flags: str, **settings: Any) -> None:
     importlib.import_module(JOBS[job][0]).main(arguments)
 
 
+def check_same(plan: Plan) -> None:
+    """Raises InputError where --out has runs of other settings; keeps these settings there."""
+    record = {**plan.settings, "train": plan.train, "test": plan.test, "labels_per_class": plan.labels_per_class}
+    path = plan.out / "plan.json"
+    if path.exists():
+        differs = difference(json.loads(path.read_text()), record, may_differ=())
+        if differs:
+            raise InputError(f"{str(plan.out)!r} cannot be gone on with: {differs}; choose another --out")
+    write_aside(path, json.dumps(record, indent=1) + "\n")
+
+
 def make_features(plan: Plan) -> None:
     for name, network in plan.settings.get("features", {}).items():
         settings = {**network}
@@ -112,7 +124,7 @@ def make_features(plan: Plan) -> None:
 def trained(folder: Path, settings: Settings) -> Figures:
     """The figures of a run on the test images, once it is finished."""
     if not (folder / "summary.json").exists():
-        run("train", "--resume", out=folder, **settings)
+        run("train", *(["--resume"] if RunFolder(folder).holds_run() else []), out=folder, **settings)
     last = json.loads((folder / "summary.json").read_text())["ema"]["last"]
     return {name: last[name] for name in FIGURES}
 
@@ -187,6 +199,7 @@ def main(arguments: list[str]) -> None:
         labels_per_class=parsed.labels_per_class,
         out=parsed.out,
     )
+    check_same(plan)
     make_features(plan)
     found = {seed: one_seed(plan, seed) for seed in map(int, parsed.seeds.split(","))}
     text = table(found, plan.settings["student"])
