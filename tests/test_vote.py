@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from jobs import refused, rows_of, run
+from launched import Launched
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
@@ -100,6 +101,13 @@ def test_the_same_again_is_the_same_and_nothing_is_overwritten(runs, images, vot
     vote.main([*arguments, "--overwrite"])
     rows = rows_of(tmp_path / "v")
     assert [row["label"] for row in rows] == [row["plain_label"] for row in rows]
+
+
+def test_processes_share_the_images(runs, images, voted, tmp_path):
+    base = ["--runs", *map(str, runs), "--images", str(images), "--workers", "0"]
+    Launched(2, tmp_path / "v", base=base, job="vote").finish()
+    for name in ("labels.csv", "probs.npy"):
+        assert (tmp_path / "v" / name).read_bytes() == (voted / name).read_bytes()
 
 
 def reordered(run: Path, out: Path) -> Path:

@@ -9,6 +9,8 @@ from debias_ssl.formulas.logits import largest
 
 # By how much the share of the class that wins a tie is above that of the others.
 TIE = 2.0**-22
+# Numbers that are counted at a time.
+CHUNK_NUMBERS = 2**22
 
 
 def vote(logits: Float[Tensor, "N C"]) -> tuple[Int64[Tensor, " N"], Float[Tensor, " N"]]:
@@ -40,14 +42,18 @@ def vote_shares(
         num_classes: C.
     """
     num_members, num = votes.shape
-    counts, sure = np.zeros((2, num, num_classes))
-    rows = np.arange(num)
-    for own, ranks in zip(votes, sureness, strict=True):
-        counts[rows, own] += 1
-        sure[rows, own] += ranks
-    # A vote counts more than all sureness together.
-    winner = (counts + sure / (2 * num_members)).argmax(1)
-    shares = (counts / num_members).astype(np.float32)
-    is_tied = (counts == counts.max(1, keepdims=True)).sum(1) > 1
-    shares[rows[is_tied], winner[is_tied]] += TIE
+    shares = np.empty((num, num_classes), dtype=np.float32)
+    step = max(1, CHUNK_NUMBERS // num_classes)
+    for first in range(0, num, step):
+        part = slice(first, first + step)
+        counts, sure = np.zeros((2, len(shares[part]), num_classes))
+        rows = np.arange(len(counts))
+        for own, ranks in zip(votes[:, part], sureness[:, part], strict=True):
+            counts[rows, own] += 1
+            sure[rows, own] += ranks
+        # A vote counts more than all sureness together.
+        winner = (counts + sure / (2 * num_members)).argmax(1)
+        shares[part] = counts / num_members
+        is_tied = (counts == counts.max(1, keepdims=True)).sum(1) > 1
+        shares[first + rows[is_tied], winner[is_tied]] += TIE
     return shares

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from debias_ssl.formulas import votes as votes_module
 from debias_ssl.formulas.votes import TIE, ranked, vote, vote_shares
 
 
@@ -43,10 +44,12 @@ def test_no_sureness_outweighs_a_vote():
     assert vote_shares(votes, sureness, 2).argmax(1).tolist() == [1]
 
 
-def test_the_order_of_voters_does_not_matter():
+def test_the_order_of_voters_does_not_matter_nor_where_rows_are_cut(monkeypatch):
     random = np.random.default_rng(0)
     votes, sureness = random.integers(0, 3, (4, 200)), random.integers(0, 4, (4, 200)) / 4
     one, other = (vote_shares(votes[order], sureness[order], 3) for order in ([0, 1, 2, 3], [3, 1, 0, 2]))
     assert (one == other).all()
+    monkeypatch.setattr(votes_module, "CHUNK_NUMBERS", 21)
+    assert (one == vote_shares(votes, sureness, 3)).all()
     # There were ties.
     assert (one % 0.25 > 0).any()
