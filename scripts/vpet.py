@@ -144,7 +144,8 @@ def one_seed(plan: Plan, seed: int) -> dict[str, Figures]:
         runs.append(out / member)
         rows[member] = trained(runs[-1], plan.run_settings(member, seed, settings.get("member_settings", {})))
     priors = {None: settings.get("vote_settings", {})}
-    priors["none"] = {**priors[None], "prior": "none"}
+    # With shares to be estimated, labels would follow them whatever the prior is.
+    priors["none"] = {**priors[None], "prior": "none", "target_prior": "uniform"}
     labels = {None: out / "debiased_votes", "none": out / "plain_votes"}
     for prior, of_vote in priors.items():
         found = voted(runs, plan.train, labels[prior], of_vote)

@@ -1,5 +1,6 @@
 """The recipe of V-PET: its commands, its table, and going on after a stop."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -23,6 +24,7 @@ PLAN = {
     },
     "member_settings": {"method": "Supervised"},
     "student": "large",
+    "vote_settings": {"target_prior": "em"},
 }
 
 
@@ -57,6 +59,8 @@ def test_members_votes_and_rounds_make_a_table_and_the_same_command_goes_on(tree
     for seed in ("0", "1"):
         summary = json.loads((tmp_path / "out" / f"seed_{seed}" / "large" / "summary.json").read_text())
         assert found[seed]["large"]["accuracy"] == summary["ema"]["last"]["accuracy"]
+        with (tmp_path / "out" / f"seed_{seed}" / "plain_votes" / "labels.csv").open(newline="") as file:
+            assert all(row["label"] == row["plain_label"] for row in csv.DictReader(file))
     mean = 100 * np.mean([found[seed]["votes"]["accuracy"] for seed in "01"])
     assert f"| votes | {mean:.2f} |" in said and "large, labels only (the floor)" in said
     # Another draw of the labels for each seed, the same for all runs of it.
@@ -74,9 +78,9 @@ def test_members_votes_and_rounds_make_a_table_and_the_same_command_goes_on(tree
     assert json.loads((tmp_path / "out" / "vpet.json").read_text()) == found
 
     # Other settings in the same folder would be mixed with what is there.
-    config.write_text(yaml.safe_dump(PLAN | {"vote_settings": {"prior": "marginal"}}))
+    config.write_text(yaml.safe_dump(PLAN | {"vote_settings": {"target_prior": "uniform"}}))
     message = refused(script.main, flags(trees, tmp_path / "out", config), capsys)
-    assert "vote_settings.prior was None, now it is marginal" in message
+    assert "vote_settings.target_prior was em, now it is uniform" in message
 
 
 def test_features_are_made_once_for_each_network_and_read_by_its_members(tmp_path, monkeypatch):
