@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from debias_ssl.methods import FreeMatch as FreeMatch
     from debias_ssl.methods import Method as Method
     from debias_ssl.methods import PseudoLabel as PseudoLabel
+    from debias_ssl.methods import SelfTraining as SelfTraining
     from debias_ssl.methods import SimPro as SimPro
     from debias_ssl.methods import SoftMatch as SoftMatch
     from debias_ssl.methods import Supervised as Supervised
@@ -65,7 +66,7 @@ _NAMES = {
     "running_mean stationary transport",
     "labels.in_memory": "debias_matrix label_images",
     "methods": "ABC CDMAD CSST DASO UDA AdaMatch DebiasPL Distillation EvenMatch FineSSL FixMatch FlexMatch FreeMatch "
-    "Method PseudoLabel SimPro SoftMatch Supervised",
+    "Method PseudoLabel SelfTraining SimPro SoftMatch Supervised",
     "models": "build",
     "runs.trained": "load_run",
     "training.learner": "Learner",

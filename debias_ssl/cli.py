@@ -12,6 +12,7 @@ JOBS = {
     "predict": ("debias_ssl.predict", "label images with a trained run"),
     "label": ("debias_ssl.label", "label images with CLIP, and debias the labels"),
     "debias": ("debias_ssl.debias", "debias the labels of any classifier's predictions"),
+    "vote": ("debias_ssl.vote", "label images by the votes of several runs"),
     "report": ("debias_ssl.report", "a page of a run, of several runs, or of a comparison"),
     "data": ("debias_ssl.data.__main__", "check a data setting, or write its split"),
 }

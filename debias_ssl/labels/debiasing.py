@@ -70,7 +70,7 @@ class Rows:
     anchors: Float[Tensor, "C D"] | None = None
     """What the vectors of each class would be."""
     posterior: Float32[np.ndarray, "N C"] | None = None
-    """Refined probabilities, which labels are of; None where they are of the debiased ones."""
+    """Probabilities that labels are of, refined ones or shares of votes; None where they are of the debiased ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,5 +315,5 @@ def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Itera
         abstention=abstention,
         hierarchy=rows.hierarchy,
         several=several_labels(rows.chunks, rows.logit_bias, rows.multi_label),
-        is_refined=rows.posterior is not None,
+        is_refined=config.refine != "none" and rows.posterior is not None,
     )

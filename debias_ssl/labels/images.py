@@ -27,7 +27,11 @@ from debias_ssl.system.errors import InputError
 
 
 def images_to_label(
-    where: str | Sequence[str | Path], classes: tuple[str, ...], root: str | None = None, setting: str = "--images"
+    where: str | Sequence[str | Path],
+    classes: tuple[str, ...],
+    root: str | None = None,
+    setting: str = "--images",
+    of: str = "--classes",
 ) -> tuple[Images, Path]:
     """The images to label, with their true classes where these are known, and the folder that they lie below.
 
@@ -40,6 +44,7 @@ def images_to_label(
         classes: their names.
         root: what the paths of a list are relative to, below which they must lie; None is the folder of the list.
         setting: what errors call `where`.
+        of: what has the classes, for errors.
 
     Raises:
         InputError: there are no images, or a CSV file or a .cls member has a label that is not a class.
@@ -62,7 +67,7 @@ def images_to_label(
         for line, label in zip(listed.lines, labels, strict=True):
             if label and label not in number:
                 raise InputError(
-                    f"{where}, line {line}: {label!r} is not a class of --classes; leave it empty if it is unknown"
+                    f"{where}, line {line}: {label!r} is not a class of {of}; leave it empty if it is unknown"
                 )
         files = [member_named(str(file)) or str(file) for file in listed.paths]
         images = Images(pixels=None, labels=np.full(len(files), UNKNOWN), names=files, notes=listed.notes)

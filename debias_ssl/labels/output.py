@@ -102,6 +102,20 @@ def write_folder(
         InputError: a number is not finite, or the settings need what is not there; nothing is written then.
     """
     rows, removal = refined(rows, config, find_removal(rows, config))
+    return write_removed(rows, config, removal, out, page, further, unreadable, files)
+
+
+def write_removed(
+    rows: Rows,
+    config: DebiasConfig,
+    removal: Removal,
+    out: Path,
+    page: Callable[[Labeling], str],
+    further: Mapping[str, Any],
+    unreadable: Mapping[str, str] | None = None,
+    files: OutputConfig = OutputConfig(),
+) -> str:
+    """As `write_folder`, where it is known what is removed from the rows."""
     for note in removal.notes:
         print(f"note: {note}", file=sys.stderr)
     labeling = write_labels(rows, config, removal, out, files)

@@ -15,6 +15,7 @@ from debias_ssl.methods.fixmatch import FixMatch
 from debias_ssl.methods.flexmatch import FlexMatch
 from debias_ssl.methods.freematch import FreeMatch
 from debias_ssl.methods.pseudo_label import PseudoLabel
+from debias_ssl.methods.self_training import SelfTraining
 from debias_ssl.methods.simpro import SimPro
 from debias_ssl.methods.softmatch import SoftMatch
 from debias_ssl.methods.supervised import Supervised
@@ -39,6 +40,7 @@ __all__ = [
     "Problem",
     "PseudoLabel",
     "PseudoLabels",
+    "SelfTraining",
     "SimPro",
     "SoftMatch",
     "Step",

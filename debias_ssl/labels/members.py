@@ -1,0 +1,184 @@
+"""Classifiers that vote: trained runs, and matrices of predictions that somebody has made before."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from debias_ssl.contract import Place
+from debias_ssl.data.reading.features import hash_of_model
+from debias_ssl.data.reading.reader import Reader, feature_reader
+from debias_ssl.data.sources.images import Images
+from debias_ssl.data.splits import saved_inputs
+from debias_ssl.labels.known_rows import LogitFile
+from debias_ssl.labels.matrix import Predictions, read_predictions
+from debias_ssl.labels.row_names import match
+from debias_ssl.models import Classifier
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.trained import TrainedRun, load_trained
+from debias_ssl.system.errors import InputError, shortened
+from debias_ssl.training.evaluation import gathered_batches, predict_all
+from debias_ssl.training.learner import Predictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Predictions that are there already; nothing is known of what they were made from."""
+
+    name: str
+    """As it was given."""
+    predictions: Predictions
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.predictions.classes
+
+    def logits(self, names: Sequence[str], classes: Sequence[str]) -> LogitFile:
+        """Logits of rows by their names, in an order of the classes.
+
+        Raises:
+            InputError: it has not all of them.
+        """
+        own = self.predictions.names
+        rows = np.full(len(names), -1)
+        for i, places in match([*own], names).rows.items():
+            rows[places] = i
+        if (rows < 0).any():
+            missing = names[int((rows < 0).argmax())]
+            raise InputError(
+                f"--runs {self.name!r} has no row of {missing!r}: all must be of the same images; its first row is "
+                f"{own[0]!r}"
+            )
+        found = LogitFile(len(classes))
+        found.write(0, in_order(torch.cat([*self.predictions])[torch.from_numpy(rows)], self.classes, classes))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained run, which looks at images, or at features of them."""
+
+    name: str
+    """As it was given."""
+    trained: TrainedRun
+    features: tuple[str, ...] = ()
+    """Folders of features, for a run on features."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.trained.classes
+
+    def reader(self, images: Images, place: Place, workers: int) -> Reader:
+        """A reader of the images, or of their features.
+
+        Raises:
+            InputError: features are missing, or those of another model than the run was trained on.
+        """
+        if self.features:
+            config = replace(self.trained.reading(workers), features=self.features)
+            return feature_reader(images, config, place.device)
+        return self.trained.file_reader(images, place, features=None, workers=workers)
+
+    def logits(self, reader: Reader, classes: Sequence[str], place: Place, batch_size: int) -> LogitFile:
+        """Logits of all images of a reader, in an order of the classes; empty but in the main process."""
+        stream = self.trained.stream(
+            reader, np.arange(len(reader.files)), place, batch_size=batch_size, progress=place.rank == 0
+        )
+        found = LogitFile(len(classes))
+        for first, logits in gathered_batches(self.trained.predictor, stream, len(classes)):
+            if place.rank == 0:
+                found.write(first, in_order(logits, self.classes, classes))
+        return found
+
+    def vectors(
+        self, reader: Reader, rows: Int64[np.ndarray, " S"], place: Place, batch_size: int
+    ) -> Float[Tensor, "S D"]:
+        """What its classifier sees of some images: the features of its network, on every process."""
+        network = self.trained.predictor.model
+        assert isinstance(network, Classifier)
+        stream = self.trained.stream(reader, rows, place, batch_size=batch_size)
+        return predict_all({"": _Features(self.trained.predictor)}, stream, network.num_features)[""]
+
+
+class _Features(nn.Module):
+    """Images to features."""
+
+    def __init__(self, predictor: Predictor):
+        super().__init__()
+        self.predictor = predictor
+
+    def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N D"]:
+        return self.predictor.view(images).features
+
+
+Member = Run | Matrix
+
+
+def read_members(given: Sequence[str], features: Sequence[str], device: torch.device) -> list[Member]:
+    """Loads runs and matrices, which must have the same classes, in any order.
+
+    Args:
+        given: folders of finished runs, of labels, or files of predictions.
+        features: folders of features; a run on features takes those that were made by the model of its own, and without
+            any its own ones.
+        device: where networks go.
+
+    Raises:
+        InputError: there are fewer than two, one cannot be loaded, or its classes are others.
+    """
+    if len(given) < 2:
+        raise InputError(f"--runs names {len(given)} run; votes need two or more")
+    places = [Path(each).resolve() for each in given]
+    if twice := [each for i, each in enumerate(given) if places[i] in places[:i]]:
+        raise InputError(f"--runs names {twice[0]!r} twice, which would be two votes of one: leave one out")
+    members = [_read(each, features, device) for each in given]
+    first = members[0]
+    for other in members[1:]:
+        if {*other.classes} != {*first.classes}:
+            differing = sorted({*first.classes} ^ {*other.classes})
+            raise InputError(
+                f"--runs {other.name!r} has other classes than {first.name!r}: {shortened(differing)} in one of them "
+                "alone; those that vote need the same classes"
+            )
+    used = {folder for member in members if isinstance(member, Run) for folder in member.features}
+    if unused := [folder for folder in features if folder not in used]:
+        raise InputError(f"--features {unused[0]!r} has features of a model that none of --runs was trained on")
+    return members
+
+
+def _read(given: str, features: Sequence[str], device: torch.device) -> Member:
+    path = Path(given)
+    if path.is_dir() and not RunFolder(path).holds_run():
+        if not (path / "probs.npy").is_file():
+            raise InputError(
+                f"--runs {given!r} holds neither a run (it has no config.yaml) nor labels with probs.npy: name a "
+                "folder of train, label, debias or vote, or a file of predict"
+            )
+        path = path / "probs.npy"
+    if path.is_dir():
+        trained = load_trained(RunFolder(path), device)
+        return Run(name=given, trained=trained, features=_features_of(given, trained, features))
+    return Matrix(name=given, predictions=read_predictions(path))
+
+
+def _features_of(name: str, run: TrainedRun, features: Sequence[str]) -> tuple[str, ...]:
+    """The folders of features that a run takes: of those that are given, the ones of the model of its own."""
+    own = tuple(run.data.features or ())
+    if not own or not features:
+        return own
+    trained_on = (saved_inputs(RunFolder(Path(name)).split) or {}).get("data.features")
+    found = tuple(folder for folder in features if trained_on in (None, hash_of_model(folder)))
+    if not found:
+        raise InputError(
+            f"--features has none of the model that --runs {name!r} was trained on; those were {', '.join(own)}"
+        )
+    return found
+
+
+def in_order(logits: Float[Tensor, "N C"], own: Sequence[str], classes: Sequence[str]) -> Float[Tensor, "N C"]:
+    """The columns of one order of classes in another one."""
+    return logits if tuple(own) == tuple(classes) else logits[:, [own.index(name) for name in classes]]

@@ -1,0 +1,16 @@
+"""The classifiers that vote: how they agree, and which of them is best by figures that need no labels."""
+
+from collections.abc import Sequence
+
+from debias_ssl.reporting.page import Section, Table
+
+
+def members_section(table: Sequence[Sequence[str]]) -> Section:
+    """The table of `members_table`."""
+    head, *rows = table
+    caption = (
+        "Agreement is the share of rows in which a member votes as most do. AMI, ARI, V-measure and FMI compare its "
+        "predictions with clusters of its features; BNM is the nuclear norm of its probabilities, RankMe the effective "
+        "rank of its features, CHI the Calinski-Harabasz index of its predictions. The least mean rank has a star."
+    )
+    return Section(title="Members", tables=[Table(title="Those that vote", head=head, rows=rows, caption=caption)])
