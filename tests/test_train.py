@@ -83,6 +83,7 @@ RECIPES = {
     "ema teacher": [*EMA, *ADAMW, "--method.num_views", "2"],
     "layer decay": [*EMA, *ADAMW, "--model.name", "test_resnet", "--optim.layer_decay", "0.5"],
     "frozen": [*EMA, "--model.freeze", "backbone"],
+    "lora": [*ADAMW, "--model.adapter", "lora", "--model.adapter_norms", "true", "--accumulation", "2"],
     "mixup": ["--method", "Supervised", "--method.mixup_alpha", "0.5"],
 }
 

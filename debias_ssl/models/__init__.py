@@ -1,5 +1,6 @@
 """Image classifiers: `build` gives a module that returns (logits, features)."""
 
+from debias_ssl.models.adapters import merged as merged
 from debias_ssl.models.classifier import Classifier as Classifier
 from debias_ssl.models.classifier import ModelConfig as ModelConfig
 from debias_ssl.models.classifier import batch_norms as batch_norms

@@ -1,24 +1,27 @@
 """Image classifiers: `build` gives a module that returns (logits, features)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
 from jaxtyping import Float
+from timm.layers import RmsNorm  # pyright: ignore[reportPrivateImportUsage]
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from debias_ssl.models import heads as heads
 from debias_ssl.models import wide_resnet as wide_resnet
+from debias_ssl.models.adapters import Adapter, AdapterKind, add_adapters, calls_told, is_of_adapter, ranks_in
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import imported, near
-from debias_ssl.system.ranges import BelowOne, Fraction, check_ranges
+from debias_ssl.system.ranges import AtLeastOne, BelowOne, Fraction, Positive, check_ranges
 
 Norm = Literal["batch", "sync", "group"]
 Freeze = Literal["backbone"]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,12 @@ class ModelConfig:
         drop_path_rate: stochastic depth, where the model has it.
         freeze: `backbone` trains the classifier, and the method's own parameters, and nothing else: the features of an
             image are always those of the network as it was loaded, without dropout. null trains everything.
+        adapter: small side paths that are trained beside the layers of a network that is frozen otherwise: `lora`
+            beside linear layers and convolutions (arXiv 2106.09685), `adaptformer` beside the MLPs of a ViT (arXiv
+            2205.13535).
+        adapter_rank: r of LoRA, units of AdaptFormer's bottleneck; null is 8 and 64.
+        adapter_scale: factor of what is added, alpha / r of LoRA, s of AdaptFormer; null is 1 and 0.1.
+        adapter_norms: whether normalization is trained beside the adapters; batch norms then move their statistics.
     """
 
     name: str = "wrn_28_2"
@@ -48,14 +57,35 @@ class ModelConfig:
     drop_rate: BelowOne = 0.0
     drop_path_rate: BelowOne = 0.0
     freeze: Freeze | None = None
+    adapter: AdapterKind | None = None
+    adapter_rank: AtLeastOne | None = None
+    adapter_scale: Positive | None = None
+    adapter_norms: bool = False
 
     def __post_init__(self):
         check_ranges(self, "model.")
+        if self.freeze and self.adapter:
+            raise InputError(
+                f"model.freeze {self.freeze} leaves no adapter to train, and model.adapter {self.adapter} freezes what "
+                "is beside it: set one of them to null"
+            )
         for name in ("drop_rate", "drop_path_rate"):
-            if self.freeze and getattr(self, name):
+            if (self.freeze or self.adapter) and getattr(self, name):
+                frozen = "model.freeze" if self.freeze else "model.adapter"
+                raise InputError(f"model.{name} is {getattr(self, name)}, but {frozen} leaves nothing to drop: set 0")
+        for name in ("adapter_rank", "adapter_scale", "adapter_norms"):
+            if not self.adapter and getattr(self, name):
                 raise InputError(
-                    f"model.{name} is {getattr(self, name)}, but model.freeze leaves nothing to drop: set 0"
+                    f"model.{name} is {getattr(self, name)}, but there is no adapter: set model.adapter to lora or "
+                    "adaptformer"
                 )
+
+    def exported(self) -> "ModelConfig":
+        """The network of the file of a finished run: nothing to load, and LoRA is in the weights."""
+        without = replace(self, pretrained=False, weights=None)
+        if self.adapter != "lora":
+            return without
+        return replace(without, adapter=None, adapter_rank=None, adapter_scale=None, adapter_norms=False)
 
 
 class Classifier(nn.Module):
@@ -64,33 +94,38 @@ class Classifier(nn.Module):
     Args:
         net: a model of timm, or one of your own with timm's four names: `forward_features(images)`,
             `forward_head(maps, pre_logits=False)`, `get_classifier()` and `num_features`.
-        frozen: whether only its classifier is trained. All else then stays in evaluation mode, so that batch norms keep
-            their statistics, and no activation of it is kept for a gradient.
+        frozen: whether only its classifier and adapters are trained. All else then stays in evaluation mode, so that
+            batch norms keep their statistics, and no activation in front of the first of these is kept for a gradient.
+        norms: whether normalization of a frozen network is trained too.
     """
 
     net: Any  # timm's models share methods, but no class
 
-    def __init__(self, net: nn.Module, *, frozen: bool = False):
+    def __init__(self, net: nn.Module, *, frozen: bool = False, norms: bool = False):
         super().__init__()
         self.net = net
         self.num_features: int = getattr(self.net, "head_hidden_size", self.net.num_features)
-        self.frozen = frozen
+        self.frozen, self.norms = frozen, norms
         if frozen:
             self.net.requires_grad_(False)
-            for layer in self.classifiers():
+            for layer in self.trained_layers():
                 layer.requires_grad_(True)
             self.train()
 
     def classifiers(self) -> list[nn.Module]:
         """The layers that make logits of features; distilled networks have two."""
-        found = self.net.get_classifier()
-        return [found] if isinstance(found, nn.Module) else list(found)
+        return classifiers_of(self.net)
+
+    def trained_layers(self) -> list[nn.Module]:
+        """The layers of a frozen network that are trained."""
+        kinds = (Adapter, *NORMS) if self.norms else (Adapter,)
+        return [*self.classifiers(), *(module for module in self.net.modules() if isinstance(module, kinds))]
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
         if self.frozen:
             self.net.eval()
-            for layer in self.classifiers():
+            for layer in self.trained_layers():
                 layer.train(mode)
         return self
 
@@ -115,11 +150,15 @@ def build(
     drop_rate: BelowOne = 0.0,
     drop_path_rate: BelowOne = 0.0,
     freeze: Freeze | None = None,
+    adapter: AdapterKind | None = None,
+    adapter_rank: AtLeastOne | None = None,
+    adapter_scale: Positive | None = None,
+    adapter_norms: bool = False,
 ) -> Classifier:
     """Builds a classifier; the arguments are those of `ModelConfig`.
 
     Raises:
-        InputError: there is no such model, or the weights do not fit it.
+        InputError: there is no such model, or the weights or the adapter do not fit it.
     """
     sizes = {"num_classes": num_classes, "in_chans": in_chans}
     rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
@@ -129,12 +168,20 @@ def build(
         net = _with_group_norm(net)
     elif norm == "sync":
         net = convert_sync_batchnorm(net)
+    if adapter is not None:
+        add_adapters(net, adapter, classifiers_of(net), rank=adapter_rank, scale=adapter_scale)
     if weights is not None:
         load_weights(net, Path(weights))
     if batch_norm_momentum is not None:
         for module in batch_norms(net):
             module.momentum = batch_norm_momentum
-    return Classifier(net, frozen=freeze == "backbone")
+    return Classifier(net, frozen=freeze == "backbone" or adapter is not None, norms=adapter_norms)
+
+
+def classifiers_of(net: Any) -> list[nn.Module]:
+    """The layers of a network that make logits of features."""
+    found = net.get_classifier()
+    return [found] if isinstance(found, nn.Module) else list(found)
 
 
 def _create(name: str, arguments: dict[str, Any], downloads: bool) -> Any:
@@ -172,17 +219,18 @@ def check_images(name: str, model: Classifier, shape: tuple[int, int, int]) -> N
     """Raises InputError where a model does not take images of a height, width and number of channels."""
     height, width, channels = shape
     images = torch.zeros(1, channels, height, width)
-    try:
-        with torch.no_grad():
-            logits, features = model.eval()(images)
-            own = model.net.forward_head(model.net.forward_features(images))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"model.name: {name} does not take images of {height} x {width} pixels ({reason(error).rstrip('.')}); "
-            "data.image_size sets their size"
-        ) from error
-    finally:
-        model.train()
+    with calls_told(model.net):
+        try:
+            with torch.no_grad():
+                logits, features = model.eval()(images)
+                own = model.net.forward_head(model.net.forward_features(images))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"model.name: {name} does not take images of {height} x {width} pixels ({reason(error).rstrip('.')}); "
+                "data.image_size sets their size"
+            ) from error
+        finally:
+            model.train()
     if features.shape[1] != model.num_features or not torch.allclose(logits, own, rtol=1e-3, atol=1e-3):
         raise InputError(
             f"model.name: the logits of {name} are not its classifier's of its {model.num_features} features, which "
@@ -196,7 +244,10 @@ def batch_norms(model: nn.Module) -> list[Any]:
 
 
 def load_weights(net: Any, path: Path) -> None:
-    """Loads weights with timm's names, except for a classifier of another shape; nothing in the file is executed."""
+    """Loads weights with timm's names, except for a classifier of another shape; nothing in the file is executed.
+
+    Adapters that are not in the file stay as they are.
+    """
     if not path.is_file():
         raise InputError(f"model.weights: there is no file {str(path)!r}")
     try:
@@ -205,11 +256,15 @@ def load_weights(net: Any, path: Path) -> None:
         raise InputError(f"model.weights: {str(path)!r} holds no weights: {reason(error)}") from error
     own = net.state_dict()
     fitting = {key: value for key, value in loaded.items() if key in own and value.shape == own[key].shape}
-    own_classifier = net.get_classifier()
-    classifiers = [own_classifier] if isinstance(own_classifier, nn.Module) else [*own_classifier]
-    inside = {id(module) for layer in classifiers for module in layer.modules()}
+    if any(is_of_adapter(key) and key not in fitting for key in loaded):
+        raise InputError(
+            f"model.weights: {str(path)!r} holds AdaptFormer's layers, without which its network is another: set "
+            f"model.adapter to adaptformer and model.adapter_rank to {ranks_in(loaded)[0]}"
+        )
+    inside = {id(module) for layer in classifiers_of(net) for module in layer.modules()}
     classifier = {key for key, module in net.named_modules() if id(module) in inside}
-    missing = [key for key in own if key not in fitting and key.rpartition(".")[0] not in classifier]
+    new = [key for key in own if key not in fitting and not is_of_adapter(key)]
+    missing = [key for key in new if key.rpartition(".")[0] not in classifier]
     if missing:
         raise InputError(
             f"model.weights: {str(path)!r} lacks {missing[0]!r}, {len(missing)} names of the model's in all"

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from debias_ssl.data.splits import saved_inputs
 from debias_ssl.distributed.agreement import hash_of_files
+from debias_ssl.models import merged
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array, read_yaml, replacing, write_aside
 from debias_ssl.system.outputs import Outputs
@@ -146,9 +147,9 @@ class RunFolder:
 
     def write_model(self, predictor: Predictor, description: dict[str, Any]) -> None:
         """Exports the network under timm's names, and the method's state beside it if there is any."""
-        parts = {"model": predictor.model.net, "method": predictor.method}
-        for name, module in parts.items():
-            tensors = {key: tensor.cpu().contiguous() for key, tensor in module.state_dict().items()}
+        parts = {"model": merged(predictor.model.net), "method": predictor.method.state_dict()}
+        for name, state in parts.items():
+            tensors = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
             if tensors:
                 self.outputs.claim(f"{name}.safetensors")
                 with replacing(self.path / f"{name}.safetensors") as aside:

@@ -223,12 +223,14 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
     folder.write_config(resolved)
     for note in [*changed, *_notes(config, task)]:
         print(f"note: {note}", file=sys.stderr)
-    parameters = sum(p.numel() for p in trainer.learner.raw.model.parameters())
+    weights = [*trainer.learner.raw.model.parameters()]
+    parameters, trained = sum(p.numel() for p in weights), sum(p.numel() for p in weights if p.requires_grad)
+    of_them = f", {trained:,} of them trained" if trained < parameters else ""
     place = trainer.accelerator
     precision = place.mixed_precision.replace("no", "fp32")
     split, test = task.split, len(task.data.test)
     print(
-        f"{resolved['method']['class_path']}, {config.model.name} ({parameters:,} parameters), "
+        f"{resolved['method']['class_path']}, {config.model.name} ({parameters:,} parameters{of_them}), "
         f"{len(task.data.classes)} classes: {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, "
         f"{len(split.validation)} validation and {test} test images\n"
         f"{config.batch_size} + {config.batch_size * config.unlabeled_ratio} images a step, "

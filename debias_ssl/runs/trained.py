@@ -181,8 +181,7 @@ def load_trained(folder: RunFolder, device: torch.device) -> TrainedRun:
         model = json.loads((folder.path / "model.json").read_text())
         classes, counts = tuple(model["classes"]), tuple(model["labeled_counts"])
         transform = model["transform"]
-        settings = replace(config.model, weights=None, pretrained=False)
-        net = build(num_classes=len(classes), in_chans=transform["channels"], **vars(settings))
+        net = build(num_classes=len(classes), in_chans=transform["channels"], **vars(config.model.exported()))
         problem = Problem(
             num_classes=len(classes),
             num_features=net.num_features,

@@ -1,8 +1,10 @@
 """Checkpoints that are whole or absent, and resume exactly: tensors as safetensors, numbers as JSON, no code."""
 
+import hashlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,36 @@ from debias_ssl.distributed.accelerator import device_name
 from debias_ssl.distributed.collectives import num_processes
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import unfinished, writes
+from debias_ssl.training.learner import Learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The weights of a learner that are not trained.
+
+    Args:
+        left_out: names in the learner's state that a checkpoint does without.
+        hash: of the weights, where whoever goes on from a checkpoint has to have them; None where they are in it.
+    """
+
+    left_out: frozenset[str] = frozenset()
+    hash: str | None = None
+
+
+def base_of(learner: Learner, *, is_found_again: bool) -> Base:
+    """What checkpoints leave out: the averaged model's, which are the trained one's, and these where a file has them.
+
+    Initial weights are found again by their seed only with the same version of torch, so that checkpoints hold them.
+    """
+    models = ("ema", "raw") if is_found_again else ("ema",)
+    left_out = frozenset(f"{model}.model.{name}" for model in models for name in learner.frozen)
+    if not is_found_again or not learner.frozen:
+        return Base(left_out=left_out)
+    digest = hashlib.sha256()
+    for name, weight in _plain(learner.frozen).items():
+        digest.update(name.encode())
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return Base(left_out=left_out, hash=digest.hexdigest()[:32])
 
 
 def machine() -> dict[str, Any]:
@@ -42,6 +74,7 @@ def save_checkpoint(
     keep: int,
     *,
     is_evaluation_due: bool = False,
+    base: Base = Base(),
 ) -> None:
     """Writes a checkpoint beside the others, renames it into place, and removes all but the newest `keep`.
 
@@ -54,8 +87,9 @@ def save_checkpoint(
     tensors: dict[str, Tensor] = {}
     numbers = _without_tensors(optimizer.state_dict(), "optimizer", tensors)
     state = {"step": step, "optimizer": numbers, "scaler": scaler, "machine": machine()}
-    state["is_evaluation_due"] = is_evaluation_due
-    files = {"learner": _plain(learner.state_dict()), "optimizer": _plain(tensors)}
+    state |= {"is_evaluation_due": is_evaluation_due, "base": base.hash}
+    kept = {name: tensor for name, tensor in learner.state_dict().items() if name not in base.left_out}
+    files = {"learner": _plain(kept), "optimizer": _plain(tensors)}
     with writes(folder):
         _write(folder / f"step_{step:08d}", files, state)
         for old in checkpoints(folder)[:-keep]:
@@ -87,24 +121,35 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(gone)
 
 
-def load_checkpoint(path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, base: Base = Base()
+) -> dict[str, Any]:
     """Restores learner and optimizer, and returns the rest: step, scaler, machine and whether to evaluate first.
 
     Raises:
-        InputError: the checkpoint is damaged or of another model.
+        InputError: the checkpoint is damaged, of another model, or was trained beside other weights.
     """
     try:
         state = json.loads((path / "state.json").read_text())
-        learner.load_state_dict(load_file(path / "learner.safetensors"))
+        missing, unknown = learner.load_state_dict(load_file(path / "learner.safetensors"), strict=False)
+        wrong = [*unknown, *(name for name in missing if name not in base.left_out)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is not in the one or in the other")
         optimizer.load_state_dict(_with_tensors(state["optimizer"], load_file(path / "optimizer.safetensors")))
         _match_layout(optimizer)
         # Older versions evaluated before they saved.
         due = state.get("is_evaluation_due", False)
-        return {key: state[key] for key in ("step", "scaler", "machine")} | {"is_evaluation_due": due}
+        found = {key: state[key] for key in ("step", "scaler", "machine")} | {"is_evaluation_due": due}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"checkpoint {str(path)!r} cannot be loaded ({reason(error)}): remove it to use the one before"
         ) from error
+    if state.get("base") not in (None, base.hash):
+        raise InputError(
+            f"checkpoint {str(path)!r} was trained beside other frozen weights: pass the file with which the run began "
+            "as --model.weights"
+        )
+    return found
 
 
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:

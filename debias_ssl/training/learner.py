@@ -109,7 +109,12 @@ class Learner(nn.Module):
     ):
         super().__init__()
         self.raw = Predictor(model, method, blank)
-        self.ema = copy.deepcopy(self.raw).requires_grad_(False).eval()
+        self.frozen: dict[str, Tensor] = {
+            name: weight for name, weight in model.named_parameters() if not weight.requires_grad
+        }
+        """Weights of the model that are not trained: they are their own average, and both models have them."""
+        shared: dict[int, Any] = {id(weight): weight for weight in self.frozen.values()}
+        self.ema = copy.deepcopy(self.raw, shared).requires_grad_(False).eval()
         self.marginal = uniform_marginal(method.problem.num_classes, LOGGED_MOMENTUM)
         self.target_model = target_model
         self.decay = decay
@@ -209,7 +214,8 @@ class Learner(nn.Module):
         moved = [norm for norm in self._batch_norms if norm.training]  # those of a frozen network stay as they are
         all_mean_([buffer for norm in moved for buffer in norm.buffers() if buffer.is_floating_point()])
         weight = 1 - ema_decay(step, self.decay)
-        averaged: list[tuple[Tensor, Tensor]] = [*zip(self.ema.parameters(), self.raw.parameters(), strict=True)]
+        parameters = zip(self.ema.parameters(), self.raw.parameters(), strict=True)
+        averaged: list[tuple[Tensor, Tensor]] = [(own, value) for own, value in parameters if own is not value]
         copied: list[tuple[Tensor, Tensor]] = [*zip(self.ema.method.buffers(), self.raw.method.buffers(), strict=True)]
         for average, value in zip(self.ema.model.buffers(), self.raw.model.buffers(), strict=True):
             (averaged if value.is_floating_point() else copied).append((average, value))

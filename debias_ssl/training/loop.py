@@ -18,7 +18,7 @@ from debias_ssl.distributed.accelerator import reseed
 from debias_ssl.distributed.signals import Asked, StopVote
 from debias_ssl.formulas.schedules import learning_rate_factor
 from debias_ssl.system.errors import Interrupted, StoppedError
-from debias_ssl.training.checkpoint import checkpoints, load_checkpoint, machine, save_checkpoint
+from debias_ssl.training.checkpoint import base_of, checkpoints, load_checkpoint, machine, save_checkpoint
 from debias_ssl.training.config import Config
 from debias_ssl.training.evaluation import evaluate_logits, predict_all, try_batch
 from debias_ssl.training.journal import Journal, StepStatistics, data_warning, threshold_flag, warnings_for
@@ -68,6 +68,7 @@ class Trainer:
         self.is_evaluation_due = False
         """Whether the step of the checkpoint has not been evaluated yet, so that the run goes on with that."""
         self._scaler_state: dict[str, Any] = {}
+        self._base = base_of(learner, is_found_again=config.model.pretrained or config.model.weights is not None)
 
     def resume(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint.
@@ -75,7 +76,7 @@ class Trainer:
         Raises:
             InputError: the checkpoint is damaged or of another model.
         """
-        state = load_checkpoint(checkpoint, self.learner, self.optimizer)
+        state = load_checkpoint(checkpoint, self.learner, self.optimizer, self._base)
         self.start, self._scaler_state = state["step"], state["scaler"]
         self.is_evaluation_due = state["is_evaluation_due"]
         here = machine()
@@ -213,6 +214,7 @@ class Trainer:
                 scaler,
                 keep,
                 is_evaluation_due=is_evaluation_due,
+                base=self._base,
             )
         self.accelerator.wait_for_everyone()
 

@@ -88,7 +88,16 @@ def trained(place: Place) -> dict[str, Any]:
 
 def frozen(place: Place) -> dict[str, Any]:
     """Steps of a network with batch norms, of which the classifier alone is trained."""
-    learner = learner_of("batch", freeze="backbone")
+    return of_a_frozen_network(place, {"freeze": "backbone"})
+
+
+def adapted(place: Place) -> dict[str, Any]:
+    """Steps of a network with batch norms, beside whose convolutions LoRA is trained."""
+    return of_a_frozen_network(place, {"adapter": "lora", "adapter_rank": 2})
+
+
+def of_a_frozen_network(place: Place, network: dict[str, Any]) -> dict[str, Any]:
+    learner = learner_of("batch", network=network)
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     shared, optimizer = wrapped(learner, place), make_optimizer(learner, OptimConfig(lr=0.05))
     for k in range(STEPS):
@@ -193,7 +202,18 @@ def spoiled(place: Place) -> dict[str, Any]:
 def everything(place: Place) -> dict[str, Any]:
     results = {
         job.__name__: job(place)
-        for job in (trained, frozen, mixed_up, tracked, remembered, summed, averaged_buffers, predicted, spoiled)
+        for job in (
+            trained,
+            frozen,
+            adapted,
+            mixed_up,
+            tracked,
+            remembered,
+            summed,
+            averaged_buffers,
+            predicted,
+            spoiled,
+        )
     }
     return results | {"processes": (num_processes(), machine()["processes"])}
 
@@ -276,6 +296,16 @@ def test_a_frozen_network_is_trained_as_by_one_process_and_stays_as_it_was(one, 
     for each in two:
         torch.testing.assert_close(each["frozen"]["state"], one["frozen"]["state"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(two[0]["frozen"]["state"], two[1]["frozen"]["state"], rtol=0, atol=0)
+
+
+def test_adapters_are_trained_as_by_one_process_and_what_is_beside_them_stays_as_it_was(one, two):
+    for each in (one, *two):
+        moved = {name for name in each["adapted"]["moved"] if "marginal" not in name}
+        assert {name.rpartition(".")[0].split(".")[-1] for name in moved} == {"down", "up", "fc"}
+        assert len(moved) == 2 * (2 * 8 + 2)
+    for each in two:
+        torch.testing.assert_close(each["adapted"]["state"], one["adapted"]["state"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(two[0]["adapted"]["state"], two[1]["adapted"]["state"], rtol=0, atol=0)
 
 
 def test_mixed_images_have_the_loss_and_gradient_of_one_process(one, two):

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from harmful import Harmful
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from debias_ssl.methods import DebiasPL
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import remove_unfinished
-from debias_ssl.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from debias_ssl.training.checkpoint import base_of, checkpoints, load_checkpoint, save_checkpoint
 from debias_ssl.training.learner import Learner
 from debias_ssl.training.optim import OptimConfig, make_optimizer
 
@@ -176,6 +176,61 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path, make_learne
     other = make_learner(debiaspl, norm="group")
     with pytest.raises(InputError, match="step_00000002' cannot be loaded"):
         load_checkpoint(tmp_path / "step_00000002", other, make_optimizer(other, OptimConfig()))
+
+
+# -- frozen weights
+
+NETWORKS = [{"freeze": "backbone"}, {"adapter": "lora", "adapter_rank": 2}]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=["frozen", "lora"])
+@pytest.mark.parametrize("is_found_again", [False, True])
+def test_frozen_weights_are_in_it_once_or_where_they_are_found_again_not_at_all(
+    make_learner, make_batch, tmp_path, network, is_found_again
+):
+    learner = make_learner(debiaspl, network=network)
+    optimizer = make_optimizer(learner, OptimConfig())
+    train(learner, optimizer, [make_batch(seed=k) for k in range(2)])
+    base = base_of(learner, is_found_again=is_found_again)
+    save_checkpoint(tmp_path, 2, learner, optimizer, {}, keep=1, base=base)
+    saved = load_file(tmp_path / "step_00000002" / "learner.safetensors").keys()
+    trained = {name for name, weight in learner.raw.named_parameters() if weight.requires_grad}
+    frozen = {name for name, _ in learner.raw.named_parameters()} - trained
+    assert {f"{model}.{name}" for name in trained for model in ("raw", "ema")} <= saved
+    assert not {f"ema.{name}" for name in frozen} & saved
+    assert {f"raw.{name}" for name in frozen} & saved == (set() if is_found_again else {f"raw.{n}" for n in frozen})
+    # Whoever goes on has the weights of the file, or other initial ones.
+    resumed = make_learner(debiaspl, network=network, seed=0 if is_found_again else 1)
+    resumed_optimizer = make_optimizer(resumed, OptimConfig())
+    base = base_of(resumed, is_found_again=is_found_again)
+    load_checkpoint(tmp_path / "step_00000002", resumed, resumed_optimizer, base)
+    for each in ((learner, optimizer), (resumed, resumed_optimizer)):
+        train(*each, [make_batch(seed=2)])
+    assert_same(resumed.state_dict(), learner.state_dict())
+
+
+def test_other_frozen_weights_than_those_it_was_trained_beside_are_told(make_learner, tmp_path):
+    learners = [make_learner(debiaspl, network=NETWORKS[1], seed=seed) for seed in (0, 1)]
+    optimizers = [make_optimizer(learner, OptimConfig()) for learner in learners]
+    bases = [base_of(learner, is_found_again=True) for learner in learners]
+    save_checkpoint(tmp_path, 2, learners[0], optimizers[0], {}, keep=1, base=bases[0])
+    path = tmp_path / "step_00000002"
+    load_checkpoint(path, learners[0], optimizers[0], bases[0])
+    with pytest.raises(InputError, match=r"beside other frozen weights.*the file with which the run began"):
+        load_checkpoint(path, learners[1], optimizers[1], bases[1])
+
+
+def test_one_of_an_older_version_that_holds_all_weights_is_read(make_learner, tmp_path):
+    learner, resumed = (make_learner(debiaspl, network=NETWORKS[0], seed=seed) for seed in (0, 1))
+    optimizers = [make_optimizer(each, OptimConfig()) for each in (learner, resumed)]
+    save_checkpoint(tmp_path, 2, learner, optimizers[0], {}, keep=1, base=base_of(learner, is_found_again=False))
+    path = tmp_path / "step_00000002"
+    save_file({name: value.clone() for name, value in learner.state_dict().items()}, path / "learner.safetensors")
+    state = json.loads((path / "state.json").read_text())
+    del state["base"]
+    (path / "state.json").write_text(json.dumps(state))
+    load_checkpoint(path, resumed, optimizers[1], base_of(resumed, is_found_again=True))
+    assert_same(resumed.state_dict(), learner.state_dict())
 
 
 @pytest.mark.parametrize("dump", [pickle.dumps, "torch"])

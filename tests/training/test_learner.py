@@ -261,14 +261,18 @@ def test_the_student_labels_without_the_averaged_model(make_learner, make_batch)
 # -- a frozen backbone
 
 
+LORA = {"adapter": "lora", "adapter_rank": 2}
+
+
+@pytest.mark.parametrize("network", [{"freeze": "backbone"}, LORA], ids=["frozen", "lora"])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"target_model": "ema"}, {"joint_pass": True}, {"accumulation": 2}],
     ids=lambda settings: str(settings),
 )
-def test_only_classifier_and_method_of_a_frozen_network_move(make_batch, settings):
+def test_only_what_is_trained_of_a_frozen_network_moves(make_batch, settings, network):
     torch.manual_seed(0)
-    model = build("wrn_10_1", 4, in_chans=1, batch_norm_momentum=0.1, freeze="backbone")
+    model = build("wrn_10_1", 4, in_chans=1, batch_norm_momentum=0.1, **network)
     problem = Problem(num_classes=4, num_features=64, labeled_counts=(1,) * 4, num_unlabeled=8)
     learner = Learner(model, ABC(problem, threshold=0.0), **settings).train()
     optimizer = make_optimizer(learner, OptimConfig(lr=0.5), model.net)
@@ -280,7 +284,31 @@ def test_only_classifier_and_method_of_a_frozen_network_move(make_batch, setting
         learner.after_step(k)
     moved = {name for name, value in learner.state_dict().items() if not value.equal(before[name])}
     parts = [f"{part}.{end}" for part in ("model.net.fc", "method.head") for end in ("weight", "bias")]
+    parts += [f"model.{name}" for name, _ in model.named_parameters() if ".adapter." in name]
+    assert len(parts) == (4 if "freeze" in network else 4 + 2 * 8)
     assert moved == {"marginal.value", *(f"{which}.{part}" for which in ("raw", "ema") for part in parts)}
+
+
+def test_parts_of_a_step_have_the_gradients_of_the_whole(make_learner, make_batch):
+    """Batch norms beside adapters mix no images, so that a step in two parts is the same."""
+    found = []
+    for accumulation in (1, 2):
+        learner = make_learner(debiaspl, network=LORA, accumulation=accumulation)
+        backward(learner(make_batch(), 0.0))
+        found.append(gradients(learner))
+    assert len(found[0]) == 2 * 8 + 2
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("network", [{"freeze": "backbone"}, LORA], ids=["frozen", "lora"])
+def test_both_models_have_what_is_not_trained_in_common(make_learner, network):
+    """Also on another device, or in another type as here."""
+    learner = make_learner(FixMatch, network=network).to(torch.float64)
+    ours, averaged = dict(learner.raw.named_parameters()), dict(learner.ema.named_parameters())
+    for name, weight in ours.items():
+        assert (averaged[name] is weight) == (not weight.requires_grad)
+    assert {f"model.{name}" for name in learner.frozen} == {name for name, p in ours.items() if not p.requires_grad}
+    assert all(weight is ours[f"model.{name}"] for name, weight in learner.frozen.items())
 
 
 # -- the average
