@@ -195,14 +195,14 @@ def batch_norms(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
 
 
-def load_weights(net: Any, path: Path) -> None:
+def load_weights(net: Any, path: Path, setting: str = "model.weights") -> None:
     """Loads weights with timm's names, except for a classifier of another shape; nothing in the file is executed."""
     if not path.is_file():
-        raise InputError(f"model.weights: there is no file {str(path)!r}")
+        raise InputError(f"{setting}: there is no file {str(path)!r}")
     try:
         loaded = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # unpickling and parsing raise nearly anything
-        raise InputError(f"model.weights: {str(path)!r} holds no weights: {reason(error)}") from error
+        raise InputError(f"{setting}: {str(path)!r} holds no weights: {reason(error)}") from error
     own = net.state_dict()
     fitting = {key: value for key, value in loaded.items() if key in own and value.shape == own[key].shape}
     own_classifier = net.get_classifier()
@@ -211,9 +211,7 @@ def load_weights(net: Any, path: Path) -> None:
     classifier = {key for key, module in net.named_modules() if id(module) in inside}
     missing = [key for key in own if key not in fitting and key.rpartition(".")[0] not in classifier]
     if missing:
-        raise InputError(
-            f"model.weights: {str(path)!r} lacks {missing[0]!r}, {len(missing)} names of the model's in all"
-        )
+        raise InputError(f"{setting}: {str(path)!r} lacks {missing[0]!r}, {len(missing)} names of the model's in all")
     net.load_state_dict(fitting, strict=False)
 
 

@@ -62,7 +62,8 @@ class ReadingConfig:
     """How images become the numbers that a network takes.
 
     Args:
-        features: folders of features that `debias-ssl label` has made of these images, to train on instead of pixels.
+        features: folders of features that `debias-ssl features` or `label` has made of these images, to train on
+            instead of pixels.
         image_size: side in pixels to which images are resized and cropped; null keeps them as they are.
         crop: `shift` crops the center once, and views are shifted by `augment.shift`; `resized` crops each view at
             random (ImageNet), which needs files.

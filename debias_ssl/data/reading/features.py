@@ -1,8 +1,10 @@
-"""Features of images that `debias-ssl label` keeps on disk: a manifest, a list of files, and shards of their rows.
+"""Features of images that `features` and `label` keep on disk: a manifest, a list of files, and shards of their rows.
 
 Beside each shard of features stand the contents of its images, as hashes. Where images were added, changed or removed,
 the features of the new list are another generation of all these files, which the manifest names as soon as it is whole.
 The first generation is 0.
+
+Features of weak and strong views of the images are folders of the same format below that one.
 """
 
 import hashlib
@@ -12,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float16, Int64, Shaped
@@ -30,6 +32,14 @@ from debias_ssl.system.files import read_array
 MANIFEST = "manifest.json"
 VERSION = 3
 KEYS = ("version", "model", "root", "shard_size", "dim", "generation")
+# The jobs that make features; those of networks of timm, the first alone.
+MAKERS = "debias-ssl features or label"
+ViewKind = Literal["weak", "strong"]
+
+
+def view_folder(folder: Path, kind: ViewKind, number: int) -> Path:
+    """Of the features of view `number`, 0 first, of a kind: they are beside those of the images as they are."""
+    return folder / f"{kind}_{number}"
 
 
 def shard_path(folder: Path, number: int, generation: int) -> Path:
@@ -60,12 +70,12 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
         manifest = json.loads((folder / name).read_text(encoding="utf-8"))
         if manifest.get("version") != VERSION:
             raise InputError(
-                f"{str(folder)!r} holds features of another version of this program: let debias-ssl label make new "
-                "ones in another folder, or delete that one"
+                f"{str(folder)!r} holds features of another version of this program: let {MAKERS} make "
+                "new ones in another folder, or delete that one"
             )
         return {key: manifest[key] for key in KEYS}
     except FileNotFoundError as error:
-        raise InputError(f"{str(folder)!r} holds no features of debias-ssl label: it has no {name}") from error
+        raise InputError(f"{str(folder)!r} holds no features of {MAKERS}: it has no {name}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{str(folder / name)!r} cannot be read: {reason(error)}") from error
 
@@ -81,7 +91,7 @@ def feature_notes(folders: Sequence[str]) -> list[str]:
     older = [folder for folder in folders if read_manifest(Path(folder))["model"].get("decoder") != DECODER]
     return [
         f"the features in {folder} are of another version, which may have read photos sideways and transparency as "
-        "black: debias-ssl label makes new ones in another folder"
+        f"black: {MAKERS} makes new ones in another folder"
         for folder in older
     ]
 
@@ -111,7 +121,7 @@ class _Kept:
             try:
                 to[own] = read_array(path, "r")[rows[own] - shard * self.manifest["shard_size"]]
             except (OSError, ValueError, IndexError) as error:
-                raise InputError(f"{str(path)!r} is missing or damaged: run debias-ssl label again") from error
+                raise InputError(f"{str(path)!r} is missing or damaged: run {MAKERS} again") from error
 
     def rows(self, paths: Sequence[str]) -> Int64[np.ndarray, " N"]:
         """The rows of images that are as they were; -1 for those that have none.
@@ -127,7 +137,7 @@ class _Kept:
         others = known[~self._are_same(entries[known], [paths[i] for i in known.tolist()])]
         if len(others):
             raise InputError(
-                f"{paths[others[0]]!r} has changed since its features were made: run debias-ssl label again; with "
+                f"{paths[others[0]]!r} has changed since its features were made: run {MAKERS} again; with --out or "
                 f"--features {str(self.folder)!r} it makes those of changed images alone"
             )
         tars: dict[str, list[tuple[int, str]]] = {}
@@ -198,7 +208,7 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
         if differing:
             raise InputError(
                 f"{folders[0]!r} and {folder!r} hold features of different models ({' and '.join(differing)} differ): "
-                "run debias-ssl label with the same model and settings for both"
+                f"run {MAKERS} with the same model and settings for both"
             )
     paths = [path if isinstance(path, Member) else member_named(path) or path for path in paths]
     features = np.zeros((len(paths), manifests[0]["dim"]), dtype=np.float16)
@@ -211,7 +221,7 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
         features[left[rows >= 0]], left = values, left[rows < 0]
     if len(left):
         path = paths[left[0]]
-        raise InputError(f"{', '.join(folders)} lack features of {path!r}: label its folder with debias-ssl label too")
+        raise InputError(f"{', '.join(folders)} lack features of {path!r}: run {MAKERS} on its folder too")
     broken = np.flatnonzero(~np.isfinite(features).all(1))
     if len(broken):
         raise InputError(f"{paths[broken[0]]!r} could not be read when its features were made: leave it out")
