@@ -128,7 +128,7 @@ def make_programs(
     def encode(batches: list[torch.Tensor] | DataLoader) -> None:
         with torch.no_grad(), autocast():
             for images in batches:
-                clip.network.encode_image(images.to(clip.device, non_blocking=True))
+                clip.network.encode_image(clip.normalized(images.to(clip.device, non_blocking=True)).contiguous())
 
     def loader() -> None:
         pinned = clip.device.type == "cuda"

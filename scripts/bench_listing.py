@@ -104,10 +104,10 @@ def main() -> None:
             def stop(*_: Any, **__: Any) -> Any:
                 raise NotNow
 
-            made, embedding._made = embedding._made, stop
+            made, embedding.making = embedding.making, stop
             with suppress(NotNow):
                 embed(clip, request.files, request.root, store, Place())
-            embedding._made = made
+            embedding.making = made
 
         def whole() -> Any:
             return embed(clip, request.files, request.root, store, Place())

@@ -30,7 +30,7 @@ from debias_ssl.label import main
 from debias_ssl.labels.class_names import class_list
 from debias_ssl.labels.images import images_to_label
 from debias_ssl.labels.prompts import read_templates
-from debias_ssl.models.clip import encode, load_clip, zero_shot_weights
+from debias_ssl.models.clip import Clip, load_clip, zero_shot_weights
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def arguments(tmp_path: Path, model: str, images: list[Path]) -> Callable[..., l
 def expected_logits(model: str, images: list[Path], names: list[str]) -> torch.Tensor:
     clip = load_clip(model, None, torch.device("cpu"))
     weights = zero_shot_weights(clip, names, open_clip.SIMPLE_IMAGENET_TEMPLATES)
-    found = encode(clip, torch.stack([clip.preprocess(decode(str(path))) for path in images]))
+    found = clip.encode(torch.stack([clip.preprocess(decode(str(path))) for path in images]))
     return clip.logit_scale * found.half().float() @ weights
 
 
@@ -125,7 +125,7 @@ def test_an_image_that_was_replaced_after_its_features_were_made_is_refused(tmp_
     train.main([*run, "--out", str(tmp_path / "run")])
     paint_images(tmp_path / "other", num=2)[1].replace(images[3])
     message = refused(train.main, [*run, "--out", str(tmp_path / "second")], capsys)
-    assert repr(str(images[3])) in message and "debias-ssl label again" in message
+    assert repr(str(images[3])) in message and "debias-ssl features or label again" in message
     flags = ["--run", str(tmp_path / "run"), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "p.csv")]
     message = refused(predict.main, [*flags, "--features", str(tmp_path / "out" / "features")], capsys)
     assert repr(str(images[3])) in message and not (tmp_path / "p.csv").exists()
@@ -138,7 +138,8 @@ def test_a_copy_of_the_images_is_labeled_by_the_same_features(tmp_path, images, 
     shutil.copytree(tmp_path / "images", tmp_path / "copy", copy_function=shutil.copyfile)
     shutil.rmtree(tmp_path / "images")
     encoded: list[int] = []
-    monkeypatch.setattr(features, "encode", lambda clip, batch: encoded.append(len(batch)) or encode(clip, batch))
+    encode = Clip.encode
+    monkeypatch.setattr(Clip, "encode", lambda clip, batch: encoded.append(len(batch)) or encode(clip, batch))
     copy = {"images": tmp_path / "copy", "features": tmp_path / "out" / "features"}
     main(arguments(out=tmp_path / "again", **copy))
     for name in ("labels.csv", "probs.npy"):

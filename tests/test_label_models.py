@@ -19,7 +19,7 @@ from debias_ssl.data.reading.decode import decode
 from debias_ssl.data.sources.label_files import read_label_file
 from debias_ssl.label import main
 from debias_ssl.models import clip as models
-from debias_ssl.models.clip import encode, load_clip, zero_shot_weights
+from debias_ssl.models.clip import load_clip, zero_shot_weights
 from debias_ssl.system.errors import InputError
 
 CLASSES = ["ant", "bee", "cow"]
@@ -53,7 +53,7 @@ def arguments(tmp_path: Path, model: str, images: list[Path], monkeypatch) -> Ca
 def logits(model: str, images: list[Path]) -> torch.Tensor:
     """Without the bias."""
     clip = load_clip(model, None, CPU)
-    features = encode(clip, torch.stack([clip.preprocess(decode(str(path))) for path in images])).half().float()
+    features = clip.encode(torch.stack([clip.preprocess(decode(str(path))) for path in images])).half().float()
     return clip.logit_scale * features @ zero_shot_weights(clip, CLASSES, SIMPLE_IMAGENET_TEMPLATES)
 
 
@@ -106,7 +106,7 @@ def test_flips_are_features_of_their_own(tmp_path, images, arguments, capsys):
     main(arguments(model=clip, flip="true", prior="none"))
     loaded = load_clip(clip, None, CPU)
     pixels = torch.stack([loaded.preprocess(decode(str(path))) for path in images])
-    both = torch.nn.functional.normalize(encode(loaded, pixels) + encode(loaded, pixels.flip(-1)), dim=-1)
+    both = torch.nn.functional.normalize(loaded.encode(pixels) + loaded.encode(pixels.flip(2)), dim=-1)
     shard = np.load(tmp_path / "out" / "features" / "shard_00000.npy")
     np.testing.assert_allclose(shard, both, atol=1e-3)
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["flip"] is True

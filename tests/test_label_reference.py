@@ -20,7 +20,7 @@ from debias_ssl import debias_matrix, label, label_images
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.features import embedding
 from debias_ssl.label import main
-from debias_ssl.models.clip import encode, load_clip, zero_shot_weights
+from debias_ssl.models.clip import load_clip, zero_shot_weights
 
 NAMES = ["ant", "bumble bee"]
 
@@ -65,7 +65,7 @@ def logits_of(folder: Path, model: str) -> np.ndarray:
     clip = load_clip(model, None, torch.device("cpu"))
     weights = zero_shot_weights(clip, NAMES, open_clip.SIMPLE_IMAGENET_TEMPLATES)
     images = torch.stack([clip.preprocess(decode(str(path))) for path in sorted(folder.iterdir())])
-    return (clip.logit_scale * encode(clip, images).half().float() @ weights).numpy()
+    return (clip.logit_scale * clip.encode(images).half().float() @ weights).numpy()
 
 
 def test_images_of_a_reference_are_the_rows_that_the_preference_is_of(tmp_path: Path, model: str, run):

@@ -16,7 +16,7 @@ import debias_ssl
 from debias_ssl import train
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.label import main
-from debias_ssl.models.clip import encode, load_clip, zero_shot_weights
+from debias_ssl.models.clip import load_clip, zero_shot_weights
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -46,7 +46,7 @@ def test_a_score_against_negatives_is_a_probability_among_all_names(tmp_path, mo
     weights = zero_shot_weights(clip, ["ant", "bee", "stone", "cloudy sky"], open_clip.SIMPLE_IMAGENET_TEMPLATES)
     rows = rows_of(tmp_path / "out")
     files = [decode(str(tmp_path / "images" / row["path"])) for row in rows]
-    features = encode(clip, torch.stack([clip.preprocess(file) for file in files])).half().float()
+    features = clip.encode(torch.stack([clip.preprocess(file) for file in files])).half().float()
     expected = (clip.logit_scale / 2 * features @ weights).softmax(1)[:, :2].amax(1)
     np.testing.assert_allclose([float(row["score"]) for row in rows], expected, atol=2e-5)
     # Confidences and probabilities are of the classes alone.

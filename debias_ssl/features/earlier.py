@@ -12,7 +12,6 @@ from debias_ssl.data.reading.config import DECODER
 from debias_ssl.data.reading.feature_list import FeatureList
 from debias_ssl.system.errors import InputError
 
-ELSEWHERE = "name another folder by --features, or delete that one"
 # Images whose content is looked at before the features of a list that may be another one are given up.
 SAMPLE = 256
 
@@ -43,7 +42,12 @@ def is_same(found: dict[str, Any], found_list: FeatureList, own: dict[str, Any],
     return found["shard_size"] == own["shard_size"] and found_list.is_same(own_list)
 
 
-def difference(found: dict[str, Any], own: dict[str, Any]) -> str | None:
+def elsewhere(flag: str) -> str:
+    """What to do about features that may not be used, which a flag has named."""
+    return f"name another folder by {flag}, or delete that one"
+
+
+def difference(found: dict[str, Any], own: dict[str, Any], flag: str) -> str | None:
     """By what model or settings features were made, if not by those that are asked for; what to do is said with it."""
     before, now = (manifest["model"] | {"dim": manifest["dim"]} for manifest in (found, own))
     differing = [key for key in sorted(now.keys() | before.keys()) if before.get(key) != now.get(key)]
@@ -51,13 +55,17 @@ def difference(found: dict[str, Any], own: dict[str, Any]) -> str | None:
         return None
     if differing == ["precision"]:
         was = before["precision"]
-        return f"features of --precision {was}, not {now['precision']}: pass --precision {was}, {ELSEWHERE}"
+        return f"features of --precision {was}, not {now['precision']}: pass --precision {was}, {elsewhere(flag)}"
+    if differing == ["view"]:
+        was, is_now = before.get("view") or {}, now.get("view") or {}
+        names = [name for name in is_now if was.get(name) != is_now[name]]
+        return f"features of other views ({' and '.join(names)} differ): {elsewhere(flag)}"
     if before.get("decoder") != DECODER:
         return (
             "features of another version, which read some images otherwise (EXIF orientation, transparency): "
-            + ELSEWHERE
+            + elsewhere(flag)
         )
-    return f"features of another model ({' and '.join(differing)} differ): {ELSEWHERE}"
+    return f"features of another model ({' and '.join(differing)} differ): {elsewhere(flag)}"
 
 
 def compared(
@@ -66,6 +74,7 @@ def compared(
     moved: tuple[str, str] | None,
     files: Sequence[str],
     has: Callable[[str], bool],
+    flag: str,
 ) -> str:
     """What is said of features that are used again for a list of images that is not quite the same.
 
@@ -78,6 +87,7 @@ def compared(
         moved: the folder of the images then and now, if it is another one.
         files: the images.
         has: whether an image of the content of a file has features.
+        flag: what names the folder.
 
     Raises:
         InputError: the images are largely others.
@@ -89,13 +99,13 @@ def compared(
         likely = kept + round(len(others) * sum(has(files[i]) for i in asked) / max(len(asked), 1))
         if moved is not None and not likely:
             raise InputError(
-                f"{str(folder)!r} holds features of images in {moved[0]!r}, not in {moved[1]!r}: {ELSEWHERE}"
+                f"{str(folder)!r} holds features of images in {moved[0]!r}, not in {moved[1]!r}: {elsewhere(flag)}"
             )
         if 2 * likely < current.num:
             about = "about " if len(asked) < len(others) else ""
             raise InputError(
                 f"{str(folder)!r} holds features of {current.num:,} images, of which {about}{likely:,} are among these "
-                f"{len(current.rows):,} as they were: {ELSEWHERE}"
+                f"{len(current.rows):,} as they were: {elsewhere(flag)}"
             )
     return (
         f"{folder}: features of {kept:,} of {current.num:,} images are used again; {len(others):,} images are new or "

@@ -1,11 +1,11 @@
-"""CLIP's features of images, made once and kept."""
+"""Features of images by a pretrained network, made once and kept."""
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,23 +13,21 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.config import STANDARD, Decoding
 from debias_ssl.data.reading.decode import in_threads
 from debias_ssl.data.reading.features import VERSION
-from debias_ssl.data.reading.workers import Caught, raising
 from debias_ssl.data.sources.below import names_below
 from debias_ssl.data.sources.listing import FileNames, picked
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
 from debias_ssl.distributed.collectives import all_sum_
-from debias_ssl.distributed.signals import ignore_signals
-from debias_ssl.features.preparing import Batches, Preparing
-from debias_ssl.features.store import FeatureStore, ShardRows
-from debias_ssl.models.clip import Clip, encode
+from debias_ssl.features.making import Made, Planned, Target, kept, making, planned
+from debias_ssl.features.preparing import Preparing
+from debias_ssl.features.store import FeatureStore
+from debias_ssl.features.views import KeptView
+from debias_ssl.models.encoders import Encoder
 from debias_ssl.system.errors import InputError
 
 SHARD_SIZE = 1024
@@ -49,6 +47,12 @@ class FeatureCache:
     """Of these images among all."""
     unreadable: dict[int, str]
     """Places of the other images, with the reason."""
+    num_before: int
+    """Of all images, how many had all of their features before."""
+
+    @property
+    def num_shards(self) -> int:
+        return len(_shards(len(self.files)))
 
     @property
     def named_unreadable(self) -> dict[str, str]:
@@ -78,12 +82,13 @@ class Logits:
 
 
 def embed(
-    clip: Clip,
+    encoder: Encoder,
     files: Sequence[str],
     root: Path,
     store: FeatureStore,
     place: Place,
     *,
+    views: Sequence[tuple[KeptView, FeatureStore]] = (),
     batch_size: int = 256,
     workers: int = 0,
     on_error: Literal["stop", "skip"] = "stop",
@@ -102,11 +107,12 @@ def embed(
     for any number of processes and kills. Images that could not be read are tried again.
 
     Args:
-        clip: the model.
+        encoder: the network.
         files: the images, below `root`; they may be members of tar files.
         root: what names are relative to.
         store: where the features are kept.
         place: this process among those that share the work.
+        views: of the images, whose features are made too, and where these are kept.
         batch_size: images that pass through the network at a time; those of a shard at most.
         workers: processes that decode; 0 decodes in this one.
         on_error: `stop` at an image that cannot be read, or `skip` it.
@@ -116,27 +122,50 @@ def embed(
         progress: whether to show a progress bar, and to print notes.
 
     Raises:
-        InputError: the store holds features of other images, of another model or precision, or an image cannot be read.
+        InputError: a store holds features of other images, of another network, precision or other views, or an image
+            cannot be read.
         StoppedError: a tar file or a shard of features is gone or has changed.
     """
     root = Path(os.path.abspath(root))
     files = _absolute(files, root)
-    store = _claimed(store, _manifest(clip, root, decoding, precision), files, place)
+    targets = [
+        Target(store=_claimed(kept_in, _manifest(encoder, view, root, decoding, precision), files, place), view=view)
+        for view, kept_in in ((None, store), *views)
+    ]
+    store = targets[0].store
     if store.note and progress:
         print(f"note: {store.note}", file=sys.stderr)
-    preparing = Preparing(files=files, preprocess=clip.preprocess, decoding=decoding)
-    plan = _planned(store, len(files), clip.embed_dim, place)
+    preparing = Preparing(files=files, preprocess=encoder.preprocess, decoding=decoding)
+    make = partial(making, encoder, batch_size=batch_size, workers=workers, autocast=autocast, progress=progress)
+    num_lacked = _made(make, targets, preparing, encoder.embed_dim, place, on_error, progress)
+    return _opened(store, root, on_error, preparing, len(files) - num_lacked)
+
+
+def _made(
+    make: Callable[[Sequence[Planned], Preparing], Generator[Made, None, None]],
+    targets: Sequence[Target],
+    preparing: Preparing,
+    dim: int,
+    place: Place,
+    on_error: Literal["stop", "skip"],
+    progress: bool,
+) -> int:
+    """Makes and keeps what the targets lack; how many images lacked some features, of those of all processes."""
+    files = preparing.files
+    plan = planned(targets, _shards(len(files)), dim, place)
     # Closed before an error is told: its progress bar would stand in front of the message.
-    with closing(_made(clip, store, plan, preparing, batch_size, place.device, workers, autocast, progress)) as made:
-        failed, known = _kept(store, made, len(files), on_error, stops=place.num_processes == 1)
+    with closing(make(plan.shards, preparing)) as made:
+        failed, known = kept(made, len(files), on_error, stops=place.num_processes == 1)
     failed, known = int(_of_all(failed, place).min()), int(_of_all(known, place).sum())
     if known and progress:
         print(f"note: {known:,} images are of known content, and keep their features", file=sys.stderr)
     if failed < len(files):
         raise preparing.error(failed)
+    num_lacked = int(_of_all(plan.num_lacking, place).sum())
     if place.rank == 0:
-        store.finish()
-    return _opened(store, root, on_error, preparing)
+        for target in targets:
+            target.store.finish()
+    return num_lacked
 
 
 def _absolute(files: Sequence[str], root: Path) -> Sequence[str]:
@@ -161,106 +190,9 @@ def _claimed(store: FeatureStore, manifest: dict[str, Any], files: Sequence[str]
     return store if place.rank == 0 else store.claim(manifest, files, False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Planned:
-    """A shard to make."""
-
-    number: int
-    rows: range
-    lacking: Int64[np.ndarray, " n"]
-    """The images among all that have to be read."""
-    is_whole: bool
-    """Whether it is there, so that it is written again only if an image can be read that could not be before."""
-
-
-def _planned(store: FeatureStore, num_files: int, dim: int, place: Place) -> list[_Planned]:
-    """The shards of this process that are not there, or in which images lack that could not be read."""
-    shards, plan = _shards(num_files), []
-    first, stop = (rank * len(shards) // place.num_processes for rank in (place.rank, place.rank + 1))
-    for number in range(first, stop):
-        rows = shards[number]
-        lacking = rows.start + np.flatnonzero(np.isnan(store.known(number, rows, dim).features[:, 0]))
-        is_whole = store.is_whole(number, (len(rows), dim))
-        if len(lacking) or not is_whole:
-            plan.append(_Planned(number=number, rows=rows, lacking=lacking, is_whole=is_whole))
-    return plan
-
-
-def _kept(
-    store: FeatureStore,
-    made: Iterable[tuple[_Planned, ShardRows, int]],
-    num_files: int,
-    on_error: Literal["stop", "skip"],
-    *,
-    stops: bool,
-) -> tuple[int, int]:
-    """Keeps shards that are made; the number of the first image that has no features, where it must.
-
-    Also gives how many images have features of another image of their content.
-    """
-    failed, num_known = num_files, 0
-    for shard, rows, known in made:
-        num_known += known
-        lacking = np.flatnonzero(np.isnan(rows.features[:, 0]))
-        if on_error == "skip" or not len(lacking):
-            if not shard.is_whole or len(lacking) < len(shard.lacking):
-                store.write(shard.number, rows)
-            continue
-        failed = min(failed, shard.rows.start + int(lacking[0]))
-        # Several processes go on to their end: those that are done wait for the others, but not for ever.
-        if stops:
-            break
-    return failed, num_known
-
-
-def _made(
-    clip: Clip,
-    store: FeatureStore,
-    plan: Sequence[_Planned],
-    preparing: Preparing,
-    batch_size: int,
-    device: torch.device,
-    workers: int,
-    autocast: Callable[[], AbstractContextManager],
-    progress: bool,
-) -> Generator[tuple[_Planned, ShardRows, int], None, None]:
-    """The rows of the shards of a plan, and how many of them have the features of another image of their content."""
-    cut = [[shard.lacking[i : i + batch_size] for i in range(0, len(shard.lacking), batch_size)] for shard in plan]
-    batches = Batches(preparing=preparing, store=store, batches=[rows for of_shard in cut for rows in of_shard])
-    if len(batches):
-        # Before decoding processes are made: they share what is found here.
-        _ = store.known_contents
-    loader = DataLoader(
-        Caught(dataset=batches),
-        sampler=range(len(batches)),
-        batch_size=None,
-        # More decoding processes than cores only get into each other's way.
-        num_workers=min(workers, os.cpu_count() or 1, len(batches)),
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_signals,
-    )
-    num_images, is_quiet = sum(map(len, batches.batches)), not (progress and len(batches))
-    with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar:
-        loaded = zip(batches.batches, raising(loader), strict=True)
-        for shard, own in zip(plan, cut, strict=True):
-            known = store.known(shard.number, shard.rows, clip.embed_dim)
-            features, contents = torch.from_numpy(known.features.astype(np.float32)).to(device), known.contents.copy()
-            num_known = 0
-            for rows, batch in islice(loaded, len(own)):
-                at = torch.from_numpy(rows) - shard.rows.start
-                if len(batch.new):
-                    with autocast():
-                        encoded = encode(clip, batch.images.to(device, non_blocking=True))
-                    features[at[batch.new].to(device)] = encoded
-                if len(batch.known):
-                    features[at[batch.known].to(device)] = batch.features.float().to(device)
-                    num_known += len(batch.known)
-                contents[at.numpy()] = batch.contents.numpy()
-                bar.update(len(rows))
-            yield shard, ShardRows(features=features.half().cpu().numpy(), contents=contents), num_known
-
-
-def _opened(store: FeatureStore, root: Path, on_error: Literal["stop", "skip"], preparing: Preparing) -> FeatureCache:
+def _opened(
+    store: FeatureStore, root: Path, on_error: Literal["stop", "skip"], preparing: Preparing, num_before: int
+) -> FeatureCache:
     """All shards, in which images that could not be read have rows that are no numbers."""
     files = preparing.files
     has_features = np.concatenate([np.isfinite(store.read(number)[:, 0]) for number in range(len(_shards(len(files))))])
@@ -275,6 +207,7 @@ def _opened(store: FeatureStore, root: Path, on_error: Literal["stop", "skip"], 
         files=files,
         names=names_below(_those(files, places) if lacking else files, root),
         places=places,
+        num_before=num_before,
         unreadable=dict(zip(lacking, in_threads(preparing.reason, lacking), strict=True)),
     )
 
@@ -288,14 +221,21 @@ def _shards(num_files: int) -> list[range]:
     return [range(first, min(first + SHARD_SIZE, num_files)) for first in range(0, num_files, SHARD_SIZE)]
 
 
-def _manifest(clip: Clip, root: Path, decoding: Decoding, precision: str) -> dict[str, Any]:
+def _manifest(
+    encoder: Encoder, view: KeptView | None, root: Path, decoding: Decoding, precision: str
+) -> dict[str, Any]:
     """Whose features these are."""
     return {
         "version": VERSION,
-        "model": {**clip.description, **decoding.of_pixels, "precision": precision},
+        "model": {
+            **encoder.description,
+            **decoding.of_pixels,
+            "precision": precision,
+            **({} if view is None else {"view": view.description}),
+        },
         "root": str(root),
         "shard_size": SHARD_SIZE,
-        "dim": clip.embed_dim,
+        "dim": encoder.embed_dim,
     }
 
 

@@ -1,4 +1,4 @@
-"""What decoding processes make of image files for CLIP: prepared images, or the features that they have already."""
+"""What decoding processes make of image files: prepared images, or the features that they have already."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int64
+from jaxtyping import Float16, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -28,7 +28,7 @@ class Preparing:
     preprocess: Callable[[Any], Tensor]
     decoding: Decoding
 
-    def __call__(self, row: int) -> Float[Tensor, "K H W"]:
+    def __call__(self, row: int) -> UInt8[Tensor, "H W K"]:
         """The image of a row.
 
         Raises:
@@ -56,60 +56,82 @@ class Preparing:
         return str(self.error(row).__cause__ or "its features are no numbers")
 
 
+class Known(NamedTuple):
+    """Images of a batch whose content has features already, in one of the stores."""
+
+    positions: Int64[Tensor, " k"]
+    features: Float16[Tensor, "k D"] | Float16[Tensor, " 0"]
+
+
 class Prepared(NamedTuple):
     """A batch; positions are those in it, and an image that cannot be read has none."""
 
-    images: Float[Tensor, "n K H W"] | Float[Tensor, " 0"]
-    """Of the images that have to pass through the network."""
-    new: Int64[Tensor, " n"]
-    """Their positions."""
-    features: Float16[Tensor, "k D"] | Float16[Tensor, " 0"]
-    """Of the images whose content has features already."""
-    known: Int64[Tensor, " k"]
-    """Their positions."""
+    images: UInt8[Tensor, "n H W K"] | UInt8[Tensor, " 0"]
+    """Of the images that have to pass through the network, for one of the stores at least."""
+    positions: Int64[Tensor, " n"]
+    known: tuple[Known, ...]
+    """In each of the stores."""
     contents: Int64[Tensor, "B 2"]
     """Of all images; zeros where they are not kept, and of images that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images that lack the same features."""
+
+    rows: Int64[np.ndarray, " B"]
+    """Their places among all."""
+    stores: Sequence[FeatureStore]
+    """Where these features are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batches(Dataset):
-    """The images of a plan, batch by batch."""
+    """The images of a plan, batch by batch; each is decoded once for all of its features."""
 
     preparing: Preparing
-    store: FeatureStore
-    batches: Sequence[Int64[np.ndarray, " _"]]
-    """Their places among all."""
+    batches: Sequence[Batch]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, number: int) -> Prepared:
-        batch: list[int] = self.batches[number].tolist()
-        contents, images, features = np.zeros((len(batch), 2), dtype=np.int64), {}, {}
-        for i, row in enumerate(batch):
-            content, found = self._looked_up(self.preparing.files[row])
-            if found is not None:
-                features[i] = torch.from_numpy(found)
-            else:
+        batch = self.batches[number]
+        contents, images = np.zeros((len(batch.rows), 2), dtype=np.int64), {}
+        found: list[dict[int, Tensor]] = [{} for _ in batch.stores]
+        rows: list[int] = batch.rows.tolist()
+        for i, row in enumerate(rows):
+            path = self.preparing.files[row]
+            content = _content(path, batch.stores[0])
+            for store, of_store in zip(batch.stores, found, strict=True):
+                features = _looked_up(content, store)
+                if features is not None:
+                    of_store[i] = torch.from_numpy(features)
+            if not all(i in of_store for of_store in found):
                 try:
                     images[i] = self.preparing(row)
                 except InputError:
                     continue
             contents[i] = content
-        none, new, known = torch.empty(0), torch.tensor([*images]), torch.tensor([*features])
         return Prepared(
-            images=torch.stack([*images.values()]) if images else none,
-            new=new.long(),
-            features=torch.stack([*features.values()]) if features else none.half(),
-            known=known.long(),
+            images=torch.stack([*images.values()]) if images else torch.empty(0, dtype=torch.uint8),
+            positions=torch.tensor([*images], dtype=torch.int64),
+            known=tuple(_known(of_store) for of_store in found),
             contents=torch.from_numpy(contents),
         )
 
-    def _looked_up(self, path: str) -> tuple[Int64[np.ndarray, " 2"], Float16[np.ndarray, " D"] | None]:
-        """The content of an image, where contents are kept, and the features that an image of this content has."""
-        known = self.store.known_contents
-        if known is None:
-            return np.zeros(2, dtype=np.int64), None
-        content = content_of(path)
-        place = known.find(content)
-        return content, None if place is None else self.store.at(place)
+
+def _known(found: dict[int, Tensor]) -> Known:
+    positions = torch.tensor([*found], dtype=torch.int64)
+    return Known(positions, torch.stack([*found.values()]) if found else torch.empty(0).half())
+
+
+def _content(path: str, store: FeatureStore) -> Int64[np.ndarray, " 2"]:
+    """The content of an image, where contents are kept."""
+    return np.zeros(2, dtype=np.int64) if store.known_contents is None else content_of(path)
+
+
+def _looked_up(content: Int64[np.ndarray, " 2"], store: FeatureStore) -> Float16[np.ndarray, " D"] | None:
+    """The features that an image of this content has."""
+    place = None if store.known_contents is None else store.known_contents.find(content)
+    return None if place is None else store.at(place)

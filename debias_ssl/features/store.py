@@ -121,6 +121,8 @@ class FolderStore:
     """
 
     folder: Path
+    flag: str = "--features"
+    """By which users have named it, or the folder that it is in."""
     generation: int = 0
     earlier: tuple[Earlier, ...] = ()
     dim: int = 0
@@ -147,7 +149,7 @@ class FolderStore:
                 self._say(MANIFEST, own | {"generation": 0}, listed)
             return replace(self, dim=dim)
         current = read_manifest(self.folder)
-        if differing := difference(current, own):
+        if differing := difference(current, own, self.flag):
             raise InputError(f"{str(self.folder)!r} holds {differing}")
         found = [(current, self._list(current)), *self._unfinished(own)]
         same = next((k for k, each in enumerate(found) if is_same(*each, own, listed)), None)
@@ -156,7 +158,7 @@ class FolderStore:
         store = replace(self, generation=generation, earlier=others, dim=dim)
         if same is None:
             moved = None if found[0][0]["root"] == own["root"] else (found[0][0]["root"], own["root"])
-            note = compared(self.folder, store.earlier[0], moved, files, store.has)
+            note = compared(self.folder, store.earlier[0], moved, files, store.has, self.flag)
             store = replace(store, note=note)
             if is_first:
                 store._say(_name(generation), own | {"generation": generation}, listed)
@@ -273,7 +275,7 @@ class FolderStore:
         for path in sorted(self.folder.glob(_name("*"))):
             with suppress(InputError):
                 manifest = read_manifest(self.folder, path.name)
-                if difference(manifest, own) is None:
+                if difference(manifest, own, self.flag) is None:
                     yield manifest, self._list(manifest)
 
     def _say(self, name: str, manifest: dict[str, Any], listed: FeatureList) -> None:
@@ -282,7 +284,7 @@ class FolderStore:
             listed.write(list_path(self.folder, manifest["generation"]))
             write_aside(self.folder / name, json.dumps(manifest))
         except WriteError as error:
-            raise InputError(f"{error}; name another folder by --features") from error
+            raise InputError(f"{error}; name another folder by {self.flag}") from error
 
 
 def _name(generation: int | str) -> str:

@@ -243,22 +243,22 @@ def batch_norms(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
 
 
-def load_weights(net: Any, path: Path) -> None:
+def load_weights(net: Any, path: Path, setting: str = "model.weights") -> None:
     """Loads weights with timm's names, except for a classifier of another shape; nothing in the file is executed.
 
     Adapters that are not in the file stay as they are.
     """
     if not path.is_file():
-        raise InputError(f"model.weights: there is no file {str(path)!r}")
+        raise InputError(f"{setting}: there is no file {str(path)!r}")
     try:
         loaded = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # unpickling and parsing raise nearly anything
-        raise InputError(f"model.weights: {str(path)!r} holds no weights: {reason(error)}") from error
+        raise InputError(f"{setting}: {str(path)!r} holds no weights: {reason(error)}") from error
     own = net.state_dict()
     fitting = {key: value for key, value in loaded.items() if key in own and value.shape == own[key].shape}
     if any(is_of_adapter(key) and key not in fitting for key in loaded):
         raise InputError(
-            f"model.weights: {str(path)!r} holds AdaptFormer's layers, without which its network is another: set "
+            f"{setting}: {str(path)!r} holds AdaptFormer's layers, without which its network is another: set "
             f"model.adapter to adaptformer and model.adapter_rank to {ranks_in(loaded)[0]}"
         )
     inside = {id(module) for layer in classifiers_of(net) for module in layer.modules()}
@@ -266,9 +266,7 @@ def load_weights(net: Any, path: Path) -> None:
     new = [key for key in own if key not in fitting and not is_of_adapter(key)]
     missing = [key for key in new if key.rpartition(".")[0] not in classifier]
     if missing:
-        raise InputError(
-            f"model.weights: {str(path)!r} lacks {missing[0]!r}, {len(missing)} names of the model's in all"
-        )
+        raise InputError(f"{setting}: {str(path)!r} lacks {missing[0]!r}, {len(missing)} names of the model's in all")
     net.load_state_dict(fitting, strict=False)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
@@ -20,21 +20,21 @@ from torchvision.transforms import Compose
 from tqdm import tqdm
 
 from debias_ssl.models.clip_names import CONFIG, EXTRA, LOCAL, OFFLINE, checked_config, plain, silent, why
+from debias_ssl.models.pixels import Normalized, hash_of, middle, pixels
 from debias_ssl.models.text_cache import keep, kept
 from debias_ssl.system.errors import InputError
 
-# How many times as long as wide a picture may be before it is resized whole.
-LONGEST = 16
 # Classes whose prompts are encoded together, as open_clip does it, and the most prompts of a forward pass.
 CLASSES, PROMPTS = 10, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A pretrained CLIP model, ready to encode."""
+    """A pretrained CLIP model, ready to encode: an `Encoder` of images, and a text tower."""
 
     network: Any  # open_clip's models share methods, but no class
-    preprocess: Callable[[Image.Image], Float[Tensor, "K H W"]]
+    preprocess: Callable[[Image.Image], UInt8[Tensor, "H W K"]]
+    normalized: Normalized
     tokenizer: Callable[[list[str]], Tensor]
     logit_scale: float
     """The model's own: logits are it times cosine similarities."""
@@ -48,6 +48,16 @@ class Clip:
     """Whether features are means of those of an image and of its mirror image."""
     text: dict[str, Any] = field(default_factory=dict)
     """What vectors of texts depend on beside the weights of the text tower, as JSON."""
+
+    @torch.no_grad()
+    def encode(self, images: UInt8[Tensor, "N H W K"]) -> Float[Tensor, "N D"]:
+        """Vectors of length 1 of preprocessed images, in fp32 whatever precision the network runs in."""
+        taken = self.normalized(images).contiguous()
+        features = F.normalize(self.network.encode_image(taken).float(), dim=-1)
+        if not self.flip:
+            return features
+        mirrored = F.normalize(self.network.encode_image(taken.flip(-1)).float(), dim=-1)
+        return F.normalize(features + mirrored, dim=-1)
 
 
 def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip: bool = False) -> Clip:
@@ -80,11 +90,14 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
     preprocessing = PreprocessCfg(**network.visual.preprocess_cfg)
     transform: Any = image_transform_v2(preprocessing, is_train=False)
     crops = (preprocessing.resize_mode or "shortest") == "shortest"
+    # Without its last two parts, which make tensors of fp32 and normalize them.
+    resized = [*([middle] if crops else []), *transform.transforms[:-2], pixels]
     vision = {key: value for key, value in config["vision_cfg"].items() if key != "timm_model_pretrained"}
     activation = {"quick_gelu": config.get("quick_gelu", False)}
     return Clip(
         network=network,
-        preprocess=Compose([middle, transform]) if crops else transform,
+        preprocess=Compose(resized),
+        normalized=Normalized(mean=_of_channels(preprocessing.mean), std=_of_channels(preprocessing.std)),
         tokenizer=tokenizer,
         logit_scale=network.logit_scale.exp().item(),
         # Where weights have none although the config does, open_clip takes 0.
@@ -93,13 +106,18 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
         device=device,
         description={
             "vision": vision | activation,
-            "weights": _hash(network.visual.state_dict()),
+            "weights": hash_of(network.visual.state_dict()),
             "preprocessing": plain(asdict(preprocessing)),
             **({"flip": True} if flip else {}),
         },
         flip=flip,
         text=config["text_cfg"] | activation,
     )
+
+
+def _of_channels(values: float | Sequence[float]) -> tuple[float, ...]:
+    """A number of each channel; one alone is that of all."""
+    return tuple(values) if isinstance(values, Sequence) else (values,) * 3
 
 
 def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Tensor]:
@@ -122,18 +140,6 @@ def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Te
         else:
             fix = OFFLINE
         raise InputError(f"--model {model} has a tokenizer that cannot be loaded: {why(error)}; {fix}") from error
-
-
-def middle(image: Image.Image) -> Image.Image:
-    """The middle of a picture that is more than `LONGEST` times as long as wide, and of others the whole.
-
-    Preprocessing that resizes the shorter side and crops the central square sees no more of it; but it resizes the
-    whole picture first, and a line of 20,000 x 1 pixels would become one of 4.5 million x 224, which takes 5 GB. Both
-    ends lose as much, so that the center stays where it is.
-    """
-    most = LONGEST * min(image.size)
-    left, top = (max(0, side - most) // 2 for side in image.size)
-    return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +187,7 @@ def class_vectors(
                 if earlier < number:
                     same.append((earlier, number))
             cut.extend(_cut(clip, texts, tokens))
-            key, shape = f"{tower} {len(names)} {_hash({'tokens': tokens})}", (len(names), clip.embed_dim)
+            key, shape = f"{tower} {len(names)} {hash_of({'tokens': tokens})}", (len(names), clip.embed_dim)
             vectors = kept(key, shape)
             if vectors is None:
                 vectors = _mean_vectors(clip, tokens, len(names))
@@ -219,7 +225,7 @@ def _text_tower(clip: Clip) -> str:
         clip.device.type,
         machine,
     ]
-    facts += [torch.get_num_threads(), torch.get_float32_matmul_precision(), _hash(weights)]
+    facts += [torch.get_num_threads(), torch.get_float32_matmul_precision(), hash_of(weights)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -245,25 +251,7 @@ def zero_shot_weights(
     return class_vectors(clip, prompt_names, templates).weights
 
 
-@torch.no_grad()
-def encode(clip: Clip, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N D"]:
-    """Vectors of length 1 of preprocessed images, in fp32 whatever precision the network runs in."""
-    features = F.normalize(clip.network.encode_image(images).float(), dim=-1)
-    if not clip.flip:
-        return features
-    mirrored = F.normalize(clip.network.encode_image(images.flip(-1)).float(), dim=-1)
-    return F.normalize(features + mirrored, dim=-1)
-
-
 def blank_features(clip: Clip) -> Float[Tensor, "1 D"]:
     """The vector of a white image, whose logits show what the model prefers when it sees nothing (CDMAD 2403.10391)."""
     image = clip.preprocess(Image.new("RGB", (256, 256), "white"))
-    return encode(clip, image[None].to(clip.device))
-
-
-def _hash(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return clip.encode(image[None].to(clip.device))

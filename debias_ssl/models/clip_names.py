@@ -48,7 +48,7 @@ def checked_config(model: str, pretrained: str | None) -> tuple[str, dict[str, A
     elif model.startswith(LOCAL):
         config = _check_folder(Path(model.removeprefix(LOCAL)))
     else:
-        config = _trained_config(_from_hub(model))
+        config = _trained_config(from_hub(model))
     if needs_transformers(config) and find_spec("transformers") is None:
         raise InputError(f"--model {model} needs the package transformers for its tokenizer: {EXTRA}")
     return model, config
@@ -77,11 +77,11 @@ def silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _from_hub(model: str) -> Path:
-    """The config of a model of the hub, downloaded if it is not in the cache."""
+def from_hub(model: str, name: str = CONFIG) -> Path:
+    """A file of a model of the hub, such as its config, downloaded if it is not in the cache."""
     try:
         with silent():
-            return Path(download_pretrained_from_hf(model.removeprefix(HUB), filename=CONFIG))
+            return Path(download_pretrained_from_hf(model.removeprefix(HUB), filename=name))
     except Exception as error:  # downloading raises nearly anything
         raise InputError(f"--model {model} cannot be loaded: {why(error)}; {OFFLINE}") from error
 

@@ -62,7 +62,7 @@ class TrainedRun:
             images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one; or
                 uint8 pixels N x H x W x K, which are cropped and resized as those of files are.
             root: what paths of a list are relative to, below which they must lie; None is the folder of the list.
-            features: for a run on features, the folder of `debias-ssl label` that has those of the images.
+            features: for a run on features, the folder of `debias-ssl features` or `label` that has those of images.
             batch_size: images that pass through the network at a time.
             workers: processes that decode files; 0 decodes in this one.
 
@@ -108,7 +108,8 @@ class TrainedRun:
         """Raises InputError where features are missing, or none are wanted."""
         if self.data.features and not are_given:
             raise InputError(
-                "features are missing, on which the run was trained: pass --features, a folder of debias-ssl label's"
+                "features are missing, on which the run was trained: pass --features, a folder of debias-ssl "
+                "features or label's"
             )
         if are_given and not self.data.features:
             raise InputError("features are of no use to a run that was trained on pixels: leave out --features")

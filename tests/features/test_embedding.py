@@ -24,10 +24,11 @@ from debias_ssl.features import embedding as features
 from debias_ssl.features.embedding import FeatureCache, embed
 from debias_ssl.features.store import FolderStore, MemoryStore, ShardRows
 from debias_ssl.labels.images import images_to_label
-from debias_ssl.models.clip import Clip, encode, load_clip
+from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError, StoppedError
 
 CPU = torch.device("cpu")
+encode = Clip.encode
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_features_are_the_images_in_order(clip: Clip, images: list[Path]):
     chunks = [*cache.chunks()]
     assert [len(chunk) for chunk in chunks] == [4, 4, 2]
     assert cache.names == [path.relative_to(cache.root).as_posix() for path in images]
-    expected = encode(clip, torch.stack([clip.preprocess(decode(str(path))) for path in images]))
+    expected = clip.encode(torch.stack([clip.preprocess(decode(str(path))) for path in images]))
     torch.testing.assert_close(torch.cat(chunks), expected, atol=1e-3, rtol=0)
     assert torch.cat(chunks).equal(torch.cat([*cache.chunks()])), "they can be gone through again"
     assert np.load(folder_of(cache) / "shard_00002.npy").dtype == np.float16
@@ -117,7 +118,7 @@ def test_workers_and_relative_paths_change_nothing(clip: Clip, images: list[Path
 
 def test_batches_do_not_cross_shards(clip: Clip, images: list[Path], monkeypatch):
     sizes = []
-    monkeypatch.setattr(features, "encode", lambda clip, batch: sizes.append(len(batch)) or encode(clip, batch))
+    monkeypatch.setattr(Clip, "encode", lambda clip, batch: sizes.append(len(batch)) or encode(clip, batch))
     cached(clip, images)
     assert sizes == [3, 1, 3, 1, 2]
 
@@ -132,7 +133,7 @@ def test_what_was_made_before_a_kill_is_kept(clip: Clip, images: list[Path], mon
         return encode(clip, batch)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(features, "encode", killed)
+        patched.setattr(Clip, "encode", killed)
         cached(clip, images)
     folder = images[0].parents[2] / "features"
     assert sorted(path.name for path in folder.glob("*.npy")) == ["content_00000.npy", "shard_00000.npy"]
@@ -242,7 +243,7 @@ def rows_of(cache: FeatureCache) -> dict[str, bytes]:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that pass through the network."""
     sizes: list[int] = []
-    monkeypatch.setattr(features, "encode", lambda clip, batch: sizes.append(len(batch)) or encode(clip, batch))
+    monkeypatch.setattr(Clip, "encode", lambda clip, batch: sizes.append(len(batch)) or encode(clip, batch))
     return sizes
 
 
@@ -258,7 +259,7 @@ def test_only_new_and_changed_images_are_read(clip: Clip, images: list[Path], en
     assert [*after] == [path.relative_to(cache.root).as_posix() for path in now]
     others = before.keys() - {"ant/6.png", "bee/3.png"}
     assert {name: after[name] for name in others} == {name: before[name] for name in others}
-    expected = encode(clip, torch.stack([clip.preprocess(decode(str(path))) for path in (now[0], images[6])]))
+    expected = clip.encode(torch.stack([clip.preprocess(decode(str(path))) for path in (now[0], images[6])]))
     found = np.stack([np.frombuffer(after[name], np.float32) for name in (cache.names[0], "bee/3.png")])
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=0)
     note = (
@@ -453,7 +454,7 @@ def test_a_kill_while_features_are_brought_up_to_date_loses_nothing(clip: Clip, 
         assert find_features([str(folder.with_name(place))], stay).tobytes() == old
         whole = {path.name for path in folder.with_name(place).glob("shard_*.1.npy")}
         with monkeypatch.context() as patch:
-            patch.setattr(features, "encode", lambda clip, batch, made=made: made.append(1) or encode(clip, batch))
+            patch.setattr(Clip, "encode", lambda clip, batch, made=made: made.append(1) or encode(clip, batch))
             assert shards(cached(clip, now, place)) == expected
         # One batch in each of the first two shards.
         assert len(made) == 2 - sum(f"shard_0000{number}.1.npy" in whole for number in range(2))

@@ -16,7 +16,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from small_clip import MODEL, PREPROCESSING, save_clip
 
-from debias_ssl.models.clip import Clip, blank_features, encode, load_clip, middle, zero_shot_weights
+from debias_ssl.models.clip import Clip, blank_features, load_clip, zero_shot_weights
+from debias_ssl.models.pixels import middle
 from debias_ssl.system.errors import InputError
 
 CPU = torch.device("cpu")
@@ -50,10 +51,15 @@ def test_the_models_own_scale_and_preprocessing_are_taken(clip: Clip):
     assert clip.logit_scale == pytest.approx(10)
     assert clip.embed_dim == 8
     assert clip.description["preprocessing"] | PREPROCESSING == clip.description["preprocessing"]
-    gray = clip.preprocess(Image.new("RGB", (40, 20), (102, 128, 153)))
+    gray = seen(clip, Image.new("RGB", (40, 20), (102, 128, 153)))
     assert gray.shape == (3, 16, 16)
     # (value - mean) / std of each channel
     assert gray[:, 0, 0].tolist() == pytest.approx([0, (128 / 255 - 0.5) / 0.2, 0], abs=1e-5)
+
+
+def seen(clip: Clip, image: Image.Image) -> torch.Tensor:
+    """What the network takes of an image."""
+    return clip.normalized(clip.preprocess(image)[None])[0]
 
 
 def usual(**settings: Any) -> Any:
@@ -76,14 +82,14 @@ def test_of_a_strip_nothing_is_resized_that_is_cropped_away(clip: Clip, size: tu
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, size, *rest, **more: sizes.append(size) or resize(self, size, *rest, **more)
     )
-    assert clip.preprocess(image).equal(expected), "its own preprocessing gives the same"
+    assert seen(clip, image).equal(expected), "its own preprocessing gives the same"
     assert all(np.prod(each) <= 17 * 16 * 16 for each in sizes)
 
 
 @pytest.mark.parametrize("size", [(1000, 3), (7, 555), (3000, 37), (613, 24)])
 def test_of_a_strip_of_any_sides_the_same_is_seen_within_a_pixel(clip: Clip, size: tuple[int, int]):
     # One of the 16 columns is a 48th of a wave: 13 of 255, in units of the deviation.
-    assert (clip.preprocess(strip(*size)) - usual()(strip(*size))).abs().max() < 13 / 255 / 0.2
+    assert (seen(clip, strip(*size)) - usual()(strip(*size))).abs().max() < 13 / 255 / 0.2
 
 
 def test_what_is_no_strip_goes_as_it_is(clip: Clip):
@@ -94,24 +100,25 @@ def test_what_is_no_strip_goes_as_it_is(clip: Clip):
 
 def test_where_the_whole_picture_is_seen_none_of_it_is_cut_off(tmp_path: Path):
     squashing = load_clip(save_clip(tmp_path, preprocess_cfg=PREPROCESSING | {"resize_mode": "squash"}), None, CPU)
-    assert squashing.preprocess(strip(900, 2)).equal(usual(resize_mode="squash")(strip(900, 2)))
+    assert seen(squashing, strip(900, 2)).equal(usual(resize_mode="squash")(strip(900, 2)))
 
 
 def test_the_network_does_not_train_and_workers_can_take_its_preprocessing(clip: Clip):
     assert not any(module.training for module in clip.network.modules())
     assert not any(parameter.requires_grad for parameter in clip.network.parameters())
-    assert pickle.loads(pickle.dumps(clip.preprocess))(Image.new("RGB", (4, 4))).shape == (3, 16, 16)
+    assert pickle.loads(pickle.dumps(clip.preprocess))(Image.new("RGB", (4, 4))).shape == (16, 16, 3)
 
 
 def test_features_have_length_one_in_fp32_under_mixed_precision(clip: Clip):
-    images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    plain = encode(clip, images)
+    images = torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = clip.encode(images)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = encode(clip, images)
+        mixed = clip.encode(images)
     assert mixed.dtype == torch.float32
     for features in (plain, mixed):
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(5))
-    torch.testing.assert_close(plain, torch.nn.functional.normalize(clip.network.encode_image(images), dim=-1))
+    expected = clip.network.encode_image(clip.normalized(images))
+    torch.testing.assert_close(plain, torch.nn.functional.normalize(expected, dim=-1))
     assert not plain.equal(mixed)
 
 
@@ -119,16 +126,16 @@ def test_with_flips_features_are_means_over_an_image_and_its_mirror_image(folder
     flipping = load_clip(f"local-dir:{folder}", None, CPU, flip=True)
     images = [strip(32, 16), strip(16, 16)]
     mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
-    seen, mirror = (encode(clip, torch.stack([clip.preprocess(each) for each in some])) for some in (images, mirrored))
-    found = encode(flipping, torch.stack([flipping.preprocess(each) for each in images]))
-    torch.testing.assert_close(found, torch.nn.functional.normalize((seen + mirror) / 2, dim=-1), atol=1e-5, rtol=0)
-    assert (found - seen).abs().max() > 0.01
+    plain, mirror = (clip.encode(torch.stack([clip.preprocess(each) for each in some])) for some in (images, mirrored))
+    found = flipping.encode(torch.stack([flipping.preprocess(each) for each in images]))
+    torch.testing.assert_close(found, torch.nn.functional.normalize((plain + mirror) / 2, dim=-1), atol=1e-5, rtol=0)
+    assert (found - plain).abs().max() > 0.01
     assert flipping.description == clip.description | {"flip": True}
 
 
 def test_the_blank_image_is_white(clip: Clip):
     white = clip.preprocess(Image.new("RGB", (16, 16), (255, 255, 255)))
-    assert blank_features(clip).equal(encode(clip, white[None]))
+    assert blank_features(clip).equal(clip.encode(white[None]))
 
 
 def test_weights_are_means_of_normalized_prompts(clip: Clip):

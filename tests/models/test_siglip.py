@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_clip import MODEL, PREPROCESSING, SIGLIP_PREPROCESSING, save_clip, save_siglip
 
-from debias_ssl.models.clip import class_vectors, encode, load_clip
+from debias_ssl.models.clip import class_vectors, load_clip
 from debias_ssl.system.errors import InputError
 
 CPU = torch.device("cpu")
@@ -27,8 +27,8 @@ def test_scores_are_those_of_open_clips_own_logits(tmp_path: Path):
     clip = load_clip(save_siglip(tmp_path, scale=20, bias=-3), None, CPU)
     assert (clip.logit_scale, clip.logit_bias) == (pytest.approx(20), -3)
     images = torch.stack([clip.preprocess(noise(width, 30)) for width in (30, 20, 90)])
-    logits = clip.logit_scale * encode(clip, images) @ class_vectors(clip, ["ant", "bee"], ["a {}"]).weights
-    own, _ = clip.network.get_logits(images, clip.tokenizer(["a ant", "a bee"]))
+    logits = clip.logit_scale * clip.encode(images) @ class_vectors(clip, ["ant", "bee"], ["a {}"]).weights
+    own, _ = clip.network.get_logits(clip.normalized(images), clip.tokenizer(["a ant", "a bee"]))
     assert clip.logit_bias is not None
     torch.testing.assert_close((logits + clip.logit_bias).sigmoid(), own.sigmoid())
     # Of one label the bias says nothing.
@@ -41,8 +41,8 @@ def test_images_are_squashed_and_centered_as_in_its_training(tmp_path: Path):
     settings: dict[str, Any] = {**SIGLIP_PREPROCESSING, "size": 160}
     own: Any = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     for image in (noise(200, 120), noise(900, 4)):
-        assert clip.preprocess(image).equal(own(image))
-    white = clip.preprocess(Image.new("RGB", (50, 30), "white"))
+        assert clip.normalized(clip.preprocess(image)[None])[0].equal(own(image))
+    white = clip.normalized(clip.preprocess(Image.new("RGB", (50, 30), "white"))[None])[0]
     assert white.shape == (3, 160, 160) and white.unique().tolist() == [1.0]
 
 

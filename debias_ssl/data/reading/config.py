@@ -62,7 +62,8 @@ class ReadingConfig:
     """How images become the numbers that a network takes.
 
     Args:
-        features: folders of features that `debias-ssl label` has made of these images, to train on instead of pixels.
+        features: folders of features that `debias-ssl features` or `label` has made of these images, to train on
+            instead of pixels.
         feature_views: `auto` trains on the weak and the strong views of images where the folders of features hold some
             (weak_0, strong_0 and so on), one of them at random in each step, and on plain features otherwise; `none`
             always on plain features. `augment.feature_noise` and `augment.feature_dropout` come in addition.

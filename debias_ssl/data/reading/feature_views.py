@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float16
@@ -17,14 +16,15 @@ from debias_ssl.data.reading.features import (
     MANIFEST,
     KeptFeatures,
     Located,
+    ViewKind,
     check_finite,
     locate,
     read_manifest,
     shard_path,
+    view_folder,
 )
 from debias_ssl.system.errors import InputError
 
-ViewKind = Literal["weak", "strong"]
 KINDS: tuple[ViewKind, ...] = ("weak", "strong")
 
 
@@ -78,5 +78,5 @@ def hash_of_views(folders: Sequence[str]) -> str:
 
 def _folders_of(folder: Path, kind: ViewKind) -> list[Path]:
     """The folders of a kind of views, by their number."""
-    named = (folder / f"{kind}_{number}" for number in count())
+    named = (view_folder(folder, kind, number) for number in count())
     return [*takewhile(lambda each: (each / MANIFEST).exists(), named)]

@@ -1,8 +1,10 @@
-"""Features of images that `debias-ssl label` keeps on disk: a manifest, a list of files, and shards of their rows.
+"""Features of images that `features` and `label` keep on disk: a manifest, a list of files, and shards of their rows.
 
 Beside each shard of features stand the contents of its images, as hashes. Where images were added, changed or removed,
 the features of the new list are another generation of all these files, which the manifest names as soon as it is whole.
 The first generation is 0.
+
+Features of weak and strong views of the images are folders of the same format below that one.
 """
 
 import hashlib
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float16, Int64, Shaped
@@ -32,6 +34,14 @@ from debias_ssl.system.files import read_array
 MANIFEST = "manifest.json"
 VERSION = 3
 KEYS = ("version", "model", "root", "shard_size", "dim", "generation")
+# The jobs that make features; those of networks of timm, the first alone.
+MAKERS = "debias-ssl features or label"
+ViewKind = Literal["weak", "strong"]
+
+
+def view_folder(folder: Path, kind: ViewKind, number: int) -> Path:
+    """Of the features of view `number`, 0 first, of a kind: they are beside those of the images as they are."""
+    return folder / f"{kind}_{number}"
 
 
 def shard_path(folder: Path, number: int, generation: int) -> Path:
@@ -62,12 +72,12 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
         manifest = json.loads((folder / name).read_text(encoding="utf-8"))
         if manifest.get("version") != VERSION:
             raise InputError(
-                f"{str(folder)!r} holds features of another version of this program: let debias-ssl label make new "
-                "ones in another folder, or delete that one"
+                f"{str(folder)!r} holds features of another version of this program: let {MAKERS} make "
+                "new ones in another folder, or delete that one"
             )
         return {key: manifest[key] for key in KEYS}
     except FileNotFoundError as error:
-        raise InputError(f"{str(folder)!r} holds no features of debias-ssl label: it has no {name}") from error
+        raise InputError(f"{str(folder)!r} holds no features of {MAKERS}: it has no {name}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{str(folder / name)!r} cannot be read: {reason(error)}") from error
 
@@ -83,7 +93,7 @@ def feature_notes(folders: Sequence[str]) -> list[str]:
     older = [folder for folder in folders if read_manifest(Path(folder))["model"].get("decoder") != DECODER]
     return [
         f"the features in {folder} are of another version, which may have read photos sideways and transparency as "
-        "black: debias-ssl label makes new ones in another folder"
+        f"black: {MAKERS} makes new ones in another folder"
         for folder in older
     ]
 
@@ -164,7 +174,7 @@ class KeptFeatures:
             try:
                 to[at[own]] = read_array(path, "r")[rows[own] - shard * self.manifest["shard_size"]]
             except (OSError, ValueError, IndexError) as error:
-                raise InputError(f"{str(path)!r} is missing or damaged: run debias-ssl label again") from error
+                raise InputError(f"{str(path)!r} is missing or damaged: run {MAKERS} again") from error
 
     def rows(self, asked: _Asked, *, moved: bool) -> Int64[np.ndarray, " N"]:
         """The rows of images that are as they were; -1 for those that have none.
@@ -185,8 +195,8 @@ class KeptFeatures:
         others = known[~self._are_same(entries[known], asked, known)]
         if len(others):
             raise InputError(
-                f"{asked.names[others[0]]!r} has changed since its features were made: run debias-ssl label again; "
-                f"with --features {str(self.folder)!r} it makes those of changed images alone"
+                f"{asked.names[others[0]]!r} has changed since its features were made: run {MAKERS} again; with "
+                f"--out or --features {str(self.folder)!r} it makes those of changed images alone"
             )
         tars: dict[str, list[tuple[int, str]]] = {}
         for i in np.flatnonzero(entries < 0).tolist() if not isinstance(asked.names, FileNames) else ():
@@ -273,7 +283,7 @@ def locate(folders: Sequence[str], paths: Sequence[str]) -> list[Located]:
         if differing:
             raise InputError(
                 f"{folders[0]!r} and {folder!r} hold features of different models ({' and '.join(differing)} differ): "
-                "run debias-ssl label with the same model and settings for both"
+                f"run {MAKERS} with the same model and settings for both"
             )
     asked, left, found = _Asked.of(paths), np.arange(len(paths)), []
     kept = [
@@ -289,7 +299,7 @@ def locate(folders: Sequence[str], paths: Sequence[str]) -> list[Located]:
             left = left[rows < 0]
     if len(left):
         path = paths[left[0]]
-        raise InputError(f"{', '.join(folders)} lack features of {path!r}: label its folder with debias-ssl label too")
+        raise InputError(f"{', '.join(folders)} lack features of {path!r}: run {MAKERS} on its folder too")
     return found
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from debias_ssl.data.reading.cache import decoded_array
 from debias_ssl.data.reading.config import Decoding, ReadingConfig
 from debias_ssl.data.reading.decode import center_crop, decode, random_crop
-from debias_ssl.data.reading.feature_views import ViewKind, find_views
-from debias_ssl.data.reading.features import find_features
+from debias_ssl.data.reading.feature_views import find_views
+from debias_ssl.data.reading.features import ViewKind, find_features
 from debias_ssl.data.sampling.keyed import whole
 from debias_ssl.data.sources.images import Images
 from debias_ssl.data.sources.shards import ShardedNames

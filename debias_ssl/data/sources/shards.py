@@ -225,7 +225,9 @@ def members_of(path: str, size: int, mtime_ns: int) -> Iterator[Member]:
     except OSError as error:
         raise InputError(f"cannot read shard {path!r}: {error.strerror}") from error
     if (stat.st_size, stat.st_mtime_ns) != (size, mtime_ns):
-        raise InputError(f"shard {path!r} has changed since its features were made: run debias-ssl label again")
+        raise InputError(
+            f"shard {path!r} has changed since its features were made: run debias-ssl features or label again"
+        )
     index = read_index(path, size, mtime_ns, None)
     return (index[i] for i in range(index.shard.num_images))
 

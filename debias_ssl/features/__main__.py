@@ -1,0 +1,176 @@
+"""`debias-ssl features`: features of images by a pretrained network, made once and kept, to train on."""
+
+import json
+import os
+import re
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from debias_ssl.data.augment.config import AugmentConfig
+from debias_ssl.data.reading.config import Decoding
+from debias_ssl.data.reading.features import MANIFEST, view_folder
+from debias_ssl.data.reading.workers import dead_workers_told
+from debias_ssl.data.sources.folder import find_files, folder_of
+from debias_ssl.data.sources.images import Images, fingerprint, left_out_notes
+from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
+from debias_ssl.distributed.agreement import check_agreement
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.distributed.processes import is_first
+from debias_ssl.distributed.start_up import first_of_each_host_first
+from debias_ssl.features.embedding import FeatureCache, embed
+from debias_ssl.features.store import FolderStore
+from debias_ssl.features.views import KeptView, kept_views
+from debias_ssl.labels.truth import say
+from debias_ssl.models.encoders import Encoder, load_encoder
+from debias_ssl.system.errors import InputError, shortened
+from debias_ssl.system.files import ends_told
+from debias_ssl.system.locking import locked
+from debias_ssl.system.outputs import check_apart
+from debias_ssl.training.parser import Parser
+
+# What is in a folder of features.
+OWN = re.compile(r"\..*|(manifest|files|shard_|content_).*\.(json|parquet|npy)|(weak|strong)_\d+")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="debias-ssl features", description="Keeps features of images by a pretrained network.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--images", type=str, required=True, help="folder of any depth, list, CSV of path, or tar files"
+    )
+    parser.add_argument("--root", type=str, default=None, help="what paths of a list are relative to; else its folder")
+    parser.add_argument(
+        "--model", type=str, required=True, help="timm:NAME, open_clip:NAME, local-dir:FOLDER or hf-hub:OWNER/NAME"
+    )
+    parser.add_argument("--pretrained", type=str, default=None, help="of open_clip: one of its tags, or a file")
+    parser.add_argument("--weights", type=str, default=None, help="of timm: a file; else timm's own are downloaded")
+    parser.add_argument("--image_size", type=int, default=None, help="of timm: side in pixels; else the network's own")
+    parser.add_argument("--flip", type=bool, default=False, help="mean features of each image and its mirror image")
+    parser.add_argument("--views", type=int, default=0, help="weak views of each image, and strong ones, kept beside")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers of views")
+    parser.add_class_arguments(AugmentConfig, "data.augment", skip={"feature_noise", "feature_dropout"})
+    parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
+    parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
+    parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is Pillow's limit")
+    parser.add_argument(
+        "--background", type=str, default="white", help="of transparent pixels: name of a color, or '#rrggbb' in quotes"
+    )
+    parser.add_argument("--batch_size", type=int, default=256, help="images of a batch in each process")
+    parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
+    parser.add_argument(
+        "--precision", type=Precision, default="auto", help="auto is bf16 where the device multiplies in it"
+    )
+    parser.add_argument("--out", type=str, required=True, help="folder of features, which later calls bring up to date")
+    return parser
+
+
+@entry_point
+def main(arguments: list[str]) -> None:
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    views = _views(parsed, parser)
+    for name, least in (("batch_size", 1), ("workers", 0), ("image_size", 1)):
+        if parsed[name] is not None and parsed[name] < least:
+            raise InputError(f"{name} is {parsed[name]}, must be at least {least}")
+    _decoding(parsed).check("")
+    out = Path(parsed.out)
+    inputs = {f"--{name}": parsed[name] for name in ("images", "pretrained", "weights")}
+    check_apart(out, "--out", inputs | {"--model": parsed.model.removeprefix("local-dir:")})
+    # One process looks after the folder; the others end when it may not.
+    with locked(out) if is_first() else nullcontext(), dead_workers_told("--workers", "the same command goes on"):
+        _check_folder(out)
+        with ends_told("the same command goes on"):
+            _make(parsed, views, out)
+
+
+def _views(parsed: Namespace, parser: Parser) -> list[KeptView]:
+    if not 0 <= parsed.views < 1000:
+        raise InputError(f"views is {parsed.views}, must be in 0..999")
+    config = parser.instantiate(parsed).data.augment
+    # Only a data set could say that its images must not be mirrored.
+    config = replace(config, flip=config.flip is None or config.flip)
+    return kept_views(parsed.views, parsed.seed, config)
+
+
+def _decoding(parsed: Namespace) -> Decoding:
+    return Decoding(bits=parsed.bits, max_pixels=parsed.max_pixels, background=parsed.background)
+
+
+def _check_folder(out: Path) -> None:
+    """Raises InputError where a folder has other files and no features."""
+    others = sorted(name for name in os.listdir(out) if not OWN.fullmatch(name))
+    if others and not (out / MANIFEST).exists():
+        raise InputError(f"--out {str(out)!r} holds {shortened(others)} and no features: name another folder")
+
+
+def _make(parsed: Namespace, views: list[KeptView], out: Path) -> None:
+    accelerator = make_accelerator(parsed.precision)
+    with first_of_each_host_first(accelerator):
+        images = find_files(parsed.images, "--images", parsed.root)
+        root = folder_of(parsed.images, images, parsed.root)
+        encoder = load_encoder(
+            parsed.model,
+            accelerator.device,
+            pretrained=parsed.pretrained,
+            weights=parsed.weights,
+            image_size=parsed.image_size,
+            flip=parsed.flip,
+        )
+    if accelerator.is_main_process:
+        say([f"note: {note}" for note in (*left_out_notes(images), *images.notes)])
+    check_agreement(lambda: _agreed(parsed, images, encoder, views, out))
+    cache = embed(
+        encoder,
+        images.names,
+        root,
+        FolderStore(folder=out, flag="--out"),
+        place_of(accelerator),
+        views=[(view, FolderStore(folder=view_folder(out, view.kind, view.number), flag="--out")) for view in views],
+        batch_size=parsed.batch_size,
+        workers=parsed.workers,
+        on_error=parsed.on_error,
+        decoding=_decoding(parsed),
+        precision=accelerator.mixed_precision.replace("no", "fp32"),
+        autocast=lambda: accelerator.autocast(),
+        progress=accelerator.is_main_process,
+    )
+    if accelerator.is_main_process:
+        print(_summary(parsed, encoder, cache, out))
+
+
+def _agreed(parsed: Namespace, images: Images, encoder: Encoder, views: list[KeptView], out: Path) -> dict[str, str]:
+    """What all processes must have in common, of which each makes features of some images."""
+    return {
+        "the hash of --images": fingerprint(images),
+        "the model": json.dumps(encoder.description),
+        "the views": json.dumps([view.description for view in views]),
+        **{f"--{name}": str(parsed[name]) for name in ("precision", "on_error", "bits", "max_pixels", "background")},
+        "the folder of features": os.path.abspath(out),
+    }
+
+
+def _summary(parsed: Namespace, encoder: Encoder, cache: FeatureCache, out: Path) -> str:
+    """What was made, where it is, and what it is for."""
+    number, lacking = len(cache.files), len(cache.unreadable)
+    lines = [
+        f"features of {number - lacking:,} images in {out}: {encoder.embed_dim:,} numbers each, {cache.num_shards:,} "
+        f"shards; {cache.num_before:,} images had theirs before",
+    ]
+    if parsed.views:
+        last = parsed.views - 1
+        lines.append(
+            f"views of each image: {parsed.views} weak and {parsed.views} strong, in its folders weak_0 to "
+            f"weak_{last} and strong_0 to strong_{last}"
+        )
+    if lacking:
+        lines.append(f"left out {lacking:,} files that cannot be read, such as {next(iter(cache.named_unreadable))!r}")
+    lines.append(f"train on them: debias-ssl train --config FILE --data.features '[{out}]' --model.name linear ...")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Makes what lacks of features: plans it shard by shard, and passes images and their views through the network."""
+
+import os
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from debias_ssl.contract import Place
+from debias_ssl.data.reading.workers import Caught, raising
+from debias_ssl.distributed.signals import ignore_signals
+from debias_ssl.features.preparing import Batch, Batches, Prepared, Preparing
+from debias_ssl.features.store import FeatureStore, ShardRows
+from debias_ssl.features.views import KeptView
+from debias_ssl.models.encoders import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Features to make, and where they are kept."""
+
+    store: FeatureStore
+    view: KeptView | None = None
+    """Of the images; None is the images as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A shard to make, of all targets that lack the same images of it."""
+
+    number: int
+    rows: range
+    lacking: Int64[np.ndarray, " n"]
+    """The images among all that have to be read."""
+    is_whole: bool
+    """Whether it is there, so that it is written again only if an image can be read that could not be before."""
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What this process has to make."""
+
+    shards: Sequence[Planned]
+    num_lacking: int
+    """Of its images, how many lack some features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What was made of a planned shard."""
+
+    shard: Planned
+    rows: tuple[ShardRows, ...]
+    """For each of its targets."""
+    num_known: int
+    """How many of its images have the features of another image of their content."""
+
+
+def planned(targets: Sequence[Target], shards: Sequence[range], dim: int, place: Place) -> Plan:
+    """The shards of this process that are not there, or in which images lack that could not be read."""
+    plan, num_lacking = [], 0
+    first, stop = (rank * len(shards) // place.num_processes for rank in (place.rank, place.rank + 1))
+    for number in range(first, stop):
+        rows, lacks = shards[number], np.zeros(len(shards[number]), dtype=bool)
+        alike: dict[tuple[bytes, bool], list[Target]] = {}
+        for target in targets:
+            lacking = np.isnan(target.store.known(number, rows, dim).features[:, 0])
+            is_whole = target.store.is_whole(number, (len(rows), dim))
+            if lacking.any() or not is_whole:
+                alike.setdefault((lacking.tobytes(), is_whole), []).append(target)
+                lacks |= lacking
+        for (lacking, is_whole), group in alike.items():
+            at = rows.start + np.flatnonzero(np.frombuffer(lacking, dtype=bool))
+            shard = Planned(number=number, rows=rows, lacking=at, is_whole=is_whole, targets=tuple(group))
+            plan.append(shard)
+        num_lacking += int(lacks.sum())
+    return Plan(shards=plan, num_lacking=num_lacking)
+
+
+def kept(made: Iterable[Made], num_files: int, on_error: Literal["stop", "skip"], *, stops: bool) -> tuple[int, int]:
+    """Keeps shards that are made; the number of the first image that has no features, where it must.
+
+    Also gives how many images have features of another image of their content.
+    """
+    failed, num_known = num_files, 0
+    for each in made:
+        num_known += each.num_known
+        for target, rows in zip(each.shard.targets, each.rows, strict=True):
+            lacking = np.flatnonzero(np.isnan(rows.features[:, 0]))
+            if on_error == "skip" or not len(lacking):
+                if not each.shard.is_whole or len(lacking) < len(each.shard.lacking):
+                    target.store.write(each.shard.number, rows)
+            else:
+                failed = min(failed, each.shard.rows.start + int(lacking[0]))
+        # Several processes go on to their end: those that are done wait for the others, but not for ever.
+        if stops and failed < num_files:
+            break
+    return failed, num_known
+
+
+def making(
+    encoder: Encoder,
+    plan: Sequence[Planned],
+    preparing: Preparing,
+    *,
+    batch_size: int,
+    workers: int,
+    autocast: Callable[[], AbstractContextManager],
+    progress: bool,
+) -> Generator[Made, None, None]:
+    """The rows of the shards of a plan."""
+    cut = [
+        [
+            Batch(rows=shard.lacking[i : i + batch_size], stores=[target.store for target in shard.targets])
+            for i in range(0, len(shard.lacking), batch_size)
+        ]
+        for shard in plan
+    ]
+    batches = Batches(preparing=preparing, batches=[batch for of_shard in cut for batch in of_shard])
+    for store in {id(store): store for batch in batches.batches for store in batch.stores}.values():
+        # Before decoding processes are made: they share what is found here.
+        _ = store.known_contents
+    loader = DataLoader(
+        Caught(dataset=batches),
+        sampler=range(len(batches)),
+        batch_size=None,
+        # More decoding processes than cores only get into each other's way.
+        num_workers=min(workers, os.cpu_count() or 1, len(batches)),
+        pin_memory=encoder.device.type == "cuda",
+        worker_init_fn=ignore_signals,
+    )
+    num_images, is_quiet = sum(len(batch.rows) for batch in batches.batches), not (progress and len(batches))
+    with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar:
+        loaded = zip(batches.batches, raising(loader), strict=True)
+        for shard, own in zip(plan, cut, strict=True):
+            rows = [_Rows.known(shard, target, encoder) for target in shard.targets]
+            num_known = 0
+            for batch, prepared in islice(loaded, len(own)):
+                at, images = torch.from_numpy(batch.rows) - shard.rows.start, prepared.images.to(encoder.device)
+                for number, of_target in enumerate(rows):
+                    of_target.fill(at, prepared, images, number, autocast)
+                # All targets know alike, but where a kill came between them.
+                num_known += len(prepared.known[0].positions)
+                bar.update(len(batch.rows))
+            yield Made(shard=shard, rows=tuple(of_target.made() for of_target in rows), num_known=num_known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows of a shard that are being made, of one target."""
+
+    target: Target
+    encoder: Encoder
+    features: Float[Tensor, "n D"]
+    contents: Int64[np.ndarray, "n 2"]
+
+    @classmethod
+    def known(cls, shard: Planned, target: Target, encoder: Encoder) -> "_Rows":
+        """With what is known before."""
+        found = target.store.known(shard.number, shard.rows, encoder.embed_dim)
+        features = torch.from_numpy(found.features.astype(np.float32)).to(encoder.device)
+        return cls(target=target, encoder=encoder, features=features, contents=found.contents.copy())
+
+    def fill(
+        self,
+        at: Int64[Tensor, " B"],
+        batch: Prepared,
+        images: UInt8[Tensor, "n H W K"] | UInt8[Tensor, " 0"],
+        number: int,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> None:
+        """Puts the features of a batch where they belong.
+
+        Args:
+            at: the rows of its images in the shard.
+            batch: the batch.
+            images: its images, on the device.
+            number: of this target among those of the batch.
+            autocast: the precision of the network.
+        """
+        known, positions = batch.known[number], batch.positions
+        if len(known.positions):
+            self.features[at[known.positions].to(images.device)] = known.features.float().to(images.device)
+            new = ~torch.isin(positions, known.positions)
+            positions, images = positions[new], images[new.to(images.device)] if len(images) else images
+        if len(positions):
+            if self.target.view is not None:
+                images = self.target.view(images, batch.contents[positions])
+            with autocast():
+                encoded = self.encoder.encode(images)
+            self.features[at[positions].to(images.device)] = encoded
+        self.contents[at.numpy()] = batch.contents.numpy()
+
+    def made(self) -> ShardRows:
+        values = self.features.half()
+        # What 16 bits cannot hold is no features, as what is no number.
+        values[~values.isfinite().all(1)] = torch.nan
+        return ShardRows(features=values.cpu().numpy(), contents=self.contents)
