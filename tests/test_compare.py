@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -589,23 +590,31 @@ def test_a_student_waits_for_its_teacher_in_another_process(tmp_path: Path, monk
     started: list[str] = []
     finished: set[str] = set()
 
-    class Process:
-        returncode = 0
+    class Worker:
+        """Takes one look for each run to finish but the first, which takes three."""
 
-        def __init__(self, name: str):
-            self.name, self.left = name, 3
+        def __init__(self, aside: Path, environment: dict[str, str]):
+            self.name, self.left = "", 0
 
-        def poll(self) -> int | None:
+        def begin(self, resolved: dict[str, Any], out: Path) -> None:
+            self.name = out.parent.name
+            self.left = 3 if self.name == "a" else 1
+            started.append(self.name)
+            assert self.name != "b" or "a" in finished
+
+        def has_finished(self) -> bool:
             self.left -= 1
-            finished.update([self.name] if self.left == 0 else [])
-            return 0 if self.left <= 0 else None
+            finished.update([self.name] if self.left <= 0 else [])
+            return self.left <= 0
 
-    def start(run, aside, environment):
-        started.append(run.variant)
-        assert run.teacher is None or "a" in finished
-        return Process(run.variant)
+        def has_ended(self) -> bool:
+            return False
 
-    monkeypatch.setattr(compare_module, "_start_process", start)
+        def leave(self) -> None: ...
+
+        def wait(self) -> None: ...
+
+    monkeypatch.setattr(compare_module, "Worker", Worker)
     paths = {name: tmp_path / name / "seed-0" for name in "abc"}
     runs = [
         compare_module.PlannedRun(
@@ -613,7 +622,7 @@ def test_a_student_waits_for_its_teacher_in_another_process(tmp_path: Path, monk
         )
         for name, path in paths.items()
     ]
-    assert [run.variant for run, _ in compare_module.train_in_processes(runs, 2)] == ["a", "c", "b"]
+    assert [run.variant for run, _ in compare_module.train_in_processes(runs, 2)] == ["c", "a", "b"]
     assert started == ["a", "c", "b"]
 
 

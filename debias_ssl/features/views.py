@@ -47,7 +47,7 @@ class KeptView:
         """
         is_weak = self.kind == "weak"
         purpose = (Purpose.WEAK_VIEW if is_weak else Purpose.STRONG_VIEW) + self.number
-        number = WEAK_NUMBERS if is_weak else num_numbers(self.config, images)
+        number = WEAK_NUMBERS if is_weak else num_numbers(self.config)
         numbers = of_contents(self.seed, purpose, contents, number)
         return (weak if is_weak else strong)(images, numbers, self.config)
 
