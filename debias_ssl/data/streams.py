@@ -200,16 +200,23 @@ class TrainingStream(Dataset):
         if self.reader.crops_at_random:
             config = replace(config, shift=0.0)
         is_of_features = bool(self.reader.config.features)
+        standard: dict[int, Tensor] = {}
+
+        def standardized(features: Tensor) -> Tensor:
+            # Weak and strong views may be of the same tensor.
+            if id(features) not in standard:
+                standard[id(features)] = views.normalize(self._on_device(features), self.normalization)
+            return standard[id(features)]
 
         def weak(images: Tensor, purpose: int, positions: Tensor) -> Tensor:
             if is_of_features:
-                return views.normalize(self._on_device(images), self.normalization)
+                return standardized(images)
             numbers = self._numbers(step, purpose, positions, views.WEAK_NUMBERS)
             return views.weak_input(self._on_device(images), numbers, config, self.normalization)
 
         def strong(images: Tensor, purpose: int, positions: Tensor) -> Tensor:
             if is_of_features:
-                features = views.normalize(self._on_device(images), self.normalization)
+                features = standardized(images)
                 if not (config.feature_noise or config.feature_dropout):
                     return features
                 return self._feature_noise(features, self._numbers(step, purpose, positions, 1)[:, 0])

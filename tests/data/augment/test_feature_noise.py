@@ -127,7 +127,7 @@ def test_what_is_dropped_depends_on_nothing_else():
     numbers = torch.rand(IMAGES, generator=torch.Generator().manual_seed(0))
     features = torch.full((IMAGES, FEATURES, 1, 1), 100.0)
 
-    def views(**settings: float) -> Tensor:
+    def views(**settings: Any) -> Tensor:
         return FeatureNoise.of(AugmentConfig(**settings), 0, FEATURES, CPU)(features, numbers).flatten(1)
 
     gone, noisy = views(feature_noise=0.0, feature_dropout=0.4) == 0, views(feature_noise=1.0, feature_dropout=0.0)
@@ -141,7 +141,7 @@ def test_what_is_dropped_depends_on_nothing_else():
 
 
 def test_any_number_of_processes_and_any_resume_have_the_same_noise(drawn: Tensor):
-    settings = {"feature_noise": 2.0, "feature_dropout": 0.0}
+    settings: dict[str, Any] = {"feature_noise": 2.0, "feature_dropout": 0.0}
     parts = [noise(rank=rank, num_processes=4, **settings) for rank in range(4)]
     assert torch.cat(parts, 1).equal(drawn)
     module._pool.cache_clear()

@@ -44,12 +44,13 @@ def config(tree: Path, tmp_path: Path) -> DataConfig:
     """Of images of which 2 weak and 3 strong views are kept, but not of those to test on."""
     folders = [write(tree, part, tmp_path / f"of_{part}", weak=2, strong=3) for part in PARTS[:2]]
     folders.append(write(tree, "test", tmp_path / "of_test"))
-    config = DataConfig(name="folder", features=tuple(folders), **{part: str(tree / part) for part in PARTS})
+    parts: dict[str, Any] = {part: str(tree / part) for part in PARTS}
+    config = DataConfig(name="folder", features=tuple(folders), **parts)
     # Of features, mean 0 and deviation 1 leave them as they are.
     return replace(config, mean=(0.0,) * 3, std=(1.0,) * 3, augment=replace(config.augment, **PLAIN))
 
 
-def task_of(config: DataConfig, **place: int) -> Task:
+def task_of(config: DataConfig, **place: Any) -> Task:
     return make_task(config, seed=0, place=Place(**place), progress=False)
 
 
