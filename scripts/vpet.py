@@ -17,6 +17,7 @@ on where it was: the same command again. Each command is printed before it runs.
 import argparse
 import importlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def run(job: str, *flags: str, **settings: Any) -> None:
     if job not in JOBS:
         raise InputError(f"there is no job {job!r} in this version")
     arguments = [*flags, *(f"--{name}={value}" for name, value in settings.items())]
-    print(f"$ debias-ssl {job} {' '.join(arguments)}", flush=True)
+    print(f"$ debias-ssl {shlex.join([job, *arguments])}", flush=True)
     importlib.import_module(JOBS[job][0]).main(arguments)
 
 
