@@ -17,6 +17,7 @@ on where it was: the same command again. Each command is printed before it runs.
 import argparse
 import importlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,12 @@ from debias_ssl.system.files import read_yaml, write_aside
 
 FIGURES = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall"}
 KEYS = {"features", "members", "settings", "member_settings", "student", "round_settings", "vote_settings"}
-# The prior that is removed, and whether labels count by the agreement, of each round.
+# The labels of each round, and whether they count by the agreement.
 ROUNDS = {
-    "round on votes": ("none", False),
-    "round on votes, weighted": ("none", True),
-    "round on debiased votes": (None, False),
-    "round on debiased votes, weighted": (None, True),
+    "round on votes": ("plain_votes", False),
+    "round on votes, weighted": ("plain_votes", True),
+    "round on debiased votes": ("debiased_votes", False),
+    "round on debiased votes, weighted": ("debiased_votes", True),
 }
 
 Figures = dict[str, float]
@@ -97,7 +98,7 @@ def run(job: str, *flags: str, **settings: Any) -> None:
     if job not in JOBS:
         raise InputError(f"there is no job {job!r} in this version")
     arguments = [*flags, *(f"--{name}={value}" for name, value in settings.items())]
-    print(f"$ debias-ssl {job} {' '.join(arguments)}", flush=True)
+    print(f"$ debias-ssl {shlex.join([job, *arguments])}", flush=True)
     importlib.import_module(JOBS[job][0]).main(arguments)
 
 
@@ -143,22 +144,21 @@ def one_seed(plan: Plan, seed: int) -> dict[str, Figures]:
     for member in settings["members"]:
         runs.append(out / member)
         rows[member] = trained(runs[-1], plan.run_settings(member, seed, settings.get("member_settings", {})))
-    priors = {None: settings.get("vote_settings", {})}
+    debiased = settings.get("vote_settings", {})
     # With shares to be estimated, labels would follow them whatever the prior is.
-    priors["none"] = {**priors[None], "prior": "none", "target_prior": "uniform"}
-    labels = {None: out / "debiased_votes", "none": out / "plain_votes"}
-    for prior, of_vote in priors.items():
-        found = voted(runs, plan.train, labels[prior], of_vote)
+    plain = {**debiased, "prior": "none", "target_prior": "uniform"}
+    voted(runs, plan.train, out / "plain_votes", plain)
+    found = voted(runs, plan.train, out / "debiased_votes", debiased)
     for member, entry in zip(settings["members"], found["members"], strict=True):
         rows[member]["mean_rank"] = entry["mean_rank"]
-    of_test = voted(runs, plan.test, out / "votes_on_test", priors[None])
+    of_test = voted(runs, plan.test, out / "votes_on_test", debiased)
     for name, key in (("votes", "plain"), ("debiased votes", "debiased")):
         rows[name] = {figure: of_test[key][figure] for figure in FIGURES}
     of_round = settings.get("round_settings", {"method": "SelfTraining"})
     own = plan.run_settings(student, seed, of_round, {"teacher": out / student})
     rows[f"round on {student} alone"] = trained(out / "own_round", own)
-    for name, (prior, is_weighted) in ROUNDS.items():
-        given = {"data.probs": labels[prior], "data.root": plan.train, "method.weighted": str(is_weighted).lower()}
+    for name, (labels, is_weighted) in ROUNDS.items():
+        given = {"data.probs": out / labels, "data.root": plan.train, "method.weighted": str(is_weighted).lower()}
         folder = out / name.replace(",", "").replace(" ", "_")
         rows[name] = trained(folder, plan.run_settings(student, seed, of_round, given))
     return rows

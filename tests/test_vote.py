@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ EVERY = 9
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some digits as a class tree."""
-    digits, folder = load_digits(), tmp_path_factory.mktemp("images")
+    digits: Any = load_digits()
+    folder = tmp_path_factory.mktemp("images")
     for i in range(0, len(digits.target), EVERY):
         place = folder / str(digits.target[i])
         place.mkdir(exist_ok=True)

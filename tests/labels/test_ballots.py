@@ -1,6 +1,7 @@
 """Votes of made classifiers: temperatures, preferences, and what is known of members without labels."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,18 +108,20 @@ def test_tuned_rows_set_the_temperature_of_each_member(truth):
 
 def test_predictions_that_are_the_clusters_of_the_features_are_the_best_there_are(truth):
     vectors = torch.eye(NUM_CLASSES)[truth] * 10 + torch.randn(NUM, 4, generator=torch.Generator().manual_seed(0))
-    found = criteria_of(5 * torch.eye(NUM_CLASSES)[truth], vectors)
+    found: dict[str, Any] = criteria_of(5 * torch.eye(NUM_CLASSES)[truth], vectors)
     assert [found[name] for name in ("ami", "ari", "v_measure", "fmi")] == [pytest.approx(1)] * 4
-    wrong = criteria_of(5 * torch.eye(NUM_CLASSES)[truth.roll(1).where(torch.arange(NUM) % 3 > 0, truth)], vectors)
+    wrong: dict[str, Any] = criteria_of(
+        5 * torch.eye(NUM_CLASSES)[truth.roll(1).where(torch.arange(NUM) % 3 > 0, truth)], vectors
+    )
     assert all(wrong[name] < found[name] for name in ("ami", "ari", "v_measure", "fmi", "chi"))
     assert wrong["rank_me"] == found["rank_me"]
 
 
 def test_a_member_that_says_one_class_alone_has_figures_too(truth):
     vectors = torch.randn(NUM, 3, generator=torch.Generator().manual_seed(0))
-    found = criteria_of(torch.tensor([[9.0, 0, 0, 0]]).expand(NUM, -1), vectors)
+    found: dict[str, Any] = criteria_of(torch.tensor([[9.0, 0, 0, 0]]).expand(NUM, -1), vectors)
     assert found["chi"] == found["ami"] == 0 and all(np.isfinite(value) for value in found.values())
-    same = criteria_of(made(0, 0.5, truth), torch.ones(NUM, 3))
+    same: dict[str, Any] = criteria_of(made(0, 0.5, truth), torch.ones(NUM, 3))
     assert all(np.isfinite(value) for value in same.values())
 
 

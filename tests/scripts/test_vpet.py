@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ PLAN = {
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two class trees of four digits."""
-    digits, place = load_digits(n_class=4), tmp_path_factory.mktemp("trees")
+    digits: Any = load_digits(n_class=4)
+    place = tmp_path_factory.mktemp("trees")
     for i in range(80):
         folder = place / ("test" if i % 4 == 0 else "train") / str(digits.target[i])
         folder.mkdir(parents=True, exist_ok=True)
