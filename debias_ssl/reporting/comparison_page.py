@@ -90,8 +90,8 @@ def payoffs(compared: ComparedRuns) -> list[Section]:
     ]
     points = [payoff_summary(setting, lines) for setting, lines in by_block.items()]
     caption = (
-        "Points of accuracy, mean over seeds, with Student's 95 % interval where there are several. Without a word: not "
-        "established."
+        "Points of accuracy, mean over seeds, with Student's 95 % interval where there are several. Without a word: "
+        "not established."
     )
     table = Table(title="", head=["variant", *by_block], rows=rows, caption=caption)
     return [Section(title=PAYOFF, text=text, points=points, tables=[table])]

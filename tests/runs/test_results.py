@@ -34,6 +34,7 @@ def compared(*accuracies: float | None, **further: Any) -> dict[str, Any]:
         ((0.45, 0.44, 0.43), "a: cost: -6.0 points of accuracy (95 % interval -8.5 to -3.5)"),
         # Mean 0.02, deviation 0.01: the interval ends at -0.48.
         ((0.51, 0.52, 0.53), "a: not established with 3 seeds: +2.0 points of accuracy (95 % interval -0.5 to +4.5)"),
+        ((0.49, 0.48, 0.47), "a: not established with 3 seeds: -2.0 points of accuracy (95 % interval -4.5 to +0.5)"),
         ((0.9,), "a: not established with 1 seed: +40.0 points of accuracy (one seed has no interval)"),
         ((0.9, None), "a: not established with 1 seed: +40.0 points of accuracy (one seed has no interval)"),
         ((None,), "a: not established, as no seed has finished both with and without them"),
