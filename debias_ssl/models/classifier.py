@@ -80,6 +80,11 @@ class ModelConfig:
                     "adaptformer"
                 )
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether initial weights come from a file or a download."""
+        return self.pretrained or self.weights is not None
+
     def exported(self) -> "ModelConfig":
         """The network of the file of a finished run: nothing to load, and LoRA is in the weights."""
         without = replace(self, pretrained=False, weights=None)

@@ -243,6 +243,9 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
 def _notes(config: Config, task: Task) -> list[str]:
     """What users should know of their data before the first step."""
     notes, classes = task.notes, task.data.classes
+    # A network of the user's own may load its weights itself.
+    if (config.model.freeze or config.model.adapter) and not config.model.is_loaded and "." not in config.model.name:
+        notes.append("the weights that stay as they are are random: model.weights and model.pretrained set them")
     if task.unreadable:
         notes.append(f"left out {len(task.unreadable)} files that cannot be read: unreadable.json")
     views = {kind: len(each) for kind, each in task.readers["train"].views.items()}

@@ -68,7 +68,7 @@ class Trainer:
         self.is_evaluation_due = False
         """Whether the step of the checkpoint has not been evaluated yet, so that the run goes on with that."""
         self._scaler_state: dict[str, Any] = {}
-        self._base = base_of(learner, is_found_again=config.model.pretrained or config.model.weights is not None)
+        self._base = base_of(learner, is_found_again=config.model.is_loaded)
 
     def resume(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint.

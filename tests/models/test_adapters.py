@@ -36,7 +36,7 @@ def images(side: int, num: int = 3) -> Tensor:
     return torch.randn(num, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def adapters(model: nn.Module) -> dict[str, Adapter]:
+def adapters(model: nn.Module) -> dict[str, Any]:
     return {name.removesuffix(".adapter"): each for name, each in model.named_modules() if isinstance(each, Adapter)}
 
 
@@ -119,7 +119,8 @@ def test_lora_is_pefts():
 
 def test_adaptformer_is_beside_the_mlp_of_a_block():
     """Equation 4 and 5 of arXiv 2205.13535: x' + MLP(LN(x')) + s ReLU(LN(x') W_down) W_up."""
-    block = small_vit(3, 1).blocks[0]
+    net: Any = small_vit(3, 1)
+    block = net.blocks[0]
     plain = copy.deepcopy(block)
     add_adapters(nn.ModuleList([block]), "adaptformer", [], rank=4, scale=None)
     (side,) = adapters(block).values()
@@ -176,8 +177,8 @@ def test_networks_without_such_layers_are_told(name: str, kind: Any, words: str)
 def test_a_network_that_takes_weights_without_calling_the_layer_is_told():
     """BEiT multiplies with the weight of qkv itself, so that a side path would never be trained."""
     name = "beit_base_patch16_224"
-    sizes = {"img_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
-    net = timm.create_model(name, num_classes=5, **sizes)
+    sizes: dict[str, Any] = {"img_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    net: Any = timm.create_model(name, num_classes=5, **sizes)
     add_adapters(net, "lora", [net.get_classifier()], rank=2, scale=None)
     with pytest.raises(InputError, match=r"the weight of blocks\.0\.attn\.qkv without calling the layer.*adaptformer"):
         check_images(name, Classifier(net, frozen=True), (16, 16, 3))
@@ -295,7 +296,8 @@ def test_weights_with_adaptformer_are_loaded_whole_or_refused(tmp_path: Path):
     assert any(".adapter." in name for name in load_file(path))
     model = build(VIT, 5, weights=str(path), adapter="adaptformer", adapter_rank=6).eval()
     assert model(images(8))[0].equal(source(images(8))[0])
-    for other in ({}, {"adapter": "lora"}, {"adapter": "adaptformer", "adapter_rank": 5}):
+    others: list[dict[str, Any]] = [{}, {"adapter": "lora"}, {"adapter": "adaptformer", "adapter_rank": 5}]
+    for other in others:
         with pytest.raises(InputError, match=r"to adaptformer and model\.adapter_rank to 6"):
             build(VIT, 5, weights=str(path), **other)
 

@@ -164,6 +164,15 @@ def test_the_first_lines_of_a_run_say_how_many_parameters_are_trained(tmp_path: 
     assert f"{2 * 4 * (128 + 64 + 160 + 160) + 330:,} of them trained" in said
 
 
+@pytest.mark.parametrize("flags", [["--model.adapter", "lora"], ["--model.freeze", "backbone"]])
+def test_frozen_weights_that_are_random_are_told(flags: list[str], tmp_path: Path, capsys):
+    told = "the weights that stay as they are are random"
+    run(tmp_path / "a", *flags, "--steps", "1")
+    assert told in capsys.readouterr().err
+    run(tmp_path / "b", *flags, "--steps", "1", "--model.weights", str(tmp_path / "a" / "model.safetensors"))
+    assert told not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
