@@ -59,9 +59,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path):
     one = write_features(tmp_path / "one", tmp_path, ["a.png", "b.png", "c.png"], rows(1, 2, 3))
     paths = [str(tmp_path / f"{name}.png") for name in "abc"]
     (tmp_path / "z.png").write_bytes(b"new")
-    with pytest.raises(
-        InputError, match=r"one lack features of '.*z\.png': run debias-ssl features or label on"
-    ):
+    with pytest.raises(InputError, match=r"one lack features of '.*z\.png': run debias-ssl features or label on"):
         find_features([one], [*paths, str(tmp_path / "z.png")])
     with pytest.raises(InputError, match="holds no features of debias-ssl features or label"):
         find_features([str(tmp_path)], paths)
@@ -72,9 +70,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"c\.png' could not be read when its features were made"):
         find_features([one], paths)
     (tmp_path / "one" / "shard_00000.npy").write_bytes(b"\x93NUMPY no more")
-    with pytest.raises(
-        InputError, match=r"shard_00000\.npy' is missing or damaged: run debias-ssl features or label"
-    ):
+    with pytest.raises(InputError, match=r"shard_00000\.npy' is missing or damaged: run debias-ssl features or label"):
         find_features([one], paths)
     (tmp_path / "one" / "manifest.json").write_text("[]")
     with pytest.raises(InputError, match=r"manifest\.json' cannot be read"):
@@ -95,9 +91,7 @@ def test_features_of_an_image_that_has_changed_are_refused(change, tmp_path: Pat
     paths = [str(tmp_path / f"{name}.png") for name in "abc"]
     change(tmp_path / "b.png")
     assert find_features([one], paths[::2]).tolist() == rows(1, 3).tolist(), "it is not asked for"
-    with pytest.raises(
-        InputError, match=r"b\.png' has changed since its features .* features or label again"
-    ):
+    with pytest.raises(InputError, match=r"b\.png' has changed since its features .* features or label again"):
         find_features([one], paths)
 
 
@@ -120,9 +114,7 @@ def test_images_of_other_times_are_known_by_their_content(tmp_path: Path):
 
 def test_features_of_an_earlier_version_are_refused(tmp_path: Path):
     one = write_features(tmp_path / "one", tmp_path, ["a.png"], rows(1), version=2)
-    with pytest.raises(
-        InputError, match="holds features of another version of .* features or label make new"
-    ):
+    with pytest.raises(InputError, match=r"holds features of another version of .* features or label make new"):
         find_features([one], [str(tmp_path / "a.png")])
 
 
