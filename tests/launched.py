@@ -19,7 +19,7 @@ SHORT = ["--steps", "12", "--log_every", "2", "--eval_every", "6", "--checkpoint
 # Processes are forked, where that is possible, from one that has imported everything: imports take longer than runs.
 CONTEXT = multiprocessing.get_context("forkserver" if os.name != "nt" else "spawn")
 CONTEXT.set_forkserver_preload(
-    [f"debias_ssl.{job}" for job in ("train", "compare", "distill", "label", "finetune.__main__")]
+    [f"debias_ssl.{job}" for job in ("train", "compare", "distill", "label", "finetune.__main__", "features.__main__")]
     + ["sklearn.datasets"]
 )
 

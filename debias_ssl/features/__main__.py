@@ -6,12 +6,13 @@ import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from jsonargparse import Namespace
 
 from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.reading.config import Decoding
-from debias_ssl.data.reading.features import MANIFEST, view_folder
+from debias_ssl.data.reading.features import MANIFEST, ViewKind, view_folder
 from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.folder import find_files, folder_of
 from debias_ssl.data.sources.images import Images, fingerprint, left_out_notes
@@ -31,6 +32,7 @@ from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
 
+KINDS: tuple[ViewKind, ...] = get_args(ViewKind)
 # What is in a folder of features.
 OWN = re.compile(r"\..*|(manifest|files|shard_|content_).*\.(json|parquet|npy)|(weak|strong)_\d+")
 
@@ -157,15 +159,12 @@ def _summary(parsed: Namespace, encoder: Encoder, cache: FeatureCache, out: Path
     """What was made, where it is, and what it is for."""
     number, lacking = len(cache.files), len(cache.unreadable)
     lines = [
-        f"features of {number - lacking:,} images in {out}: {encoder.embed_dim:,} numbers each, {cache.num_shards:,} "
-        f"shards; {cache.num_before:,} images had theirs before",
+        f"features of {number - lacking:,} images in {out}: {encoder.embed_dim:,} numbers each, shards: "
+        f"{cache.num_shards:,}; {cache.num_before:,} images had theirs before",
     ]
     if parsed.views:
-        last = parsed.views - 1
-        lines.append(
-            f"views of each image: {parsed.views} weak and {parsed.views} strong, in its folders weak_0 to "
-            f"weak_{last} and strong_0 to strong_{last}"
-        )
+        kinds = " and ".join(f"{kind}_0" + f" to {kind}_{parsed.views - 1}" * (parsed.views > 1) for kind in KINDS)
+        lines.append(f"of {parsed.views} weak and {parsed.views} strong views of each image: in {kinds} there")
     if lacking:
         lines.append(f"left out {lacking:,} files that cannot be read, such as {next(iter(cache.named_unreadable))!r}")
     lines.append(f"train on them: debias-ssl train --config FILE --data.features '[{out}]' --model.name linear ...")

@@ -1,12 +1,15 @@
 """What decoding processes make of image files: prepared images, or the features that they have already."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float16, Int64, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -14,10 +17,13 @@ from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.contents import content_of
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.features.store import FeatureStore
+from debias_ssl.models.pixels import Preprocessing
 from debias_ssl.system.errors import InputError, reason
 
 # What resizing and cropping have been seen to raise for images of odd sides.
 UNPREPARED = (ValueError, MemoryError)
+# Pixels that may wait for others of the same size.
+TOGETHER = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,7 @@ class Preparing:
     """How image files become what the network takes."""
 
     files: Sequence[str]
-    preprocess: Callable[[Any], Tensor]
+    preprocess: Preprocessing
     decoding: Decoding
 
     def __call__(self, row: int) -> UInt8[Tensor, "H W K"]:
@@ -42,6 +48,29 @@ class Preparing:
                 f"cannot prepare image {self.files[row]!r} of {image.width} x {image.height} pixels for the model: "
                 f"{reason(error)}; remove it or skip it (--on_error skip)"
             ) from error
+
+    def several(self, rows: Mapping[int, int]) -> dict[int, UInt8[Tensor, "H W K"]]:
+        """The images of rows by the keys of these, where they can be read and prepared; those of one size together."""
+        found, waiting, number = {}, defaultdict(dict), 0
+        for key, row in rows.items():
+            with suppress(InputError):
+                image = decode(self.files[row], decoding=self.decoding)
+                waiting[image.size][key] = image
+                number += image.width * image.height
+            if number >= TOGETHER:
+                found |= self._prepared(waiting)
+                waiting, number = defaultdict(dict), 0
+        found |= self._prepared(waiting)
+        return {key: found[key] for key in rows if key in found}
+
+    def _prepared(self, waiting: Mapping[Any, Mapping[int, Image.Image]]) -> dict[int, UInt8[Tensor, "H W K"]]:
+        """Of images by their sizes."""
+        found = {}
+        for images in waiting.values():
+            # Whether an image can be prepared depends on its size.
+            with suppress(*UNPREPARED):
+                found |= zip(images, self.preprocess.alike([*images.values()]), strict=True)
+        return found
 
     def error(self, row: int) -> InputError:
         """The error to raise for an image that has no features."""
@@ -97,7 +126,7 @@ class Batches(Dataset):
 
     def __getitem__(self, number: int) -> Prepared:
         batch = self.batches[number]
-        contents, images = np.zeros((len(batch.rows), 2), dtype=np.int64), {}
+        contents, lacking = np.zeros((len(batch.rows), 2), dtype=np.int64), {}
         found: list[dict[int, Tensor]] = [{} for _ in batch.stores]
         rows: list[int] = batch.rows.tolist()
         for i, row in enumerate(rows):
@@ -108,11 +137,10 @@ class Batches(Dataset):
                 if features is not None:
                     of_store[i] = torch.from_numpy(features)
             if not all(i in of_store for of_store in found):
-                try:
-                    images[i] = self.preparing(row)
-                except InputError:
-                    continue
+                lacking[i] = row
             contents[i] = content
+        images = self.preparing.several(lacking)
+        contents[[i for i in lacking if i not in images]] = 0
         return Prepared(
             images=torch.stack([*images.values()]) if images else torch.empty(0, dtype=torch.uint8),
             positions=torch.tensor([*images], dtype=torch.int64),

@@ -20,7 +20,7 @@ from torchvision.transforms import Compose
 from tqdm import tqdm
 
 from debias_ssl.models.clip_names import CONFIG, EXTRA, LOCAL, OFFLINE, checked_config, plain, silent, why
-from debias_ssl.models.pixels import Normalized, hash_of, middle, pixels
+from debias_ssl.models.pixels import Normalized, Preprocessing, hash_of
 from debias_ssl.models.text_cache import keep, kept
 from debias_ssl.system.errors import InputError
 
@@ -33,7 +33,7 @@ class Clip:
     """A pretrained CLIP model, ready to encode: an `Encoder` of images, and a text tower."""
 
     network: Any  # open_clip's models share methods, but no class
-    preprocess: Callable[[Image.Image], UInt8[Tensor, "H W K"]]
+    preprocess: Preprocessing
     normalized: Normalized
     tokenizer: Callable[[list[str]], Tensor]
     logit_scale: float
@@ -90,13 +90,12 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
     preprocessing = PreprocessCfg(**network.visual.preprocess_cfg)
     transform: Any = image_transform_v2(preprocessing, is_train=False)
     crops = (preprocessing.resize_mode or "shortest") == "shortest"
-    # Without its last two parts, which make tensors of fp32 and normalize them.
-    resized = [*([middle] if crops else []), *transform.transforms[:-2], pixels]
     vision = {key: value for key, value in config["vision_cfg"].items() if key != "timm_model_pretrained"}
     activation = {"quick_gelu": config.get("quick_gelu", False)}
     return Clip(
         network=network,
-        preprocess=Compose(resized),
+        # Without the last two parts, which make tensors of fp32 and normalize them.
+        preprocess=Preprocessing(transform=Compose(transform.transforms[:-2]), is_cropped=crops),
         normalized=Normalized(mean=_of_channels(preprocessing.mean), std=_of_channels(preprocessing.std)),
         tokenizer=tokenizer,
         logit_scale=network.logit_scale.exp().item(),

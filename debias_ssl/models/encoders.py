@@ -1,6 +1,5 @@
 """Pretrained networks that make features of images: timm's, and open_clip's, which `clip.py` has."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 import timm
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
@@ -17,7 +15,7 @@ from torchvision.transforms import Compose
 from debias_ssl.models.classifier import load_weights
 from debias_ssl.models.clip import load_clip
 from debias_ssl.models.clip_names import CONFIG, HUB, LOCAL, OFFLINE, WEIGHTS, from_hub, plain, silent, why
-from debias_ssl.models.pixels import Normalized, hash_of, middle, pixels
+from debias_ssl.models.pixels import Normalized, Preprocessing, hash_of
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import near
 
@@ -31,9 +29,7 @@ class Encoder(Protocol):
     """What makes features of images."""
 
     @property
-    def preprocess(self) -> Callable[[Image.Image], UInt8[Tensor, "H W K"]]:
-        """Resizes and crops an RGB image to what the network takes; processes that decode take it with them."""
-        ...
+    def preprocess(self) -> Preprocessing: ...
 
     @property
     def embed_dim(self) -> int:
@@ -58,7 +54,7 @@ class TimmEncoder:
     """A network of timm's: its features are what its classifier takes, of whatever length."""
 
     network: Any  # timm's models share methods, but no class
-    preprocess: Callable[[Image.Image], UInt8[Tensor, "H W K"]]
+    preprocess: Preprocessing
     normalized: Normalized
     embed_dim: int
     device: torch.device
@@ -153,8 +149,8 @@ def _timm_encoder(
     config["input_size"] = (3, *size)
     normalized = Normalized(mean=tuple(config["mean"]), std=tuple(config["std"]))
     transform: Any = create_transform(**config, is_training=False, use_prefetcher=True)
-    # Without the last part, which makes a tensor.
-    resized = [*([middle] if config["crop_mode"] == "center" else []), *transform.transforms[:-1], pixels]
+    # Without the last part, which makes a tensor of an image.
+    resized = Compose(transform.transforms[:-1])
     try:
         if image_size and hasattr(network, "set_input_size"):
             # The positions of a transformer's patches are those of its own size, and are interpolated for another one.
@@ -170,7 +166,7 @@ def _timm_encoder(
     arguments = plain(getattr(network, "pretrained_model_args", {}))
     return TimmEncoder(
         network=network,
-        preprocess=Compose(resized),
+        preprocess=Preprocessing(transform=resized, is_cropped=config["crop_mode"] == "center", takes_tensors=True),
         normalized=normalized,
         embed_dim=tried.shape[1],
         device=device,

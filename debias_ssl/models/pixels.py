@@ -1,8 +1,9 @@
 """Images as pretrained networks take them: bytes at the network's size, which are normalized on its device."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 # How many times as long as wide a picture may be before it is resized whole.
 LONGEST = 16
+# Images that are normalized at a time.
+IN_CACHE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +26,45 @@ class Normalized:
 
     def __call__(self, images: UInt8[Tensor, "N H W K"]) -> Float[Tensor, "N K H W"]:
         """(x - mean) / std, in the channels-last memory format, with the bits of torchvision's on every device."""
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        number, height, width, channels = images.shape
+        # Numbers for a whole row of pixels: with three at a time, this took a fiftieth of a small network's time.
+        mean, std = (torch.tensor(values, device=images.device).repeat(width) for values in (self.mean, self.std))
         # By a tensor: by a plain number, a GPU multiplies with its inverse, which gives other bits.
-        scaled = images.permute(0, 3, 1, 2).float().div_(torch.tensor(255.0, device=images.device))
-        return scaled.sub_(mean).div_(std)
+        most = torch.tensor(255.0, device=images.device)
+        rows = images.contiguous().view(number, height, width * channels)
+        scaled = torch.empty(rows.shape, device=images.device)
+        # Few at a time stay in a processor's cache, and a GPU takes all.
+        few = IN_CACHE if images.device.type == "cpu" else max(number, 1)
+        for part, to in zip(rows.split(few), scaled.split(few), strict=True):
+            torch.div(part, most, out=to).sub_(mean).div_(std)
+        return scaled.view(images.shape).permute(0, 3, 1, 2)
 
 
-def pixels(image: Image.Image) -> UInt8[Tensor, "H W K"]:
-    """The bytes of an image."""
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How RGB images become bytes at a network's size; processes that decode take it with them."""
+
+    transform: Callable[[Any], Any]
+    """Resizes and crops: an image of Pillow's; or uint8 tensors N x K x H x W, where `takes_tensors`."""
+    is_cropped: bool
+    """Whether no more is seen than the central square of the shorter side."""
+    takes_tensors: bool = False
+    """Of small images of one size, torch resizes many at once in a tenth of the time that Pillow takes for them."""
+
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "H W K"]:
+        """What the network takes of an image."""
+        return self.alike([image])[0]
+
+    def alike(self, images: Sequence[Image.Image]) -> UInt8[Tensor, "N H W K"]:
+        """The same of images of one size, together."""
+        seen = [middle(image) for image in images] if self.is_cropped else images
+        if self.takes_tensors:
+            tensors = torch.stack([_pixels(image) for image in seen]).permute(0, 3, 1, 2)
+            return self.transform(tensors).permute(0, 2, 3, 1).contiguous()
+        return torch.stack([_pixels(self.transform(image)) for image in seen])
+
+
+def _pixels(image: Image.Image) -> UInt8[Tensor, "H W K"]:
     return torch.from_numpy(np.array(image))
 
 

@@ -95,7 +95,7 @@ def test_images_of_other_times_are_known_by_their_content(tmp_path: Path):
 
 def test_features_of_an_earlier_version_are_refused(tmp_path: Path):
     one = write_features(tmp_path / "one", tmp_path, ["a.png"], rows(1), version=2)
-    with pytest.raises(InputError, match="holds features of another version of .* features or label make new"):
+    with pytest.raises(InputError, match=r"holds features of another version of .* features or label make new"):
         find_features([one], [str(tmp_path / "a.png")])
 
 

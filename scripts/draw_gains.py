@@ -1,0 +1,69 @@
+"""Draws what the unlabeled images gave in a comparison of several settings, as pictures for a light and a dark page.
+
+    python scripts/draw_gains.py runs/compare_pretrained_features --out docs/pictures/gains
+
+writes docs/pictures/gains-light.svg and docs/pictures/gains-dark.svg: for each setting and method the paired difference
+to the run on the labels alone, with its 95 % interval. It reads compare.json and nothing else.
+"""
+
+import argparse
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from debias_ssl.reporting.figures.canvas import printable
+from debias_ssl.reporting.figures.gains import Gain, gains
+from debias_ssl.system.files import write_aside
+
+METRICS = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "lowest recall of a class"}
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def read_gains(comparison: Path, metric: str) -> list[Gain]:
+    """The paired differences to the labels-only runs, in the order of the table."""
+    found = []
+    for line in json.loads((comparison / "compare.json").read_text(encoding="utf-8"))["table"]:
+        if line["difference_to_floor"] is not None:
+            difference = line["difference_to_floor"][metric]
+            name = line["variant"].rpartition("/")[2]
+            bounds = {bound: difference[bound] for bound in ("low", "high")}
+            found.append(Gain(setting=line["setting"], name=name, mean=difference["mean"], **bounds))
+    return found
+
+
+def palettes() -> dict[str, dict[str, str]]:
+    """The colors of the page's light and dark theme."""
+    page = files("debias_ssl.reporting").joinpath("templates/report.html").read_text(encoding="utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", page, flags=re.DOTALL)
+    return {
+        theme: dict(re.findall(r"--(\w+): (#\w+);", block))
+        for theme, block in zip(("light", "dark"), blocks, strict=True)
+    }
+
+
+def alone(svg: str, colors: dict[str, str]) -> str:
+    """A figure of a page as a picture of its own, with the colors of one theme."""
+    svg = re.sub(r"var\(--(\w+)\)", lambda name: colors[name[1]], svg).replace("currentColor", colors["ink"])
+    style = f'style="background:{colors["page"]};color:{colors["ink"]};font-family:{FONT}"'
+    return svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" {style} ', 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", type=Path, help="folder of debias-ssl compare")
+    parser.add_argument("--metric", choices=[*METRICS], default="accuracy")
+    parser.add_argument("--out", type=Path, required=True, help="the pictures' path without its end")
+    parsed = parser.parse_args()
+    values = read_gains(parsed.comparison, parsed.metric)
+    words = "; ".join(f"{printable(f'{g.setting}, {g.name}')} {100 * g.mean:+.1f}" for g in values)
+    label = f"points of {METRICS[parsed.metric]} over labels alone"
+    svg = gains(values, f"Gain in {label}: {words}.", x_label=f"{label} (95 % interval)", width=7.2)
+    for theme, colors in palettes().items():
+        path = parsed.out.with_name(f"{parsed.out.name}-{theme}.svg")
+        write_aside(path, alone(svg, colors) + "\n")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
