@@ -27,7 +27,7 @@ from peers_steps import (
     softmax,
     steps,
 )
-from peers_uneven import abc, cdmad, daso, debiaspl, logit_adjustment, simpro
+from peers_uneven import abc, cdmad, daso, debiaspl, finessl, logit_adjustment, simpro
 
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.formulas.logits import align, gaussian_weights
@@ -181,6 +181,7 @@ PEERS: dict[str, Callable[[int], Comparison]] = {
     "ABC": abc,
     "SimPro": simpro,
     "CDMAD": cdmad,
+    "FineSSL": finessl,
     "logit adjustment": logit_adjustment,
 }
 

@@ -26,7 +26,7 @@ from peers_steps import (
 
 from debias_ssl.contract import View
 from debias_ssl.formulas.logits import adjust
-from debias_ssl.methods import ABC, CDMAD, DASO, DebiasPL, SimPro
+from debias_ssl.methods import ABC, CDMAD, DASO, DebiasPL, FineSSL, SimPro
 from debias_ssl.methods.labeled_loss import LogitAdjusted
 from debias_ssl.training.learner import blank_pixel
 
@@ -156,6 +156,44 @@ def cdmad(num: int) -> Comparison:
         found.see("weights", method.predict(views.labeled, views.blank), x.labeled - x.blank)
         of_two = np.mean([entropy(f, target) for f in x.strong])
         found.depart("unlabeled loss: one strong view, mean of two", step.losses["unlabeled"], of_two)
+    return found
+
+
+def finessl(num: int) -> Comparison:
+    found = Comparison(source="Gank0078/FineSSL trainer.py 236fa27")
+    torch.manual_seed(0)
+    method = FineSSL(PROBLEM)
+    with torch.no_grad():
+        method.head.weight.mul_(10)
+    selected = np.full(NUM, -1)
+
+    def second(view: View) -> Array:
+        return numbers(view.features) @ numbers(method.head.weight).T + numbers(method.head.bias)
+
+    for views, x in steps(num):
+        counts = np.bincount(selected + 1, minlength=C + 1)[1:]
+        learned = counts / max(1, counts.max())
+        alpha = 8 * (1 - learned) / (1 + learned) * (learned.max() - learned.min())
+        target, confidence = x.p.argmax(1), softmax(second(views.weak)).max(1)
+
+        def loss(f: Array, y: Array, alpha: Array = alpha) -> Array:
+            return entropy(f + alpha[y][:, None] * (1 - one_hot(y)), y)
+
+        found.see("state", method.margins, alpha)
+        step, is_sure = method(views), x.p.max(1) >= 0.7
+        unlabeled = [3 * (confidence * loss(f, target)).mean() for f in x.strong]
+        found.see_step(step, loss(x.labeled, x.labels).mean(), unlabeled[0], confidence, target)
+        found.see("losses", step.losses["confidence_labeled"], entropy(second(views.labeled), x.labels).mean())
+        smoothed = 0.5 * one_hot(target) + 0.5 / (C - 1) * (1 - one_hot(target))
+        of_second = entropy(second(views.strong), smoothed)
+        found.see("losses", step.losses["confidence_unlabeled"], (is_sure * of_second).mean())
+        found.depart("unlabeled loss: one strong view, mean of two", step.losses["unlabeled"], np.mean(unlabeled))
+        if is_sure.any() and not is_sure.all():
+            ours = step.losses["confidence_unlabeled"]
+            found.depart(
+                "loss of the second head: over all images, over confident ones", ours, of_second[is_sure].mean()
+            )
+        selected[views.index.numpy()[is_sure]] = target[is_sure]
     return found
 
 

@@ -271,6 +271,15 @@ def test_the_folder_of_a_comparison_makes_a_page(run: Path, other: Path, tmp_pat
     text = (tmp_path / "report.html").read_text()
     assert "seed 1: failed (the &lt;b&gt;loss&lt;/b&gt;)" in text and "&lt;script&gt;alert(1)&lt;script&gt;" in text
     assert "<b>" not in text and "<script" not in text
+    # Written before there were labels-only runs.
+    whole = json.loads((tmp_path / "compare.json").read_text())
+    for line in whole["table"]:
+        for name in ("setting", "first", "floor", "difference_to_floor", "unlabeled_images", "is_uneven"):
+            del line[name]
+        del (line["difference_to_first"] or {"mean_recall": None})["mean_recall"]
+    (tmp_path / "compare.json").write_text(json.dumps(whole))
+    report.main([str(tmp_path)])
+    assert '<h3 class="block">Difference to FixMatch</h3>' in (tmp_path / "report.html").read_text()
     (tmp_path / "compare.json").write_text('{"runs": [3]}')
     assert "compare.json" in refused(report.main, [str(tmp_path)], capsys)
 

@@ -120,8 +120,8 @@ def test_a_first_variant_that_is_the_floor_is_compared_with_once():
 
 def test_what_is_chosen_is_chosen_in_each_setting():
     known = [each | {"validation_accuracy": each["accuracy"]} for each in ROWS]
-    lines = aggregate(known, [f"{setting}/{name}" for setting in ("few", "many") for name in "ab"], BLOCKS)
-    assert [line["variant"] for line in lines if line["chosen"]] == ["few/b", "many/b"]
+    lines = aggregate(known, [f"{setting}/{name}" for setting in ("few", "many") for name in "ab"], BLOCKS[::-1])
+    assert [line["variant"] for line in lines if line["chosen"]] == ["many/b", "few/b"]
 
 
 def test_settings_are_told_once_and_variants_where_they_are_not_the_same():

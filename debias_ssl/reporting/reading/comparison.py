@@ -18,7 +18,7 @@ from debias_ssl.training.renamed import flat
 # Columns that `compare.json` must have.
 METRICS = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece", "median_accuracy", "best_test_accuracy")
 # What lines of comparisons without labels-only runs lack.
-OLDER: dict[str, Any] = {"setting": "", "first": None, "floor": None, "difference_to_floor": None}
+OLDER: dict[str, Any] = {"setting": "", "floor": None, "difference_to_floor": None}
 # Settings in which runs of one variant may differ.
 SEEDS = {"seed", "data.split_seed"}
 
@@ -69,7 +69,8 @@ def read_comparison(path: Path) -> ComparedRuns:
         whole = json.loads((path / "compare.json").read_text())
         results = [(str(r["variant"]), int(r["seed"]), str(r["folder"]), str(r["status"])) for r in whole["runs"]]
         errors = [r.get("error") for r in whole["runs"]]
-        lines = [OLDER | line for line in whole["table"]]
+        first = whole["table"][0]["variant"] if whole["table"] else None
+        lines = [{**OLDER, "first": first, **line} for line in whole["table"]]
         [line["difference_to_first"] for line in lines]
         [line[name]["mean"] for line in lines for name in METRICS]
         differences = {str(field): dict(values) for field, values in whole["differences"].items()}
