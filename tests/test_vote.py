@@ -1,6 +1,7 @@
 """`debias-ssl vote`: runs and matrices label images by their votes."""
 
 import csv
+import importlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -15,8 +16,12 @@ from launched import Launched
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
+from small_clip import paint_images, save_clip
 
 from debias_ssl import load_run, predict, train, vote
+
+# A function of the package has the name of this module.
+label = importlib.import_module("debias_ssl.label")
 
 EVERY = 9
 
@@ -271,3 +276,41 @@ def test_a_list_with_a_label_that_is_no_class_is_told(runs, images, tmp_path, ca
     (images.parent / "list.csv").write_text("path,label\n0/0000.png,zero\n")
     arguments = flags(runs[:2], tmp_path / "v", "--images", images.parent / "list.csv", "--root", images)
     assert "'zero' is not a class of those that vote" in refused(vote.main, arguments, capsys)
+
+
+# -- runs on features
+
+
+def test_runs_on_features_of_different_networks_vote(tmp_path, capsys):
+    """Each takes the features that its own network made, of whichever folders are given; without any, its own."""
+    paint_images(tmp_path / "images", num=12)
+    for path in paint_images(tmp_path / "new", num=8):
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    features, runs = {}, []
+    for seed in (0, 1):
+        model = save_clip(tmp_path / f"clip_{seed}", seed=seed)
+        for part in ("images", "new"):
+            out = tmp_path / f"{part}_{seed}"
+            given = ["--images", str(tmp_path / part), "--classes", str(tmp_path / "classes.txt"), "--model", model]
+            label.main([*given, "--out", str(out), "--workers", "0", "--precision", "fp32"])
+            features[part, seed] = out / "features"
+        settings = {"data.name": "folder", "data.labeled": tmp_path / "images", "data.test": tmp_path / "images"}
+        settings |= {"data.features": json.dumps([str(features["images", seed])]), "data.labels_per_class": 3}
+        settings |= {"model.name": "linear", "steps": 4, "eval_every": 4, "batch_size": 4, "out": tmp_path / f"r{seed}"}
+        settings |= {"precision": "fp32", "method": "Supervised", "log_every": 4}
+        train.main([f"--{name}={value}" for name, value in settings.items()])
+        runs.append(tmp_path / f"r{seed}")
+    vote.main(flags(runs, tmp_path / "own", "--images", tmp_path / "images"))
+    assert len(rows_of(tmp_path / "own")) == 12
+    new = ["--images", tmp_path / "new", "--features", features["new", 1], features["new", 0]]
+    vote.main(flags(runs, tmp_path / "v", *new))
+    for seed, entry in enumerate(json.loads((tmp_path / "v" / "summary.json").read_text())["members"]):
+        probs = load_run(runs[seed], "cpu").predict(tmp_path / "new", features=features["new", seed])
+        truth = [path.parent.name == "bee" for path in sorted((tmp_path / "new").glob("*/*"))]
+        assert entry["plain"]["accuracy"] == pytest.approx((probs.argmax(1) == truth).mean())
+        assert entry["criteria"]["rank_me"] > 0
+    message = refused(vote.main, flags(runs, tmp_path / "w", *new[:2]), capsys)
+    assert "lack features of" in message
+    message = refused(vote.main, flags(runs, tmp_path / "w", *new[:-1]), capsys)
+    assert "--features has none of the model that --runs" in message and "r0" in message
