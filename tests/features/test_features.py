@@ -1,4 +1,4 @@
-"""`debias-ssl features`: made once by any network, the same bits however; and views, which are a function of the image."""
+"""`debias-ssl features`: made once by any network, with the same bits however; views are a function of the image."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.augment.views import num_numbers, strong, weak
 from debias_ssl.data.reading.contents import content_of
 from debias_ssl.data.reading.decode import decode
-from debias_ssl.data.reading.features import find_features, view_folder
+from debias_ssl.data.reading.features import find_features
 from debias_ssl.data.sampling import keyed
 from debias_ssl.features import embedding, preparing
 from debias_ssl.features.__main__ import main
@@ -131,7 +131,7 @@ def test_views_are_those_of_the_trainer_with_numbers_of_the_content(flags, image
         numbers = of_contents(5, keyed.Purpose.WEAK_VIEW + number, contents, 3)
         numbers_strong = of_contents(5, keyed.Purpose.STRONG_VIEW + number, contents, num_numbers(config, pixels))
         for kind, seen in (("weak", weak(pixels, numbers, config)), ("strong", strong(pixels, numbers_strong, config))):
-            found = find_features([str(view_folder(out, kind, number))], [str(path) for path in images])
+            found = find_features([str(out / f"{kind}_{number}")], [str(path) for path in images])
             expected = encoder.encode(seen)
             torch.testing.assert_close(torch.from_numpy(found).float(), expected, atol=5e-3, rtol=5e-3)
     plain = find_features([str(out)], [str(path) for path in images])

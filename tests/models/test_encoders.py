@@ -134,6 +134,6 @@ def test_what_does_not_fit_is_told(model: str, settings: dict[str, Any], message
 
 def test_code_in_a_file_of_weights_does_not_run(tmp_path: Path):
     torch.save({"weights": Harmful(tmp_path / "ran")}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="--weights: .* holds no weights"):
+    with pytest.raises(InputError, match=r"--weights: .* holds no weights"):
         load_encoder(f"timm:{NAME}", CPU, weights=str(tmp_path / "weights.pth"))
     assert not (tmp_path / "ran").exists()
