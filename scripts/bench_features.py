@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -93,6 +94,9 @@ def make_programs(
     shape = (3, parsed.image_size, parsed.image_size)
     images = torch.randn(min(parsed.batch_size, SHARD_SIZE), *shape, device=encoder.device)
     images = images.contiguous(memory_format=torch.channels_last)
+    # As timm makes it; the encoder folds batch norms into convolutions.
+    bare: Any = timm.create_model(parsed.model, num_classes=0).eval()
+    bare = bare.to(encoder.device, memory_format=torch.channels_last)
 
     def autocast() -> AbstractContextManager:
         return torch.autocast(parsed.device, dtype=torch.bfloat16, enabled=parsed.precision == "bf16")
@@ -119,7 +123,7 @@ def make_programs(
                 left = min(SHARD_SIZE, len(files) - first)
                 for start in range(0, left, len(images)):
                     for _ in range(1 + 2 * len(views)):
-                        pooled(encoder.network, images[: left - start])
+                        pooled(bare, images[: left - start])
 
     return {"features": lambda: features(next(turns)), "again": lambda: features(0), "forward": forward}
 

@@ -10,11 +10,12 @@ from jaxtyping import Float, UInt8
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, Resize, v2
 
 from debias_ssl.models.classifier import load_weights
 from debias_ssl.models.clip import load_clip
 from debias_ssl.models.clip_names import CONFIG, HUB, LOCAL, OFFLINE, WEIGHTS, from_hub, plain, silent, why
+from debias_ssl.models.folding import folded
 from debias_ssl.models.pixels import Normalized, Preprocessing, hash_of
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import near
@@ -150,14 +151,17 @@ def _timm_encoder(
     normalized = Normalized(mean=tuple(config["mean"]), std=tuple(config["std"]))
     transform: Any = create_transform(**config, is_training=False, use_prefetcher=True)
     # Without the last part, which makes a tensor of an image.
-    resized = Compose(transform.transforms[:-1])
+    resized = Compose([_of_bytes(part) for part in transform.transforms[:-1]])
     try:
         if image_size and hasattr(network, "set_input_size"):
             # The positions of a transformer's patches are those of its own size, and are interpolated for another one.
             network.set_input_size(size)
         network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        noise = torch.randint(256, (1, *size, 3), generator=torch.Generator().manual_seed(0)).to(device, torch.uint8)
+        image = normalized(noise)
         with torch.no_grad():
-            tried = pooled(network, normalized(torch.zeros(1, *size, 3, dtype=torch.uint8, device=device)))
+            tried = pooled(network, image)
+        network = folded(network, lambda of: pooled(of, image))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(
             f"--model {model} does not take images of {size[0]} x {size[1]} pixels ({reason(error).rstrip('.')}); "
@@ -178,6 +182,13 @@ def _timm_encoder(
         },
         flip=flip,
     )
+
+
+def _of_bytes(part: Any) -> Any:
+    """A part of timm's preprocessing that resizes bytes as bytes: as fp32 numbers it takes 20 times as long."""
+    if type(part) is not Resize:
+        return part
+    return v2.Resize(part.size, interpolation=part.interpolation, antialias=True)
 
 
 def _created(model: str, weights: str | None) -> Any:

@@ -21,7 +21,7 @@ from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.augment.views import num_numbers, strong, weak
 from debias_ssl.data.reading.contents import content_of
 from debias_ssl.data.reading.decode import decode
-from debias_ssl.data.reading.features import find_features
+from debias_ssl.data.reading.features import ViewKind, find_features, view_folder
 from debias_ssl.data.sampling import keyed
 from debias_ssl.features import embedding, preparing
 from debias_ssl.features.__main__ import main
@@ -129,9 +129,13 @@ def test_views_are_those_of_the_trainer_with_numbers_of_the_content(flags, image
     config = AugmentConfig(flip=True)
     for number in range(2):
         numbers = of_contents(5, keyed.Purpose.WEAK_VIEW + number, contents, 3)
-        numbers_strong = of_contents(5, keyed.Purpose.STRONG_VIEW + number, contents, num_numbers(config, pixels))
-        for kind, seen in (("weak", weak(pixels, numbers, config)), ("strong", strong(pixels, numbers_strong, config))):
-            found = find_features([str(out / f"{kind}_{number}")], [str(path) for path in images])
+        numbers_strong = of_contents(5, keyed.Purpose.STRONG_VIEW + number, contents, num_numbers(config))
+        made: dict[ViewKind, torch.Tensor] = {
+            "weak": weak(pixels, numbers, config),
+            "strong": strong(pixels, numbers_strong, config),
+        }
+        for kind, seen in made.items():
+            found = find_features([str(view_folder(out, kind, number))], [str(path) for path in images])
             expected = encoder.encode(seen)
             torch.testing.assert_close(torch.from_numpy(found).float(), expected, atol=5e-3, rtol=5e-3)
     plain = find_features([str(out)], [str(path) for path in images])
