@@ -12,24 +12,11 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from debias_ssl.reporting.figures.canvas import printable
-from debias_ssl.reporting.figures.gains import Gain, gains
+from debias_ssl.reporting.sections.gains import gains_figure, read_gains
+from debias_ssl.runs.results import PAIRED
 from debias_ssl.system.files import write_aside
 
-METRICS = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "lowest recall of a class"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-
-
-def read_gains(comparison: Path, metric: str) -> list[Gain]:
-    """The paired differences to the labels-only runs, in the order of the table."""
-    found = []
-    for line in json.loads((comparison / "compare.json").read_text(encoding="utf-8"))["table"]:
-        if line["difference_to_floor"] is not None:
-            difference = line["difference_to_floor"][metric]
-            name = line["variant"].rpartition("/")[2]
-            bounds = {bound: difference[bound] for bound in ("low", "high")}
-            found.append(Gain(setting=line["setting"], name=name, mean=difference["mean"], **bounds))
-    return found
 
 
 def palettes() -> dict[str, dict[str, str]]:
@@ -52,13 +39,11 @@ def alone(svg: str, colors: dict[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", type=Path, help="folder of debias-ssl compare")
-    parser.add_argument("--metric", choices=[*METRICS], default="accuracy")
+    parser.add_argument("--metric", choices=PAIRED, default="accuracy")
     parser.add_argument("--out", type=Path, required=True, help="the pictures' path without its end")
     parsed = parser.parse_args()
-    values = read_gains(parsed.comparison, parsed.metric)
-    words = "; ".join(f"{printable(f'{g.setting}, {g.name}')} {100 * g.mean:+.1f}" for g in values)
-    label = f"points of {METRICS[parsed.metric]} over labels alone"
-    svg = gains(values, f"Gain in {label}: {words}.", x_label=f"{label} (95 % interval)", width=7.2)
+    lines = json.loads((parsed.comparison / "compare.json").read_text(encoding="utf-8"))["table"]
+    svg = gains_figure(read_gains(lines, parsed.metric), parsed.metric, is_alone=True)
     for theme, colors in palettes().items():
         path = parsed.out.with_name(f"{parsed.out.name}-{theme}.svg")
         write_aside(path, alone(svg, colors) + "\n")

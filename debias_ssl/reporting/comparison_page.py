@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from debias_ssl.reporting.page import Page, Section, Table
+from debias_ssl.reporting.page import Figure, Page, Section, Table
 from debias_ssl.reporting.reading.comparison import ComparedRuns, Variant
 from debias_ssl.reporting.reading.inspection import ImagesGoneError, Inspection, inspect, true_counts
+from debias_ssl.reporting.sections.gains import gains_figure, read_gains
 from debias_ssl.reporting.sections.variants import bias, confusions, errors, learning, recalls
 from debias_ssl.runs.pairing import own_name
 from debias_ssl.runs.results import PAIRED
@@ -79,9 +80,10 @@ def payoffs(compared: ComparedRuns) -> list[Section]:
         "and steps. It paid, or cost, where the 95 % interval is above, or below, 0. Each interval is for itself: of "
         "twenty variants that change nothing, one is expected to be said to pay or to cost."
     )
-    by_block = by_setting(judged)
+    by_block, values = by_setting(judged), read_gains(judged)
+    drawn = [Figure(title="", svg=gains_figure(values))] if values else []
     if len(by_block) == 1:
-        return [Section(title=PAYOFF, text=text, points=[payoff_text(line) for line in judged])]
+        return [Section(title=PAYOFF, text=text, points=[payoff_text(line) for line in judged], figures=drawn)]
     names = [*dict.fromkeys(own_name(line["variant"]) for line in judged)]
     verdicts = {(line["setting"], own_name(line["variant"])): line for line in judged}
     rows = [
@@ -94,7 +96,7 @@ def payoffs(compared: ComparedRuns) -> list[Section]:
         "not established."
     )
     table = Table(title="", head=["variant", *by_block], rows=rows, caption=caption)
-    return [Section(title=PAYOFF, text=text, points=points, tables=[table])]
+    return [Section(title=PAYOFF, text=text, points=points, tables=[table], figures=drawn)]
 
 
 def _drawn(variants: Sequence[Variant], notes: list[str], where: str = "") -> list[Section]:
