@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from debias_ssl.reporting.figures.canvas import COLORS, INK, MARKERS, NUM_COLORS, WIDTH, canvas, truncated
 
 # Inches.
-ROW, MARGIN = 0.24, 0.75
+ROW, MARGIN = 0.24, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)

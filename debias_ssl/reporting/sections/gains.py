@@ -30,6 +30,6 @@ def gains_figure(values: Sequence[Gain], metric: str = "accuracy", *, is_alone: 
     words = "; ".join(f"{printable(name)} {100 * gain.mean:+.1f}" for name, gain in zip(where, values, strict=True))
     label = f"points of {NAMES[metric]} over labels alone"
     several = any(gain.low is not None for gain in values)
-    x_label = f"{label} (95 % interval)" if several else label
+    x_label = f"{label}\n(95 % interval)" if several else label
     alt = f"{label[0].upper()}{label[1:]}: {words}."
     return figures.gains(values, alt, x_label=x_label, width=ALONE if is_alone else WIDTH)
