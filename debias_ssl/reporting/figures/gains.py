@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import MaxNLocator
 
-from debias_ssl.reporting.figures.canvas import COLORS, INK, MARKERS, NUM_COLORS, WIDTH, canvas, truncated
+from debias_ssl.reporting.figures.canvas import INK, WIDTH, canvas, look, truncated
 
 # Inches.
 ROW, MARGIN = 0.24, 0.9
@@ -44,10 +44,10 @@ def gains(values: Sequence[Gain], alt: str, *, x_label: str, width: float = WIDT
                 ticks.append((place, truncated(setting, 34)))
                 place += 1
             for gain in (each for each in values if each.setting == setting):
-                number = names.index(gain.name) % NUM_COLORS
+                color, _, marker = look(names.index(gain.name))
                 if gain.low is not None and gain.high is not None:
-                    axes.hlines(place, 100 * gain.low, 100 * gain.high, color=COLORS[number], linewidth=3, alpha=0.45)
-                axes.plot(100 * gain.mean, place, color=COLORS[number], marker=MARKERS[number], markersize=6)
+                    axes.hlines(place, 100 * gain.low, 100 * gain.high, color=color, linewidth=3, alpha=0.45)
+                axes.plot(100 * gain.mean, place, color=color, marker=marker, markersize=6)
                 ticks.append((place, truncated(gain.name, 24)))
                 place += 1
         axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
