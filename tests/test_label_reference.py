@@ -20,7 +20,7 @@ from debias_ssl import debias_matrix, label, label_images
 from debias_ssl.data.reading.decode import decode
 from debias_ssl.features import embedding
 from debias_ssl.label import main
-from debias_ssl.models.clip import load_clip, zero_shot_weights
+from debias_ssl.models.clip import Clip, load_clip, zero_shot_weights
 
 NAMES = ["ant", "bumble bee"]
 
@@ -86,14 +86,15 @@ def test_features_of_a_reference_are_made_once(tmp_path: Path, run, monkeypatch:
     run("first", reference=tmp_path / "others")
     run("alone", images=tmp_path / "others")
 
-    def encoded(*_: Any) -> None:
-        raise AssertionError("an image passes through the network")
-
-    monkeypatch.setattr(embedding, "encode", encoded)
+    encoded: list[int] = []
+    encode = Clip.encode
+    monkeypatch.setattr(Clip, "encode", lambda clip, batch: encoded.append(len(batch)) or encode(clip, batch))
     # A preference has no images, and an earlier folder has features of its images.
     for name, reference in (("second", tmp_path / "first" / "preference.json"), ("third", tmp_path / "alone")):
         run(name, reference=reference, features=tmp_path / "first" / "features")
         assert rows_of(tmp_path / name) == rows_of(tmp_path / "first")
+    # The blank image of the content-free prior, and no other.
+    assert {*encoded} == {1}
 
 
 def test_a_preference_of_other_prompts_or_another_model_is_refused(

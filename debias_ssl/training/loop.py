@@ -232,7 +232,7 @@ def take_step(
     progress = step / config.steps
     rate = config.optim.lr * learning_rate_factor(progress, config.optim.schedule, config.optim.warmup)
     # Accelerate's optimizer is for scaled losses: it looks for a package on the disk twice in each step.
-    plain = optimizer if accelerator.scaler is not None else optimizer.optimizer
+    plain = optimizer if accelerator.scaler is not None else getattr(optimizer, "optimizer", optimizer)
     set_learning_rate(plain, rate)
     reseed(derived_seed(config.seed, Purpose.PROCESS, step, accelerator.process_index), accelerator.device)
     result = trained(batch, progress)

@@ -195,7 +195,7 @@ class KeptFeatures:
         others = known[~self._are_same(entries[known], asked, known)]
         if len(others):
             raise InputError(
-                f"{asked.names[others[0]]!r} has changed since its features were made: run {MAKERS} again; with "
+                f"{asked.names[int(others[0])]!r} has changed since its features were made: run {MAKERS} again; with "
                 f"--out or --features {str(self.folder)!r} it makes those of changed images alone"
             )
         tars: dict[str, list[tuple[int, str]]] = {}
@@ -298,7 +298,7 @@ def locate(folders: Sequence[str], paths: Sequence[str]) -> list[Located]:
                 found.append(Located(kept=each, rows=rows[rows >= 0], positions=left[rows >= 0]))
             left = left[rows < 0]
     if len(left):
-        path = paths[left[0]]
+        path = paths[int(left[0])]
         raise InputError(f"{', '.join(folders)} lack features of {path!r}: run {MAKERS} on its folder too")
     return found
 
@@ -322,4 +322,4 @@ def check_finite(features: Float16[np.ndarray, "N D"], paths: Sequence[str]) -> 
     # Infinite or not a number, by its bits: four times as fast as isfinite.
     broken = np.flatnonzero((features.view(np.uint16) & 0x7FFF).max(1, initial=0) >= 0x7C00)
     if len(broken):
-        raise InputError(f"{paths[broken[0]]!r} could not be read when its features were made: leave it out")
+        raise InputError(f"{paths[int(broken[0])]!r} could not be read when its features were made: leave it out")
