@@ -19,12 +19,13 @@ from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.decode import center_crop, decode
 from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.images import Images, fingerprint
-from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
+from debias_ssl.distributed.accelerator import make_accelerator
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.features.embedding import FeatureCache, embed
+from debias_ssl.features.flags import add_flags, agreed_flags, check_flags, decoding_of, embed_settings
 from debias_ssl.features.store import FolderStore
 from debias_ssl.labels.config import LABEL_FILES, DebiasConfig
 from debias_ssl.labels.debiasing import Labeling
@@ -69,26 +70,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--multi_label", type=float, default=None, help="sigmoid from which a class is one of several labels (SigLIP)"
     )
-    parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
-    parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
-    parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is Pillow's limit")
-    parser.add_argument(
-        "--background", type=str, default="white", help="of transparent pixels: name of a color, or '#rrggbb' in quotes"
-    )
-    parser.add_argument("--batch_size", type=int, default=256, help="images of a batch in each process")
-    parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
-    parser.add_argument(
-        "--precision", type=Precision, default="auto", help="auto is bf16 where the device multiplies in it"
-    )
+    add_flags(parser)
     parser.add_class_arguments(OutputConfig, as_group=False)
     parser.add_argument("--out", type=str, required=True, help="folder of labels, report.html and more")
     parser.add_argument("--overwrite", action="store_true", help="replace the labels in --out")
     parsed = parser.parse_args(arguments)
     config = DebiasConfig(**{setting.name: parsed[setting.name] for setting in fields(DebiasConfig)})
-    for name, least in (("batch_size", 1), ("workers", 0)):
-        if parsed[name] < least:
-            raise InputError(f"{name} is {parsed[name]}, must be at least {least}")
-    _decoding(parsed).check("")
+    check_flags(parsed)
     out = Path(parsed.out)
     check_apart(out, "--out", _inputs(parsed))
     # One process writes most of it; the others end when it may not.
@@ -102,10 +90,6 @@ def _inputs(parsed: Namespace) -> dict[str, str | None]:
     files = ("images", "classes", "templates", "class_vectors", "pretrained", "negatives", *LABEL_FILES)
     inputs = {f"--{name}": parsed[name] for name in files}
     return inputs | {"--model": parsed.model.removeprefix("local-dir:")}
-
-
-def _decoding(parsed: Namespace) -> Decoding:
-    return Decoding(bits=parsed.bits, max_pixels=parsed.max_pixels, background=parsed.background)
 
 
 def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
@@ -125,14 +109,7 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     embedded = partial(
         embed,
         clip,
-        place=place_of(accelerator),
-        batch_size=parsed.batch_size,
-        workers=parsed.workers,
-        on_error=parsed.on_error,
-        decoding=_decoding(parsed),
-        precision=accelerator.mixed_precision.replace("no", "fp32"),
-        autocast=lambda: accelerator.autocast(),
-        progress=accelerator.is_main_process,
+        **embed_settings(parsed, accelerator),
     )
     cache_of_reference = features_of(given, clip, request, embedded)
     cache = embedded(files=request.files, root=request.root, store=store)
@@ -143,7 +120,7 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
     unreadable = cache.named_unreadable
 
     def page(labeling: Labeling) -> str:
-        return _page(labeling, cache, _facts(parsed, request, cache), _decoding(parsed))
+        return _page(labeling, cache, _facts(parsed, request, cache), decoding_of(parsed))
 
     files = OutputConfig(probs=parsed.probs, table=parsed.table)
     said = write_folder(rows, config, out, page, _made_with(parsed, store, cache), unreadable, files)
@@ -212,7 +189,7 @@ def _agreed(
         **{f"the hash of --{name}": _hash(each) for name, each in images.items() if each},
         "the list of classes": ", ".join(request.classes),
         "the model": json.dumps(clip.description),
-        **{f"--{name}": str(parsed[name]) for name in ("precision", "on_error", "bits", "max_pixels", "background")},
+        **agreed_flags(parsed),
         "the folder of features": os.path.abspath(store.folder),
     }
 

@@ -11,17 +11,17 @@ from typing import get_args
 from jsonargparse import Namespace
 
 from debias_ssl.data.augment.config import AugmentConfig
-from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.features import MANIFEST, ViewKind, view_folder
 from debias_ssl.data.reading.workers import dead_workers_told
 from debias_ssl.data.sources.folder import find_files, folder_of
 from debias_ssl.data.sources.images import Images, fingerprint, left_out_notes
-from debias_ssl.distributed.accelerator import Precision, make_accelerator, place_of
+from debias_ssl.distributed.accelerator import make_accelerator
 from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.features.embedding import FeatureCache, embed
+from debias_ssl.features.flags import add_flags, agreed_flags, check_flags, embed_settings
 from debias_ssl.features.store import FolderStore
 from debias_ssl.features.views import KeptView, kept_views
 from debias_ssl.labels.truth import say
@@ -55,17 +55,7 @@ def _parser() -> Parser:
     parser.add_argument("--views", type=int, default=0, help="weak views of each image, and strong ones, kept beside")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers of views")
     parser.add_class_arguments(AugmentConfig, "data.augment", skip={"feature_noise", "feature_dropout"})
-    parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
-    parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
-    parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is Pillow's limit")
-    parser.add_argument(
-        "--background", type=str, default="white", help="of transparent pixels: name of a color, or '#rrggbb' in quotes"
-    )
-    parser.add_argument("--batch_size", type=int, default=256, help="images of a batch in each process")
-    parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
-    parser.add_argument(
-        "--precision", type=Precision, default="auto", help="auto is bf16 where the device multiplies in it"
-    )
+    add_flags(parser)
     parser.add_argument("--out", type=str, required=True, help="folder of features, which later calls bring up to date")
     return parser
 
@@ -75,10 +65,9 @@ def main(arguments: list[str]) -> None:
     parser = _parser()
     parsed = parser.parse_args(arguments)
     views = _views(parsed, parser)
-    for name, least in (("batch_size", 1), ("workers", 0), ("image_size", 1)):
-        if parsed[name] is not None and parsed[name] < least:
-            raise InputError(f"{name} is {parsed[name]}, must be at least {least}")
-    _decoding(parsed).check("")
+    check_flags(parsed)
+    if parsed.image_size is not None and parsed.image_size < 1:
+        raise InputError(f"image_size is {parsed.image_size}, must be at least 1")
     out = Path(parsed.out)
     inputs = {f"--{name}": parsed[name] for name in ("images", "pretrained", "weights")}
     check_apart(out, "--out", inputs | {"--model": parsed.model.removeprefix("local-dir:")})
@@ -96,10 +85,6 @@ def _views(parsed: Namespace, parser: Parser) -> list[KeptView]:
     # Only a data set could say that its images must not be mirrored.
     config = replace(config, flip=config.flip is None or config.flip)
     return kept_views(parsed.views, parsed.seed, config)
-
-
-def _decoding(parsed: Namespace) -> Decoding:
-    return Decoding(bits=parsed.bits, max_pixels=parsed.max_pixels, background=parsed.background)
 
 
 def _check_folder(out: Path) -> None:
@@ -130,15 +115,8 @@ def _make(parsed: Namespace, views: list[KeptView], out: Path) -> None:
         images.names,
         root,
         FolderStore(folder=out, flag="--out"),
-        place_of(accelerator),
         views=[(view, FolderStore(folder=view_folder(out, view.kind, view.number), flag="--out")) for view in views],
-        batch_size=parsed.batch_size,
-        workers=parsed.workers,
-        on_error=parsed.on_error,
-        decoding=_decoding(parsed),
-        precision=accelerator.mixed_precision.replace("no", "fp32"),
-        autocast=lambda: accelerator.autocast(),
-        progress=accelerator.is_main_process,
+        **embed_settings(parsed, accelerator),
     )
     if accelerator.is_main_process:
         print(_summary(parsed, encoder, cache, out))
@@ -150,7 +128,7 @@ def _agreed(parsed: Namespace, images: Images, encoder: Encoder, views: list[Kep
         "the hash of --images": fingerprint(images),
         "the model": json.dumps(encoder.description),
         "the views": json.dumps([view.description for view in views]),
-        **{f"--{name}": str(parsed[name]) for name in ("precision", "on_error", "bits", "max_pixels", "background")},
+        **agreed_flags(parsed),
         "the folder of features": os.path.abspath(out),
     }
 
