@@ -71,9 +71,10 @@ def main(arguments: list[str]) -> None:
     out = Path(parsed.out)
     inputs = {f"--{name}": parsed[name] for name in ("images", "pretrained", "weights")}
     check_apart(out, "--out", inputs | {"--model": parsed.model.removeprefix("local-dir:")})
-    # One process looks after the folder; the others end when it may not.
+    # One process looks after the folder; the others end when it may not. They may come before it has made the folder.
     with locked(out) if is_first() else nullcontext(), dead_workers_told("--workers", "the same command goes on"):
-        _check_folder(out)
+        if is_first():
+            _check_folder(out)
         with ends_told("the same command goes on"):
             _make(parsed, views, out)
 

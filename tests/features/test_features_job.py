@@ -241,6 +241,12 @@ def test_two_processes_and_workers_write_the_same_bytes(tmp_path: Path, flags, w
     assert two.log.read_text().count("features of 1,100 images") == 1
 
 
+def test_a_process_may_come_before_the_first_has_made_the_folder(flags, images, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("debias_ssl.features.__main__.is_first", lambda: False)
+    main([*flags, "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
 # What is wrong.
 
 
