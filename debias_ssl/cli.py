@@ -5,6 +5,7 @@ import sys
 
 JOBS = {
     "train": ("debias_ssl.train", "train a classifier from few labels and many unlabeled images"),
+    "trial": ("debias_ssl.trial", "train by the method that helps, or on the labels alone where none does"),
     "compare": ("debias_ssl.compare", "train variants over seeds, and tell whether they differ"),
     "distill": ("debias_ssl.distill", "train a student by what a trained run says of its images"),
     "finetune": ("debias_ssl.finetune.__main__", "change a run's classifier for an objective, such as its worst class"),

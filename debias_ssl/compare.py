@@ -2,19 +2,16 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import num_launched
 from debias_ssl.reporting.report import write_report
 from debias_ssl.runs.comparison import PLAN_FILE, prepare_folder, print_status, raise_if_any_failed, run_comparison
-from debias_ssl.runs.variants import adding_method_names, read_plan, requested_plan
+from debias_ssl.runs.variants import parse_with_settings, read_plan, requested_plan
 from debias_ssl.system.errors import InputError, only_warned
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
-from debias_ssl.training.config import Config
-from debias_ssl.training.parser import make_parser
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,16 +30,6 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the comparison in --out")
 
 
-def _parse(arguments: list[str]) -> tuple[Any, list[str]]:
-    """The values of all flags, and the arguments that are flags of train."""
-    parser, own = make_parser("compare", Config), argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    _add_flags(parser)
-    _add_flags(own)
-    with adding_method_names():
-        parsed = parser.read_arguments(arguments)
-    return parsed, own.parse_known_args(arguments)[1]
-
-
 def _write_page(out: Path) -> None:
     """Writes the page of the finished runs; the comparison is complete without it."""
     with only_warned("no report.html"):
@@ -54,7 +41,7 @@ def _write_page(out: Path) -> None:
 def main(arguments: list[str]) -> None:
     if num_launched() > 1:
         raise InputError("compare starts its own processes: start it without accelerate launch, and set --jobs")
-    parsed, settings = _parse(arguments)
+    parsed, settings = parse_with_settings("compare", _add_flags, arguments)
     if parsed.jobs < 1:
         raise InputError(f"--jobs is {parsed.jobs}, which must be at least 1")
     files = [Path(str(file)) for file in parsed.config or []]

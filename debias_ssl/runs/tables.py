@@ -69,7 +69,7 @@ def _settings_text(title: str, differences: Mapping[str, Mapping[str, Any]], nam
     lines = [[title, *names]]
     for field, values in differences.items():
         lines.append([field, *(json.dumps(values[name]).strip('"') if name in values else MISSING for name in names)])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -93,7 +93,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
                 ]
             )
     text = [
-        _aligned(cells),
+        aligned(cells),
         "percent, mean ± standard deviation over seeds, averaged model; last step unless a column says otherwise",
         '"best (test)" is chosen on the test set, so it is optimistic',
     ]
@@ -140,7 +140,7 @@ def _paired_lines(lines: Sequence[Mapping[str, Any]]) -> list[str]:
             cells += [[where + title, "pairs", *(NAMES[name] for name in PAIRED)], *rows]
     if not cells:
         return []
-    return ["", _aligned(cells), "points, mean over seeds that both finished, [95 % interval of Student's t]"]
+    return ["", aligned(cells), "points, mean over seeds that both finished, [95 % interval of Student's t]"]
 
 
 def _payoff_lines(lines: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -209,7 +209,7 @@ def interval_text(value: Mapping[str, float | None] | None) -> str:
     return f"{100 * value['mean']:+.2f} [{100 * value['low']:+.2f}, {100 * value['high']:+.2f}]"
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> str:
+def aligned(cells: Sequence[Sequence[str]]) -> str:
     """Cells as lines of text: the first column is aligned to the left, the others to the right."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join(

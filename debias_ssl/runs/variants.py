@@ -1,7 +1,8 @@
 """The plan of a comparison, its variants and seeds: from a command line, or from the file of an earlier comparison."""
 
+import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -156,6 +157,27 @@ def _resolved_settings(arguments: list[str], where: str = "") -> tuple[dict[str,
         resolved = resolve(parser, parsed)[1]
     note = switched_method(resolved, [Path(str(file)) for file in parsed.config or []])
     return {name: value for name, value in resolved.items() if name != "seed"}, note
+
+
+def parse_with_settings(
+    job: str, add_flags: Callable[[argparse.ArgumentParser], None], arguments: list[str]
+) -> tuple[Any, list[str]]:
+    """The command line of a job that has the settings of train and flags of its own.
+
+    Args:
+        job: its name.
+        add_flags: adds its own flags to a parser.
+        arguments: the command line.
+
+    Returns:
+        The values of all flags, and the arguments that are flags of train.
+    """
+    parser, own = make_parser(job, Config), argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_flags(parser)
+    add_flags(own)
+    with adding_method_names():
+        parsed = parser.read_arguments(arguments)
+    return parsed, own.parse_known_args(arguments)[1]
 
 
 @contextmanager

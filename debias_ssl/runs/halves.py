@@ -1,0 +1,136 @@
+"""Whether unlabeled images help: runs on disjoint halves of the labels, and how far they agree.
+
+No label is held out for it, and no test image is looked at. Two runs that saw different labels agree about unlabeled
+images as far as both found what is in the images, and not what is in their labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from debias_ssl.contract import Place
+from debias_ssl.data.sampling.keyed import Purpose, permutation
+from debias_ssl.data.splits import Split
+from debias_ssl.data.task import Task
+from debias_ssl.formulas.agreement import class_agreement
+from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.trained import load_trained
+from debias_ssl.training.evaluation import predict_logits
+
+
+def halved(split: Split, classes: Int64[np.ndarray, " L"], seed: int, number: int) -> tuple[Split, Split]:
+    """The split with one half of its labels, and with the other half; unlabeled images stay all there.
+
+    Each class is divided evenly. Of an odd number of labels the one left over goes to the halves in turns.
+
+    Args:
+        split: what is divided.
+        classes: of its labeled images.
+        seed: of the run.
+        number: of the division; different ones are independent.
+    """
+    order = permutation(seed, Purpose.HALVES, number, len(split.labeled)).numpy()
+    halves: tuple[list[int], list[int]] = [], []
+    turn = number
+    for each in np.unique(classes):
+        members = order[classes[order] == each]
+        border = (len(members) + (turn % 2 if len(members) % 2 else 0)) // 2
+        turn += len(members) % 2
+        halves[0].extend(members[:border])
+        halves[1].extend(members[border:])
+    return _part(split, halves[0]), _part(split, halves[1])
+
+
+def _part(split: Split, positions: Sequence[int]) -> Split:
+    kept = np.sort(np.array(positions, dtype=np.int64))
+    return Split(
+        labeled=split.labeled[kept],
+        unlabeled=split.unlabeled,
+        validation=split.validation,
+        labels=None if split.labels is None else split.labels[kept],
+    )
+
+
+def judged_images(split: Split, seed: int, most: int) -> Int64[np.ndarray, " N"]:
+    """Unlabeled images that no half has a label of, at most so many, drawn at random."""
+    others = np.setdiff1d(split.unlabeled, split.labeled)
+    return np.sort(others[permutation(seed, Purpose.TRIAL_IMAGES, 0, len(others)).numpy()[:most]])
+
+
+def predicted(run: Path, task: Task, images: Int64[np.ndarray, " N"], place: Place) -> Int64[Tensor, " N"]:
+    """The classes that a finished run gives to training images of the task."""
+    trained = load_trained(RunFolder(run), place.device)
+    stream = trained.stream(task.readers["train"], images, place)
+    return predict_logits(trained.predictor, stream, len(trained.classes)).argmax(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the halves say of each variant."""
+
+    agreements: Mapping[str, Float64[np.ndarray, " D"]]
+    """Mean agreement over classes, in each division of the labels; the run on the labels alone is there too."""
+    floors: Mapping[str, str]
+    """The labels-only variant of each variant that trains on unlabeled images."""
+    margin: float
+    """By how much a variant has to be ahead of the labels alone."""
+
+    def gain(self, variant: str) -> float:
+        """How much more the halves of a variant agree than those of the labels alone, in the mean over divisions."""
+        return float((self.agreements[variant] - self.agreements[self.floors[variant]]).mean())
+
+    @property
+    def best(self) -> str:
+        """The variant with the largest gain."""
+        return max(self.floors, key=self.gain)
+
+    @property
+    def helps(self) -> bool:
+        """Whether unlabeled images are used."""
+        return self.gain(self.best) >= self.margin
+
+    @property
+    def chosen(self) -> str:
+        """The best variant if it is ahead by the margin, else the labels alone."""
+        return self.best if self.helps else self.floors[self.best]
+
+    @property
+    def why(self) -> str:
+        gain, margin = 100 * self.gain(self.best), 100 * self.margin
+        said = f"{self.best} trained on halves of the labels agrees {gain:+.1f} points with itself over labels alone"
+        if self.helps:
+            return f"{said}, at least {margin:g}: it is trained on unlabeled images"
+        return f"{said}, less than {margin:g}: unlabeled images are not used"
+
+    def lines(self) -> list[list[str]]:
+        """A table in percent: the mean agreement of each variant, its gain, and that of each division."""
+        number = len(next(iter(self.agreements.values())))
+        rows = [["variant", "agreement", "gain", *(f"division {i + 1}" for i in range(number))]]
+        for name, found in self.agreements.items():
+            gains = found - self.agreements[self.floors[name]] if name in self.floors else None
+            each = ["-"] * number if gains is None else [f"{100 * value:+.1f}" for value in gains]
+            mean = "-" if gains is None else f"{100 * gains.mean():+.1f}"
+            marked = name + (" *" if name == self.chosen else "")
+            rows.append([marked, f"{100 * found.mean():.1f}", mean, *each])
+        return rows
+
+    def record(self) -> dict[str, Any]:
+        """As `trial.json` holds it."""
+        return {
+            "chosen": self.chosen,
+            "why": self.why,
+            "margin": self.margin,
+            "agreements": {name: found.tolist() for name, found in self.agreements.items()},
+            "gains": {name: self.gain(name) for name in self.floors},
+        }
+
+
+def agreement(one: Path, other: Path, task: Task, images: Int64[np.ndarray, " N"], place: Place) -> float:
+    """The mean over classes of how far two runs agree about images."""
+    classes = [predicted(run, task, images, place) for run in (one, other)]
+    return float(class_agreement(*classes, len(task.data.classes)).mean())
