@@ -18,7 +18,7 @@ from debias_ssl.distributed.accelerator import chosen_device
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import num_launched
 from debias_ssl.runs.comparison import PlannedRun, planned_runs, print_status, train_in_processes, train_in_this_process
-from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.folder import TRIAL, RunFolder
 from debias_ssl.runs.halves import Verdict, agreement, halved, judged_images
 from debias_ssl.runs.pairing import blocks_of
 from debias_ssl.runs.summary import summary_table
@@ -33,7 +33,6 @@ from debias_ssl.training.parser import named_class
 from debias_ssl.training.saved import config_from
 
 HALVES = "halves"
-RECORD = "trial.json"
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +41,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", type=str, default=None, help="methods to try, separated by commas; else --method")
     parser.add_argument("--variants", type=str, default=None, help="to try: a YAML file of names and their settings")
     parser.add_argument("--divisions", type=int, default=2, help="of the labels into halves; more are more reliable")
-    parser.add_argument("--margin", type=float, default=0.03, help="gain in agreement from which unlabeled images help")
+    parser.add_argument("--margin", type=float, default=0.05, help="gain in agreement from which unlabeled images help")
     parser.add_argument("--judged", type=int, default=5000, help="unlabeled images on which agreement is measured")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; several run in processes of their own")
     parser.add_argument("--train", type=bool, default=True, help="whether to train what was chosen on all labels")
@@ -76,14 +75,14 @@ def main(arguments: list[str]) -> None:
     out = Path(parsed.out)
     with locked(out):
         plan = _plan(parsed, settings, out)
-        Outputs(folder=out, kind="a trial", names=(RECORD, HALVES, "runs")).claim(RECORD, HALVES, "runs")
+        Outputs(folder=out, kind="a trial", names=(TRIAL, HALVES, "runs")).claim(TRIAL, HALVES, "runs")
         last, place = LastTask(), Place(device=chosen_device(None))
         with ends_told("the same command goes on"):
             verdict = _verdict(parsed, plan, out, last, place)
-            write_aside(out / RECORD, json.dumps(verdict.record(), indent=1) + "\n")
+            write_aside(out / TRIAL, json.dumps(verdict.record(), indent=1) + "\n")
             print(f"{aligned(verdict.lines())}\nmean agreement over classes, percent; * chosen\n{verdict.why}")
             if parsed.train:
-                _train_chosen(verdict.chosen, plan, out)
+                _train_chosen(verdict, plan, out)
 
 
 def _plan(parsed: Any, settings: list[str], out: Path) -> ComparisonPlan:
@@ -96,14 +95,14 @@ def _plan(parsed: Any, settings: list[str], out: Path) -> ComparisonPlan:
     for name, value in compared.items():
         parsed[name] = value
     plan, notes = requested_plan(parsed, settings, None, out)
-    for note in notes:
-        print_status(f"note: {note}")
     if not plan.floors:
         raise InputError("there is nothing to try: all variants are trained on the labels alone")
     if len(blocks_of(plan.variants, plan.floors)) > 1:
         raise InputError("variants have different images or labels: debias-ssl compare is for these")
     for run in planned_runs(plan, out):
         check_apart(out, "--out", run.inputs)
+    for note in notes:
+        print_status(f"note: {note}")
     return plan
 
 
@@ -162,14 +161,16 @@ def _train(runs: Sequence[PlannedRun], jobs: int) -> None:
                 raise StoppedError(f"{run.title} failed: {error}")
 
 
-def _train_chosen(chosen: str, plan: ComparisonPlan, out: Path) -> None:
-    """Trains what was chosen on all labels, after its teacher if that is another variant."""
+def _train_chosen(verdict: Verdict, plan: ComparisonPlan, out: Path) -> None:
+    """Trains what was chosen on all labels, after its teacher if that is another variant; its folder says why."""
+    chosen = verdict.chosen
     teacher = teacher_of(chosen, plan.variants[chosen])
     kept = {name: plan.variants[name] for name in (teacher, chosen) if name is not None}
     runs = planned_runs(replace(plan, variants=kept), out / "runs")
     _train(runs, 1)
-    path = runs[-1].path
-    print(f"{summary_table(RunFolder(path).read_summary())}\n{path}; a page of it: debias-ssl report {path}")
+    folder = RunFolder(runs[-1].path)
+    folder.write_json(TRIAL, verdict.record())
+    print(f"{summary_table(folder.read_summary())}\n{folder.path}; a page of it: debias-ssl report {folder.path}")
 
 
 if __name__ == "__main__":

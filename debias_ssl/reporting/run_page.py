@@ -49,6 +49,7 @@ def run_page(run: FinishedRun) -> Page:
             f"{run.num_unlabeled:,} unlabeled images, {len(run.labels):,} test images",
             f"{run.summary['steps']:,} steps in {run.summary['seconds']:,.0f} s, "
             f"{run.summary['images_per_second']:,.0f} images/s; seed {config.seed}",
+            *([f"Chosen by a trial: {run.trial}."] if run.trial else []),
         ],
         notes=notes,
         sections=sections,

@@ -40,7 +40,9 @@ WRITTEN = ("summary.json", "model.json", "report.html", "finetune.yaml", "model.
 WRITTEN += ("predictions/*_ema.npy", "predictions/*_raw.npy", "predictions/*_labels.npy", "checkpoints/step_[0-9]*")
 # What trackers of the setting log_with write.
 WRITTEN += ("debias_ssl/events.out.*",)
-WRITTEN += ("confusion.npz", "metrics.jsonl", "unreadable.json", "split.json", "config.yaml")
+# Why a trial chose the run's method.
+TRIAL = "trial.json"
+WRITTEN += (TRIAL, "confusion.npz", "metrics.jsonl", "unreadable.json", "split.json", "config.yaml")
 
 
 @dataclass(frozen=True)

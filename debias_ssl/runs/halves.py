@@ -41,8 +41,8 @@ def halved(split: Split, classes: Int64[np.ndarray, " L"], seed: int, number: in
         members = order[classes[order] == each]
         border = (len(members) + (turn % 2 if len(members) % 2 else 0)) // 2
         turn += len(members) % 2
-        halves[0].extend(members[:border])
-        halves[1].extend(members[border:])
+        halves[0].extend(members[:border].tolist())
+        halves[1].extend(members[border:].tolist())
     return _part(split, halves[0]), _part(split, halves[1])
 
 
@@ -101,11 +101,13 @@ class Verdict:
 
     @property
     def why(self) -> str:
-        gain, margin = 100 * self.gain(self.best), 100 * self.margin
-        said = f"{self.best} trained on halves of the labels agrees {gain:+.1f} points with itself over labels alone"
-        if self.helps:
-            return f"{said}, at least {margin:g}: it is trained on unlabeled images"
-        return f"{said}, less than {margin:g}: unlabeled images are not used"
+        gain = 100 * self.gain(self.best)
+        said = (
+            f"with {self.best}, runs on disjoint halves of the labels agree about the unlabeled images "
+            f"{abs(gain):.1f} points {'more' if gain >= 0 else 'less'} than with the labels alone; at least "
+            f"{100 * self.margin:g} more are asked for"
+        )
+        return f"{said}: the choice is {self.best if self.helps else 'the labels alone'}"
 
     def lines(self) -> list[list[str]]:
         """A table in percent: the mean agreement of each variant, its gain, and that of each division."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 
 from debias_ssl.data.splits import PARTS
-from debias_ssl.runs.folder import RunFolder
+from debias_ssl.runs.folder import TRIAL, RunFolder
 from debias_ssl.runs.trained import load_config
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array, read_yaml
@@ -54,6 +54,8 @@ class FinishedRun:
     """Of these logits."""
     finetuned: Finetuned | None
     """None for a run of `train`. For another one, the log and the evaluations are those of the run before it."""
+    trial: str | None = None
+    """Why a trial chose the run's method, in words; None where there was no trial."""
 
     @property
     def method(self) -> str:
@@ -101,6 +103,7 @@ def read_run(path: Path) -> FinishedRun:
                 torch.from_numpy(logits), torch.from_numpy(labels), torch.tensor(model["labeled_counts"])
             ),
             finetuned=finetuned,
+            trial=str(json.loads((path / TRIAL).read_text())["why"]) if (path / TRIAL).exists() else None,
         )
         wrong = _misfit(run, evaluations, split)
     except FileNotFoundError as error:
