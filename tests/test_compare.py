@@ -266,7 +266,7 @@ def test_processes_give_the_same_and_say_what_failed(finished: Path, tmp_path: P
     assert exit_.value.code == 1
     # A busy machine may compute with fewer threads, and then sums differ in their last bits.
     ours, theirs = rows(tmp_path / "a")[0], rows(finished)[1]
-    texts = ("variant", "seed", "status", "setting", "floor")
+    texts = ("variant", "seed", "status", "setting", "floor", "commit", "versions", "machine")
     assert [ours[key] for key in texts[:3]] == [theirs[key] for key in texts[:3]]
     figures = [[float(row[key]) for key in row if key not in texts] for row in (ours, theirs)]
     assert len(figures[0]) > 3 and figures[0] == pytest.approx(figures[1], rel=1e-6)

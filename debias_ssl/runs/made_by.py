@@ -18,7 +18,10 @@ PACKAGES = ("timm", "scikit-learn")
 
 @cache
 def made_by() -> dict[str, str]:
-    """Commit, versions and machine of this process, as they were at the first call; nothing that names a host."""
+    """Commit, versions and machine of this process, as they were at the first call; nothing that names a host.
+
+    No value has a comma, so that a table of them needs no quotes.
+    """
     versions = [f"debias_ssl {__version__}", f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     versions += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -27,8 +30,8 @@ def made_by() -> dict[str, str]:
     machine = [*device, cpu_model(), f"{cores} cores", f"threads: {torch.get_num_threads()}"]
     return {
         "commit": commit_of(Path(__file__).parents[1]),
-        "versions": ", ".join(versions),
-        "machine": ", ".join(machine),
+        "versions": "; ".join(versions),
+        "machine": "; ".join(machine),
     }
 
 
@@ -59,4 +62,4 @@ def cpu_model() -> str:
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    return next(names, platform.processor() or platform.machine()).replace(",", "")
