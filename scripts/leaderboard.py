@@ -107,7 +107,9 @@ def check_protocol(comparison: Path, suite: Path) -> None:
         found = flat(resolved)
         for name, value in asked[setting].items():
             if found.get(name) != value:
-                raise InputError(f"{variant!r} is not of {suite.name}: {name} is {found.get(name)}, there it is {value}")
+                raise InputError(
+                    f"{variant!r} is not of {suite.name}: {name} is {found.get(name)}, there it is {value}"
+                )
 
 
 def protocol(suite: Path, own: dict[str, Any]) -> dict[str, Any]:

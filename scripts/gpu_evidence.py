@@ -1,0 +1,389 @@
+"""The parts of `gpu_evidence.sh`: each in a process of its own, with a time limit, and lines of JSON as it goes.
+
+    python scripts/gpu_evidence.py --minutes 120 --data data/cifar10-jpeg --out runs/gpu
+
+- smoke: 50 steps on digits in bf16, eager and compiled, beside fp32 on the CPU.
+- step: `bench_step.py` with wrn_28_2 and 64 + 448 + 448 images, eager and compiled.
+- few: CIFAR-10 with 40 labels, FixMatch and DebiasPL, the same seed.
+- tail: long-tailed CIFAR-10, unlabeled images in the same and in the reversed order: labels alone, FixMatch, DebiasPL,
+  EvenMatch.
+
+The last two train as many steps as the minutes allow, by a rate that is measured first. `evidence.jsonl` in --out has a
+line for each part and each run that ended. Started again, what has a line that says `done` is not done again, and runs
+go on from their checkpoints. This module imports nothing but Python's own library: what is missing it has to say.
+"""
+
+import argparse
+import csv
+import ctypes
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+METHODS = "FixMatch,DebiasPL"
+OWN = "EvenMatch"
+PR_SET_PDEATHSIG = 1
+# Of what is left of the time, the steps of `few` and `tail` are to fill; the rest is for starts and evaluations.
+FILLED = 0.8
+MOST_STEPS = 2**20
+
+
+# ---- what is missing ----
+
+
+def missing_packages(needed: list[str]) -> list[str]:
+    """Of requirements such as `timm>=1.0.19`, those that are not installed, or too old."""
+    return [each for each in needed if not _is_installed(each)]
+
+
+def _is_installed(requirement: str) -> bool:
+    name, extra, least = re.fullmatch(r"([\w-]+)(?:\[(\w+)\])?(?:>=([\d.]+))?.*", requirement).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    try:
+        if least and _numbers(importlib.metadata.version(name)) < _numbers(least):
+            return False
+        of_extra = [each for each in importlib.metadata.requires(name) or [] if extra and f'"{extra}"' in each]
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return all(_is_installed(re.split(r"[;\s]", each)[0]) for each in of_extra)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version.partition("+")[0])]
+
+
+def what_is_missing(device: str, data: Path) -> tuple[list[str], list[str]]:
+    """What nothing goes without, and what some parts go without, in words that say how to bring it."""
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    fatal = []
+    if missing := missing_packages(needed):
+        names = " ".join(re.split(r">=", each)[0] for each in missing)
+        fatal.append(
+            f"not installed, or too old: {', '.join(missing)}\n"
+            "  where there is a network: bash scripts/gpu_wheels.sh wheels TORCH_VERSION; copy the folder to here; then\n"
+            f"  {sys.executable} -m pip install --no-index --find-links wheels {names}"
+        )
+    elif device == "cuda" and not _output("import torch; print(torch.cuda.is_available())").endswith("True"):
+        fatal.append("torch sees no GPU: install a torch with CUDA for this driver, or try all parts by --device cpu")
+    absent = [str(data / part) for part in ("train", "test") if not (data / part).is_dir()]
+    lacks = f"{' and '.join(absent)}: CIFAR-10 as image files, in a folder for each class; few and tail are left out"
+    return fatal, [lacks] if absent else []
+
+
+def _output(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+
+
+# ---- parts and their lines ----
+
+
+@dataclass(kw_only=True)
+class Evidence:
+    """The folder of the results, and what is left of the time."""
+
+    out: Path
+    device: str
+    ends: float
+    """Of `time.monotonic`."""
+    minutes: float
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The lines that say `done`, by their part."""
+
+    def __post_init__(self):
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.file = self.out / "evidence.jsonl"
+        self.done |= {line["part"]: line for line in self._lines() if line["status"] == "done"}
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        for text in self.file.read_text().splitlines() if self.file.exists() else []:
+            try:
+                yield json.loads(text)
+            except ValueError:
+                print(f"a line of {self.file} was cut: {text[:60]}", flush=True)
+
+    def write(self, part: str, status: str, **figures: Any) -> None:
+        """Adds a line; a kill leaves at most the last one cut."""
+        line = {"part": part, "status": status, **figures}
+        cut = self.file.exists() and not self.file.read_bytes().endswith(b"\n")
+        with self.file.open("a") as file:
+            file.write("\n" * (cut and self.file.stat().st_size > 0) + json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if status == "done":
+            self.done[part] = line
+        said = ", ".join(f"{name} {value}" for name, value in figures.items() if not isinstance(value, list | dict))
+        print(f"{part}: {status}{', ' * bool(said)}{said}", flush=True)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.ends - time.monotonic()
+
+    def limit(self, share: float) -> float:
+        """Seconds for a part that gets a share of the minutes, but at least one of them."""
+        return min(self.left, max(60.0, 60 * share * self.minutes))
+
+    def run(
+        self,
+        part: str,
+        command: list[str],
+        limit: float,
+        figures: Callable[[str], dict[str, Any]],
+        *,
+        on_cpu: bool = False,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Runs a part in a process of its own, unless it is done, and writes its line.
+
+        Args:
+            part: its name.
+            command: arguments of Python.
+            limit: seconds.
+            figures: of its line, from what it printed.
+            on_cpu: whether it is for the CPU on any device.
+            meanwhile: called a few times a second, and once at the end.
+        """
+        if part in self.done:
+            print(f"{part}: was done before", flush=True)
+            return
+        if limit < 1:
+            self.write(part, "no time left")
+            return
+        log = self.out / f"{re.sub(r'[^a-z0-9]+', '_', part.lower())}.log"
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu or self.device == "cpu" else {}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **hidden}
+        started = time.monotonic()
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=file, stderr=file, env=environment, cwd=ROOT, preexec_fn=_end_with_us
+            )
+            try:
+                while process.poll() is None and time.monotonic() < started + limit:
+                    time.sleep(0.2)
+                    meanwhile()
+                is_late = process.poll() is None
+            finally:
+                _end(process)
+        meanwhile()
+        seconds = round(time.monotonic() - started, 1)
+        printed = log.read_text(errors="replace")
+        if is_late:
+            self.write(part, "out of time", seconds=seconds, limit=round(limit, 1))
+        elif process.returncode:
+            self.write(part, "failed", seconds=seconds, log=str(log), error=(printed.strip() or "-").splitlines()[-1])
+        else:
+            self.write(part, "done", seconds=seconds, **figures(printed))
+
+
+def _end_with_us() -> None:
+    """In a new process: it is killed where this one is, so that whoever starts again finds no run that goes on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Has a process save what it has."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+# ---- smoke and step ----
+
+
+def smoke(evidence: Evidence, steps: int) -> None:
+    """Losses of a few steps, beside those of the CPU in fp32."""
+    kinds = {
+        "smoke, CPU in fp32": ["--precision", "fp32"],
+        "smoke, eager in bf16": ["--precision", "bf16"],
+        "smoke, compiled in bf16": ["--precision", "bf16", "--compile", "true"],
+    }
+    reference = next(iter(kinds))
+    for part, flags in kinds.items():
+        out = evidence.out / "smoke" / part.split()[1]
+        command = [
+            "-m",
+            "debias_ssl.train",
+            "--config",
+            "configs/digits.yaml",
+            "--steps",
+            str(steps),
+            "--log_every",
+            "1",
+        ]
+        command += ["--eval_every", str(steps), "--checkpoint_every", str(steps), "--out", str(out), "--overwrite"]
+
+        def figures(_: str, out: Path = out) -> dict[str, Any]:
+            losses = [line["loss"] for line in records(out) if "loss" in line]
+            known = evidence.done.get(reference)
+            return {"losses": losses} | (closeness(losses, known["losses"]) if known else {})
+
+        evidence.run(part, [*command, *flags], evidence.limit(0.08), figures, on_cpu=part == reference)
+
+
+def closeness(losses: list[float], reference: list[float]) -> dict[str, Any]:
+    """How far losses are from those of the CPU: of the first step, and of the mean over the last fifth of the steps.
+
+    In bf16 each number is known to 0.4 %, and what that does to a loss grows with the steps.
+    """
+    last = -(-len(reference) // 5)
+    means = [sum(each[-last:]) / last for each in (losses, reference)]
+    first, later = abs(losses[0] / reference[0] - 1), abs(means[0] / means[1] - 1)
+    return {"first_off": round(first, 4), "last_off": round(later, 4), "is_close": first < 0.02 and later < 0.2}
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def step(evidence: Evidence, is_trial: bool) -> None:
+    """`bench_step.py`; a trial takes a small network and batch."""
+    command = ["scripts/bench_step.py", "--device", evidence.device, "--precision", "bf16"]
+    small = ["--batch_size", "4", "--unlabeled_ratio", "1", "--model", "wrn_10_1", "--rounds", "2"]
+    command += small if is_trial else ["--batch_size", "64", "--memory"]
+    for part, flags in {"step, eager": [], "step, compiled": ["--compile"]}.items():
+        evidence.run(part, [*command, *flags], evidence.limit(0.1), step_figures)
+
+
+def step_figures(printed: str) -> dict[str, Any]:
+    """The ratios of the last line, and steps/s where they are printed."""
+    ratios = re.findall(r"(\w+/\w+)=([\d.]+)", printed.splitlines()[-1])
+    rates = re.findall(r"(?:^|, )([\w ]+(?:, bf16)?) ([\d.]+) steps/s", printed, re.MULTILINE)
+    return {name: float(value) for name, value in ratios} | {f"{n}, steps/s": float(v) for n, v in rates}
+
+
+# ---- few and tail ----
+
+
+def trained(evidence: Evidence, data: Path, steps: int | None) -> None:
+    """The comparisons on CIFAR-10."""
+    settings = evidence.out / "orders.json"
+    settings.write_text(json.dumps(orders(data)))
+    files = ["--data.name", "folder", "--data.labeled", str(data / "train"), "--data.test", str(data / "test")]
+    files += ["--compile", str(is_faster_compiled(evidence)).lower()]
+    # In the rate, both are FixMatch; a run on the labels alone costs less.
+    plans = {
+        "few": (["--config", "configs/cifar10.yaml", *files], ["--methods", METHODS, "--floor", "false"], 0.45, 2),
+        "tail": (
+            ["--config", "configs/cifar10_lt.yaml", *files],
+            ["--methods", f"{METHODS},{OWN}", "--settings", str(settings)],
+            1.0,
+            8,
+        ),
+    }
+    longest = steps or 120
+    for name, (flags, _, _, _) in plans.items():
+        tail = (
+            [f"--data.{key}={value}" for key, value in orders(data)["same"]["data"].items()] if name == "tail" else []
+        )
+        out = evidence.out / "rate" / name
+        command = ["-m", "debias_ssl.train", *flags, *tail, "--method", "FixMatch", *lengths(longest, logs=6)]
+        command += ["--out", str(out), "--overwrite"]
+        rated = f"{name}, rate"
+        evidence.run(rated, command, evidence.limit(0.08), lambda _, out=out: {"steps_per_second": rate_of(out)})
+    for name, (flags, variants, share, num_runs) in plans.items():
+        limit = evidence.left * share
+        planned = evidence.done.get(f"{name}, plan")
+        if planned is None:
+            rated = evidence.done.get(f"{name}, rate")
+            if rated is None:
+                evidence.write(name, "left out, as its rate is not known")
+                continue
+            possible = int(FILLED * rated["steps_per_second"] * max(0.0, limit) / num_runs)
+            evidence.write(f"{name}, plan", "done", steps=steps or max(1, min(MOST_STEPS, possible)))
+            planned = evidence.done[f"{name}, plan"]
+        out = evidence.out / name
+        command = ["-m", "debias_ssl.compare", *flags, *variants, *lengths(planned["steps"], logs=100)]
+        command += ["--seeds", "0", "--resume", "--out", str(out)]
+        evidence.run(name, command, limit, lambda _: {}, meanwhile=lambda n=name, o=out: tell_runs(evidence, n, o))
+
+
+def lengths(steps: int, logs: int) -> list[str]:
+    """The flags of a run's length: evaluated at its end, saved in between."""
+    numbers = {"steps": steps, "eval_every": steps, "checkpoint_every": -(-steps // 10), "log_every": -(-steps // logs)}
+    return [part for name, number in numbers.items() for part in (f"--{name}", str(number))]
+
+
+def orders(data: Path) -> dict[str, Any]:
+    """Two settings of `compare`: N1 = 1500 and M1 = 3000 where classes have 4,500 images, fewer where they have fewer."""
+    smallest = min(sum(1 for _ in folder.iterdir()) for folder in (data / "train").iterdir() if folder.is_dir())
+    largest = min(1500, max(1, smallest // 3))
+    tail = {"labels_per_class": largest, "unlabeled_per_class": 2 * largest}
+    tail |= dict.fromkeys(("labeled_imbalance", "unlabeled_imbalance"), min(100, largest))
+    return {order: {"data": {**tail, "unlabeled_order": order}} for order in ("same", "reversed")}
+
+
+def is_faster_compiled(evidence: Evidence) -> bool:
+    """Whether the compiled step was the faster one, on a GPU."""
+    rates = [evidence.done.get(part, {}).get("step, bf16, steps/s", 0.0) for part in ("step, eager", "step, compiled")]
+    return rates[1] > rates[0]
+
+
+def rate_of(run: Path) -> float:
+    """Steps a second of a short run, without those before its second line of the log, in which much is done once."""
+    logged = [line for line in records(run) if "loss" in line]
+    first, last = logged[min(1, len(logged) - 1)], logged[-1]
+    if first is last:
+        return last["step"] / last["seconds"]
+    return (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
+
+
+def tell_runs(evidence: Evidence, name: str, out: Path) -> None:
+    """Writes a line for each run of a comparison that has ended and has none."""
+    if not (out / "compare.csv").exists():
+        return
+    with (out / "compare.csv").open(newline="") as file:
+        for run in csv.DictReader(file):
+            part = f"{name}, {run['variant']}"
+            if run["status"] == "finished" and part not in evidence.done:
+                figures = {
+                    key: round(float(run[key]), 5) for key in ("accuracy", "mean_recall", "min_recall", "seconds")
+                }
+                evidence.write(part, "done", **figures)
+
+
+# ---- the command ----
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, required=True, help="how long all of it may take")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--steps", type=int, help="steps of each run; else what the minutes allow. For a trial")
+    parser.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg"), help="folder with train/ and test/")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parsed = parser.parse_args()
+    ends = time.monotonic() + 60 * parsed.minutes
+    # As an error, so that the part that is running is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    data, out = parsed.data.absolute(), parsed.out.absolute()
+    fatal, lacking = what_is_missing(parsed.device, data)
+    for text in [*fatal, *lacking]:
+        print(f"missing: {text}", file=sys.stderr, flush=True)
+    if fatal:
+        sys.exit(2)
+    evidence = Evidence(out=out, device=parsed.device, ends=ends, minutes=parsed.minutes)
+    made_by = "import json; from debias_ssl.runs.made_by import made_by; print(json.dumps(made_by()))"
+    evidence.run("machine", ["-c", made_by], evidence.limit(0.0), lambda said: json.loads(said.splitlines()[-1]))
+    smoke(evidence, parsed.steps or 50)
+    step(evidence, parsed.device == "cpu")
+    if not lacking:
+        trained(evidence, data, parsed.steps)
+    print(f"{evidence.file}; {max(0.0, evidence.left) / 60:.1f} of {parsed.minutes:g} minutes are left", flush=True)
+
+
+if __name__ == "__main__":
+    main()
