@@ -16,7 +16,6 @@ go on from their checkpoints. This module imports nothing but Python's own libra
 import argparse
 import csv
 import ctypes
-import importlib.metadata
 import json
 import os
 import re
@@ -24,64 +23,21 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-METHODS = "FixMatch,DebiasPL"
+from gpu_missing import ROOT, environment, machine_of, what_is_missing
+
+METHODS = ("FixMatch", "DebiasPL")
 OWN = "EvenMatch"
 PR_SET_PDEATHSIG = 1
 # Of what is left of the time, the steps of `few` and `tail` are to fill; the rest is for starts and evaluations.
 FILLED = 0.8
 MOST_STEPS = 2**20
-
-
-# ---- what is missing ----
-
-
-def missing_packages(needed: list[str]) -> list[str]:
-    """Of requirements such as `timm>=1.0.19`, those that are not installed, or too old."""
-    return [each for each in needed if not _is_installed(each)]
-
-
-def _is_installed(requirement: str) -> bool:
-    name, extra, least = re.fullmatch(r"([\w-]+)(?:\[(\w+)\])?(?:>=([\d.]+))?.*", requirement).groups()  # pyright: ignore[reportOptionalMemberAccess]
-    try:
-        if least and _numbers(importlib.metadata.version(name)) < _numbers(least):
-            return False
-        of_extra = [each for each in importlib.metadata.requires(name) or [] if extra and f'"{extra}"' in each]
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return all(_is_installed(re.split(r"[;\s]", each)[0]) for each in of_extra)
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version.partition("+")[0])]
-
-
-def what_is_missing(device: str, data: Path) -> tuple[list[str], list[str]]:
-    """What nothing goes without, and what some parts go without, in words that say how to bring it."""
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    fatal = []
-    if missing := missing_packages(needed):
-        names = " ".join(re.split(r">=", each)[0] for each in missing)
-        fatal.append(
-            f"not installed, or too old: {', '.join(missing)}\n"
-            "  where there is a network: bash scripts/gpu_wheels.sh wheels TORCH_VERSION; copy the folder to here; then\n"
-            f"  {sys.executable} -m pip install --no-index --find-links wheels {names}"
-        )
-    elif device == "cuda" and not _output("import torch; print(torch.cuda.is_available())").endswith("True"):
-        fatal.append("torch sees no GPU: install a torch with CUDA for this driver, or try all parts by --device cpu")
-    absent = [str(data / part) for part in ("train", "test") if not (data / part).is_dir()]
-    lacks = f"{' and '.join(absent)}: CIFAR-10 as image files, in a folder for each class; few and tail are left out"
-    return fatal, [lacks] if absent else []
-
-
-def _output(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+RATED_STEPS = 120
 
 
 # ---- parts and their lines ----
@@ -160,12 +116,11 @@ class Evidence:
             self.write(part, "no time left")
             return
         log = self.out / f"{re.sub(r'[^a-z0-9]+', '_', part.lower())}.log"
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu or self.device == "cpu" else {}
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **hidden}
+        own = environment("cpu" if on_cpu else self.device)
         started = time.monotonic()
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, *command], stdout=file, stderr=file, env=environment, cwd=ROOT, preexec_fn=_end_with_us
+                [sys.executable, *command], stdout=file, stderr=file, env=own, cwd=ROOT, preexec_fn=_end_with_us
             )
             try:
                 while process.poll() is None and time.monotonic() < started + limit:
@@ -227,7 +182,7 @@ def smoke(evidence: Evidence, steps: int) -> None:
         command += ["--eval_every", str(steps), "--checkpoint_every", str(steps), "--out", str(out), "--overwrite"]
 
         def figures(_: str, out: Path = out) -> dict[str, Any]:
-            losses = [line["loss"] for line in records(out) if "loss" in line]
+            losses = [sum(line["loss"].values()) for line in records(out) if "loss" in line]
             known = evidence.done.get(reference)
             return {"losses": losses} | (closeness(losses, known["losses"]) if known else {})
 
@@ -268,47 +223,72 @@ def step_figures(printed: str) -> dict[str, Any]:
 # ---- few and tail ----
 
 
-def trained(evidence: Evidence, data: Path, steps: int | None) -> None:
-    """The comparisons on CIFAR-10."""
-    settings = evidence.out / "orders.json"
-    settings.write_text(json.dumps(orders(data)))
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One comparison on CIFAR-10."""
+
+    name: str
+    flags: list[str]
+    """Of the data, for `train` and `compare`."""
+    variants: list[str]
+    """Flags of `compare`."""
+    rated: list[str]
+    """Further flags of the short run that tells how fast it is."""
+    num_runs: int
+    share: float
+    """Of the time that is left when it begins."""
+
+
+def comparisons(evidence: Evidence, data: Path) -> list[Comparison]:
     files = ["--data.name", "folder", "--data.labeled", str(data / "train"), "--data.test", str(data / "test")]
-    files += ["--compile", str(is_faster_compiled(evidence)).lower()]
-    # In the rate, both are FixMatch; a run on the labels alone costs less.
-    plans = {
-        "few": (["--config", "configs/cifar10.yaml", *files], ["--methods", METHODS, "--floor", "false"], 0.45, 2),
-        "tail": (
-            ["--config", "configs/cifar10_lt.yaml", *files],
-            ["--methods", f"{METHODS},{OWN}", "--settings", str(settings)],
-            1.0,
-            8,
+    tails = evidence.out / "orders.json"
+    tails.write_text(json.dumps(orders(data)))
+    return [
+        Comparison(
+            name="few",
+            flags=["--config", "configs/cifar10.yaml", *files],
+            variants=["--methods", ",".join(METHODS), "--floor", "false"],
+            rated=[],
+            num_runs=len(METHODS),
+            share=0.45,
         ),
-    }
-    longest = steps or 120
-    for name, (flags, _, _, _) in plans.items():
-        tail = (
-            [f"--data.{key}={value}" for key, value in orders(data)["same"]["data"].items()] if name == "tail" else []
+        Comparison(
+            name="tail",
+            flags=["--config", "configs/cifar10_lt.yaml", *files],
+            variants=["--methods", ",".join([*METHODS, OWN]), "--settings", str(tails)],
+            rated=[f"--data.{name}={value}" for name, value in orders(data)["same"]["data"].items()],
+            num_runs=2 * (len(METHODS) + 2),
+            share=1.0,
+        ),
+    ]
+
+
+def trained(evidence: Evidence, data: Path, steps: int | None) -> None:
+    """The comparisons on CIFAR-10, after short runs that tell how fast they are."""
+    compiled = ["--compile", str(is_faster_compiled(evidence)).lower()]
+    found = comparisons(evidence, data)
+    for each in found if steps is None else []:
+        out = evidence.out / "rate" / each.name
+        command = ["-m", "debias_ssl.train", *each.flags, *each.rated, *compiled, "--method", METHODS[0]]
+        command += [*lengths(RATED_STEPS, logs=6), "--out", str(out), "--overwrite"]
+        evidence.run(
+            f"{each.name}, rate", command, evidence.limit(0.08), lambda _, out=out: {"steps_per_second": rate_of(out)}
         )
-        out = evidence.out / "rate" / name
-        command = ["-m", "debias_ssl.train", *flags, *tail, "--method", "FixMatch", *lengths(longest, logs=6)]
-        command += ["--out", str(out), "--overwrite"]
-        rated = f"{name}, rate"
-        evidence.run(rated, command, evidence.limit(0.08), lambda _, out=out: {"steps_per_second": rate_of(out)})
-    for name, (flags, variants, share, num_runs) in plans.items():
-        limit = evidence.left * share
-        planned = evidence.done.get(f"{name}, plan")
-        if planned is None:
-            rated = evidence.done.get(f"{name}, rate")
-            if rated is None:
-                evidence.write(name, "left out, as its rate is not known")
+    for each in found:
+        limit = evidence.left * each.share
+        # A comparison that was begun keeps its steps.
+        if f"{each.name}, plan" not in evidence.done:
+            rate = evidence.done.get(f"{each.name}, rate", {}).get("steps_per_second")
+            if steps is None and rate is None:
+                evidence.write(each.name, "left out, as its rate is not known")
                 continue
-            possible = int(FILLED * rated["steps_per_second"] * max(0.0, limit) / num_runs)
-            evidence.write(f"{name}, plan", "done", steps=steps or max(1, min(MOST_STEPS, possible)))
-            planned = evidence.done[f"{name}, plan"]
-        out = evidence.out / name
-        command = ["-m", "debias_ssl.compare", *flags, *variants, *lengths(planned["steps"], logs=100)]
-        command += ["--seeds", "0", "--resume", "--out", str(out)]
-        evidence.run(name, command, limit, lambda _: {}, meanwhile=lambda n=name, o=out: tell_runs(evidence, n, o))
+            planned = steps or min(MOST_STEPS, max(1, int(FILLED * rate * limit / each.num_runs)))
+            evidence.write(f"{each.name}, plan", "done", flags=[*lengths(planned, logs=100), *compiled])
+        out = evidence.out / each.name
+        command = ["-m", "debias_ssl.compare", *each.flags, *each.variants]
+        command += [*evidence.done[f"{each.name}, plan"]["flags"], "--seeds", "0", "--resume", "--out", str(out)]
+        told = partial(tell_runs, evidence, each.name, out)
+        evidence.run(each.name, command, limit, lambda _: {}, meanwhile=told)
 
 
 def lengths(steps: int, logs: int) -> list[str]:
@@ -318,7 +298,7 @@ def lengths(steps: int, logs: int) -> list[str]:
 
 
 def orders(data: Path) -> dict[str, Any]:
-    """Two settings of `compare`: N1 = 1500 and M1 = 3000 where classes have 4,500 images, fewer where they have fewer."""
+    """Two settings of `compare`: N1 = 1500 and M1 = 3000, or a third and two thirds of the smallest class."""
     smallest = min(sum(1 for _ in folder.iterdir()) for folder in (data / "train").iterdir() if folder.is_dir())
     largest = min(1500, max(1, smallest // 3))
     tail = {"labels_per_class": largest, "unlabeled_per_class": 2 * largest}
@@ -370,14 +350,16 @@ def main() -> None:
     # As an error, so that the part that is running is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     data, out = parsed.data.absolute(), parsed.out.absolute()
-    fatal, lacking = what_is_missing(parsed.device, data)
+    fatal, lacking = what_is_missing(data)
+    machine = {} if fatal else machine_of(parsed.device)
+    if parsed.device == "cuda" and not fatal and not machine["num_gpus"]:
+        fatal.append("a GPU that torch sees: install a torch with CUDA for this driver, or try all by --device cpu")
     for text in [*fatal, *lacking]:
         print(f"missing: {text}", file=sys.stderr, flush=True)
     if fatal:
         sys.exit(2)
     evidence = Evidence(out=out, device=parsed.device, ends=ends, minutes=parsed.minutes)
-    made_by = "import json; from debias_ssl.runs.made_by import made_by; print(json.dumps(made_by()))"
-    evidence.run("machine", ["-c", made_by], evidence.limit(0.0), lambda said: json.loads(said.splitlines()[-1]))
+    evidence.write("machine", "started", device=parsed.device, minutes=parsed.minutes, **machine)
     smoke(evidence, parsed.steps or 50)
     step(evidence, parsed.device == "cpu")
     if not lacking:
