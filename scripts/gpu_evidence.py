@@ -2,7 +2,7 @@
 
     python scripts/gpu_evidence.py --minutes 120 --data data/cifar10-jpeg --out runs/gpu
 
-- smoke: 50 steps on digits in bf16, eager and compiled, beside fp32 on the CPU.
+- smoke: 50 steps on digits in bf16, eager and compiled, with losses beside those of fp32 on the CPU.
 - step: `bench_step.py` with wrn_28_2 and 64 + 448 + 448 images, eager and compiled.
 - few: CIFAR-10 with 40 labels, FixMatch and DebiasPL, the same seed.
 - tail: long-tailed CIFAR-10, unlabeled images in the same and in the reversed order: labels alone, FixMatch, DebiasPL,
@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -161,35 +161,33 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def smoke(evidence: Evidence, steps: int) -> None:
     """Losses of a few steps, beside those of the CPU in fp32."""
-    kinds = {
-        "smoke, CPU in fp32": ["--precision", "fp32"],
-        "smoke, eager in bf16": ["--precision", "bf16"],
-        "smoke, compiled in bf16": ["--precision", "bf16", "--compile", "true"],
-    }
-    reference = next(iter(kinds))
-    for part, flags in kinds.items():
-        out = evidence.out / "smoke" / part.split()[1]
-        command = [
-            "-m",
-            "debias_ssl.train",
-            "--config",
-            "configs/digits.yaml",
-            "--steps",
-            str(steps),
-            "--log_every",
-            "1",
-        ]
-        command += ["--eval_every", str(steps), "--checkpoint_every", str(steps), "--out", str(out), "--overwrite"]
+    length = ["--config", "configs/digits.yaml", "--method", METHODS[0], "--steps", str(steps), "--log_every", "1"]
+    length += ["--eval_every", str(steps), "--checkpoint_every", str(steps)]
+    out, on_cpu = evidence.out / "smoke", "smoke, CPU in fp32"
+    command = ["-m", "debias_ssl.train", *length, "--precision", "fp32", "--out", str(out / "cpu"), "--overwrite"]
+    limit = evidence.limit(0.1)
+    evidence.run(on_cpu, command, limit, lambda _: {"losses": losses_of(out / "cpu")}, on_cpu=True)
+    if on_cpu not in evidence.done:
+        return
+    kinds = {"eager": {"precision": "bf16"}, "compiled": {"precision": "bf16", "compile": True}}
+    (out / "kinds.json").write_text(json.dumps(kinds))
+    command = ["-m", "debias_ssl.compare", *length, "--variants", str(out / "kinds.json"), "--floor", "false"]
+    command += ["--seeds", "0", "--resume", "--report", "false", "--out", str(out / "bf16")]
 
-        def figures(_: str, out: Path = out) -> dict[str, Any]:
-            losses = [sum(line["loss"].values()) for line in records(out) if "loss" in line]
-            known = evidence.done.get(reference)
-            return {"losses": losses} | (closeness(losses, known["losses"]) if known else {})
+    def figures(run: Path) -> dict[str, Any]:
+        losses = losses_of(run)
+        return {"losses": losses, **closeness(losses, evidence.done[on_cpu]["losses"])}
 
-        evidence.run(part, [*command, *flags], evidence.limit(0.08), figures, on_cpu=part == reference)
+    told = partial(tell_runs, evidence, "smoke", out / "bf16", figures)
+    evidence.run("smoke", command, evidence.limit(0.1), lambda _: {}, meanwhile=told)
 
 
-def closeness(losses: list[float], reference: list[float]) -> dict[str, Any]:
+def losses_of(run: Path) -> list[float]:
+    """The loss of each step."""
+    return [sum(line["loss"].values()) for line in records(run) if "loss" in line]
+
+
+def closeness(losses: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
     """How far losses are from those of the CPU: of the first step, and of the mean over the last fifth of the steps.
 
     In bf16 each number is known to 0.4 %, and what that does to a loss grows with the steps.
@@ -278,11 +276,11 @@ def trained(evidence: Evidence, data: Path, steps: int | None) -> None:
         limit = evidence.left * each.share
         # A comparison that was begun keeps its steps.
         if f"{each.name}, plan" not in evidence.done:
-            rate = evidence.done.get(f"{each.name}, rate", {}).get("steps_per_second")
-            if steps is None and rate is None:
-                evidence.write(each.name, "left out, as its rate is not known")
+            rate = evidence.done.get(f"{each.name}, rate", {}).get("steps_per_second", 0.0)
+            planned = steps or min(MOST_STEPS, int(FILLED * rate * limit / each.num_runs))
+            if not planned:
+                evidence.write(each.name, "left out: its rate is not known, or no time is left")
                 continue
-            planned = steps or min(MOST_STEPS, max(1, int(FILLED * rate * limit / each.num_runs)))
             evidence.write(f"{each.name}, plan", "done", flags=[*lengths(planned, logs=100), *compiled])
         out = evidence.out / each.name
         command = ["-m", "debias_ssl.compare", *each.flags, *each.variants]
@@ -321,8 +319,10 @@ def rate_of(run: Path) -> float:
     return (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
 
 
-def tell_runs(evidence: Evidence, name: str, out: Path) -> None:
-    """Writes a line for each run of a comparison that has ended and has none."""
+def tell_runs(
+    evidence: Evidence, name: str, out: Path, further: Callable[[Path], dict[str, Any]] = lambda run: {}
+) -> None:
+    """Writes a line for each run of a comparison that has ended and has none; `further` gives figures of its folder."""
     if not (out / "compare.csv").exists():
         return
     with (out / "compare.csv").open(newline="") as file:
@@ -332,7 +332,7 @@ def tell_runs(evidence: Evidence, name: str, out: Path) -> None:
                 figures = {
                     key: round(float(run[key]), 5) for key in ("accuracy", "mean_recall", "min_recall", "seconds")
                 }
-                evidence.write(part, "done", **figures)
+                evidence.write(part, "done", **figures, **further(out / run["variant"] / "seed-0"))
 
 
 # ---- the command ----
