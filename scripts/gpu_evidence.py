@@ -86,8 +86,8 @@ class Evidence:
         return self.ends - time.monotonic()
 
     def limit(self, share: float) -> float:
-        """Seconds for a part that gets a share of the minutes, but at least one of them."""
-        return min(self.left, max(60.0, 60 * share * self.minutes))
+        """Seconds for a part that gets a share of the minutes, but two of them at least: much is compiled at first."""
+        return min(self.left, 60 * max(2.0, share * self.minutes))
 
     def run(
         self,
@@ -150,7 +150,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Has a process save what it has."""
     process.terminate()
     try:
-        process.wait(60)
+        process.wait(20)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -206,16 +206,19 @@ def step(evidence: Evidence, is_trial: bool) -> None:
     """`bench_step.py`; a trial takes a small network and batch."""
     command = ["scripts/bench_step.py", "--device", evidence.device, "--precision", "bf16"]
     small = ["--batch_size", "4", "--unlabeled_ratio", "1", "--model", "wrn_10_1", "--rounds", "2"]
-    command += small if is_trial else ["--batch_size", "64", "--memory"]
-    for part, flags in {"step, eager": [], "step, compiled": ["--compile"]}.items():
-        evidence.run(part, [*command, *flags], evidence.limit(0.1), step_figures)
+    command += small if is_trial else ["--batch_size", "64"]
+    # For memory, each program starts once more, and would be compiled again.
+    evidence.run("step, eager", [*command, *["--memory"] * (not is_trial)], evidence.limit(0.1), step_figures)
+    evidence.run("step, compiled", [*command, "--compile"], evidence.limit(0.1), step_figures)
 
 
 def step_figures(printed: str) -> dict[str, Any]:
-    """The ratios of the last line, and steps/s where they are printed."""
-    ratios = re.findall(r"(\w+/\w+)=([\d.]+)", printed.splitlines()[-1])
-    rates = re.findall(r"(?:^|, )([\w ]+(?:, bf16)?) ([\d.]+) steps/s", printed, re.MULTILINE)
-    return {name: float(value) for name, value in ratios} | {f"{n}, steps/s": float(v) for n, v in rates}
+    """The ratios of the last line, steps/s where they are printed, and peak memory in GB where it was measured."""
+    found = re.findall(r"(\w+/\w+)=([\d.]+)", printed.splitlines()[-1])
+    rates = re.findall(r"(?:^|, )([\w ]+?(?:, bf16)?) ([\d.]+) steps/s", printed, re.MULTILINE)
+    found += [(f"{program}, steps/s", rate) for program, rate in rates]
+    found += [(f"{program}, GB", peak) for program, peak in re.findall(r"[:;] ([\w ]+, bf16) ([\d.]+)", printed)]
+    return {name: float(value) for name, value in found}
 
 
 # ---- few and tail ----

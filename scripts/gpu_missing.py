@@ -38,10 +38,10 @@ def what_is_missing(data: Path) -> tuple[list[str], list[str]]:
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     fatal = []
     if missing := missing_packages(needed):
-        names = " ".join(re.split(r">=", each)[0] for each in missing)
+        names = " ".join(f"'{each}'" for each in missing)
         fatal.append(
             f"not installed, or too old: {', '.join(missing)}\n"
-            "  where there is a network: bash scripts/gpu_wheels.sh wheels TORCH_VERSION; copy the folder here; then\n"
+            "  where there is a network: bash scripts/gpu_wheels.sh wheels; copy the folder here; then\n"
             f"  {sys.executable} -m pip install --no-index --find-links wheels {names}"
         )
     absent = [str(data / part) for part in ("train", "test") if not (data / part).is_dir()]
