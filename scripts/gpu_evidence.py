@@ -38,6 +38,8 @@ PR_SET_PDEATHSIG = 1
 FILLED = 0.8
 MOST_STEPS = 2**20
 RATED_STEPS = 120
+# On a CPU, a small network and batch: a trial is of the parts, not of a figure.
+TRIED = ["--model.name", "wrn_10_1", "--batch_size", "8", "--unlabeled_ratio", "1"]
 
 
 # ---- parts and their lines ----
@@ -86,8 +88,8 @@ class Evidence:
         return self.ends - time.monotonic()
 
     def limit(self, share: float) -> float:
-        """Seconds for a part that gets a share of the minutes, but two of them at least: much is compiled at first."""
-        return min(self.left, 60 * max(2.0, share * self.minutes))
+        """Seconds for a part that gets a share of the minutes: at least two of them, at most half of what is left."""
+        return min(self.left / 2, 60 * max(2.0, share * self.minutes))
 
     def run(
         self,
@@ -202,11 +204,12 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def step(evidence: Evidence, is_trial: bool) -> None:
-    """`bench_step.py`; a trial takes a small network and batch."""
+def step(evidence: Evidence) -> None:
+    """`bench_step.py`; on a CPU with a small network and batch."""
+    is_trial = evidence.device == "cpu"
     command = ["scripts/bench_step.py", "--device", evidence.device, "--precision", "bf16"]
-    small = ["--batch_size", "4", "--unlabeled_ratio", "1", "--model", "wrn_10_1", "--rounds", "2"]
-    command += small if is_trial else ["--batch_size", "64"]
+    command += [flag.replace("model.name", "model") for flag in TRIED] if is_trial else ["--batch_size", "64"]
+    command += ["--rounds", "2"] if is_trial else []
     # For memory, each program starts once more, and would be compiled again.
     evidence.run("step, eager", [*command, *["--memory"] * (not is_trial)], evidence.limit(0.1), step_figures)
     evidence.run("step, compiled", [*command, "--compile"], evidence.limit(0.1), step_figures)
@@ -266,11 +269,12 @@ def comparisons(evidence: Evidence, data: Path) -> list[Comparison]:
 
 def trained(evidence: Evidence, data: Path, steps: int | None) -> None:
     """The comparisons on CIFAR-10, after short runs that tell how fast they are."""
-    compiled = ["--compile", str(is_faster_compiled(evidence)).lower()]
+    as_here = ["--compile", str(is_faster_compiled(evidence)).lower()]
+    as_here += TRIED if evidence.device == "cpu" else []
     found = comparisons(evidence, data)
     for each in found if steps is None else []:
         out = evidence.out / "rate" / each.name
-        command = ["-m", "debias_ssl.train", *each.flags, *each.rated, *compiled, "--method", METHODS[0]]
+        command = ["-m", "debias_ssl.train", *each.flags, *each.rated, *as_here, "--method", METHODS[0]]
         command += [*lengths(RATED_STEPS, logs=6), "--out", str(out), "--overwrite"]
         evidence.run(
             f"{each.name}, rate", command, evidence.limit(0.08), lambda _, out=out: {"steps_per_second": rate_of(out)}
@@ -284,7 +288,7 @@ def trained(evidence: Evidence, data: Path, steps: int | None) -> None:
             if not planned:
                 evidence.write(each.name, "left out: its rate is not known, or no time is left")
                 continue
-            evidence.write(f"{each.name}, plan", "done", flags=[*lengths(planned, logs=100), *compiled])
+            evidence.write(f"{each.name}, plan", "done", flags=[*lengths(planned, logs=100), *as_here])
         out = evidence.out / each.name
         command = ["-m", "debias_ssl.compare", *each.flags, *each.variants]
         command += [*evidence.done[f"{each.name}, plan"]["flags"], "--seeds", "0", "--resume", "--out", str(out)]
@@ -293,8 +297,10 @@ def trained(evidence: Evidence, data: Path, steps: int | None) -> None:
 
 
 def lengths(steps: int, logs: int) -> list[str]:
-    """The flags of a run's length: evaluated at its end, saved in between."""
-    numbers = {"steps": steps, "eval_every": steps, "checkpoint_every": -(-steps // 10), "log_every": -(-steps // logs)}
+    """The flags of a run's length: a long one is evaluated ten times."""
+    tenth = -(-steps // 10)
+    numbers = {"steps": steps, "eval_every": steps if steps < 1000 else tenth, "checkpoint_every": tenth}
+    numbers["log_every"] = -(-steps // logs)
     return [part for name, number in numbers.items() for part in (f"--{name}", str(number))]
 
 
@@ -364,7 +370,7 @@ def main() -> None:
     evidence = Evidence(out=out, device=parsed.device, ends=ends, minutes=parsed.minutes)
     evidence.write("machine", "started", device=parsed.device, minutes=parsed.minutes, **machine)
     smoke(evidence, parsed.steps or 50)
-    step(evidence, parsed.device == "cpu")
+    step(evidence)
     if not lacking:
         trained(evidence, data, parsed.steps)
     print(f"{evidence.file}; {max(0.0, evidence.left) / 60:.1f} of {parsed.minutes:g} minutes are left", flush=True)
