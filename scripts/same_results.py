@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-TIMES = {"seconds", "images_per_second", "data_wait"}
+# Of a summary also what it was made by: the commit is another one.
+TIMES = {"seconds", "images_per_second", "data_wait", "made_by"}
 # Files whose text names settings, paths or versions.
 NOT_COMPARED = {"config.yaml", "manifest.json", "report.html", "state.json"}
 SHORT = ["--steps", "30", "--eval_every", "10", "--checkpoint_every", "10", "--log_every", "5"]

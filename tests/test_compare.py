@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import platform
 import re
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from jobs import refused
 from launched import DIGITS
@@ -180,12 +182,15 @@ def test_files_of_a_comparison_say_what_its_runs_say(finished: Path):
     assert statuses(finished) == [f"{name} {seed} finished" for seed in (0, 1) for name in ("Supervised", "FixMatch")]
     names = ["variant", "seed", "status", "accuracy", "mean_recall", "min_recall", "h_mean", "ece", "seconds"]
     further = ["setting", "floor", "accuracy_gain", "mean_recall_gain", "min_recall_gain"]
+    further += ["commit", "versions", "machine"]
     assert (finished / "compare.csv").read_text().splitlines()[0].split(",") == [*names, *further]
     whole = json.loads((finished / "compare.json").read_text())
     assert whole["variants"] == ["Supervised", "FixMatch"] and whole["seeds"] == [0, 1]
     for each, entry in zip(rows(finished), whole["runs"], strict=True):
         summary = json.loads((finished / entry["folder"] / "summary.json").read_text())
         assert entry["summary"] == summary and entry["error"] is None
+        assert {name: each[name] for name in ("commit", "versions", "machine")} == summary["made_by"]
+        assert f"torch {torch.__version__}" in each["versions"] and platform.node() not in each["machine"]
         assert all(float(each[name]) == summary["ema"]["last"][name] for name in names[3:-1])
     supervised, fixmatch = ([float(each["accuracy"]) for each in rows(finished)[start::2]] for start in (0, 1))
     assert whole["table"][1]["accuracy"]["mean"] == pytest.approx(sum(fixmatch) / 2)
@@ -261,7 +266,7 @@ def test_processes_give_the_same_and_say_what_failed(finished: Path, tmp_path: P
     assert exit_.value.code == 1
     # A busy machine may compute with fewer threads, and then sums differ in their last bits.
     ours, theirs = rows(tmp_path / "a")[0], rows(finished)[1]
-    texts = ("variant", "seed", "status", "setting", "floor")
+    texts = ("variant", "seed", "status", "setting", "floor", "commit", "versions", "machine")
     assert [ours[key] for key in texts[:3]] == [theirs[key] for key in texts[:3]]
     figures = [[float(row[key]) for key in row if key not in texts] for row in (ours, theirs)]
     assert len(figures[0]) > 3 and figures[0] == pytest.approx(figures[1], rel=1e-6)

@@ -21,7 +21,8 @@ METRICS = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece")
 # Metrics whose paired difference is computed: to the labels-only run, and to the first variant.
 PAIRED = ("accuracy", "mean_recall", "min_recall")
 GAINS = {name: f"{name}_gain" for name in PAIRED}
-COLUMNS = ("variant", "seed", "status", *METRICS, "seconds", "setting", "floor", *GAINS.values())
+MADE_BY = ("commit", "versions", "machine")
+COLUMNS = ("variant", "seed", "status", *METRICS, "seconds", "setting", "floor", *GAINS.values(), *MADE_BY)
 Payoff = Literal["paid", "cost", "not established"]
 
 
@@ -54,6 +55,8 @@ class Result:
             "images_per_second": (self.summary or {}).get("images_per_second"),
             "validation_accuracy": (self.validation or {}).get("accuracy"),
             "is_uneven": self.is_uneven,
+            # Runs of earlier versions do not say it.
+            **{name: (self.summary or {}).get("made_by", {}).get(name) for name in MADE_BY},
         }
 
 

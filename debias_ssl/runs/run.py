@@ -25,6 +25,7 @@ from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.methods.base import Method
 from debias_ssl.models import Classifier, build, check_images
 from debias_ssl.runs.folder import RunFolder, inputs_of
+from debias_ssl.runs.made_by import made_by
 from debias_ssl.runs.summary import summarize, summary_table
 from debias_ssl.runs.teacher import taught, teacher_hash
 from debias_ssl.system.errors import InputError, Interrupted, shortened
@@ -210,6 +211,7 @@ def _make_stream(config: Config, task: Task, method: Method, accelerator: Accele
 def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> None:
     """Writes what is known before the first step, and prints it."""
     task, config, changed = trainer.task, trainer.config, folder.changed(resolved)
+    made_by()  # the commit of the code that is running: a checkout may go on while a run lasts
     names = ("split.json", "metrics.jsonl", CONFUSION_FILE, "checkpoints")
     folder.outputs.claim(*names, *([TRACKED] if config.log_with else []))
     inputs = task.inputs | (teacher_hash(Path(config.teacher)) if config.teacher else {})
@@ -290,5 +292,5 @@ def _finish(trainer: Trainer, folder: RunFolder, logits: dict[Part, dict[str, Te
         },
     )
     summary = summarize(read_records(folder.metrics), config.median_of)
-    folder.write_json("summary.json", summary)
+    folder.write_json("summary.json", summary | {"made_by": made_by()})
     trainer.track({f"final_{name}": value for name, value in summary["ema"]["last"].items()}, config.steps)

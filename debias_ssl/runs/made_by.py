@@ -1,0 +1,65 @@
+"""What a run was made by: the commit of this package, the versions of what it computes with, and the machine."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from debias_ssl import __version__
+from debias_ssl.distributed.accelerator import device_name
+
+# Their versions may change the bits of a run.
+PACKAGES = ("timm", "scikit-learn")
+
+
+@cache
+def made_by() -> dict[str, str]:
+    """Commit, versions and machine of this process, as they were at the first call; nothing that names a host.
+
+    No value has a comma, so that a table of them needs no quotes.
+    """
+    versions = [f"debias_ssl {__version__}", f"Python {platform.python_version()}", f"torch {torch.__version__}"]
+    versions += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # Of a CPU, the device's name says only what vector instructions it has.
+    device = [device_name()] if torch.cuda.is_available() else []
+    machine = [*device, cpu_model(), f"{cores} cores", f"threads: {torch.get_num_threads()}"]
+    return {
+        "commit": commit_of(Path(__file__).parents[1]),
+        "versions": "; ".join(versions),
+        "machine": "; ".join(machine),
+    }
+
+
+def commit_of(package: Path) -> str:
+    """The commit of the repository that holds a package, with `+` where the package's files differ from it.
+
+    Empty where no repository has its files: an installed package may lie inside of somebody else's.
+    """
+    if not _git(package, "ls-files", "__init__.py"):
+        return ""
+    changes = _git(package, "status", "--porcelain", "--", ".")
+    return _git(package, "rev-parse", "--short=10", "HEAD") + ("+" if changes else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        return subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def cpu_model() -> str:
+    """The processor's name as Linux tells it; elsewhere what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine()).replace(",", "")
