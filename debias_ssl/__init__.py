@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from debias_ssl.labels.in_memory import debias_matrix as debias_matrix
     from debias_ssl.labels.in_memory import label_images as label_images
     from debias_ssl.methods import ABC as ABC
+    from debias_ssl.methods import CCL as CCL
     from debias_ssl.methods import CDMAD as CDMAD
+    from debias_ssl.methods import CPG as CPG
     from debias_ssl.methods import CSST as CSST
     from debias_ssl.methods import DASO as DASO
     from debias_ssl.methods import UDA as UDA
@@ -65,8 +67,8 @@ _NAMES = {
     "formulas.priors": "balancing centering confidence_weighted content_free expectation_maximization mean_probs "
     "running_mean stationary transport",
     "labels.in_memory": "debias_matrix label_images",
-    "methods": "ABC CDMAD CSST DASO UDA AdaMatch DebiasPL Distillation EvenMatch FineSSL FixMatch FlexMatch FreeMatch "
-    "Method PseudoLabel SelfTraining SimPro SoftMatch Supervised",
+    "methods": "ABC CCL CDMAD CPG CSST DASO UDA AdaMatch DebiasPL Distillation EvenMatch FineSSL FixMatch FlexMatch "
+    "FreeMatch Method PseudoLabel SelfTraining SimPro SoftMatch Supervised",
     "models": "build",
     "runs.trained": "load_run",
     "training.learner": "Learner",

@@ -4,7 +4,9 @@ from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.methods.abc import ABC
 from debias_ssl.methods.adamatch import AdaMatch
 from debias_ssl.methods.base import Method
+from debias_ssl.methods.ccl import CCL
 from debias_ssl.methods.cdmad import CDMAD
+from debias_ssl.methods.cpg import CPG
 from debias_ssl.methods.csst import CSST
 from debias_ssl.methods.daso import DASO
 from debias_ssl.methods.debiaspl import DebiasPL
@@ -23,7 +25,9 @@ from debias_ssl.methods.uda import UDA
 
 __all__ = [
     "ABC",
+    "CCL",
     "CDMAD",
+    "CPG",
     "CSST",
     "DASO",
     "UDA",
