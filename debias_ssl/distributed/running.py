@@ -115,7 +115,8 @@ class Windows(nn.Module):
 
         In the first step of a process the saved number decides, which only the device knows.
         """
-        number = 1 + int((progress - self.first) / self.length) if progress >= self.first else 0
+        # (0.6 - 0.5) / 0.1 is 0.9999999999999998.
+        number = 1 + int((progress - self.first) / self.length + 1e-9) if progress >= self.first else 0
         last, self._last = self._last, number
         if number == last:
             return None

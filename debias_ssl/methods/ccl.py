@@ -11,7 +11,7 @@ from debias_ssl.distributed.collectives import all_sum_
 from debias_ssl.distributed.running import Windows
 from debias_ssl.formulas.logits import adjust, confident_labels, debias, weighted_cross_entropy
 from debias_ssl.methods.base import PseudoLabeling
-from debias_ssl.system.ranges import Finite, Fraction, NotNegative, Share, check_ranges
+from debias_ssl.system.ranges import Fraction, NotNegative, Share, check_ranges
 
 
 class CCL(PseudoLabeling):
@@ -26,7 +26,7 @@ class CCL(PseudoLabeling):
     2. L = CE(f(weak(x)), y) + CE(b(weak(x)) + tau log pi_l, y)
            + lambda_u * mean_u weight * [CE(f(strong(u)), target) + CE(b(strong(u)) + tau log pi, target)];
     3. after each window, pi_u <- m pi_u + (1 - m) n_u / sum n_u, with n_u one more than the sum of p over the images of
-       the window with energy -log sum exp z <= energy; pi likewise with the images that count.
+       the window with log sum exp z >= negative_energy; pi likewise with the images that count.
 
     pi_u is uniform at first, pi is pi_l. At test time b predicts. Where all three priors are uniform and b says what f
     says, it is FixMatch with both losses twice.
@@ -40,7 +40,7 @@ class CCL(PseudoLabeling):
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts.
         strength: tau.
-        energy: the largest energy of images that pi_u is estimated on; the scale is that of the network's logits.
+        negative_energy: log sum exp z from which pi_u is estimated on an image; on the scale of the network's logits.
         momentum: m; 0.5 for pi_u there, 0.5 to 0.999 for pi.
         warm_up: share of the run before the first window.
         window: its length as a share of the run.
@@ -59,7 +59,7 @@ class CCL(PseudoLabeling):
         *,
         threshold: Fraction = 0.95,
         strength: NotNegative = 2.0,
-        energy: Finite = -8.75,
+        negative_energy: NotNegative = 8.75,
         momentum: Fraction = 0.5,
         warm_up: Fraction = 0.01,
         window: Share = 0.01,
@@ -68,7 +68,7 @@ class CCL(PseudoLabeling):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.strength = strength
-        self.energy = energy
+        self.negative_energy = negative_energy
         self.momentum = momentum
         self.warm_up = warm_up
         self.window = window
@@ -98,7 +98,9 @@ class CCL(PseudoLabeling):
         if views.progress < self.warm_up:
             return
         joint = self.joint_logits(logits, views)
-        counts = torch.stack([-joint.logsumexp(-1) <= self.energy, joint.softmax(-1).amax(-1) >= self.threshold])
+        counts = torch.stack(
+            [joint.logsumexp(-1) >= self.negative_energy, joint.softmax(-1).amax(-1) >= self.threshold]
+        )
         self.counts += all_sum_(counts.to(joint.dtype) @ joint.softmax(-1))
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:

@@ -15,7 +15,9 @@ from debias_ssl.contract import Needs
 from debias_ssl.formulas.logits import weighted_cross_entropy
 from debias_ssl.methods import (
     ABC,
+    CCL,
     CDMAD,
+    CPG,
     DASO,
     UDA,
     AdaMatch,
@@ -138,7 +140,7 @@ def test_state_is_restored(policy, problem, make_policy_views):
 
 def test_debiaspl_goes_over_methods_with_the_common_step_alone(make_problem):
     own = [method for name, method in METHODS.items() if issubclass(method, PseudoLabeling) and name not in BASES]
-    names = ["ABC", "CSST", "DASO", "DebiasPL", "EvenMatch", "FineSSL", "SelfTraining", "SimPro"]
+    names = ["ABC", "CCL", "CPG", "CSST", "DASO", "DebiasPL", "EvenMatch", "FineSSL", "SelfTraining", "SimPro"]
     assert [method.__name__ for method in own] == names
     for method in own:
         with pytest.raises(InputError, match=f"method.base is {method.__name__}, whose step has an order of its own"):
@@ -326,7 +328,7 @@ def test_no_number_of_a_method_may_be_negative(method, problem):
 
 
 @pytest.mark.parametrize(
-    "method", [ABC, CDMAD, DASO, DebiasPL, FineSSL, SimPro, UDA, FixMatch, FlexMatch, AdaMatch, PseudoLabel]
+    "method", [ABC, CCL, CDMAD, CPG, DASO, DebiasPL, FineSSL, SimPro, UDA, FixMatch, FlexMatch, AdaMatch, PseudoLabel]
 )
 def test_a_threshold_in_percent_is_refused(method, problem):
     with pytest.raises(InputError, match=r"method\.threshold is 95, must be in \[0, 1\]"):

@@ -10,6 +10,8 @@ from launched import run_ranks
 from torch import Tensor
 
 from debias_ssl.methods import (
+    CCL,
+    CPG,
     DASO,
     AdaMatch,
     EvenMatch,
@@ -61,6 +63,8 @@ def trained(rank: int = 0, num_processes: int = 1) -> dict[str, Any]:
         AdaMatch(problem, momentum=0.5),
         EvenMatch(problem, momentum=0.5),
         FineSSL(problem),
+        CCL(problem, threshold=0.6, negative_energy=3.0, warm_up=0.0, window=0.3),
+        CPG(problem, threshold=0.5, warm_up=0.0, window=0.3),
     ):
         steps = [method(views_of(k, rank, num_processes)) for k in range(STEPS)]
         losses = {name: torch.stack([step.losses[name] for step in steps]) for name in steps[0].losses}
@@ -84,7 +88,7 @@ def two(tmp_path_factory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["SimPro", "DASO", "FlexMatch", "FreeMatch", "SoftMatch", "AdaMatch", "EvenMatch", "FineSSL"]
+    "name", ["SimPro", "DASO", "FlexMatch", "FreeMatch", "SoftMatch", "AdaMatch", "EvenMatch", "FineSSL", "CCL", "CPG"]
 )
 def test_two_processes_agree_with_one(name, two):
     expected = trained()[name]
