@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from debias_ssl.methods import CPG as CPG
     from debias_ssl.methods import CSST as CSST
     from debias_ssl.methods import DASO as DASO
+    from debias_ssl.methods import SCAD as SCAD
     from debias_ssl.methods import UDA as UDA
     from debias_ssl.methods import AdaMatch as AdaMatch
     from debias_ssl.methods import DebiasPL as DebiasPL
@@ -67,8 +68,8 @@ _NAMES = {
     "formulas.priors": "balancing centering confidence_weighted content_free expectation_maximization mean_probs "
     "running_mean stationary transport",
     "labels.in_memory": "debias_matrix label_images",
-    "methods": "ABC CCL CDMAD CPG CSST DASO UDA AdaMatch DebiasPL Distillation EvenMatch FineSSL FixMatch FlexMatch "
-    "FreeMatch Method PseudoLabel SelfTraining SimPro SoftMatch Supervised",
+    "methods": "ABC CCL CDMAD CPG CSST DASO SCAD UDA AdaMatch DebiasPL Distillation EvenMatch FineSSL FixMatch "
+    "FlexMatch FreeMatch Method PseudoLabel SelfTraining SimPro SoftMatch Supervised",
     "models": "build",
     "runs.trained": "load_run",
     "training.learner": "Learner",

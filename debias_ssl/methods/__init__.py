@@ -17,6 +17,7 @@ from debias_ssl.methods.fixmatch import FixMatch
 from debias_ssl.methods.flexmatch import FlexMatch
 from debias_ssl.methods.freematch import FreeMatch
 from debias_ssl.methods.pseudo_label import PseudoLabel
+from debias_ssl.methods.scad import SCAD
 from debias_ssl.methods.self_training import SelfTraining
 from debias_ssl.methods.simpro import SimPro
 from debias_ssl.methods.softmatch import SoftMatch
@@ -30,6 +31,7 @@ __all__ = [
     "CPG",
     "CSST",
     "DASO",
+    "SCAD",
     "UDA",
     "AdaMatch",
     "DebiasPL",

@@ -140,7 +140,8 @@ def test_state_is_restored(policy, problem, make_policy_views):
 
 def test_debiaspl_goes_over_methods_with_the_common_step_alone(make_problem):
     own = [method for name, method in METHODS.items() if issubclass(method, PseudoLabeling) and name not in BASES]
-    names = ["ABC", "CCL", "CPG", "CSST", "DASO", "DebiasPL", "EvenMatch", "FineSSL", "SelfTraining", "SimPro"]
+    names = ["ABC", "CCL", "CPG", "CSST", "DASO", "SCAD", "DebiasPL", "EvenMatch", "FineSSL", "SelfTraining"]
+    names += ["SimPro"]
     assert [method.__name__ for method in own] == names
     for method in own:
         with pytest.raises(InputError, match=f"method.base is {method.__name__}, whose step has an order of its own"):
