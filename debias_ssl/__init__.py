@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from debias_ssl.methods import AdaMatch as AdaMatch
     from debias_ssl.methods import DebiasPL as DebiasPL
     from debias_ssl.methods import Distillation as Distillation
+    from debias_ssl.methods import DyTrim as DyTrim
     from debias_ssl.methods import EvenMatch as EvenMatch
     from debias_ssl.methods import FineSSL as FineSSL
     from debias_ssl.methods import FixMatch as FixMatch
@@ -68,8 +69,8 @@ _NAMES = {
     "formulas.priors": "balancing centering confidence_weighted content_free expectation_maximization mean_probs "
     "running_mean stationary transport",
     "labels.in_memory": "debias_matrix label_images",
-    "methods": "ABC CCL CDMAD CPG CSST DASO SCAD UDA AdaMatch DebiasPL Distillation EvenMatch FineSSL FixMatch "
-    "FlexMatch FreeMatch Method PseudoLabel SelfTraining SimPro SoftMatch Supervised",
+    "methods": "ABC CCL CDMAD CPG CSST DASO SCAD UDA AdaMatch DebiasPL Distillation DyTrim EvenMatch FineSSL "
+    "FixMatch FlexMatch FreeMatch Method PseudoLabel SelfTraining SimPro SoftMatch Supervised",
     "models": "build",
     "runs.trained": "load_run",
     "training.learner": "Learner",

@@ -11,6 +11,7 @@ from debias_ssl.methods.csst import CSST
 from debias_ssl.methods.daso import DASO
 from debias_ssl.methods.debiaspl import DebiasPL
 from debias_ssl.methods.distillation import Distillation
+from debias_ssl.methods.dytrim import DyTrim
 from debias_ssl.methods.evenmatch import EvenMatch
 from debias_ssl.methods.finessl import FineSSL
 from debias_ssl.methods.fixmatch import FixMatch
@@ -36,6 +37,7 @@ __all__ = [
     "AdaMatch",
     "DebiasPL",
     "Distillation",
+    "DyTrim",
     "EvenMatch",
     "FineSSL",
     "FixMatch",

@@ -12,6 +12,12 @@ METHODS = {
 }
 # What DebiasPL can go over.
 BASES = {name: value for name, value in METHODS.items() if issubclass(value, PseudoLabeling) and has_common_step(value)}
+# What DyTrim can go over beside these.
+TRIMMED = {
+    name: value
+    for name, value in METHODS.items()
+    if issubclass(value, PseudoLabeling) and value.forward is PseudoLabeling.forward and name not in BASES
+}
 LABELED_LOSSES = {
     name: value
     for name, value in vars(labeled_loss).items()

@@ -140,8 +140,8 @@ def test_state_is_restored(policy, problem, make_policy_views):
 
 def test_debiaspl_goes_over_methods_with_the_common_step_alone(make_problem):
     own = [method for name, method in METHODS.items() if issubclass(method, PseudoLabeling) and name not in BASES]
-    names = ["ABC", "CCL", "CPG", "CSST", "DASO", "SCAD", "DebiasPL", "EvenMatch", "FineSSL", "SelfTraining"]
-    names += ["SimPro"]
+    names = ["ABC", "CCL", "CPG", "CSST", "DASO", "SCAD", "DebiasPL", "DyTrim", "EvenMatch", "FineSSL"]
+    names += ["SelfTraining", "SimPro"]
     assert [method.__name__ for method in own] == names
     for method in own:
         with pytest.raises(InputError, match=f"method.base is {method.__name__}, whose step has an order of its own"):
@@ -301,7 +301,10 @@ def test_a_base_is_set_by_flags_and_by_what_they_were_saved_as(problem):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method.base", "Supervised"], "no base 'Supervised'; DebiasPL goes over .*FixMatch, FlexMatch"),
+        (
+            ["--method.base", "Supervised"],
+            "no base 'Supervised'; DebiasPL goes over .*FixMatch, FlexMatch.*, DyTrim also over CCL, SCAD",
+        ),
         (["--method.base", "FlexMatch", "--method.base.thresh", "1"], r"'thresh' is not accepted; [^;]*$"),
         (["--method", "AdaMatch", "--method.prior", "equal"], r"\"prior\": expected one of 'labeled', 'uniform'"),
     ],

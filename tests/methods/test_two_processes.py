@@ -1,5 +1,6 @@
 """State of methods: two processes hold what one does, on parts of a batch of unequal contents."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from debias_ssl.methods import (
     CCL,
     CPG,
     DASO,
+    SCAD,
     AdaMatch,
+    DyTrim,
     EvenMatch,
     FineSSL,
+    FixMatch,
     FlexMatch,
     FreeMatch,
     Problem,
@@ -46,6 +50,7 @@ def views_of(step: int, rank: int, num_processes: int) -> Views:
         index=torch.arange(24).chunk(num_processes)[rank],
         progress=step / STEPS,
         strong_labeled=view(labels),
+        draws=torch.rand(24, generator=generator).chunk(num_processes)[rank],
     )
 
 
@@ -65,6 +70,8 @@ def trained(rank: int = 0, num_processes: int = 1) -> dict[str, Any]:
         FineSSL(problem),
         CCL(problem, threshold=0.6, negative_energy=3.0, warm_up=0.0, window=0.3),
         CPG(problem, threshold=0.5, warm_up=0.0, window=0.3),
+        SCAD(problem, superclasses=["a", "a", "b", "b"], threshold=0.6),
+        DyTrim(problem, base=partial(FixMatch, threshold=0.6), blank=None),
     ):
         steps = [method(views_of(k, rank, num_processes)) for k in range(STEPS)]
         losses = {name: torch.stack([step.losses[name] for step in steps]) for name in steps[0].losses}
@@ -88,7 +95,21 @@ def two(tmp_path_factory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["SimPro", "DASO", "FlexMatch", "FreeMatch", "SoftMatch", "AdaMatch", "EvenMatch", "FineSSL", "CCL", "CPG"]
+    "name",
+    [
+        "SimPro",
+        "DASO",
+        "FlexMatch",
+        "FreeMatch",
+        "SoftMatch",
+        "AdaMatch",
+        "EvenMatch",
+        "FineSSL",
+        "CCL",
+        "CPG",
+        "SCAD",
+        "DyTrim",
+    ],
 )
 def test_two_processes_agree_with_one(name, two):
     expected = trained()[name]
