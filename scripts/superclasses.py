@@ -55,7 +55,7 @@ def of_vectors(vectors: Float[Tensor, "C D"], classes: tuple[str, ...], num: int
     """Groups by k-means, each called by its first class."""
     if not 1 <= num <= len(classes):
         raise InputError(f"--num is {num}, must be in [1, {len(classes)}]")
-    groups = KMeans(num, n_init=10, random_state=0).fit_predict(vectors.numpy()).tolist()
+    groups = KMeans(num, random_state=0).fit_predict(vectors.numpy()).tolist()
     return [classes[groups.index(group)] for group in groups]
 
 

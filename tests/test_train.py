@@ -85,6 +85,7 @@ RECIPES = {
     "frozen": [*EMA, "--model.freeze", "backbone"],
     "lora": [*ADAMW, "--model.adapter", "lora", "--model.adapter_norms", "true", "--accumulation", "2"],
     "mixup": ["--method", "Supervised", "--method.mixup_alpha", "0.5"],
+    "draws": ["--method", "DyTrim", "--method.base", "FixMatch", "--method.base.threshold", "0.1"],
     "windows": [
         "--method",
         "CCL",

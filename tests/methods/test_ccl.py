@@ -47,24 +47,24 @@ def test_with_uniform_priors_and_one_head_it_is_fixmatch_twice(random_views):
 
 
 def test_a_step_worked(make_views):
-    method = with_identity(CCL(problem(), threshold=0.7, strength=2.0, unlabeled_weight=3.0))
+    method = with_identity(CCL(problem(), threshold=0.7, strength=1.0, unlabeled_weight=3.0))
     method.priors.copy_(torch.tensor([[0.6, 0.4], [0.5, 0.5]]))
     views = make_views(odds(1), torch.tensor([1]), odds(9, 9, 9), odds(1, 1, 1))
     views = with_features(views, labeled=odds(1), weak=odds(1, 4, 16), strong=odds(2, 2, 2))
     step = method(views)
-    # r = 3 / 4: the labels' (.8, .2) and (.5, .5) mix to (.575, .425). Odds of f: 9 * (.425 / .575) * 1.5^2.
-    own = 9 * 0.425 / 0.575 * 1.5**2
+    # r = 3 / 4: the labels' (.8, .2) and (.5, .5) mix to (.575, .425). Odds of f: 9 * (.425 / .575) * 1.5^(3/2).
+    own = 9 * 0.425 / 0.575 * 1.5**1.5
     expected = [math.sqrt(own * of_head) for of_head in (1, 4, 16)]
     joint = method.joint_logits(views.weak.logits, views)
     assert (joint[:, 0] - joint[:, 1]).tolist() == pytest.approx([math.log(value) for value in expected])
-    # 3.9, 7.7 and 15.5 against one; all of the first class.
+    # 3.5, 7 and 14 against one; all of the first class.
     assert step.pseudo.target.tolist() == [0, 0, 0] and step.pseudo.weight.tolist() == [1, 1, 1]
-    # b + 2 log pi_l: 16 to 1 for the first class, of a label of the second.
+    # b + log pi_l: 4 to 1 for the first class, of a label of the second.
     assert {name: loss.item() for name, loss in step.losses.items()} == pytest.approx(
         {
             "labeled": math.log(2),
             "unlabeled": 3 * math.log(2),
-            "balanced_labeled": math.log(17),
+            "balanced_labeled": math.log(5),
             "balanced_unlabeled": 3 * math.log(1.5),
         }
     )
@@ -131,10 +131,10 @@ def test_both_labeled_losses_are_the_runs(random_views):
 def test_pseudo_labels_teach_no_weak_view(random_views):
     method = CCL(problem(), threshold=0.1)
     weak = torch.randn(30, 2, requires_grad=True)
-    features = {name: torch.randn(n, 2, requires_grad=True) for name, n in (("labeled", 6), ("strong", 30))}
-    views = with_features(random_views(2), weak=weak, **features)
+    labeled, strong = (torch.randn(num, 2, requires_grad=True) for num in (6, 30))
+    views = with_features(random_views(2), weak=weak, labeled=labeled, strong=strong)
     torch.stack([*method(views).losses.values()]).sum().backward()
-    assert weak.grad is None and all(each.grad is not None and each.grad.any() for each in features.values())
+    assert weak.grad is None and all(each.grad is not None and each.grad.any() for each in (labeled, strong))
     method.zero_grad()
     joint = method.joint_logits(views.weak.logits, views)
     assert not joint.requires_grad
