@@ -37,12 +37,12 @@ class CPG(PseudoLabeling):
     Admitted images are trained by their strong views here, which have a gradient, by weak ones there. An image needs 13
     votes in 5 of 256 epochs there, which in short runs look at an image less often than that: windows are longer here,
     and the number is a share of the looks. Images that no look fell on stay what they are. Labels are smoothed by 0.1
-    there, here where `--labeled_loss LabelSmoothing` says so. The noise on features of rare classes is left out, as a
-    method has no hold of the network's classifier.
+    there, and the threshold is 0.855; here `--labeled_loss LabelSmoothing` smooths them. The noise on features, of which
+    rare classes get more copies, is left out, as a method has no hold of the network's classifier.
 
     Args:
         problem: what is fixed before training.
-        threshold: confidence from which an image gets a vote; 0.95 times one less the smoothing there.
+        threshold: confidence from which an image gets a vote; with smoothed labels 0.95 times one less the smoothing.
         agreement: share of the votes that has to be exceeded by one class.
         least: smallest share of looks at an image that gave a vote.
         warm_up: share of the run without votes; 30 of 256 epochs there.
@@ -60,7 +60,7 @@ class CPG(PseudoLabeling):
         self,
         problem: Problem,
         *,
-        threshold: Fraction = 0.855,
+        threshold: Fraction = 0.95,
         agreement: Fraction = 0.8,
         least: Fraction = 0.25,
         warm_up: Fraction = 0.12,

@@ -18,7 +18,7 @@ def problem(num_unlabeled: int = 4, **settings) -> Problem:
 
 
 # Four windows, no warm-up, and no second head.
-make = partial(CPG, warm_up=0.0, window=0.25, auxiliary_weight=0.0)
+make = partial(CPG, threshold=0.855, warm_up=0.0, window=0.25, auxiliary_weight=0.0)
 
 
 def views_at(make_views, progress: float, weak: Tensor, strong: Tensor | None = None, index=(0, 1, 2, 3)) -> Views:
