@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     from debias_ssl.labels.in_memory import debias_matrix as debias_matrix
     from debias_ssl.labels.in_memory import label_images as label_images
     from debias_ssl.methods import ABC as ABC
+    from debias_ssl.methods import CCL as CCL
     from debias_ssl.methods import CDMAD as CDMAD
+    from debias_ssl.methods import CPG as CPG
     from debias_ssl.methods import CSST as CSST
     from debias_ssl.methods import DASO as DASO
+    from debias_ssl.methods import SCAD as SCAD
     from debias_ssl.methods import UDA as UDA
     from debias_ssl.methods import AdaMatch as AdaMatch
     from debias_ssl.methods import DebiasPL as DebiasPL
     from debias_ssl.methods import Distillation as Distillation
+    from debias_ssl.methods import DyTrim as DyTrim
     from debias_ssl.methods import EvenMatch as EvenMatch
     from debias_ssl.methods import FineSSL as FineSSL
     from debias_ssl.methods import FixMatch as FixMatch
@@ -65,8 +69,8 @@ _NAMES = {
     "formulas.priors": "balancing centering confidence_weighted content_free expectation_maximization mean_probs "
     "running_mean stationary transport",
     "labels.in_memory": "debias_matrix label_images",
-    "methods": "ABC CDMAD CSST DASO UDA AdaMatch DebiasPL Distillation EvenMatch FineSSL FixMatch FlexMatch FreeMatch "
-    "Method PseudoLabel SelfTraining SimPro SoftMatch Supervised",
+    "methods": "ABC CCL CDMAD CPG CSST DASO SCAD UDA AdaMatch DebiasPL Distillation DyTrim EvenMatch FineSSL "
+    "FixMatch FlexMatch FreeMatch Method PseudoLabel SelfTraining SimPro SoftMatch Supervised",
     "models": "build",
     "runs.trained": "load_run",
     "training.learner": "Learner",

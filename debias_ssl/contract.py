@@ -64,6 +64,8 @@ class Needs:
     mixup_alpha: float = 0.0
     """Where it is not 0, labeled images are mixed with one another before the network sees them, in shares drawn from
     Beta(alpha, alpha), once for each step; `Method.labeled_loss` knows of it."""
+    draws: bool = False
+    """Whether it reads the field of `Views` that has this name."""
     validation: bool = False
     """Whether it learns from `Method.on_evaluation`."""
 
@@ -103,6 +105,8 @@ class Views:
     nothing."""
     labeled_teacher_probs: Float[Tensor, "L C"] | None = None
     """Likewise of the labeled images."""
+    draws: Float[Tensor, " U"] | None = None
+    """A random number in [0, 1) for each unlabeled image, the same for any number of processes."""
     partner_labels: Int[Tensor, " L"] | None = None
     mixup_lambda: float = 1.0
     """Where labeled images are mixed, one is `mixup_lambda` of an image of class `labels` and the rest of one of class
@@ -154,6 +158,8 @@ class Batch:
     """Class probabilities that were given to the unlabeled images from outside."""
     labeled_teacher_probs: Float[Tensor, "L C"] | None = None
     """Likewise to the labeled images."""
+    draws: Float[Tensor, " U"] | None = None
+    """Random numbers for the method."""
     partner_labels: Int[Tensor, " L"] | None = None
     """Where labeled images are mixed with others: the classes of these."""
     mixup_lambda: float = 1.0

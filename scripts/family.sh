@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every method on digits in four settings, 3 seeds: 264 runs, some 45 minutes on two cores. Started again, it goes on.
+# Every method on digits in four settings, 3 seeds: 324 runs, some 55 minutes on two cores. Started again, it goes on.
 #   bash scripts/family.sh runs/family
 # Unlabeled images of the largest class: 75, since the smallest class has 115 training images, 40 of which are labeled. CSST, which
 # needs 20 validation images a class, gets 55, and FixMatch beside it.

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from peers_rivals import ccl, cpg, dytrim, scad
 from peers_steps import (
     KINDS,
     NUM,
@@ -182,6 +183,10 @@ PEERS: dict[str, Callable[[int], Comparison]] = {
     "SimPro": simpro,
     "CDMAD": cdmad,
     "FineSSL": finessl,
+    "CCL": ccl,
+    "CPG": cpg,
+    "SCAD": scad,
+    "DyTrim": dytrim,
     "logit adjustment": logit_adjustment,
 }
 

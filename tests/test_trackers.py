@@ -9,7 +9,7 @@ from debias_ssl.distributed.collectives import (
     num_processes,
     sum_with_gradient,
 )
-from debias_ssl.distributed.running import LabelMemory, RunningMean, uniform_marginal
+from debias_ssl.distributed.running import LabelMemory, RunningMean, VoteMemory, Windows, uniform_marginal
 from debias_ssl.system.errors import InputError
 
 
@@ -112,3 +112,43 @@ def test_a_memory_is_state():
     memory.update(torch.tensor([1]), torch.tensor([1]))
     other.load_state_dict(memory.state_dict())
     assert other.value.tolist() == [-1, 1, -1]
+
+
+def test_votes_and_looks_are_counted_for_each_image():
+    memory = VoteMemory(3, 2)
+    memory.add(torch.tensor([2, 0, 2, 2]), torch.tensor([1, -1, 1, 0]))
+    assert memory.votes.tolist() == [[0, 0], [0, 0], [1, 2]] and memory.seen.tolist() == [1, 0, 3]
+    memory.forget(torch.tensor(False))
+    assert memory.seen.sum() == 4
+    memory.forget(torch.tensor(True))
+    assert memory.seen.sum() == 0 and memory.votes.sum() == 0
+
+
+def ends(windows: Windows, num_steps: int, start: int = 0) -> list[int]:
+    """Steps before which a window ended."""
+    return [k for k in range(start, num_steps) if (ended := windows.ended(k / num_steps)) is not None and ended]
+
+
+def test_windows_end_at_equal_distances_after_the_first_part_of_a_run():
+    # A window ends before the step that is the first of another one; the last one does not end.
+    assert ends(Windows(0.5, 0.1), 10) == [6, 7, 8, 9]
+    assert ends(Windows(0.0, 0.25), 12) == [3, 6, 9]
+    assert ends(Windows(0.2, 0.4), 10) == [6]
+    assert ends(Windows(1.0, 0.1), 10) == ends(Windows(0.0, 1.0), 10) == []
+    # Shorter than a step.
+    assert ends(Windows(0.0, 0.01), 5) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("start", range(12))
+def test_windows_of_a_resumed_run_end_where_they_did(start: int):
+    whole, first, other = (Windows(0.1, 0.25) for _ in range(3))
+    expected = ends(whole, 12)
+    before = [k for k in range(start) if (ended := first.ended(k / 12)) is not None and ended]
+    other.load_state_dict(first.state_dict())
+    assert before + ends(other, 12, start) == expected == [5, 8, 11]
+
+
+def test_a_step_within_a_window_asks_nothing_of_the_device():
+    windows = Windows(0.0, 0.5)
+    assert windows.ended(0.0) is not None
+    assert windows.ended(0.25) is None and windows.ended(0.5) is not None and windows.ended(0.75) is None

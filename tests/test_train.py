@@ -85,6 +85,17 @@ RECIPES = {
     "frozen": [*EMA, "--model.freeze", "backbone"],
     "lora": [*ADAMW, "--model.adapter", "lora", "--model.adapter_norms", "true", "--accumulation", "2"],
     "mixup": ["--method", "Supervised", "--method.mixup_alpha", "0.5"],
+    "draws": ["--method", "DyTrim", "--method.base", "FixMatch", "--method.base.threshold", "0.1"],
+    "windows": [
+        "--method",
+        "CCL",
+        "--method.threshold",
+        "0.3",
+        "--method.negative_energy",
+        "0",
+        "--method.window",
+        "0.25",
+    ],
 }
 
 
@@ -96,6 +107,20 @@ def test_recipes_resume_exactly(flags: list[str], tmp_path: Path, monkeypatch):
         with pytest.raises(SystemExit):
             run(tmp_path / "b", *flags)
     assert same(weights(whole), weights(run(tmp_path / "b", *flags, "--resume")))
+
+
+def test_a_run_resumes_exactly_with_admissions_in_flight(tmp_path: Path, monkeypatch):
+    # Images are admitted after steps 3, 6 and 9; at the checkpoint of step 4 there are votes of one more step.
+    flags = ["--method", "CPG", "--method.warm_up", "0", "--method.window", "0.25", "--method.threshold", "0.15"]
+    whole = run(tmp_path / "a", *flags, "--keep_checkpoints", "3")
+    state = weights(whole, 4)
+    assert state["raw.method.admitted"].sum() > 0 and state["raw.method.memory.seen"].sum() == 128
+    with monkeypatch.context() as patch:
+        stop_at(6, patch)
+        with pytest.raises(SystemExit):
+            run(tmp_path / "b", *flags, "--keep_checkpoints", "3")
+    assert same(weights(whole), weights(run(tmp_path / "b", *flags, "--keep_checkpoints", "3", "--resume")))
+    assert weights(whole)["raw.method.admitted"].sum() > state["raw.method.admitted"].sum()
 
 
 def test_run_folder_holds_what_the_design_promises(finished: Path):

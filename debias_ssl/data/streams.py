@@ -244,6 +244,9 @@ class TrainingStream(Dataset):
             ),
             teacher_probs=teacher_probs(self.images.unlabeled[index], self.needs.teacher_probs),
             labeled_teacher_probs=teacher_probs(labeled_index, self.needs.labeled_teacher_probs),
+            draws=(
+                self._on_device(self._numbers(step, Purpose.METHOD, positions, 1)[:, 0]) if self.needs.draws else None
+            ),
         )
         if not self.needs.mixup_alpha:
             return batch

@@ -1,7 +1,7 @@
 """Running state that all processes agree on: means and labels that a method remembers."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from debias_ssl.distributed.collectives import gathered, mean_of_rows
@@ -63,3 +63,63 @@ class LabelMemory(nn.Module):
         # A bincount would make a GPU wait for the largest label.
         counts = torch.zeros(self.num_classes + 1, device=self.value.device)
         return counts.index_add_(0, self.value + 1, torch.ones_like(counts[:1]).expand(len(self.value)))[1:]
+
+
+class VoteMemory(nn.Module):
+    """How often each image was looked at, and was given each label; the same on every process."""
+
+    votes: Tensor
+    seen: Tensor
+
+    def __init__(self, num_images: int, num_classes: int):
+        super().__init__()
+        self.register_buffer("votes", torch.zeros(num_images, num_classes, dtype=torch.int16))
+        self.register_buffer("seen", torch.zeros(num_images, dtype=torch.int16))
+
+    @torch.no_grad()
+    def add(self, index: Int[Tensor, " N"], label: Int[Tensor, " N"]) -> None:
+        """Looks at images and gives them labels; a negative one is none."""
+        index, label = gathered(torch.stack([index, label], 1)).unbind(1)
+        is_vote = (label >= 0).to(self.votes.dtype)
+        self.seen.index_add_(0, index, torch.ones_like(is_vote))
+        self.votes.view(-1).index_add_(0, index * self.votes.shape[1] + label.clamp(min=0), is_vote)
+
+    @torch.no_grad()
+    def forget(self, everything: Bool[Tensor, ""]) -> None:
+        """Begins anew, if this says so."""
+        for counts in (self.votes, self.seen):
+            counts.masked_fill_(everything, 0)
+
+
+class Windows(nn.Module):
+    """Parts of a run of equal length, after a first part that is none of them.
+
+    Args:
+        first: progress at which the first window begins.
+        length: of a window, as a share of the run.
+    """
+
+    number: Tensor
+    """Of the window that the last step was in; 0 before the first."""
+
+    def __init__(self, first: float, length: float):
+        super().__init__()
+        self.first = first
+        self.length = length
+        self.register_buffer("number", torch.zeros((), dtype=torch.int32))
+        self._last: int | None = None
+
+    @torch.no_grad()
+    def ended(self, progress: float) -> Bool[Tensor, ""] | None:
+        """Whether a window ended before the step at this progress, asked once a step; None where surely none did.
+
+        In the first step of a process the saved number decides, which only the device knows.
+        """
+        # (0.6 - 0.5) / 0.1 is 0.9999999999999998.
+        number = 1 + int((progress - self.first) / self.length + 1e-9) if progress >= self.first else 0
+        last, self._last = self._last, number
+        if number == last:
+            return None
+        ended = (self.number > 0) & (self.number < number)
+        self.number.fill_(number)
+        return ended

@@ -107,3 +107,8 @@ class PseudoLabeling(Method):
             "unlabeled": self.unlabeled_weight * weighted_cross_entropy(logits, pseudo.target, pseudo.weight),
         }
         return Step(losses=losses | self.further_losses(logits, pseudo), pseudo=pseudo)
+
+
+def has_common_step(kind: type[PseudoLabeling]) -> bool:
+    """Whether another method can hand debiased logits to it: its step is the one that all have."""
+    return kind.forward is PseudoLabeling.forward and kind.step is PseudoLabeling.step

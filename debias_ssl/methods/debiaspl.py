@@ -10,7 +10,7 @@ from torch import Tensor
 from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, confident_labels, debias, weighted_cross_entropy
-from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.methods.base import PseudoLabeling, has_common_step
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.ranges import AtLeastOne, Fraction, NotNegative, check_ranges
 
@@ -74,7 +74,7 @@ class DebiasPL(PseudoLabeling):
         check_ranges(self, "method.")
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.base = None if base is None else base(problem)
-        if self.base is not None and type(self.base).forward is not PseudoLabeling.forward:
+        if self.base is not None and not has_common_step(type(self.base)):
             raise InputError(
                 f"method.base is {type(self.base).__name__}, whose step has an order of its own: "
                 "choose a method such as FlexMatch"

@@ -2,7 +2,7 @@
 
 from debias_ssl import methods
 from debias_ssl.methods import Method, labeled_loss
-from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.methods.base import PseudoLabeling, has_common_step
 from debias_ssl.methods.labeled_loss import LabeledLoss
 
 METHODS = {
@@ -10,11 +10,13 @@ METHODS = {
     for name in methods.__all__
     if isinstance(value := getattr(methods, name), type) and issubclass(value, Method) and value is not Method
 }
-# What DebiasPL can go over: the methods whose step is `PseudoLabeling.forward`.
-BASES = {
+# What DebiasPL can go over.
+BASES = {name: value for name, value in METHODS.items() if issubclass(value, PseudoLabeling) and has_common_step(value)}
+# What DyTrim can go over beside these.
+TRIMMED = {
     name: value
     for name, value in METHODS.items()
-    if issubclass(value, PseudoLabeling) and value.forward is PseudoLabeling.forward
+    if issubclass(value, PseudoLabeling) and value.forward is PseudoLabeling.forward and name not in BASES
 }
 LABELED_LOSSES = {
     name: value

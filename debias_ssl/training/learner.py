@@ -159,6 +159,7 @@ class Learner(nn.Module):
             blank=self._target_predictor.blank(batch.labeled) if needs.blank else None,
             teacher_probs=batch.teacher_probs,
             labeled_teacher_probs=batch.labeled_teacher_probs,
+            draws=batch.draws,
         )
         with torch.autocast(batch.labeled.device.type, enabled=False):
             return self.raw.method(views)

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import read_yaml
 from debias_ssl.system.ranges import check_values
-from debias_ssl.training.choices import BASES, CHOICES
+from debias_ssl.training.choices import BASES, CHOICES, TRIMMED
 from debias_ssl.training.config import Config
 from debias_ssl.training.messages import WORDING
 from debias_ssl.training.renamed import check_flags, check_names, flat
@@ -44,7 +44,7 @@ class Parser(ArgumentParser):
                     hint = f"; the {many} are {', '.join(named)}, or package.module.Class of your own (see PYTHONPATH)"
         if 'setting "base"' in text:
             text = re.sub(r"(no|not a) method", r"\1 base", text)
-            hint = f"; DebiasPL goes over {', '.join(BASES)}"
+            hint = f"; DebiasPL goes over {', '.join(BASES)}, DyTrim also over {', '.join(TRIMMED)}"
         # An error in the settings of a setting's class comes here twice.
         raise InputError(text.removesuffix(hint) + hint) from ex
 

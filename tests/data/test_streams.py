@@ -58,7 +58,7 @@ def stream(reader: Reader, num: int, **settings: Any) -> TrainingStream:
         sampling=Sampling(seed=0, **sizes),
         config=StreamConfig(**given("augment")),
         normalization=Normalization(mean=torch.full((3,), 0.5), std=torch.full((3,), 0.25)),
-        needs=Needs(strong_labeled=True, teacher_probs=True, labeled_teacher_probs=True, **needs),
+        needs=Needs(strong_labeled=True, teacher_probs=True, labeled_teacher_probs=True, draws=True, **needs),
         **{"place": Place()} | settings,
     )
 

@@ -15,7 +15,9 @@ from debias_ssl.contract import Needs
 from debias_ssl.formulas.logits import weighted_cross_entropy
 from debias_ssl.methods import (
     ABC,
+    CCL,
     CDMAD,
+    CPG,
     DASO,
     UDA,
     AdaMatch,
@@ -138,7 +140,8 @@ def test_state_is_restored(policy, problem, make_policy_views):
 
 def test_debiaspl_goes_over_methods_with_the_common_step_alone(make_problem):
     own = [method for name, method in METHODS.items() if issubclass(method, PseudoLabeling) and name not in BASES]
-    names = ["ABC", "CSST", "DASO", "DebiasPL", "EvenMatch", "FineSSL", "SelfTraining", "SimPro"]
+    names = ["ABC", "CCL", "CPG", "CSST", "DASO", "SCAD", "DebiasPL", "DyTrim", "EvenMatch", "FineSSL"]
+    names += ["SelfTraining", "SimPro"]
     assert [method.__name__ for method in own] == names
     for method in own:
         with pytest.raises(InputError, match=f"method.base is {method.__name__}, whose step has an order of its own"):
@@ -298,7 +301,10 @@ def test_a_base_is_set_by_flags_and_by_what_they_were_saved_as(problem):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method.base", "Supervised"], "no base 'Supervised'; DebiasPL goes over .*FixMatch, FlexMatch"),
+        (
+            ["--method.base", "Supervised"],
+            "no base 'Supervised'; DebiasPL goes over .*FixMatch, FlexMatch.*, DyTrim also over CCL, SCAD",
+        ),
         (["--method.base", "FlexMatch", "--method.base.thresh", "1"], r"'thresh' is not accepted; [^;]*$"),
         (["--method", "AdaMatch", "--method.prior", "equal"], r"\"prior\": expected one of 'labeled', 'uniform'"),
     ],
@@ -326,7 +332,7 @@ def test_no_number_of_a_method_may_be_negative(method, problem):
 
 
 @pytest.mark.parametrize(
-    "method", [ABC, CDMAD, DASO, DebiasPL, FineSSL, SimPro, UDA, FixMatch, FlexMatch, AdaMatch, PseudoLabel]
+    "method", [ABC, CCL, CDMAD, CPG, DASO, DebiasPL, FineSSL, SimPro, UDA, FixMatch, FlexMatch, AdaMatch, PseudoLabel]
 )
 def test_a_threshold_in_percent_is_refused(method, problem):
     with pytest.raises(InputError, match=r"method\.threshold is 95, must be in \[0, 1\]"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from debias_ssl import train
 from debias_ssl.contract import Problem, View, Views
-from debias_ssl.methods import ABC, CSST, EvenMatch, FixMatch, Method, SimPro
+from debias_ssl.methods import ABC, CPG, CSST, EvenMatch, FixMatch, Method, SimPro
 from debias_ssl.methods.labeled_loss import (
     AdaptiveMargin,
     Balanced,
@@ -119,6 +119,7 @@ def views_of(f: Tensor, labels: Tensor, progress: float = 0.0) -> Views:
 METHODS: dict[str, Callable[[Problem], Method]] = {
     "evenmatch": lambda given: EvenMatch(given, labeled_strength=1.0, unlabeled_weight=0.0),
     "simpro": lambda given: SimPro(given, strength=1.0, unlabeled_weight=0.0),
+    "cpg": lambda given: CPG(given, auxiliary_weight=0.0),
     "csst": lambda given: CSST(given, unlabeled_weight=0.0),
     "csst, mean recall": lambda given: CSST(given, objective="mean_recall", unlabeled_weight=0.0),
     "fixmatch, adjusted": lambda given: FixMatch(

@@ -1,5 +1,7 @@
 """State of methods: two processes hold what one does, on parts of a batch of unequal contents."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,15 @@ from launched import run_ranks
 from torch import Tensor
 
 from debias_ssl.methods import (
+    CCL,
+    CPG,
     DASO,
+    SCAD,
     AdaMatch,
+    DyTrim,
     EvenMatch,
     FineSSL,
+    FixMatch,
     FlexMatch,
     FreeMatch,
     Problem,
@@ -33,17 +40,21 @@ def views_of(step: int, rank: int, num_processes: int) -> Views:
     def view(classes: Tensor) -> View:
         logits = torch.randn(len(classes), 4, generator=generator) + 3 * torch.eye(4)[classes]
         features = torch.randn(len(classes), 2, generator=generator)
-        return View(logits=logits.chunk(num_processes)[rank], features=features.chunk(num_processes)[rank])
+        # A leaf, for its gradient.
+        logits = logits.chunk(num_processes)[rank].clone().requires_grad_()
+        return View(logits=logits, features=features.chunk(num_processes)[rank])
 
     labels, truth = torch.arange(8) // 3, torch.arange(24) // 10
+    labeled, weak = view(labels), view(truth)
     return Views(
-        labeled=view(labels),
+        labeled=labeled,
         labels=labels.chunk(num_processes)[rank],
-        weak=view(truth),
+        weak=replace(weak, logits=weak.logits.detach()),
         strong=view(truth),
         index=torch.arange(24).chunk(num_processes)[rank],
         progress=step / STEPS,
         strong_labeled=view(labels),
+        draws=torch.rand(24, generator=generator).chunk(num_processes)[rank],
     )
 
 
@@ -61,10 +72,18 @@ def trained(rank: int = 0, num_processes: int = 1) -> dict[str, Any]:
         AdaMatch(problem, momentum=0.5),
         EvenMatch(problem, momentum=0.5),
         FineSSL(problem),
+        CCL(problem, threshold=0.6, negative_energy=3.0, warm_up=0.0, window=0.3),
+        CPG(problem, threshold=0.5, warm_up=0.0, window=0.3),
+        SCAD(problem, superclasses=["a", "a", "b", "b"], threshold=0.6),
+        DyTrim(problem, base=partial(FixMatch, threshold=0.6), blank=None),
     ):
-        steps = [method(views_of(k, rank, num_processes)) for k in range(STEPS)]
+        views = [views_of(k, rank, num_processes) for k in range(STEPS)]
+        steps = [method(each) for each in views]
         losses = {name: torch.stack([step.losses[name] for step in steps]) for name in steps[0].losses}
-        found[type(method).__name__] = {"state": method.state_dict(), "losses": losses}
+        last = torch.stack([*steps[-1].losses.values()]).sum()
+        (gradient,) = torch.autograd.grad(last, views[-1].labeled.logits)
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        found[type(method).__name__] = {"state": method.state_dict(), "losses": losses, "gradient": gradient}
     return found
 
 
@@ -83,14 +102,17 @@ def two(tmp_path_factory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize(
-    "name", ["SimPro", "DASO", "FlexMatch", "FreeMatch", "SoftMatch", "AdaMatch", "EvenMatch", "FineSSL"]
-)
+METHODS = "SimPro DASO FlexMatch FreeMatch SoftMatch AdaMatch EvenMatch FineSSL CCL CPG SCAD DyTrim"
+
+
+@pytest.mark.parametrize("name", METHODS.split())
 def test_two_processes_agree_with_one(name, two):
     expected = trained()[name]
     first, second = (each[name] for each in two)
     torch.testing.assert_close(first["state"], second["state"], rtol=0, atol=0)
     torch.testing.assert_close(first["state"], expected["state"])
+    # Of a mean over half of the images, the gradient of each is twice that of the mean over all.
+    torch.testing.assert_close(torch.cat([first["gradient"], second["gradient"]]) / 2, expected["gradient"])
     # The loss of the labeled images is the mean over parts of equal size, like that of the others.
     for key, loss in expected["losses"].items():
         torch.testing.assert_close((first["losses"][key] + second["losses"][key]) / 2, loss)

@@ -38,8 +38,9 @@ class Purpose(IntEnum):
     SHARD_ORDER = 8
     FEATURE_NOISE = 9
     FEATURE_DROPOUT = 10
-    HALVES = 11
-    TRIAL_IMAGES = 12
+    METHOD = 11
+    HALVES = 12
+    TRIAL_IMAGES = 13
     # Where a view is cropped from its image has purpose CROP + the purpose of the view.
     CROP = 10_000
     # View number i of a kind has purpose KIND + i.

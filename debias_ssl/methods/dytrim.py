@@ -1,0 +1,136 @@
+"""DyTrim: images that are learned, or of classes that the model prefers, are left out of a step's losses."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from debias_ssl.contract import BlankKind, Problem, PseudoLabels, Step, View, Views
+from debias_ssl.distributed.collectives import all_sum_, gathered, mean_of_rows
+from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.methods.cdmad import CDMAD
+from debias_ssl.methods.labeled_loss import CrossEntropy
+from debias_ssl.system.errors import InputError
+from debias_ssl.system.ranges import Fraction, Share, check_ranges
+
+
+class DyTrim(PseudoLabeling):
+    """Dynamic dataset pruning (ICLR 2026, Jiajun0425/DyTrim) over another method.
+
+    With beta = softmax(f(I)), I a blank image (the shares pi_l of the classes among labeled images during the warm-up),
+    l(x) the cross-entropy of a labeled image and l(u) the base's weighted cross-entropy of an unlabeled one:
+
+    1. of the n_c labeled images of class c in a step the floor(beta_c n_c) with the smallest l(x) are left out of the
+       labeled loss, whose gradient is that of the mean over the others;
+    2. unlabeled images with l(u) below the mean of the step are kept with probability `keep`, at 1 / keep times their
+       weight; the others are left out. The mean is over all images, so that its expectation is the base's.
+
+    Nothing is left out from the progress `until` on: until = 0 is the base.
+
+    The authors decide before each epoch, over all images and by the losses when these were last seen, and draw steps
+    from what is kept. Here it is decided in each step, over its images: fewer of them count, which saves no time, and a
+    class that has few in the step loses none. I is 0 in all channels there. The log shows weights and labeled loss of
+    the base, as if nothing was left out.
+
+    Args:
+        problem: what is fixed before training.
+        base: the method whose losses are trimmed; null is CDMAD, as in the paper.
+        keep: of unlabeled images that are learned.
+        blank: what I is; null takes pi_l all along, as features ask for.
+        warm_up: share of the run with pi_l; 100 of 500 epochs in the authors' code.
+        until: progress from which nothing is left out.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        base: Callable[[Problem], PseudoLabeling] | None = None,
+        keep: Share = 0.3,
+        blank: BlankKind | None = "ones",
+        warm_up: Fraction = 0.2,
+        until: Fraction = 0.875,
+    ):
+        super().__init__(problem)
+        self.keep = keep
+        self.warm_up = warm_up
+        self.until = until
+        check_ranges(self, "method.")
+        self.trimmed = TrimmedLoss(problem)
+        self.base = (base or CDMAD)(replace(problem, labeled_loss=self.trimmed))
+        if type(self.base).forward is not PseudoLabeling.forward:
+            raise InputError(
+                f"method.base is {type(self.base).__name__}, whose step has an order of its own: "
+                "choose a method such as FixMatch"
+            )
+        self.blank = self.base.needs.blank or blank
+        self.needs = replace(self.base.needs, blank=self.blank, draws=True)
+
+    def forward(self, views: Views) -> Step:
+        base = self.base
+        is_trimmed = views.progress < self.until
+        self.trimmed.shares = self.labeled_shares(views) if is_trimmed else None
+        base.update(views.weak.logits, views)
+        pseudo = base.pseudo_labels(views.weak.logits, views)
+        if not is_trimmed:
+            return base.step(views, pseudo)
+        weight = pseudo.weight * self.factors(views, pseudo)
+        return replace(base.step(views, replace(pseudo, weight=weight)), pseudo=pseudo)
+
+    @torch.no_grad()
+    def labeled_shares(self, views: Views) -> Float[Tensor, " C"]:
+        """beta."""
+        if views.blank is None or views.progress < self.warm_up:
+            return self.trimmed.prior
+        return views.blank.logits[0].softmax(-1)
+
+    @torch.no_grad()
+    def factors(self, views: Views, pseudo: PseudoLabels) -> Float[Tensor, " U"]:
+        """0 for unlabeled images that are left out, 1 / keep for others that are learned, else 1."""
+        assert views.draws is not None
+        logits = self.base.unlabeled_logits(views.strong.logits)
+        loss = pseudo.weight * F.cross_entropy(logits, pseudo.target, reduction="none")
+        is_learned = loss < mean_of_rows(loss[:, None])
+        return torch.where(is_learned, (views.draws < self.keep) / self.keep, 1.0)
+
+    def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
+        return self.base.predict(view, blank)
+
+    def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:
+        self.base.on_evaluation(confusion)
+
+
+class TrimmedLoss(nn.Module):
+    """A loss of labeled images with the gradient of its mean over those that are not left out."""
+
+    prior: Float[Tensor, " C"]
+
+    def __init__(self, problem: Problem):
+        super().__init__()
+        self.loss = problem.labeled_loss or CrossEntropy(problem)
+        self.register_buffer("prior", torch.tensor(problem.labeled_prior), persistent=False)
+        self.shares: Float[Tensor, " C"] | None = None
+        """Of each class, how many are left out in this step."""
+
+    def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
+        if self.shares is None:
+            return self.loss(logits, labels, progress)
+        kept = kept_labeled(logits.detach(), labels, self.shares).to(logits.dtype)
+        number = all_sum_(torch.stack([kept.sum(), torch.ones_like(kept).sum()]))
+        # The loss is a mean over all rows, whatever it is of a row: its value stays, the gradient of rows is scaled.
+        factor = (kept * number[1] / number[0].clamp(min=1))[:, None]
+        return self.loss(factor * logits + ((1 - factor) * logits).detach(), labels, progress)
+
+
+def kept_labeled(
+    logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], shares: Float[Tensor, " C"]
+) -> Bool[Tensor, " L"]:
+    """Which images are not among the floor(share n) of the n of their class, over all processes, of the least loss."""
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    all_labels, all_losses = gathered(torch.stack([labels.to(loss.dtype), loss], 1)).unbind(1)
+    is_same = labels[:, None] == all_labels
+    rank = (is_same & (all_losses < loss[:, None])).sum(1)
+    return rank >= (shares[labels] * is_same.sum(1)).floor()
