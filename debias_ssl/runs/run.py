@@ -37,6 +37,7 @@ from debias_ssl.training.learner import Learner, blank_pixel
 from debias_ssl.training.loop import Trainer
 from debias_ssl.training.optim import make_optimizer
 from debias_ssl.training.renamed import flat
+from debias_ssl.training.strong_views import passes_counted
 
 # Settings that may differ between the processes of a run: where each host has its files, and how it reads them.
 OF_A_HOST = {"data.root", "data.cache", "data.download", "data.workers"}
@@ -131,6 +132,8 @@ def make_trainer(
     problem = replace(task.problem(model.num_features), class_balanced=config.class_balanced)
     method = config.method(replace(problem, labeled_loss=config.labeled_loss(problem)))
     stream = _make_stream(config, task, method, accelerator)
+    shape = task.readers["train"].shape
+    is_counted = not config.is_joint and passes_counted(config.strong_views, method, model, shape)
     learner = Learner(
         model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         method,
@@ -139,6 +142,7 @@ def make_trainer(
         decay=config.ema_decay,
         joint_pass=config.joint_pass,
         accumulation=config.accumulation,
+        counted=is_counted,
     ).to(accelerator.device)
     trainer = Trainer(
         config,
