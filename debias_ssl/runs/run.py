@@ -239,6 +239,7 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
         f"{len(split.validation)} validation and {test} test images\n"
         f"{config.batch_size} + {config.batch_size * config.unlabeled_ratio} images a step, "
         f"{place.num_processes} x {place.device.type}, {precision}"
+        + (", of the strong views those that count" if trainer.learner.counted else "")
         + (f", resumed at step {trainer.start}" if trainer.start else ""),
         file=sys.stderr,
     )

@@ -149,7 +149,9 @@ def test_networks_and_passes_that_mix_no_images_give_the_same(settings, make_lea
 
 @pytest.mark.parametrize("network", ["linear", "mlp_512"])
 def test_classifiers_of_features_give_the_same(network, make_batch):
-    problem = Problem(num_classes=4, num_features=512 if network == "mlp_512" else 64, labeled_counts=(1,) * 4, num_unlabeled=24)
+    problem = Problem(
+        num_classes=4, num_features=512 if network == "mlp_512" else 64, labeled_counts=(1,) * 4, num_unlabeled=24
+    )
     learners = []
     for counted in (False, True):
         torch.manual_seed(0)
@@ -158,7 +160,9 @@ def test_classifiers_of_features_give_the_same(network, make_batch):
 
     def batch(step: int) -> Batch:
         made = make_batch(labeled=8, unlabeled=24, seed=step)
-        as_features = {name: tuple(each.reshape(-1, 64, 1, 1) for each in getattr(made, name)) for name in ("weak", "strong")}
+        as_features = {
+            name: tuple(each.reshape(-1, 64, 1, 1) for each in getattr(made, name)) for name in ("weak", "strong")
+        }
         return replace(made, labeled=made.labeled.reshape(-1, 64, 1, 1), **as_features)
 
     shares = agree(*learners, batch)
@@ -206,7 +210,9 @@ def test_none_some_or_all_pass_rounded_up(number, passed, make_learner, batch_of
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert len(ours) == len([*counted.raw.parameters()])
     if passed == 32:
-        assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True)), "the order of all is that without the setting"
+        assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True)), (
+            "the order of all is that without the setting"
+        )
 
 
 def test_sizes_are_few_and_the_next_above():
@@ -287,7 +293,7 @@ def test_views_that_have_not_passed_cannot_be_read(make_learner, batch_of):
 @pytest.mark.parametrize("method", [Greedy, GreedyForFeatures])
 def test_a_loss_of_views_that_have_not_passed_is_told_at_the_first_step(method, make_learner, batch_of):
     learner = make_learner(method, counted=True, **GROUP)
-    with pytest.raises(InputError, match="losses depend on strong views that do not count.* --strong_views all"):
+    with pytest.raises(InputError, match=r"losses depend on strong views that do not count.* --strong_views all"):
         take_step(learner, batch_of(0, learner.raw.method))
     learner = make_learner(method, **GROUP)
     take_step(learner, batch_of(0, learner.raw.method))
@@ -300,7 +306,9 @@ def problem_of(model: Any) -> Problem:
     return Problem(num_classes=4, num_features=model.num_features, labeled_counts=(1,) * 4, num_unlabeled=8)
 
 
-def decided(setting: Any, method: Callable[[Problem], Method] = FixMatch, name: str = "wrn_10_1", **network: Any) -> bool:
+def decided(
+    setting: Any, method: Callable[[Problem], Method] = FixMatch, name: str = "wrn_10_1", **network: Any
+) -> bool:
     model = build(name, 4, in_chans=1, **network)
     return passes_counted(setting, method(problem_of(model)), model, (8, 8, 1))
 
@@ -376,7 +384,7 @@ class Centered(nn.Module):
         return self.fc
 
 
-def test_a_network_that_mixes_images_in_its_own_way_is_found(monkeypatch):
+def test_a_network_that_mixes_images_in_its_own_way_is_found():
     name = f"{__name__}.Centered"
     assert not decided("auto", name=name)
     with pytest.raises(InputError, match="what the network says of an image depends on the other images"):
