@@ -1,4 +1,4 @@
-"""What `bench_step.py --strong_views` measures: a small ViT, and a method of which a known share of the images counts."""
+"""What `bench_step.py --strong_views` measures: a small ViT, and a method of which so many images count."""
 
 from typing import Any
 

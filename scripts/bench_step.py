@@ -17,7 +17,7 @@ its own: the largest resident size, or what torch has allocated on a GPU. The la
 `bench_step: step/floor=... step/usual=...`, in single precision and, where the processor computes in it, in bf16.
 
 With --strong_views the steps of two networks that mix no images are set beside a floor of all views, at mask rates of
-0.2, 0.5 and 0.9: --model with group norm, and `vit_tiny`, timm's ViT-Ti for images of 32 pixels in patches of 4. As many
+0.2, 0.5 and 0.9: --model with group norm, and `vit_tiny`, timm's ViT-Ti for 32 pixels in patches of 4. As many
 pseudo-labels count as the rate says, the surest. The last line is `bench_step: wrn_28_2 0.2=... 0.5=... vit_tiny ...`.
 """
 

@@ -41,7 +41,7 @@ class Config:
         strong_views: which strong views pass through the network: all, or counted, those alone whose pseudo-labels
             count, which changes nothing but rounding where the network mixes no images. Batch norms then have the
             statistics of fewer images, and dropout draws other numbers. auto is counted where nothing but rounding
-            changes, else all.
+            changes and time is saved, else all.
         precision: auto is bf16 on GPUs and CPUs that multiply in it (AVX512-BF16 or AMX), else fp32.
         compile: whether to compile the network.
         deterministic: on a GPU, the same bits each time; false lets cuDNN choose its fastest algorithms, and multiplies

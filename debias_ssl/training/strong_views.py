@@ -3,7 +3,6 @@
 import math
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -23,7 +22,8 @@ def passes_counted(setting: StrongViews, method: Method, model: Classifier, shap
     """Whether strong views pass through the network only where their pseudo-labels count.
 
     Args:
-        setting: `auto` is `counted` where the method's losses and the network give the same by it.
+        setting: `auto` is `counted` where the method's losses and the network give the same by it, and a pass takes
+            longer than to choose the images.
         method: says by `Needs.all_strong` whether it needs all of them.
         model: on the CPU.
         shape: height, width and number of channels of its images.
@@ -39,7 +39,12 @@ def passes_counted(setting: StrongViews, method: Method, model: Classifier, shap
         obstacle = "what the network says of an image depends on the other images of a step"
     if setting == "counted" and obstacle is not None:
         raise InputError(f"strong_views is counted, but {obstacle}: {REST}, or auto")
-    return obstacle is None and (mixing is None or setting == "counted")
+    return obstacle is None and (setting == "counted" or (mixing is None and not _is_classifier_alone(model)))
+
+
+def _is_classifier_alone(model: Classifier) -> bool:
+    """Whether nothing is in front of the classifier: a pass then takes less time than to choose the images."""
+    return len([*model.parameters()]) == len([p for layer in model.classifiers() for p in layer.parameters()])
 
 
 def _obstacle(method: Method) -> str | None:

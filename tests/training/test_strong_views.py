@@ -38,6 +38,14 @@ def freematch(problem: Problem) -> FreeMatch:
     return FreeMatch(problem, momentum=0.5, fairness_weight=1.0)
 
 
+def abc(problem: Problem) -> ABC:
+    """Its second head is surer than the network, so that it has images that count for it alone."""
+    method = ABC(problem, threshold=0.6)
+    with torch.no_grad():
+        method.head.weight.mul_(5)
+    return method
+
+
 # Thresholds at which some of the images count from the first step on.
 COUNTED: dict[str, Callable[[Problem], Method]] = {
     "FixMatch": lambda problem: FixMatch(problem, threshold=0.6),
@@ -48,7 +56,7 @@ COUNTED: dict[str, Callable[[Problem], Method]] = {
     "CDMAD": lambda problem: CDMAD(problem, threshold=0.6, warm_up=0.3),
     "SimPro": lambda problem: SimPro(problem, threshold=0.6, momentum=0.5),
     "CSST": lambda problem: CSST(problem, threshold=0.5),
-    "ABC": lambda problem: ABC(problem, threshold=0.6),
+    "ABC": abc,
     "SelfTraining": SelfTraining,
     "DebiasPL": lambda problem: DebiasPL(problem, threshold=0.6, momentum=0.5),
     "DebiasPL of two views": lambda problem: DebiasPL(problem, threshold=0.6, momentum=0.5, num_views=2),
@@ -331,6 +339,14 @@ def test_auto_is_counted_where_the_network_mixes_no_images_and_draws_nothing(net
     assert decided("auto", **network) == auto
     assert decided("counted", **network)
     assert not decided("all", **network)
+
+
+@pytest.mark.parametrize(("name", "auto"), [("linear", False), ("mlp_512", True)])
+def test_auto_is_all_where_there_is_a_classifier_alone(name, auto):
+    model = build(name, 4, in_chans=64)
+    method = FixMatch(problem_of(model))
+    assert passes_counted("auto", method, model, (1, 1, 64)) == auto
+    assert passes_counted("counted", method, model, (1, 1, 64))
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
