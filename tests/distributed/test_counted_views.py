@@ -38,6 +38,7 @@ def trained(place: Place, **settings: Any) -> dict[str, Any]:
     shared, optimizer = wrapped(learner, place), make_optimizer(learner, OptimConfig(lr=0.05))
     shares, losses, gradients = [], [], []
     for k, number in enumerate(NUM_COUNTED):
+        assert isinstance(learner.raw.method, FirstCount)
         learner.raw.method.number = number
         step = shared(batch_of(k, place), k / len(NUM_COUNTED))
         torch.stack([*step.losses.values()]).sum().backward()

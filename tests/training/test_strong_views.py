@@ -168,10 +168,8 @@ def test_classifiers_of_features_give_the_same(network, make_batch):
 
     def batch(step: int) -> Batch:
         made = make_batch(labeled=8, unlabeled=24, seed=step)
-        as_features = {
-            name: tuple(each.reshape(-1, 64, 1, 1) for each in getattr(made, name)) for name in ("weak", "strong")
-        }
-        return replace(made, labeled=made.labeled.reshape(-1, 64, 1, 1), **as_features)
+        labeled, weak, strong = (each.reshape(-1, 64, 1, 1) for each in (made.labeled, *made.weak, *made.strong))
+        return replace(made, labeled=labeled, weak=(weak,), strong=(strong,))
 
     shares = agree(*learners, batch)
     assert any(0 < share < 1 for share in shares), shares
