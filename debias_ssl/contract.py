@@ -68,6 +68,9 @@ class Needs:
     """Whether it reads the field of `Views` that has this name."""
     validation: bool = False
     """Whether it learns from `Method.on_evaluation`."""
+    all_strong: str | None = "does not say that it needs no others (Needs.all_strong)"
+    """Why all strong views have to pass through the network, in the words that follow the method's name. None where the
+    losses need those alone whose pseudo-labels count, and the method asks for them by `Views.counted`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,21 @@ class Views:
     mixup_lambda: float = 1.0
     """Where labeled images are mixed, one is `mixup_lambda` of an image of class `labels` and the rest of one of class
     `partner_labels`."""
+    passing: "Callable[[Views, Tensor], Views] | None" = None
+    """Where labeled and strong images have not passed through the network yet, and cannot be read: has those pass that
+    count, by weights (U)."""
+
+    def counted(self, weight: Float[Tensor, " U"]) -> "Views":
+        """These views with all that the losses need of labeled and strong images.
+
+        With the setting `strong_views: counted`, a method first makes its pseudo-labels, of weak views. Strong views of
+        images whose weight is 0 then need not pass through the network: their rows may be zeros, and no loss may depend
+        on them.
+
+        Args:
+            weight: how much each unlabeled image counts in any loss; 0 is not at all.
+        """
+        return self if self.passing is None else self.passing(self, weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +145,8 @@ class Step:
 
     losses: dict[str, Float[Tensor, ""]]
     pseudo: PseudoLabels
+    strong_share: float = 1.0
+    """Share of the strong views that passed through the network; the learner's word, not the method's."""
 
 
 CPU = torch.device("cpu")

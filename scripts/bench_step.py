@@ -3,6 +3,7 @@
     python scripts/bench_step.py                       # 16 + 112 + 112 images, wrn_28_2: some minutes on two cores
     python scripts/bench_step.py --batch_size 64       # the protocol's 64 + 448 + 448
     python scripts/bench_step.py --device cuda --batch_size 64 --compile
+    python scripts/bench_step.py --strong_views counted    # networks that mix no images, by how many images count
 
 - step: what `debias-ssl train` does: data, views, method, optimizer, averages, statistics for the log.
 - floor: the weak images forward without gradient, labeled and strong ones forward and backward, the optimizer; the
@@ -14,6 +15,10 @@ The programs take turns in one process, after warm-up. `as started` is the usual
 allocator's defaults; in the others it has the trainer's settings. With --memory each takes two steps in a process of
 its own: the largest resident size, or what torch has allocated on a GPU. The last line is
 `bench_step: step/floor=... step/usual=...`, in single precision and, where the processor computes in it, in bf16.
+
+With --strong_views the steps of two networks that mix no images are set beside a floor of all views, at mask rates of
+0.2, 0.5 and 0.9: --model with group norm, and `vit_tiny`, timm's ViT-Ti for 32 pixels in patches of 4. As many
+pseudo-labels count as the rate says, the surest. The last line is `bench_step: wrn_28_2 0.2=... 0.5=... vit_tiny ...`.
 """
 
 import argparse
@@ -23,9 +28,11 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
+from bench_counted import RATES, AtRate
 from benchmark import Apart, Taken, answer, in_turns, ratio, seconds, table, taken
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,13 +46,15 @@ from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.streams import Sampling, TrainingImages, TrainingStream
 from debias_ssl.distributed.accelerator import Precision, computes_in_bf16, make_accelerator, place_of
-from debias_ssl.methods import FixMatch, Problem
+from debias_ssl.methods import FixMatch, Method, Problem
 from debias_ssl.models import ModelConfig, build
+from debias_ssl.models.classifier import Norm
 from debias_ssl.training.config import Config
 from debias_ssl.training.journal import StepStatistics
 from debias_ssl.training.learner import Learner
 from debias_ssl.training.loop import take_step
 from debias_ssl.training.optim import OptimConfig, make_optimizer
+from debias_ssl.training.strong_views import StrongViews
 
 NUM_LABELED = 250
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -57,6 +66,7 @@ class Setting:
     batch_size: int = 16
     unlabeled_ratio: int = 7
     model: str = "wrn_28_2"
+    norm: Norm = "batch"
     classes: int = 10
     image_size: int = 32
     device: str = "cpu"
@@ -90,10 +100,12 @@ def num_images(setting: Setting) -> int:
 
 def make_network(setting: Setting) -> nn.Module:
     torch.manual_seed(0)
-    return build(num_classes=setting.classes, **vars(ModelConfig(name=setting.model)))
+    return build(num_classes=setting.classes, **vars(ModelConfig(name=setting.model, norm=setting.norm)))
 
 
-def make_step(setting: Setting) -> Callable[[], Taken]:
+def make_step(
+    setting: Setting, method: Callable[[Problem], Method] = FixMatch, counted: bool = False
+) -> Callable[[], Taken]:
     accelerator = make_accelerator(setting.precision)
     device = accelerator.device
     pixels = make_pixels(num_images(setting), setting.image_size)
@@ -116,7 +128,8 @@ def make_step(setting: Setting) -> Callable[[], Taken]:
         place=place_of(accelerator),
     )
     config = Config(batch_size=setting.batch_size, unlabeled_ratio=setting.unlabeled_ratio)
-    learner = Learner(model.to(memory_format=torch.channels_last), FixMatch(problem)).to(device)  # pyright: ignore[reportCallIssue]
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    learner = Learner(model, method(problem), counted=counted).to(device)
     optimizer = make_optimizer(learner, OPTIM)
     if setting.compile:
         learner.compile_networks()
@@ -245,26 +258,56 @@ def describe(setting: Setting) -> str:
     return f"{flops.get_total_flops() / 1e9:.1f} GFLOP, {traffic.bytes / 1e9:.2f} GB read and written by operators"
 
 
+# ---- strong views that count ----
+
+
+def compare_rates(setting: Setting, strong_views: StrongViews, rounds: int, warmup: int) -> None:
+    """Prints the step beside the floor of all views, for networks that mix no images."""
+    results = []
+    for name, each in {
+        setting.model: replace(setting, norm="group"),
+        "vit_tiny": replace(setting, model="bench_counted.vit_tiny"),
+    }.items():
+        programs = {"floor": make_floor(each)} | {
+            f"mask rate {rate}": make_step(
+                each, lambda problem, rate=rate: AtRate(problem, rate), strong_views != "all"
+            )
+            for rate in RATES
+        }
+        found = in_turns(programs, rounds, warmup=warmup)
+        print(f"{name}, {each.precision}, {setting.device}, {torch.get_num_threads()} threads, {rounds} rounds")
+        print(table(found, setting.images))
+        ratios = (f"{rate}={ratio(found[f'mask rate {rate}'], found['floor']):.2f}" for rate in RATES)
+        results.append(f"{name} {' '.join(ratios)}")
+    print("bench_step:", " ".join(results))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=16, help="labeled images")
     parser.add_argument("--unlabeled_ratio", type=int, default=7)
     parser.add_argument("--model", default="wrn_28_2")
+    parser.add_argument("--norm", default="batch", choices=get_args(Norm))
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", help="fp32 or bf16; as a default both where the processor computes in bf16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, help="that count; 4 on CPU, 50 on a GPU")
+    parser.add_argument("--strong_views", choices=get_args(StrongViews), help="the setting, by how many images count")
     parser.add_argument("--memory", action="store_true", help="measure memory too, which starts more processes")
     parser.add_argument("--serve", choices=PROGRAMS, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
-    names = ("batch_size", "unlabeled_ratio", "model", "classes", "image_size", "device", "compile")
+    names = ("batch_size", "unlabeled_ratio", "model", "norm", "classes", "image_size", "device", "compile")
     setting = Setting(**{name: getattr(parsed, name) for name in names}, precision=parsed.precision or "fp32")
     if parsed.serve:
         serve(parsed.serve, setting)
         return
     on_gpu = setting.device == "cuda"
+    rounds, warmup = parsed.rounds or (50 if on_gpu else 4), 10 if on_gpu else 1
+    if parsed.strong_views:
+        compare_rates(setting, parsed.strong_views, rounds, warmup)
+        return
     has_bf16 = computes_in_bf16(torch.device(setting.device))
     chosen = [parsed.precision] if parsed.precision else ["fp32", "bf16"] if has_bf16 else ["fp32"]
     settings = {precision: replace(setting, precision=precision) for precision in chosen}
@@ -275,7 +318,6 @@ def main() -> None:
         programs["usual"] = make_usual(setting)
         if not on_gpu:
             programs["usual, as started"] = stack.enter_context(closing(apart("usual", setting)))
-        rounds, warmup = parsed.rounds or (50 if on_gpu else 4), 10 if on_gpu else 1
         # What workers prepare after the usual way's step would otherwise be charged to the program behind it.
         found = in_turns(programs, rounds, warmup=warmup, untimed=1)
     size = f"{setting.batch_size} + {setting.unlabeled} + {setting.unlabeled} images of {setting.image_size} pixels"

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.formulas.logits import confident_labels, weighted_cross_entropy
 from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
@@ -35,6 +35,7 @@ class ABC(PseudoLabeling):
         auxiliary_weight: of both losses of the auxiliary head.
     """
 
+    needs = Needs(all_strong=None)
     keep: Float[Tensor, " C"]
     keep_labeled: Float[Tensor, " C"]
 
@@ -59,14 +60,15 @@ class ABC(PseudoLabeling):
 
     def forward(self, views: Views) -> Step:
         target, weight = confident_labels(views.weak.logits, self.threshold)
-        step = self.step(views, PseudoLabels(target=target, weight=weight))
         kept = torch.bernoulli(self.keep_labeled[views.labels])
-        auxiliary = weighted_cross_entropy(self.head(views.labeled.features), views.labels, kept)
         with torch.no_grad():
             weak = self.head(views.weak.features)
         own, confident = confident_labels(weak, self.threshold)
-        kept = torch.bernoulli(1 - views.progress * (1 - self.keep[own]))
-        consistency = weighted_cross_entropy(self.head(views.strong.features), weak.softmax(-1), confident * kept)
+        confident = confident * torch.bernoulli(1 - views.progress * (1 - self.keep[own]))
+        views = views.counted(weight + confident)
+        step = self.step(views, PseudoLabels(target=target, weight=weight))
+        auxiliary = weighted_cross_entropy(self.head(views.labeled.features), views.labels, kept)
+        consistency = weighted_cross_entropy(self.head(views.strong.features), weak.softmax(-1), confident)
         further = {"auxiliary": self.auxiliary_weight * auxiliary, "consistency": self.auxiliary_weight * consistency}
         return replace(step, losses=step.losses | further)
 

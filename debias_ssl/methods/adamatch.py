@@ -40,7 +40,9 @@ class AdaMatch(PseudoLabeling):
         unlabeled_weight: lambda_u.
     """
 
-    needs = Needs(strong_labeled=True)
+    needs = Needs(
+        strong_labeled=True, all_strong="takes its threshold from labeled views, which pass with the strong ones"
+    )
 
     def __init__(
         self,

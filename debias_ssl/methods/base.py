@@ -101,6 +101,7 @@ class PseudoLabeling(Method):
 
     def step(self, views: Views, pseudo: PseudoLabels) -> Step:
         """Both losses, with these pseudo-labels."""
+        views = views.counted(pseudo.weight)
         logits = self.unlabeled_logits(views.strong.logits)
         losses = {
             "labeled": self.labeled_loss(views),

@@ -47,7 +47,7 @@ class CDMAD(PseudoLabeling):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.hard = hard
-        self.needs = Needs(blank=blank)
+        self.needs = Needs(blank=blank, all_strong=None)
         self.warm_up = warm_up
         check_ranges(self, "method.")
 

@@ -42,7 +42,7 @@ class CSST(PseudoLabeling):
         unlabeled_weight: lambda_u.
     """
 
-    needs = Needs(validation=True)
+    needs = Needs(validation=True, all_strong=None)
     prior: Float[Tensor, " C"]
     sampled_prior: Float[Tensor, " C"]
     multipliers: Float[Tensor, " C"]

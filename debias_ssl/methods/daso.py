@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.contract import Problem, PseudoLabels, Step, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
 from debias_ssl.distributed.collectives import all_sum_
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.methods.base import PseudoLabeling
@@ -41,6 +41,7 @@ class DASO(PseudoLabeling):
         align_weight: lambda_align.
     """
 
+    needs = Needs(all_strong="aligns all strong views with the weak ones")
     prototypes: Float[Tensor, "C D"]
 
     def __init__(

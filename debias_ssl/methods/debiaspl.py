@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, confident_labels, debias, weighted_cross_entropy
 from debias_ssl.methods.base import PseudoLabeling, has_common_step
@@ -53,6 +53,8 @@ class DebiasPL(PseudoLabeling):
             scripts; null does without them.
         base: the method whose pseudo-labels are debiased, such as FlexMatch; null is the threshold.
     """
+
+    needs = Needs(all_strong=None)
 
     def __init__(
         self,
@@ -115,20 +117,27 @@ class DebiasPL(PseudoLabeling):
         debiased = [debias(f, self.marginal.value, self.strength) for f in sources]
         policy.update(debiased[0], views)
         pseudo = [policy.pseudo_labels(f, views) for f in debiased]
+        outside = self._assistance(views, pseudo)
+        everything = [*pseudo] if outside is None else [*pseudo, outside]
+        views = views.counted(torch.stack([labels.weight for labels in everything]).amax(0))
         strong = [view.logits for view in (views.strong, *views.further_strong)]
         comparable = [debias(f, self.marginal.value, self.strength) for f in strong]
         self.marginal.update(mean.softmax(-1))
         margins = [adjust(f, self.marginal.value, self.strength) for f in strong]
         unlabeled, said = mean_cross_entropy(margins, pseudo), pseudo[0]
-        if self.assist_threshold is not None:
-            assert views.teacher_probs is not None
-            outside = assistance(views.teacher_probs, self.assist_threshold, pseudo)
+        if outside is not None:
             unlabeled = (unlabeled + mean_cross_entropy(margins, [outside])) / 2
             said = joined(said, outside)
         further = [policy.further_losses(f, labels) for f in comparable for labels in pseudo]
         means = {name: torch.stack([losses[name] for losses in further]).mean() for name in further[0]}
         losses = {"labeled": policy.labeled_loss(views), "unlabeled": policy.unlabeled_weight * unlabeled}
         return Step(losses=losses | means, pseudo=said)
+
+    def _assistance(self, views: Views, pseudo: list[PseudoLabels]) -> PseudoLabels | None:
+        if self.assist_threshold is None:
+            return None
+        assert views.teacher_probs is not None
+        return assistance(views.teacher_probs, self.assist_threshold, pseudo)
 
     def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
         return view.logits if self.base is None else self.base.predict(view, blank)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.distributed.running import LabelMemory
 from debias_ssl.formulas.logits import confident_labels, weighted_cross_entropy
 from debias_ssl.methods.base import PseudoLabeling
@@ -42,6 +42,8 @@ class FineSSL(PseudoLabeling):
         smoothing: of the labels of g; 0.5 in the paper's runs.
         unlabeled_weight: lambda_u; 3 in the paper's runs.
     """
+
+    needs = Needs(all_strong="gives every pseudo-label a weight above 0")
 
     def __init__(
         self,

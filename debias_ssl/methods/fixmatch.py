@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.contract import Problem, PseudoLabels, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Views
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, confident_labels, debias
 from debias_ssl.methods.base import PseudoLabeling, class_shares
@@ -29,6 +29,7 @@ class FixMatch(PseudoLabeling):
             as far as the 128 batches of ReMixMatch.
     """
 
+    needs = Needs(all_strong=None)
     prior: Float[Tensor, " C"] | None
 
     def __init__(

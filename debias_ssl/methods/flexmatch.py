@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.contract import Problem, PseudoLabels, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Views
 from debias_ssl.distributed.running import LabelMemory
 from debias_ssl.formulas.logits import confident_labels
 from debias_ssl.methods.base import PseudoLabeling
@@ -29,6 +29,7 @@ class FlexMatch(PseudoLabeling):
         unlabeled_weight: lambda_u.
     """
 
+    needs = Needs(all_strong=None)
     beta: Tensor
 
     def __init__(

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.contract import Problem, PseudoLabels, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Views
 from debias_ssl.distributed.collectives import sum_with_gradient
 from debias_ssl.distributed.running import RunningMean, uniform_marginal
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
@@ -34,6 +34,8 @@ class FreeMatch(PseudoLabeling):
         fairness_weight: w_f.
         unlabeled_weight: lambda_u.
     """
+
+    needs = Needs(all_strong=None)
 
     def __init__(
         self,

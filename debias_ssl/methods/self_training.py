@@ -23,7 +23,7 @@ class SelfTraining(PseudoLabeling):
         unlabeled_weight: lambda_u.
     """
 
-    needs = Needs(teacher_probs=True)
+    needs = Needs(teacher_probs=True, all_strong=None)
 
     def __init__(self, problem: Problem, *, weighted: bool = False, unlabeled_weight: NotNegative = 1.0):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)

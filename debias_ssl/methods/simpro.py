@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.contract import Problem, PseudoLabels, Step, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, confident_labels
 from debias_ssl.methods.base import PseudoLabeling
@@ -37,6 +37,7 @@ class SimPro(PseudoLabeling):
         unlabeled_weight: lambda_u.
     """
 
+    needs = Needs(all_strong=None)
     sampled_counts: Float[Tensor, " C"]
 
     def __init__(

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from debias_ssl.contract import Problem, PseudoLabels, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Views
 from debias_ssl.distributed.running import RunningMean, uniform_marginal
 from debias_ssl.formulas.logits import debias, gaussian_weights
 from debias_ssl.methods.base import PseudoLabeling
@@ -71,6 +71,8 @@ class SoftMatch(PseudoLabeling):
         uniform_alignment: whether weights are those of aligned probabilities; else of p.
         unlabeled_weight: lambda_u.
     """
+
+    needs = Needs(all_strong="gives every pseudo-label a weight above 0")
 
     def __init__(
         self,

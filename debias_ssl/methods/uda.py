@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from debias_ssl.contract import Problem, PseudoLabels, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Views
 from debias_ssl.formulas.logits import confident_labels
 from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.system.ranges import Fraction, NotNegative, Positive, check_ranges
@@ -24,6 +24,8 @@ class UDA(PseudoLabeling):
         temperature: above 0; the smaller, the nearer the targets are to hard labels.
         unlabeled_weight: lambda_u.
     """
+
+    needs = Needs(all_strong=None)
 
     def __init__(
         self,

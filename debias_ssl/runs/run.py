@@ -38,6 +38,7 @@ from debias_ssl.training.learner import Learner, blank_pixel
 from debias_ssl.training.loop import Trainer
 from debias_ssl.training.optim import make_optimizer
 from debias_ssl.training.renamed import flat
+from debias_ssl.training.strong_views import passes_counted
 
 # Settings that may differ between the processes of a run: where each host has its files, and how it reads them.
 OF_A_HOST = {"data.root", "data.cache", "data.download", "data.workers"}
@@ -132,6 +133,8 @@ def make_trainer(
     problem = replace(task.problem(model.num_features), class_balanced=config.class_balanced)
     method = config.method(replace(problem, labeled_loss=config.labeled_loss(problem)))
     stream = _make_stream(config, task, method, accelerator)
+    shape = task.readers["train"].shape
+    is_counted = not config.is_joint and passes_counted(config.strong_views, method, model, shape)
     learner = Learner(
         model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         method,
@@ -140,6 +143,7 @@ def make_trainer(
         decay=config.ema_decay,
         joint_pass=config.joint_pass,
         accumulation=config.accumulation,
+        counted=is_counted,
     ).to(accelerator.device)
     trainer = Trainer(
         config,
@@ -237,6 +241,7 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
         f"{len(split.validation)} validation and {test} test images\n"
         f"{config.batch_size} + {config.batch_size * config.unlabeled_ratio} images a step, "
         f"{place.num_processes} x {place.device.type}, {precision}"
+        + (", of the strong views those that count" if trainer.learner.counted else "")
         + (f", resumed at step {trainer.start}" if trainer.start else ""),
         file=sys.stderr,
     )

@@ -13,6 +13,7 @@ from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import AtLeastOne, BelowOne, Natural, check_ranges
 from debias_ssl.training.learner import TargetModel
 from debias_ssl.training.optim import OptimConfig
+from debias_ssl.training.strong_views import StrongViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,10 @@ class Config:
             trained on, to methods that ask for them; null takes those of data.probs.
         ema_decay: of the averaged weights.
         joint_pass: weak views in one pass with the others instead of apart and without gradient.
+        strong_views: which strong views pass through the network: all, or counted, those alone whose pseudo-labels
+            count, which changes nothing but rounding where the network mixes no images. Batch norms then have the
+            statistics of fewer images, and dropout draws other numbers. auto is counted where nothing but rounding
+            changes and time is saved, else all.
         precision: auto is bf16 on GPUs and CPUs that multiply in it (AVX512-BF16 or AMX), else fp32.
         compile: whether to compile the network.
         deterministic: on a GPU, the same bits each time; false lets cuDNN choose its fastest algorithms, and multiplies
@@ -65,6 +70,7 @@ class Config:
     teacher: str | None = None
     ema_decay: BelowOne = 0.999
     joint_pass: bool = False
+    strong_views: StrongViews = "auto"
     precision: Precision = "auto"
     compile: bool = False
     deterministic: bool = True
@@ -80,5 +86,15 @@ class Config:
         check_ranges(self, "")
         at_most = f"at most the batch_size {self.batch_size}"
         check_settings(self, "", accumulation=(self.accumulation <= self.batch_size, at_most))
+        if self.strong_views == "counted" and self.is_joint:
+            raise InputError(
+                "strong_views is counted, but joint_pass has weak views pass together with strong ones, when nobody "
+                "knows which count: set one of them to its default"
+            )
         if self.teacher is not None and self.data.probs is not None:
             raise InputError("teacher and data.probs exclude each other: set one to null")
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether weak views pass through the network together with the others."""
+        return self.joint_pass and self.target_model == "raw"

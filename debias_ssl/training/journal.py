@@ -37,12 +37,14 @@ class StepStatistics:
 
     def _reset(self) -> None:
         self.steps = 0
+        self._strong_shares = 0.0
         self._losses: dict[str, Tensor] = {}
         self._sums = torch.zeros(2 * self.num_classes + 3, device=self.device)
 
     @torch.no_grad()
     def add(self, step: Step, truth: Int[Tensor, " U"]) -> None:
         self.steps += 1
+        self._strong_shares += step.strong_share
         for name, loss in step.losses.items():
             self._losses[name] = self._losses.get(name, torch.zeros_like(loss)) + loss.detach()
         target = step.pseudo.target if step.pseudo.target.ndim == 1 else step.pseudo.target.argmax(-1)
@@ -57,11 +59,12 @@ class StepStatistics:
 
     def collect(self) -> dict[str, Any]:
         """The means since the last call, over all processes, as plain numbers."""
-        sums = all_sum_(self._sums).cpu().double()
+        sums = all_sum_(torch.cat([self._sums, self._sums.new_tensor([self._strong_shares])])).cpu().double()
         losses = all_sum_(torch.stack([*self._losses.values()])).cpu().double() / (self.steps * num_processes())
-        (counts, weights), (correct, known, bad) = sums[:-3].view(2, -1), sums[-3:].tolist()
+        (counts, weights), (correct, known, bad, shares) = sums[:-4].view(2, -1), sums[-4:].tolist()
         record = {
             "loss": dict(zip(self._losses, losses.tolist(), strict=True)),
+            "strong_share": shares / (self.steps * num_processes()),
             "mask_rate": (weights.sum() / counts.sum()).item(),
             "pseudo_counts": counts.long().tolist(),
             "pseudo_weights": (weights / counts.clamp(min=1)).tolist(),

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.schedules import ema_decay
 from debias_ssl.methods.base import Method
 from debias_ssl.models import batch_norms
+from debias_ssl.training.strong_views import UNPASSED, in_their_rows, rows_to_pass
 
 TargetModel = Literal["raw", "ema"]
 # Of the marginal that is logged for every method: 100 steps, so that a change is seen in short runs too.
@@ -94,6 +96,8 @@ class Learner(nn.Module):
             and without gradient: the same statistics for all, at about 1.45 times the cost.
         accumulation: parts in which the images pass through the network, to save memory; the method sees all of them
             at once. The pass with gradient is then computed twice.
+        counted: strong views pass through the network only where their pseudo-labels count, after the method has made
+            these (`Views.counted`); not together with a joint pass.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Learner(nn.Module):
         decay: float = 0.999,
         joint_pass: bool = False,
         accumulation: int = 1,
+        counted: bool = False,
     ):
         super().__init__()
         self.raw = Predictor(model, method, blank)
@@ -120,6 +125,8 @@ class Learner(nn.Module):
         self.decay = decay
         self.joint_pass = joint_pass
         self.accumulation = accumulation
+        self.counted = counted
+        self._is_watched, self._strong_share = True, 1.0
         self._batch_norms = batch_norms(model)
 
     def compile_networks(self) -> None:
@@ -135,12 +142,13 @@ class Learner(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Step:
         needs = self.raw.method.needs
         weak = () if self._is_joint else tuple(self._without_gradient(images) for images in batch.weak)
-        passed = self._with_gradient(
-            labeled=(batch.labeled,),
-            strong_labeled=() if batch.strong_labeled is None else (batch.strong_labeled,),
-            strong=batch.strong,
-            weak=batch.weak if self._is_joint or needs.weak_gradient else (),
-        )
+        groups = {
+            "labeled": (batch.labeled,),
+            "strong_labeled": () if batch.strong_labeled is None else (batch.strong_labeled,),
+            "strong": batch.strong,
+            "weak": batch.weak if self._is_joint or needs.weak_gradient else (),
+        }
+        passed = _none_yet(groups) if self.counted else self._with_gradient(groups)
         weak = weak or tuple(_detached(view) for view in passed["weak"])
         strong = passed["strong"] or (passed["weak"] if needs.weak_gradient else (_none_of(weak[0]),))
         self.marginal.update(weak[0].logits.softmax(-1))
@@ -160,9 +168,38 @@ class Learner(nn.Module):
             teacher_probs=batch.teacher_probs,
             labeled_teacher_probs=batch.labeled_teacher_probs,
             draws=batch.draws,
+            passing=self._passing(groups) if self.counted else None,
         )
         with torch.autocast(batch.labeled.device.type, enabled=False):
-            return self.raw.method(views)
+            step = self.raw.method(views)
+        return replace(step, strong_share=self._strong_share) if self.counted else step
+
+    def _passing(self, groups: dict[str, tuple[Tensor, ...]]) -> Callable[[Views, Tensor], Views]:
+        """Has labeled images pass, and strong views that count, in the precision that is set now."""
+        kind = groups["labeled"][0].device.type
+        precision = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+
+        def passing(views: Views, weight: Float[Tensor, " U"]) -> Views:
+            rows = rows_to_pass(weight)
+            chosen = groups["strong"] if rows is None else tuple(images[rows] for images in groups["strong"])
+            self._strong_share = 1.0 if rows is None else len(rows) / len(weight)
+            with torch.autocast(kind, **precision):
+                passed = self._with_gradient(groups | {"strong": chosen})
+            strong = passed["strong"]
+            if rows is not None:
+                strong = [in_their_rows(view, rows, len(weight), is_watched=self._is_watched) for view in strong]
+                # A method whose losses need others shows it at once.
+                self._is_watched = False
+            return replace(
+                views,
+                labeled=passed["labeled"][0],
+                strong=strong[0],
+                further_strong=tuple(strong[1:]),
+                strong_labeled=next(iter(passed["strong_labeled"]), None),
+                passing=None,
+            )
+
+        return passing
 
     @property
     def _target_predictor(self) -> Predictor:
@@ -179,7 +216,7 @@ class Learner(nn.Module):
         with frozen_averages(self._batch_norms):
             return _joined([self._target_predictor.view(part) for part in images.chunk(self.accumulation)])
 
-    def _with_gradient(self, **groups: tuple[Float[Tensor, "_ K H W"], ...]) -> dict[str, tuple[View, ...]]:
+    def _with_gradient(self, groups: dict[str, tuple[Float[Tensor, "_ K H W"], ...]]) -> dict[str, tuple[View, ...]]:
         """Views of groups of batches of images, in one pass."""
         images = [each for group in groups.values() for each in group]
         views = iter(_split(self._in_one_pass(torch.cat(images)), [len(each) for each in images]))
@@ -256,6 +293,10 @@ def discarded_averages(norms: list[Any]) -> Iterator[None]:
 def _view(network: Callable, images: Float[Tensor, "N K H W"]) -> View:
     logits, features = network(images)
     return View(logits=logits.float(), features=features.float())
+
+
+def _none_yet(groups: dict[str, tuple[Tensor, ...]]) -> dict[str, tuple[View, ...]]:
+    return {name: (UNPASSED,) * len(images) for name, images in groups.items()}
 
 
 def _joined(views: list[View]) -> View:

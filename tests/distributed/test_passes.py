@@ -19,6 +19,8 @@ PASSES: dict[str, dict[str, Any]] = {
     "joint pass": {"joint_pass": True},
     "averaged model": {"target_model": "ema"},
     "all": {"accumulation": 2, "target_model": "ema"},
+    "counted": {"counted": True},
+    "all, counted": {"accumulation": 2, "target_model": "ema", "counted": True},
 }
 Found = dict[str, dict[str, Any]]
 
@@ -88,6 +90,9 @@ def test_the_ways_differ_where_they_should(one: Found):
     torch.testing.assert_close(states["accumulation"], states["joint pass"], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(states["averaged model"], states["joint pass"], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(states["all"], states["averaged model"], rtol=1e-4, atol=1e-5)
+    # So do strong views that do not count, and do not pass.
+    torch.testing.assert_close(states["counted"], states["joint pass"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states["all, counted"], states["all"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

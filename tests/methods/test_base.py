@@ -237,7 +237,7 @@ def test_a_base_asks_for_its_views(problem):
     assert DebiasPL(problem, base=AdaMatch).needs == AdaMatch.needs
     over = DebiasPL(problem, base=PseudoLabel, num_views=2, assist_threshold=0.5)
     assert over.needs == Needs(num_weak=2, num_strong=0, weak_gradient=True, teacher_probs=True)
-    assert DebiasPL(problem).needs == Needs()
+    assert DebiasPL(problem).needs == Needs(all_strong=None)
 
 
 class Curious(Constant):

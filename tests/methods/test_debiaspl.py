@@ -227,7 +227,7 @@ def test_equal_views_are_one_view(make_problem, make_views, random_views):
     steps = [method(views) for method, views in zip(methods, (one, two), strict=True)]
     torch.testing.assert_close(steps[0].losses, steps[1].losses)
     assert steps[0].pseudo.weight.equal(steps[1].pseudo.weight)
-    assert methods[1].needs == Needs(num_weak=2, num_strong=2)
+    assert methods[1].needs == Needs(num_weak=2, num_strong=2, all_strong=None)
 
 
 # -- edges

@@ -17,7 +17,7 @@ def test_loss_by_hand(weighted, weights, make_problem, make_views):
     # Votes: three of four for class 0, a tie that class 0 has won, and an image that nobody knows.
     probs = torch.tensor([[0.75, 0.25], [0.5, 0.4999], [0.0, 0.0]])
     method = SelfTraining(make_problem(2), weighted=weighted, unlabeled_weight=2.0)
-    assert method.needs == Needs(teacher_probs=True)
+    assert method.needs == Needs(teacher_probs=True, all_strong=None)
     step = method(replace(views, teacher_probs=probs))
     assert step.losses["labeled"].item() == pytest.approx(math.log(4))
     expected = 2 * (weights[0] * -math.log(0.75) + weights[1] * -math.log(0.25)) / 3

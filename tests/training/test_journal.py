@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,11 @@ def step(target: list, weight: list[float], *losses: float) -> Step:
 def test_statistics_worked():
     sums = StepStatistics(3, CPU)
     sums.add(step([0, 0, 1], [1.0, 0.0, 0.5], 1.0, 2.0), torch.tensor([0, 1, -1]))
-    sums.add(step([0, 1, 0], [1.0, 1.0, 1.0], 3.0, 6.0), torch.tensor([1, 1, 0]))
+    second = step([0, 1, 0], [1.0, 1.0, 1.0], 3.0, 6.0)
+    sums.add(replace(second, strong_share=0.25), torch.tensor([1, 1, 0]))
     assert sums.collect() == {
         "loss": {"labeled": 2, "unlabeled": 4},
+        "strong_share": 0.625,
         "mask_rate": 4.5 / 6,
         "pseudo_counts": [4, 2, 0],
         "pseudo_weights": [0.75, 0.75, 0],

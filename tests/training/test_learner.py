@@ -535,6 +535,52 @@ torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 print("the same")
 """
 
+# Any backend traces the same: this one needs no compiler.
+SIZES = """
+from functools import partial
+
+import torch
+from torch import nn
+
+from debias_ssl.contract import Batch, Problem, PseudoLabels
+from debias_ssl.methods import FixMatch
+from debias_ssl.training.learner import Learner
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, images):
+        features = torch.relu(self.conv(images)).mean((2, 3))
+        return self.fc(features), features
+
+
+class First(FixMatch):
+    def pseudo_labels(self, logits, views):
+        weight = (torch.arange(len(logits)) < views.progress * len(logits)).float()
+        return PseudoLabels(target=logits.argmax(-1), weight=weight)
+
+
+torch.compile = partial(torch.compile, backend="eager")
+problem = Problem(num_classes=3, num_features=4, labeled_counts=(1, 1, 1), num_unlabeled=32)
+learner = Learner(Net(), First(problem), counted=True).train()
+learner.compile_networks()
+graphs, shares = [], []
+for step in range(33):
+    images = torch.randn(68, 1, 8, 8)
+    labels, index = torch.arange(4) % 3, torch.arange(32)
+    batch = Batch(
+        labeled=images[:4], labels=labels, weak=(images[4:36],), strong=(images[36:],), index=index, truth=index % 3
+    )
+    found = learner(batch, step / 32)
+    torch.stack([*found.losses.values()]).sum().backward()
+    graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    shares.append(found.strong_share)
+print(len(set(shares)), graphs[-1])
+"""
+
 
 @pytest.mark.skipif(
     not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")),
@@ -543,3 +589,9 @@ print("the same")
 def test_compiled_networks_compute_the_same():
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.stdout == "the same\n", done.stderr
+
+
+def test_a_network_is_not_compiled_for_each_number_of_strong_views():
+    """Once for weak views, once for the first number of others, and once for any number."""
+    done = subprocess.run([sys.executable, "-c", SIZES], capture_output=True, text=True)
+    assert done.stdout == "17 3\n", done.stderr

@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from jobs import run, same, weights
+from jobs import refused, run, same, weights
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -81,6 +82,17 @@ class Taught(Watcher):
     """Asks for class probabilities from outside."""
 
     needs = Needs(teacher_probs=True, labeled_teacher_probs=True)
+
+
+class FirstFive(Watcher):
+    """The first five images of a step count."""
+
+    needs = Needs(blank="white", all_strong=None)
+
+    def forward(self, views: Views) -> Step:
+        views = views.counted((torch.arange(len(views.index)) < 5).float())
+        first = View(logits=views.strong.logits[:5], features=views.strong.features[:5])
+        return super().forward(replace(views, strong=first))
 
 
 class Counted(CrossEntropy):
@@ -185,6 +197,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
 
 
 WATCH = ["--method", f"{__name__}.Watcher"]
+WATCH_COUNTED = ["--method", f"{__name__}.FirstFive"]
 
 
 def norm(update: dict[str, Tensor]) -> float:
@@ -419,6 +432,60 @@ def test_a_joint_pass_shares_the_statistics_of_the_batch(made):
         with torch.no_grad():
             expected = model.train()(torch.cat(images))[0][: len(batch.labeled)]
         torch.testing.assert_close(watch.given[0].labeled.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+COUNT = ["--method", "FixMatch", "--method.threshold", "0.2", "--model.norm", "group"]
+
+
+def test_strong_views_pass_where_they_count(made):
+    counted, whole = (made(*COUNT, "--strong_views", setting) for setting in ("counted", "all"))
+    shares = [record["strong_share"] for record in counted.records()]
+    # Of 16 images, all of whose numbers are sizes.
+    assert shares == [record["mask_rate"] for record in counted.records()]
+    assert any(0 < share < 1 for share in shares)
+    assert [record["strong_share"] for record in whole.records()] == [1.0] * STEPS
+    close(counted.trained(STEPS), whole.trained(STEPS))
+
+
+def test_strong_views_pass_by_default_where_they_count_if_that_changes_nothing(made):
+    counted, by_default = made(*COUNT, "--strong_views", "counted"), made(*COUNT)
+    assert same(by_default.weights(STEPS), counted.weights(STEPS))
+    for norm, joint in (("batch", "false"), ("group", "true")):
+        flags = [*COUNT, "--model.norm", norm, "--joint_pass", joint]
+        assert [record["strong_share"] for record in made(*flags).records()] == [1.0] * STEPS
+
+
+def test_batch_norm_has_the_statistics_of_strong_views_that_count_where_that_is_asked_for(made):
+    counted = made(*WATCH_COUNTED, *STILL, "--steps", "1", "--strong_views", "counted")
+    batch, model = counted.batches[0], counted.model(1)
+    with torch.no_grad():
+        expected = model.train()(torch.cat([batch.labeled, batch.strong[0][:5]]))[0][: len(batch.labeled)]
+    torch.testing.assert_close(counted.given[0].labeled.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method.base", "SoftMatch"], "SoftMatch gives every pseudo-label a weight above 0: set --strong_views all"),
+        (["--method.base", "PseudoLabel"], "PseudoLabel has no strong views: set --strong_views all"),
+        (["--joint_pass", "true"], "joint_pass has weak views pass together with strong ones"),
+    ],
+    ids=str,
+)
+def test_counted_strong_views_are_refused_with_the_reason(flags, message, tmp_path, capsys):
+    given = [*TINY, *flags, "--strong_views", "counted"]
+    said = refused(lambda arguments: run(tmp_path / "run", *arguments), given, capsys)
+    assert said.startswith("error: strong_views is counted, but ") and message in said
+    run(tmp_path / "run", *TINY, *flags, "--steps", "1")
+
+
+def test_a_run_of_strong_views_that_count_resumes_exactly(made, tmp_path):
+    whole, out = made(*COUNT, "--strong_views", "counted"), tmp_path / "run"
+    shutil.copytree(whole.out, out)
+    without_end(out, 2)
+    run(out, *TINY, *COUNT, "--strong_views", "counted", "--resume")
+    assert same(weights(out, STEPS), whole.weights(STEPS))
+    assert [r["strong_share"] for r in Run(out).records()] == [r["strong_share"] for r in whole.records()]
 
 
 def test_each_part_of_a_step_moves_the_statistics_once(made):

@@ -1,0 +1,111 @@
+"""Which strong views pass through the network: all, or those whose pseudo-labels count."""
+
+import math
+from typing import Any, Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from debias_ssl.contract import View
+from debias_ssl.methods.base import Method
+from debias_ssl.models import Classifier
+from debias_ssl.models.mixing import mixing_of
+from debias_ssl.system.errors import InputError
+
+StrongViews = Literal["all", "counted", "auto"]
+# Their number is rounded up to one of so many, so that kernels made for a size are used again.
+NUM_SIZES = 16
+REST = "set --strong_views all"
+
+
+def passes_counted(setting: StrongViews, method: Method, model: Classifier, shape: tuple[int, int, int]) -> bool:
+    """Whether strong views pass through the network only where their pseudo-labels count.
+
+    Args:
+        setting: `auto` is `counted` where the method's losses and the network give the same by it, and a pass takes
+            longer than to choose the images.
+        method: says by `Needs.all_strong` whether it needs all of them.
+        model: on the CPU.
+        shape: height, width and number of channels of its images.
+
+    Raises:
+        InputError: the setting is `counted`, and the method or the network does not allow it.
+    """
+    if setting == "all":
+        return False
+    obstacle = _obstacle(method)
+    mixing = mixing_of(model, shape) if obstacle is None else None
+    if mixing == "other":
+        obstacle = "what the network says of an image depends on the other images of a step"
+    if setting == "counted" and obstacle is not None:
+        raise InputError(f"strong_views is counted, but {obstacle}: {REST}, or auto")
+    return obstacle is None and (setting == "counted" or (mixing is None and not _is_classifier_alone(model)))
+
+
+def _is_classifier_alone(model: Classifier) -> bool:
+    """Whether nothing is in front of the classifier: a pass then takes less time than to choose the images."""
+    return len([*model.parameters()]) == len([p for layer in model.classifiers() for p in layer.parameters()])
+
+
+def _obstacle(method: Method) -> str | None:
+    why = "has no strong views" if method.needs.num_strong == 0 else method.needs.all_strong
+    base = getattr(method, "base", None)
+    return why and f"{type(method if base is None else base).__name__} {why}"
+
+
+class Unpassed(View):
+    """Stands for views of images that have not passed through the network."""
+
+    def __init__(self):
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        raise InputError(
+            f"the method reads {name} of labeled or strong views before it says which count (Views.counted): {REST}"
+        )
+
+
+UNPASSED = Unpassed()
+
+
+def rows_to_pass(weight: Float[Tensor, " U"]) -> Int[Tensor, " n"] | None:
+    """The unlabeled images whose strong views pass, in an order of sizes that are few; None where all do.
+
+    Those that count come first, then some of the others. It waits for the device once, for the number of those that
+    count.
+    """
+    counts = weight != 0
+    size = rounded_up(int(counts.sum()), len(weight))
+    return None if size == len(weight) else (~counts).byte().argsort(stable=True)[:size]
+
+
+def rounded_up(number: int, largest: int) -> int:
+    """The next of `NUM_SIZES` sizes up to the largest one, or 0."""
+    part = math.ceil(largest / NUM_SIZES)
+    return min(largest, math.ceil(number / part) * part)
+
+
+def in_their_rows(passed: View, rows: Int[Tensor, " n"], number: int, *, is_watched: bool) -> View:
+    """Views of all unlabeled images, of which those that have not passed are zeros.
+
+    Args:
+        passed: what the network says of those that have passed.
+        rows: which they are.
+        number: of all unlabeled images.
+        is_watched: whether a loss that depends on the zeros is an InputError in the backward pass, which waits for the
+            device.
+    """
+    logits, features = (
+        values.new_zeros(number, values.shape[1]).index_copy(0, rows, values)
+        for values in (passed.logits, passed.features)
+    )
+    if is_watched:
+        for values in (logits, features):
+            if values.requires_grad:
+                values.register_hook(lambda gradient: _check_rest(gradient, rows))
+    return View(logits=logits, features=features)
+
+
+def _check_rest(gradient: Float[Tensor, "U K"], rows: Int[Tensor, " n"]) -> None:
+    if gradient.index_fill(0, rows, 0.0).any():
+        raise InputError(f"the method's losses depend on strong views that do not count, and have not passed: {REST}")
