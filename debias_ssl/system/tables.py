@@ -215,22 +215,22 @@ def read_table(path: Path, most: int | None = None) -> Table:
     )
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a file, with what ends them, as `read_text` reads it; none of them stays in memory.
+def read_lines(path: Path, newline: str) -> Iterator[str]:
+    """The lines of a file as `read_text` reads it, with the `newline` that ends them; none of them stays in memory.
 
     Raises:
         InputError: the file cannot be read, or is not text, or a job that wrote it has not come to its end.
     """
     check_whole(path)
-    return _lines(path)
+    return _lines(path, newline)
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, newline: str = "") -> Iterator[str]:
     try:
         with path.open("rb") as file:
             data = file.read(2)
         coding, errors = ("utf-16", "strict") if data in UTF_16 else ("utf-8-sig", "surrogateescape")
-        with path.open(encoding=coding, errors=errors, newline="") as file:
+        with path.open(encoding=coding, errors=errors, newline=newline) as file:
             for line in file:
                 if "\0" in line:
                     raise _no_text(path, data)

@@ -105,6 +105,16 @@ class FileNames(Texts):
         is_it = os.path.abspath(self.prefix or ".") == os.path.abspath(folder)
         return replace(self, prefix="") if is_it and not self._has_absolute else None
 
+    def without_folder(self, folder: str) -> "FileNames":
+        """The same paths with a folder as their prefix; where some lie elsewhere, as they are."""
+        prefix = os.path.normpath(folder)
+        prefix = "" if prefix == "." else os.path.join(prefix, "")
+        paths, front = self.written_out().arrow(), os.fsencode(prefix)
+        if not prefix or not pc.all(pc.starts_with(paths, front)).as_py():
+            return self.written_out()
+        rest = FileNames.of_arrow(pc.binary_replace_slice(paths, 0, len(front), b""), self.sizes, self.mtimes)
+        return replace(rest, prefix=prefix, links=self.links, left_out=self.left_out)
+
     @property
     def _has_absolute(self) -> bool:
         starts = np.concatenate([[0], self.ends[:-1]])
