@@ -1,10 +1,9 @@
 """What scripts/bench_memory.py gives to the jobs: folders, tar files, lists and matrices of any number of rows."""
 
 import io
-import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +54,6 @@ def make_images(inputs: Inputs, root: Path) -> None:
             os.link(image, root / name_of(number))
 
 
-def make_tree(inputs: Inputs, root: Path) -> None:
-    """The same files, in the folders of two classes."""
-    for k, name in enumerate(CLASSES):
-        (root / name).mkdir(parents=True)
-        (root / name / "images").symlink_to(inputs("images"))
-    raise NotImplementedError(k)
-
-
 def make_shards(inputs: Inputs, root: Path) -> None:
     root.mkdir()
     content = png(0)
@@ -109,10 +100,6 @@ def lines(header: str, line: Callable[[int], str]) -> Callable[[Inputs, Path], N
     return make
 
 
-def of_images(number: int) -> str:
-    return f"images/{name_of(number)}"
-
-
 MADE: dict[str, Callable[[Inputs, Path], None]] = {
     "images": make_images,
     "shards": make_shards,
@@ -134,11 +121,3 @@ def save_run_images(root: Path) -> None:
         path = root / CLASSES[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(number))
-
-
-def write_lines(path: Path, names: Iterable[str]) -> None:
-    path.write_text("".join(f"{name}\n" for name in names))
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value))

@@ -26,11 +26,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from bench_inputs import CLASSES, Inputs, save_run_images
 
 # Seconds between two looks at the memory of a job.
-PAUSE = 0.1
+PAUSE = 0.2
 # That `predict` of a million images may take in all.
 MOST_PREDICTING = 1.5e9
 CLIP = {
@@ -231,11 +230,12 @@ def run_job(arguments: list[str], folder: Path) -> Used:
 def held_by(pid: int) -> int:
     """Bytes that a process and those that it has started hold."""
     held = 0
-    with suppress(psutil.Error, OSError):
-        for process in (first := psutil.Process(pid), *first.children(recursive=True)):
-            with suppress(psutil.Error, OSError, StopIteration):
-                rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-                held += 1024 * int(next(line for line in rollup if line.startswith("Pss:")).split()[1])
+    # It, or one of them, may have ended.
+    with suppress(OSError, StopIteration):
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        held += 1024 * int(next(line for line in rollup if line.startswith("Pss:")).split()[1])
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            held += sum(held_by(int(child)) for child in (task / "children").read_text().split())
     return held
 
 

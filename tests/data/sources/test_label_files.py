@@ -1,5 +1,6 @@
 import json
 import os
+import tracemalloc
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from debias_ssl.contract import Place
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.sources.label_files import confident, read_confidence, read_label_file, read_list, read_probs
+from debias_ssl.data.sources.listing import FileNames
 from debias_ssl.data.sources.load import load_data
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.methods import DebiasPL, FixMatch
@@ -355,3 +357,41 @@ def test_a_spreadsheets_decimal_commas_are_confidences(labels: Path):
     (labels / "labels.csv").write_text("sep=;\r\n" + text.replace(",", ";").replace(".", ",").replace(",png", ".png"))
     assert read_confidence(labels / "labels.csv").tolist() == [0.99, 0.55, 0.6, 0.96, 0.95]
     read_probs(labels, labels.parent / "images", [str(labels.parent / "images" / "0.png")], CLASSES)
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv"])
+def test_a_row_of_a_list_takes_some_bytes(tmp_path, name):
+    number = 3000
+    (tmp_path / "0.png").write_bytes(b"image")
+    names = ["0.png", *(f"folder/image_{i:08d}.png" for i in range(1, number))]
+    (tmp_path / "folder").mkdir()
+    for each in names[1:]:
+        os.link(tmp_path / "0.png", tmp_path / each)
+    of_table = name.endswith(".csv")
+    lines = ["path,label", *(f"{each},cat" for each in names)] if of_table else names
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+
+    def read():
+        return read_label_file(tmp_path / name, None) if of_table else read_list(tmp_path / name, None)
+
+    read()
+    tracemalloc.start()
+    listed = read()
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [*listed.files] == [str(tmp_path / each) for each in names] and set(listed.labels) == {"cat" * of_table}
+    assert isinstance(listed.files, FileNames) and listed.files.prefix == f"{tmp_path}/"
+    # The name, and numbers of eight bytes.
+    assert held / number < 100 and most / number < 250
+    # The disk's word is that of a listing of the folder.
+    stat = os.stat(tmp_path / names[5])
+    assert (listed.files.sizes[5], listed.files.mtimes[5]) == (stat.st_size, stat.st_mtime_ns)
+
+
+def test_a_link_in_a_list_is_known_as_one(tmp_path, paint):
+    paint(tmp_path / "a.png", 0)
+    (tmp_path / "b.png").symlink_to("a.png")
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    listed = read_list(tmp_path / "list.txt", None).files
+    assert isinstance(listed, FileNames) and listed.links.tolist() == [False, True]
+    assert listed.sizes[0] == listed.sizes[1] == (tmp_path / "a.png").stat().st_size
