@@ -5,14 +5,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 # Texts that are unpacked at a time where all are gone through.
 BLOCK = 4096
-Some = TypeVar("Some", bound="Texts")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,8 +34,8 @@ class Texts(Sequence[str]):
     @overload
     def __getitem__(self, key: int) -> str: ...
     @overload
-    def __getitem__(self: Some, key: slice) -> Some: ...
-    def __getitem__(self: Some, key: int | slice) -> str | Some:
+    def __getitem__(self, key: slice) -> "Texts": ...
+    def __getitem__(self, key: int | slice) -> "str | Texts":
         if isinstance(key, slice):
             return self.part(np.arange(len(self))[key])
         i = range(len(self))[key]
@@ -54,7 +53,7 @@ class Texts(Sequence[str]):
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
-    def part(self: Some, positions: Int64[np.ndarray, " P"]) -> Some:
+    def part(self, positions: Int64[np.ndarray, " P"]) -> "Texts":
         """The texts at some positions, in their order."""
         text, ends = self._at(positions)
         return replace(self, text=text, ends=ends)
@@ -83,7 +82,7 @@ class Texts(Sequence[str]):
         ends = np.concatenate([[0], self.ends])
         return pa.Array.from_buffers(pa.large_binary(), len(self), [None, pa.py_buffer(ends), pa.py_buffer(self.text)])
 
-    def written_out(self: Some) -> Some:
+    def written_out(self) -> "Texts":
         """The same texts without a prefix."""
         front, starts = np.frombuffer(os.fsencode(self.prefix), np.uint8), np.concatenate([[0], self.ends])
         blocks = [self.text[:0]]

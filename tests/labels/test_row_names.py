@@ -35,7 +35,7 @@ def test_rows_are_found_by_their_numbers():
 @pytest.mark.parametrize("front", ["", "./", "images/"])
 def test_names_are_matched_in_some_bytes_each(front):
     """However they are spelled; a folder in front takes a set of the names."""
-    number = 20_000
+    number = 4000
     names, entries = RowNumbers(number), [f"{front}{i}" for i in range(number)]
     match(entries[:1], names[:1])  # what is imported then is no part of it
     tracemalloc.start()

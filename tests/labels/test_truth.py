@@ -109,7 +109,7 @@ def test_arrays_say_how_many_are_known(tmp_path):
 
 @pytest.mark.parametrize("head", ["row", "path"])
 def test_a_row_of_a_file_takes_some_bytes(tmp_path, head):
-    number = 20_000
+    number = 4000
     text = f"{head},label\n" + "".join(f"{i},{CLASSES[i % 2]}\n" for i in range(number))
     assert labels_of(tmp_path, f"{head},label\n0,ant\n", RowNumbers(1)).labels.tolist() == [0]
     tracemalloc.start()

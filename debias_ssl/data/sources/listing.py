@@ -105,6 +105,11 @@ class FileNames(Texts):
         is_it = os.path.abspath(self.prefix or ".") == os.path.abspath(folder)
         return replace(self, prefix="") if is_it and not self._has_absolute else None
 
+    def written_out(self) -> "FileNames":
+        """The same paths without a prefix."""
+        paths = super().written_out()
+        return replace(self, prefix="", text=paths.text, ends=paths.ends)
+
     def without_folder(self, folder: str) -> "FileNames":
         """The same paths with a folder as their prefix; where some lie elsewhere, as they are."""
         prefix = os.path.normpath(folder)
