@@ -11,7 +11,8 @@ ask for a GPU, for CIFAR-10 and for packages that FixMatch does not use. In thei
 - `torch.cuda`: `is_available` and `device_count` say that there is one; `.cuda()` gives the tensor or module itself;
   events, `synchronize` and `set_device` do nothing.
 - `torchvision.datasets.CIFAR10`: 50,000 made images in place of a download.
-- modules that are not installed (torchaudio, wandb, aim, ruamel.yaml and so on): empty ones.
+- modules that are not installed (torchaudio, wandb, aim, ruamel.yaml and so on): empty ones. What USB takes from
+  `timm.models.layers.helpers` is in `timm.layers.helpers` today.
 - DataLoader: that of the labeled images waits, before each batch, until it is this program's turn. So a step is timed
   from the request of its batch to the request of the next one.
 
@@ -22,6 +23,7 @@ ask for a GPU, for CIFAR-10 and for packages that FixMatch does not use. In thei
 """
 
 import argparse
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -115,6 +117,8 @@ def stand_in(labeled: int) -> None:
     for owner, values in replaced.items():
         for name, value in values.items():
             setattr(owner, name, value)
+    # Where USB looks for functions that timm has moved.
+    sys.modules["timm.models.layers.helpers"] = importlib.import_module("timm.layers.helpers")
     sys.meta_path.append(Absent())
 
 
@@ -136,7 +140,10 @@ def waiting(make: Any, labeled: int) -> Any:
             print(json.dumps(asdict(took)), file=told, flush=True)
         os._exit(0)
 
-    return lambda loader: turns(loader) if loader.batch_size == labeled else make(loader)
+    def started(loader: DataLoader) -> Any:
+        return turns(loader) if getattr(loader.batch_sampler, "batch_size", None) == labeled else make(loader)
+
+    return started
 
 
 def serve(name: str, folder: Path, batch_size: int) -> None:
@@ -146,7 +153,13 @@ def serve(name: str, folder: Path, batch_size: int) -> None:
     sys.path.insert(0, str(folder))
     with tempfile.TemporaryDirectory() as place:
         settings = {"save_dir": place, "data_dir": place, "gpu": 0, "seed": 1, "dataset": "cifar10", "num_labels": 40}
-        settings |= {"batch_size": batch_size, "uratio": RATIO, "num_train_iter": 100_000, "num_eval_iter": 50_000}
+        settings |= {
+            "batch_size": batch_size,
+            "uratio": RATIO,
+            "num_train_iter": 100_000,
+            "num_eval_iter": 50_000,
+            "eval_batch_size": 100,
+        }
         settings |= {"multiprocessing-distributed": "False", "rank": 0, "world-size": 1}
         settings |= {"net": "wrn_28_2", "num_log_iter": 100_000} if name == "usb" else {}
         sys.argv = [SCRIPTS[name], *(part for key, value in settings.items() for part in (f"--{key}", str(value)))]

@@ -20,6 +20,8 @@ DELIMITERS = (",", ";", "\t", "|")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Rows that are looked at to find the delimiter.
 LOOKED_AT = 20
+# Rows of a Parquet file that are in memory at a time.
+ROWS_READ = 1024
 # What columns are by their names, without blanks, dots, dashes and underscores, the more exact ones first: the file
 # that a row is of, or its number, and its class.
 PATHS = ("path", "filepath", "imagepath", "imgpath", "file", "filename", "imagefile", "image", "imagename", "img")
@@ -264,7 +266,7 @@ def _lines_of_parquet(path: Path) -> Iterator[str]:
         with parquet.ParquetFile(path) as file:
             # Of an index, pandas writes such a name.
             yield from _as_lines([[re.sub(r"^__index_level_\d+__$", "", name) for name in file.schema_arrow.names]])
-            for part in file.iter_batches():
+            for part in file.iter_batches(ROWS_READ):
                 columns = (map(_text_of, column.to_pylist()) for column in part.columns)
                 yield from _as_lines(zip(*columns, strict=True))
     except (OSError, ValueError, pa.ArrowException) as error:
