@@ -17,9 +17,10 @@ ask for a GPU, for CIFAR-10 and for packages that FixMatch does not use. In thei
   from the request of its batch to the request of the next one.
 
 `as started` has the allocator's defaults. `kept` has glibc keep freed memory, as this package does
-(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_). The last line is `bench_peers: ours/NAME=...`, our time over theirs
-(below 1: ours is faster): in fp32 beside `kept`, and in bf16, the default where the processor computes in it, beside
-`as started`.
+(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_). Core seconds are those of a program and of its workers; they bear a
+machine that has other work. The last line is `bench_peers: ours/NAME=... ours/NAME_as_started=...`, our core seconds
+over theirs (below 1: ours takes less): in fp32 beside `kept`, and in bf16, the default where the processor computes in
+it, beside `as started`. The table has the time by the clock.
 """
 
 import argparse
@@ -31,20 +32,23 @@ import json
 import os
 import resource
 import runpy
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import torch
 import torchvision
 from bench_step import make_pixels
-from benchmark import Apart, Taken, in_turns, peak_resident_bytes, ratio, table
+from benchmark import Apart, Taken, in_turns, peak_resident_bytes, table
 from torch.utils.data import DataLoader
 
 from debias_ssl.distributed.accelerator import computes_in_bf16
@@ -53,6 +57,7 @@ SCRIPTS = {"usb": "train.py", "torchssl": "fixmatch.py"}
 RATIO, IMAGES = 7, 50_000
 # What `keep_freed_memory` sets, for a program that does not call it.
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+SETTINGS: dict[str, dict[str, str]] = {"as started": {}, "kept": KEPT}
 # What the peers import and FixMatch does not use.
 UNUSED = ("aim", "progress", "ruamel", "skimage", "torchaudio", "wandb")
 
@@ -153,14 +158,8 @@ def serve(name: str, folder: Path, batch_size: int) -> None:
     sys.path.insert(0, str(folder))
     with tempfile.TemporaryDirectory() as place:
         settings = {"save_dir": place, "data_dir": place, "gpu": 0, "seed": 1, "dataset": "cifar10", "num_labels": 40}
-        settings |= {
-            "batch_size": batch_size,
-            "uratio": RATIO,
-            "num_train_iter": 100_000,
-            "num_eval_iter": 50_000,
-            "eval_batch_size": 100,
-        }
-        settings |= {"multiprocessing-distributed": "False", "rank": 0, "world-size": 1}
+        settings |= {"batch_size": batch_size, "uratio": RATIO, "eval_batch_size": 100, "rank": 0, "world-size": 1}
+        settings |= {"num_train_iter": 100_000, "num_eval_iter": 50_000, "multiprocessing-distributed": "False"}
         settings |= {"net": "wrn_28_2", "num_log_iter": 100_000} if name == "usb" else {}
         sys.argv = [SCRIPTS[name], *(part for key, value in settings.items() for part in (f"--{key}", str(value)))]
         runpy.run_path(SCRIPTS[name], run_name="__main__")
@@ -169,12 +168,35 @@ def serve(name: str, folder: Path, batch_size: int) -> None:
 # ---- turns ----
 
 
+class Counted:
+    """A program in a process of its own, whose core seconds are counted, with those of its workers."""
+
+    def __init__(self, program: Apart):
+        self.program, self.process = program, psutil.Process(program.process.pid)
+        self.core_seconds: list[float] = []
+
+    def __call__(self) -> Taken:
+        before = self._used()
+        took = self.program()
+        self.core_seconds.append(self._used() - before)
+        return took
+
+    def _used(self) -> float:
+        times = [each.cpu_times() for each in (self.process, *self.process.children(recursive=True))]
+        return sum(each.user + each.system for each in times)
+
+    def median(self, calls: int) -> float:
+        """Of the last calls."""
+        return statistics.median(self.core_seconds[-calls:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--usb", type=Path, help="folder of its repository")
     parser.add_argument("--torchssl", type=Path, help="folder of its repository")
     parser.add_argument("--batch_size", type=int, default=16, help="labeled images")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS], help="of the peers' allocator")
     parser.add_argument("--serve", choices=SCRIPTS, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     folders = {name: folder.resolve() for name in SCRIPTS if (folder := getattr(parsed, name)) is not None}
@@ -187,22 +209,23 @@ def main() -> None:
     plain = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     with ExitStack() as stack:
 
-        def apart(command: list[str], further: dict[str, str]) -> Apart:
-            return stack.enter_context(closing(Apart(command, plain | further)))
+        def apart(command: list[str], further: dict[str, str]) -> Counted:
+            return Counted(stack.enter_context(closing(Apart(command, plain | further))))
 
         programs = {f"ours, {precision}": apart([*step, f"--precision={precision}"], {}) for precision in precisions}
         for name, folder in folders.items():
             command = [__file__, f"--serve={name}", f"--{name}={folder}", f"--batch_size={parsed.batch_size}"]
-            programs |= {f"{name}, as started": apart(command, {}), f"{name}, kept": apart(command, KEPT)}
+            programs |= {f"{name}, {setting}": apart(command, SETTINGS[setting]) for setting in parsed.settings}
         # What workers prepare after a step would otherwise be charged to the program behind it.
         found = in_turns(programs, parsed.rounds, warmup=1, untimed=1)
     print(table(found, parsed.batch_size * (1 + 2 * RATIO)))
     print("peak GB:", ", ".join(f"{name} {takes[-1].peak_bytes / 1e9:.2f}" for name, takes in found.items()))
+    cores = {name: program.median(2 * parsed.rounds) for name, program in programs.items()}
+    print("core seconds a step:", ", ".join(f"{name} {used:.2f}" for name, used in cores.items()))
     told = []
-    for name in folders:
-        told.append(f"ours/{name}={ratio(found['ours, fp32'], found[f'{name}, kept']):.2f}")
-        default = found[f"ours, {precisions[-1]}"]
-        told.append(f"ours/{name}_as_started={ratio(default, found[f'{name}, as started']):.2f}")
+    for name, setting in product(folders, parsed.settings):
+        ours = cores[f"ours, {'fp32' if setting == 'kept' else precisions[-1]}"]
+        told.append(f"ours/{name}{'_as_started' * (setting != 'kept')}={ours / cores[f'{name}, {setting}']:.2f}")
     print("bench_peers:", *told)
 
 
