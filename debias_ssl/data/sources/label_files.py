@@ -5,6 +5,7 @@ import os.path
 from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def read_label_file(
     key, label = table.column(PATHS), table.column(LABELS)
     if key is None or (label is None and needs_labels):
         raise InputError(f"{path}: the first line must name the columns, path and label; it is {[*table.header]}")
-    labels, words, own = [], [], None
+    labels, words, beside = [], [], cache(partial(read_classes, path))
     # One string for all rows of a class.
     known: dict[str, str] = {}
 
@@ -73,14 +74,13 @@ def read_label_file(
         return ((line, cells[key]) for line, cells in table)
 
     def labeled_rows() -> Iterator[tuple[int, str]]:
-        nonlocal own
         for line, cells in table:
             name, word = cells[key], "" if label is None else cells[label].strip()
             check_text(word, path, line)
             if not name.strip():
                 raise InputError(f"{path}, line {line}: there is no path")
             # "None" may be a class.
-            if is_unknown(word, classes) and not (word and word in (own := own or read_classes(path))):
+            if is_unknown(word, classes) and not (word and word in beside()):
                 if needs_labels:
                     meant = f": {word!r} says that it is unknown, unless a classes.json beside the file lists it"
                     mend = "; with data.min_confidence 0, such rows are unlabeled" if has_confidence(path) else ""
