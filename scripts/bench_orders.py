@@ -1,11 +1,12 @@
-"""What it takes to find which images a step holds: milliseconds a step, which must be at most 2.
+"""What it takes to find which images a step holds: milliseconds a step, which must be at most 2.5.
 
     python scripts/bench_orders.py
 
 Each case is the orders of a step of 64 labeled images and, but for classes drawn equally often, 448 unlabeled ones, as
-a run asks for them. One thread, in turns of `--steps` steps. The last line is `bench_orders: NAME=... ...`, the median
-over turns of milliseconds a step; the exit status is 1 where one is above the bound. What is made once in a pass over
-all images is in the turns in which it is made, and is told by itself.
+a run asks for them. One thread, in turns of `--steps` steps. The last line is `bench_orders: labels4=... labels20=...
+balanced=... classes1000=... imagenet=...`, the median over turns of milliseconds a step, of the slowest case of a kind;
+the exit status is 1 where one is above the bound. What is made once in a pass over all images is in the turns in which
+it is made, and is told by itself.
 """
 
 import argparse
@@ -21,7 +22,15 @@ from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.data.sampling.orders import BalancedOrder, PassOrder, ShardOrder
 
 Order = PassOrder | ShardOrder | BalancedOrder
-BOUND = 2.0
+BOUND = 2.5
+# Short names of the last line: the slowest of these cases.
+KINDS = {
+    "labels4": ("4_of_50000",),
+    "labels20": ("20_of_50000",),
+    "balanced": ("balanced_4", "balanced_20", "balanced_250"),
+    "classes1000": ("balanced_1000x20", "balanced_1000x1281"),
+    "imagenet": ("20_of_1.28M", "shards_10000", "shards_100"),
+}
 LABELED, UNLABELED = 64, 448
 IMAGENET = 1_281_167
 
@@ -43,6 +52,7 @@ def shards(size: int) -> ShardOrder:
 def cases() -> dict[str, list[Order]]:
     few = Purpose.LABELED_ORDER
     found: dict[str, list[Order]] = {
+        "4_of_50000": [passes(4, few), passes(50_000, Purpose.UNLABELED_ORDER)],
         "20_of_50000": [passes(20, few), passes(50_000, Purpose.UNLABELED_ORDER)],
         "20_of_1.28M": [passes(20, few), passes(IMAGENET, Purpose.UNLABELED_ORDER)],
     }
@@ -88,7 +98,7 @@ def main() -> None:
         print(f"{name:<18}{medians[name]:>9.2f}{min(each):>9.2f}{max(each):>9.2f}")
     whole = in_turns({"": lambda: taken(lambda: made(IMAGENET))}, 3)[""]
     print(f"a pass over {IMAGENET:,} images: {seconds(whole):.2f} s, once in {IMAGENET // UNLABELED:,} steps")
-    print("bench_orders:", *(f"{name}={middle:.2f}" for name, middle in medians.items()))
+    print("bench_orders:", *(f"{kind}={max(medians[name] for name in names):.2f}" for kind, names in KINDS.items()))
     sys.exit(any(middle > BOUND for middle in medians.values()))
 
 

@@ -208,7 +208,7 @@ def test_images_of_any_name_are_labeled(tmp_path: Path, monkeypatch, capsys):
     # What was written is read again: by the trainer's reader, as a list to label, and as truth.
     painted = {Path(os.path.abspath(tmp_path / "images" / name)) for name in listed}
     for file in (tmp_path / "out" / "labels.csv", tmp_path / "p.csv"):
-        assert {Path(os.path.abspath(path)) for path in read_label_file(file, tmp_path / "images").paths} == painted
+        assert {Path(os.path.abspath(path)) for path in read_label_file(file, tmp_path / "images").files} == painted
     flags = ["--classes", str(tmp_path / "classes.txt"), "--model", model, "--workers", "0", "--precision", "fp32"]
     flags += ["--images", str(tmp_path / "out" / "labels.csv"), "--root", images, *uniform]
     capsys.readouterr()

@@ -328,7 +328,7 @@ class EvaluationStream(Dataset):
     def __iter__(self) -> Iterator[tuple[Int[Tensor, " N"], Float[Tensor, "N K H W"]]]:
         """Places in `index`, and the images there as the network takes them."""
         normalization = Normalization.of(self.mean, self.std, self.place.device)
-        numbers = range(-(-len(self._mine()) // self.batch_size))
+        numbers = range(-(-len(self._mine) // self.batch_size))
         loaded = read_ahead(self, numbers, self.reader, self.place.device)
         for number, images in tqdm(loaded, total=len(numbers), unit="batch", disable=not self.progress):
             images = images.to(self.place.device, non_blocking=True)
@@ -337,10 +337,15 @@ class EvaluationStream(Dataset):
     @property
     def most_images(self) -> int:
         """Images of this process's largest batch."""
-        return min(self.batch_size, len(self._mine()))
+        return min(self.batch_size, len(self._mine))
 
-    def _mine(self) -> Int[Tensor, " M"]:
-        return torch.arange(len(self.index)).tensor_split(self.place.num_processes)[self.place.rank]
+    @property
+    def _mine(self) -> range:
+        """Places of this process's images, of which the first processes have one more than the others."""
+        rank, (each, more) = self.place.rank, divmod(len(self.index), self.place.num_processes)
+        first = rank * each + min(rank, more)
+        return range(first, first + each + (rank < more))
 
     def _at(self, number: int) -> Int[Tensor, " M"]:
-        return self._mine()[number * self.batch_size : (number + 1) * self.batch_size]
+        batch = self._mine[number * self.batch_size : (number + 1) * self.batch_size]
+        return torch.arange(batch.start, batch.stop)

@@ -1,7 +1,7 @@
 """Columns of a table, and what kind of values each of them has."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from pyarrow import compute
 
 from debias_ssl.system import tables
 from debias_ssl.system.errors import InputError
+from debias_ssl.system.texts import BLOCK, Texts, texts_of
 
 # Most of its functions are made as it is imported, so that no type checker knows them.
 pc: Any = compute
@@ -95,23 +96,25 @@ class Column:
         filled = pc.sum(pc.greater(pc.binary_length(self.values), 0)).as_py()
         return (pc.sum(pc.match_substring_regex(self.values, pattern)).as_py() or 0) / max(filled or 0, 1)
 
-    def texts(self, path: Path) -> list[str]:
+    def texts(self, path: Path) -> Texts:
         """The values as text: whole numbers without a point, bytes that are no UTF-8 as surrogates.
 
         Raises:
             InputError: a value is missing, or cannot be written.
         """
-        found = [_text(value) for value in self.values.to_pylist()]
-        blank = next((i for i, value in enumerate(found) if not value.strip()), None)
-        if blank is not None:
-            raise InputError(f"{path}: row {blank} (from 0) has no name in column {self.called!r}; fill it in")
-        for i, value in enumerate(found):
-            if not value.isascii():
-                try:
-                    value.encode(errors="surrogateescape")
-                except UnicodeEncodeError as error:
-                    raise InputError(f"{path}: the name of row {i} (from 0) is no text; fix it") from error
-        return found
+        return texts_of(self._texts(path))
+
+    def _texts(self, path: Path) -> Iterator[str]:
+        for first in range(0, len(self.values), BLOCK):
+            for i, value in enumerate(map(_text, self.values.slice(first, BLOCK).to_pylist()), first):
+                if not value.strip():
+                    raise InputError(f"{path}: row {i} (from 0) has no name in column {self.called!r}; fill it in")
+                if not value.isascii():
+                    try:
+                        value.encode(errors="surrogateescape")
+                    except UnicodeEncodeError as error:
+                        raise InputError(f"{path}: the name of row {i} (from 0) is no text; fix it") from error
+                yield value
 
 
 def is_text(type_: Any) -> bool:

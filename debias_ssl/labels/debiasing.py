@@ -7,7 +7,7 @@ labels chunk by chunk.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ from debias_ssl.system.errors import InputError
 
 # Numbers that are held of a matrix at a time.
 CHUNK_NUMBERS = 2**22
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """Probabilities of rows, which may be computed when they are asked for."""
+
+    def __getitem__(self, rows: slice, /) -> Float32[np.ndarray, "n C"]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,7 @@ class Rows:
     """Gives vectors of the rows, in row order, in chunks."""
     anchors: Float[Tensor, "C D"] | None = None
     """What the vectors of each class would be."""
-    posterior: Float32[np.ndarray, "N C"] | None = None
+    posterior: Float32[np.ndarray, "N C"] | Posterior | None = None
     """Probabilities that labels are of, refined ones or shares of votes; None where they are of the debiased ones."""
 
 

@@ -21,7 +21,7 @@ from debias_ssl.data.sources.folder import (
 from debias_ssl.data.sources.images import UNKNOWN, Images, common_parent
 from debias_ssl.data.sources.label_files import read_label_file
 from debias_ssl.data.sources.shard_index import Member
-from debias_ssl.data.sources.shards import is_shards, member_named
+from debias_ssl.data.sources.shards import is_shards
 from debias_ssl.labels.imagenet import numbers_of
 from debias_ssl.system.errors import InputError
 
@@ -64,18 +64,17 @@ def images_to_label(
     if is_list(where) and is_table(path):
         listed = read_label_file(path, None if root is None else Path(root), classes, root_setting="--root")
         labels = listed.labels
-        for line, label in zip(listed.lines, labels, strict=True):
-            if label and label not in number:
-                raise InputError(
-                    f"{where}, line {line}: {label!r} is not a class of {of}; leave it empty if it is unknown"
-                )
-        files = [member_named(str(file)) or str(file) for file in listed.paths]
-        images = Images(pixels=None, labels=np.full(len(files), UNKNOWN), names=files, notes=listed.notes)
+        i = next((i for i, label in enumerate(labels) if label and label not in number), None)
+        if i is not None:
+            line, label = listed.lines[i], labels[i]
+            raise InputError(f"{where}, line {line}: {label!r} is not a class of {of}; leave it empty if it is unknown")
+        unknown = np.full(len(labels), UNKNOWN)
+        images = Images(pixels=None, labels=unknown, names=listed.files, notes=listed.notes)
     else:
         images = find_files(where, setting, root)
     folder = folder_of(where, images, root)
     if any(labels):
-        truth = np.array([number.get(label, UNKNOWN) for label in labels], dtype=np.int64)
+        truth = np.fromiter((number.get(label, UNKNOWN) for label in labels), np.int64, len(labels))
     else:
         truth = _first_folders(names_below(images.names, folder), number)
     return replace(images, labels=truth), folder

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def _predict(
         lambda: {
             "the hash of --run": folder.hash_of_model(),
             "the hash of the images": fingerprint(images),
-            f"the list of {part} images": str(index.tolist()),
+            f"the list of {part} images": sha256(index.tobytes()).hexdigest(),
         }
     )
     stream = run.stream(reader, index, place, batch_size=batch_size)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int64, Num
 from torch import Tensor
 
 from debias_ssl.data.sources.label_files import table_beside
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
 from debias_ssl.labels.class_names import class_list
 from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Rows
+from debias_ssl.labels.debiasing import Rows, rows_of_chunk
 from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.matrix_beside import classes_beside, names_beside
 from debias_ssl.labels.matrix_files import Matrix, read_matrix
@@ -46,6 +46,12 @@ class Predictions:
             if self.found.whole != 1:
                 values.div_(self.found.whole)
             yield values.clamp_(min=SMALLEST_PROBABILITY).log_() if self.kind == "probs" else values
+
+    def at(self, rows: Int64[np.ndarray, " R"]) -> Iterator[Float[Tensor, "n C"]]:
+        """The same of some rows, in their order."""
+        step = rows_of_chunk(self.values.shape[1])
+        for first in range(0, len(rows), step):
+            yield from replace(self, values=self.values[rows[first : first + step]])
 
     @property
     def kind(self) -> Kind:

@@ -1,6 +1,8 @@
 """What stands beside a matrix, in the folder that `label` and `debias` write: it is checked against the matrix."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.data.sources.label_files import contradicting_row, table_beside
 from debias_ssl.labels.class_names import read_class_list
 from debias_ssl.labels.column_roles import OF_LABELS
-from debias_ssl.labels.truth import RowNumbers
+from debias_ssl.labels.truth import are_numbers
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.tables import read_table
+from debias_ssl.system.texts import texts_of
 
 
 def classes_beside(path: Path, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -60,25 +63,29 @@ def names_beside(path: Path, values: Num[np.ndarray, "N C"], classes: tuple[str,
     if not {*table.header} >= OF_LABELS or (key := table.column(("path", "row"))) is None:
         return None
     label, confidence = table.header.index("label"), table.header.index("confidence")
-    lines, rows = [], []
-    for line, cells in table:
-        lines.append(line)
-        rows.append((cells[key], cells[label], cells[confidence]))
-    if len(rows) != len(values):
-        raise InputError(f"{beside} has {len(rows):,} rows, {path} has {len(values):,}: they are not of one job")
     # A row without a label abstained.
     number = None if classes is None else {"": UNKNOWN} | {name: k for k, name in enumerate(classes)}
-    labels = [UNKNOWN if number is None else number.get(label, len(number)) for _, label, _ in rows]
-    i = contradicting_row(values, np.array(labels), np.array([_number(sure) for _, _, sure in rows]))
+    labels, sureness = array("q"), array("d")
+
+    def rows() -> Iterator[str]:
+        for _, cells in table:
+            labels.append(UNKNOWN if number is None else number.get(cells[label], len(number)))
+            sureness.append(_number(cells[confidence]))
+            yield cells[key]
+
+    names = texts_of(rows())
+    if len(names) != len(values):
+        raise InputError(f"{beside} has {len(names):,} rows, {path} has {len(values):,}: they are not of one job")
+    i = contradicting_row(values, np.frombuffer(labels, np.int64), np.frombuffer(sureness, np.float64))
     if i is not None:
-        (name, told, sure), best = rows[i], int(values[i].argmax())
+        line, cells = next(islice(table, i, None))
+        best = int(values[i].argmax())
         raise InputError(
-            f"{beside}, line {lines[i]} says {told!r} by {sure} of {name!r}, row {i} (from 0) of {path} "
-            f"{best if classes is None else repr(classes[best])} by {values[i].max():.6f}: its rows are in another "
-            "order, or of another job; sort them back, or move it away"
+            f"{beside}, line {line} says {cells[label]!r} by {cells[confidence]} of {names[i]!r}, row {i} (from 0) of "
+            f"{path} {best if classes is None else repr(classes[best])} by {values[i].max():.6f}: its rows are in "
+            "another order, or of another job; sort them back, or move it away"
         )
-    names = [name for name, _, _ in rows]
-    return None if names == [*RowNumbers(len(names))] else names
+    return None if are_numbers(names) else names
 
 
 def _number(text: str) -> float:

@@ -15,11 +15,11 @@ from pyarrow import parquet
 
 from debias_ssl.data.sources.label_files import FULL, TOP5, table_beside
 from debias_ssl.labels.column_roles import find_roles
-from debias_ssl.labels.columns import Column, listed
+from debias_ssl.labels.columns import Column, listed, pc
 from debias_ssl.labels.json_columns import read_json_columns
 from debias_ssl.labels.ranked_columns import matrix_of_groups
 from debias_ssl.labels.text_columns import is_unnamed, read_text_columns
-from debias_ssl.labels.truth import RowNumbers
+from debias_ssl.labels.truth import are_numbers
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
 from debias_ssl.system.outputs import check_whole
@@ -155,6 +155,6 @@ def _of_columns(columns: list[Column], path: Path, asked: Sequence[str] | None, 
 def _row_names(column: Column, path: Path) -> tuple[Sequence[str] | None, str]:
     """The names, or None where they are the rows' numbers, and where they are from."""
     names, told = column.texts(path), f"column {column.called}"
-    if (doubled := len(names) - len(set(names))) > 0:
+    if (doubled := len(names) - pc.count_distinct(names.arrow()).as_py()) > 0:
         told += f" ({doubled:,} of {len(names):,} are there before)"
-    return (None if names == [*RowNumbers(len(names))] else names), told
+    return (None if are_numbers(names) else names), told

@@ -17,6 +17,7 @@ from debias_ssl.data.splits import saved_inputs
 from debias_ssl.labels.known_rows import LogitFile
 from debias_ssl.labels.matrix import Predictions, read_predictions
 from debias_ssl.labels.row_names import match
+from debias_ssl.labels.truth import RowNumbers
 from debias_ssl.models import Classifier
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.trained import TrainedRun, load_trained
@@ -44,17 +45,19 @@ class Matrix:
             InputError: it has not all of them.
         """
         own = self.predictions.names
-        rows = np.full(len(names), -1)
-        for i, places in match([*own], names).rows.items():
-            rows[places] = i
+        both_are_numbers = isinstance(own, RowNumbers) and isinstance(names, RowNumbers)
+        # Names of rows that have none are the same as far as both go.
+        rows = np.arange(len(names)) if both_are_numbers and len(own) >= len(names) else match(own, names).entry_of
         if (rows < 0).any():
             missing = names[int((rows < 0).argmax())]
             raise InputError(
                 f"--runs {self.name!r} has no row of {missing!r}: all must be of the same images; its first row is "
                 f"{own[0]!r}"
             )
-        found = LogitFile(len(classes))
-        found.write(0, in_order(torch.cat([*self.predictions])[torch.from_numpy(rows)], self.classes, classes))
+        found, first = LogitFile(len(classes)), 0
+        for logits in self.predictions.at(rows):
+            found.write(first, in_order(logits, self.classes, classes))
+            first += len(logits)
         return found
 
 

@@ -2,24 +2,40 @@
 
 import os.path
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int64
 
 from debias_ssl.data.sources.spellings import canonical
+from debias_ssl.system.texts import Texts, places_in, texts_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
     """The rows that the entries of a file mean."""
 
-    rows: dict[int, list[int]]
-    """Of the entries that mean some; a row that is there twice is meant twice."""
-    notes: tuple[str, ...]
+    entry_of: Int64[np.ndarray, " N"]
+    """The place of the first entry that means a row, which may mean several of one name; -1 where none does."""
+    num_matched: int
+    """How many entries mean a row."""
+    doubled: tuple[int, int] | None = None
+    """The places of two entries that mean the same row; None where there are none."""
+    notes: tuple[str, ...] = ()
     """How entries were found that are not named like their rows."""
-    unmatched: tuple[str, str] | None
+    unmatched: tuple[str, str] | None = None
     """The first entry that means no row, and the first row that none means; None where all of either are matched."""
-    cause: str
+    cause: str = ""
     """Why there are such entries, as far as it can be seen."""
+
+
+def match_numbers(entries: Int64[np.ndarray, " E"], num_rows: int) -> Matched:
+    """The rows that entries mean by their numbers, all of which there are."""
+    entry_of, places = np.full(num_rows, -1), np.arange(len(entries))
+    # Of several entries the first is written last.
+    entry_of[entries[::-1]] = places[::-1]
+    return Matched(entry_of=entry_of, num_matched=len(entries), doubled=_first_pair(entry_of[entries], places))
 
 
 def match(entries: Sequence[str], names: Sequence[str]) -> Matched:
@@ -29,65 +45,99 @@ def match(entries: Sequence[str], names: Sequence[str]) -> Matched:
         entries: paths in a file.
         names: of the rows.
     """
-    places = _places(names)
-    rows = {i: places[entry] for i, entry in enumerate(entries) if entry in places}
-    if len(rows) == len(entries):
-        return Matched(rows=rows, notes=(), unmatched=None, cause="")
-    notes, left = [], [i for i in range(len(entries)) if i not in rows]
-    taken = {row for each in rows.values() for row in each}
-    spelled = _places(canonical(name) for name in names)
-    known = {i: canonical(entries[i]) for i in left}
-    found = {i: spelled[name] for i, name in known.items() if name in spelled}
-    if found:
-        notes.append(_told(len(found), "are spelled otherwise than the rows", entries, found, names))
-    rows |= found
-    taken |= {row for each in found.values() for row in each}
-    open_rows = {name: each for name, each in spelled.items() if not taken.issuperset(each)}
-    known = {i: name for i, name in known.items() if i not in found}
-    prefix = _common_prefix(known, open_rows)
+    rounds = _Rounds.of(texts_of(entries), texts_of(names))
+    rounds.take(rounds.entries, rounds.names, np.arange(len(names)))
+    if not len(rounds.left):
+        return rounds.matched()
+    spelled = texts_of(map(canonical, rounds.names))
+    known = texts_of(map(canonical, rounds.entries.part(rounds.left)))
+    rounds.take(known, spelled, np.arange(len(names)), "are spelled otherwise than the rows")
+    spelled, known = spelled.part(rounds.open), texts_of(map(canonical, rounds.entries.part(rounds.left)))
+    prefix = _common_prefix({*known}, {*spelled})
     if prefix is not None:
-        found, said = prefix
-        rows |= found
-        notes.append(_told(len(found), said, entries, found, names))
-        taken |= {row for each in found.values() for row in each}
-        open_rows = {name: each for name, each in open_rows.items() if not taken.issuperset(each)}
-        known = {i: name for i, name in known.items() if i not in found}
-    if not known or not open_rows:
-        return Matched(rows=rows, notes=tuple(notes), unmatched=None, cause="")
-    first = min(min(each) for each in open_rows.values())
-    return Matched(
-        rows=rows,
-        notes=tuple(notes),
-        unmatched=(entries[min(known)], names[first]),
-        cause=_cause([*known.values()], open_rows),
-    )
+        front, is_of_entries = prefix
+        if is_of_entries:
+            inner, said = (name.removeprefix(front) for name in known), "begin with {!r}, which the rows do not"
+        else:
+            inner, said = (front + name for name in known), "lack {!r}, with which the rows begin"
+        rounds.take(texts_of(inner), spelled, rounds.open, said.format(front))
+    return rounds.matched()
 
 
-def _places(names: Iterable[str]) -> dict[str, list[int]]:
-    """Where each name is among all."""
-    places: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        places.setdefault(name, []).append(i)
-    return places
+@dataclass(kw_only=True)
+class _Rounds:
+    """What is known of entries and rows, round after round of looking for them."""
+
+    entries: Texts
+    names: Texts
+    entry_of: Int64[np.ndarray, " N"]
+    left: Int64[np.ndarray, " _"]
+    """Places of the entries that mean no row yet."""
+    doubled: tuple[int, int] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, entries: Texts, names: Texts) -> "_Rounds":
+        return cls(entries=entries, names=names, entry_of=np.full(len(names), -1), left=np.arange(len(entries)))
+
+    @property
+    def open(self) -> Int64[np.ndarray, " _"]:
+        """Places of the rows that no entry means yet."""
+        return np.flatnonzero(self.entry_of < 0)
+
+    def take(self, entries: Texts, names: Texts, rows: Int64[np.ndarray, " _"], words: str = "") -> None:
+        """Takes the entries that are left for the rows of the same names; the words are what is said of these."""
+        first, found = places_in(entries, entries), places_in(names, entries)
+        means = np.zeros(len(entries), dtype=bool)
+        means[found[found >= 0]] = True
+        means = means[first]
+        if not means.any():
+            return
+        hit = rows[found >= 0]
+        places, before = self.left[found[found >= 0]], self.entry_of[hit]
+        again = np.flatnonzero(before >= 0)
+        self.doubled = self.doubled or _first_pair(self.left[first[means]], self.left[means])
+        if len(again):
+            self.doubled = self.doubled or (int(before[again[0]]), int(places[again[0]]))
+        if words:
+            i = int(means.argmax())
+            entry, row = self.entries[int(self.left[i])], self.names[int(rows[(found == i).argmax()])]
+            self.notes.append(f"{means.sum()} paths {words}: {entry!r} is taken for {row!r}")
+        self.entry_of[hit[before < 0]] = places[before < 0]
+        self.left = self.left[~means]
+
+    def matched(self) -> Matched:
+        unmatched, cause = None, ""
+        if len(self.left) and len(self.open):
+            unmatched = self.entries[int(self.left[0])], self.names[int(self.open[0])]
+            known, rows = self.entries.part(self.left), self.names.part(self.open)
+            cause = _cause(texts_of(map(canonical, known)), texts_of(map(canonical, rows)))
+        return Matched(
+            entry_of=self.entry_of,
+            num_matched=len(self.entries) - len(self.left),
+            doubled=self.doubled,
+            notes=tuple(self.notes),
+            unmatched=unmatched,
+            cause=cause,
+        )
 
 
-def _common_prefix(known: dict[int, str], rows: dict[str, list[int]]) -> tuple[dict[int, list[int]], str] | None:
-    """Rows by entries without a folder that these have in front, or with one that the rows have; and what is said.
+def _first_pair(first: Int64[np.ndarray, " n"], own: Int64[np.ndarray, " n"]) -> tuple[int, int] | None:
+    """The first entry before which there is another one that means the same."""
+    later = np.flatnonzero(first != own)
+    return (int(first[later[0]]), int(own[later[0]])) if len(later) else None
+
+
+def _common_prefix(entries: Set[str], rows: Set[str]) -> tuple[str, bool] | None:
+    """The folder that entries have in front of the names of rows (true), or rows of those of entries (false).
 
     Only where one such folder, and no other, leaves nothing over on one of the two sides.
     """
-    names = {*known.values()}
-    for longer, shorter, words in (
-        (names, rows, "begin with {!r}, which the rows do not"),
-        (rows, names, "lack {!r}, with which the rows begin"),
-    ):
+    for longer, shorter in ((entries, rows), (rows, entries)):
         counts = Counter(prefix for name in longer for prefix, inner in _splits(name) if inner in shorter)
         most = counts.most_common(2)
-        if not most or most[0][1] < min(len(names), len(rows)) or (len(most) == 2 and most[1][1] == most[0][1]):
-            continue
-        prefix = most[0][0]
-        inner = {i: name.removeprefix(prefix) if longer is names else prefix + name for i, name in known.items()}
-        return {i: rows[name] for i, name in inner.items() if name in rows}, words.format(prefix)
+        if most and most[0][1] >= min(len(entries), len(rows)) and not (len(most) == 2 and most[1][1] == most[0][1]):
+            return most[0][0], longer is entries
     return None
 
 
@@ -99,12 +149,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
         end = name.find("/", end + 1)
 
 
-def _told(number: int, what: str, entries: Sequence[str], found: dict[int, list[int]], names: Sequence[str]) -> str:
-    i = min(found)
-    return f"{number} paths {what}: {entries[i]!r} is taken for {names[found[i][0]]!r}"
-
-
-def _cause(known: Sequence[str], rows: dict[str, list[int]]) -> str:
+def _cause(known: Texts, rows: Texts) -> str:
     """What the names that are left over on both sides have in common."""
     same: dict[str, Callable[[str], str]] = {
         "names differ by upper and lower case": str.lower,
@@ -112,8 +157,9 @@ def _cause(known: Sequence[str], rows: dict[str, list[int]]) -> str:
         "the same files lie in other folders": os.path.basename,
     }
     for said, form in same.items():
-        others = {form(name) for name in rows}
-        number = sum(form(name) in others for name in known)
+        wanted = {form(name) for name in known}
+        there = {each for each in map(form, rows) if each in wanted}
+        number = sum(form(name) in there for name in known)
         if number:
             return f"{said} ({number} of them)"
     return ""

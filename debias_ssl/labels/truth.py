@@ -3,8 +3,9 @@
 import json
 import math
 import sys
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -17,10 +18,11 @@ from torch import Tensor
 from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.data.sources.label_files import is_unknown
 from debias_ssl.labels.imagenet import WNID, numbers_of
-from debias_ssl.labels.row_names import Matched, match
+from debias_ssl.labels.row_names import Matched, match, match_numbers
 from debias_ssl.system.errors import InputError, reason, shortened
 from debias_ssl.system.files import read_array
 from debias_ssl.system.tables import LABELS, PATHS, ROWS, check_text, read_table, read_text
+from debias_ssl.system.texts import texts_of
 
 
 class RowNumbers(Sequence[str]):
@@ -39,6 +41,11 @@ class RowNumbers(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         numbers = range(self.num)[index]
         return str(numbers) if isinstance(numbers, int) else [str(number) for number in numbers]
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether names of rows are their numbers."""
+    return all(name == str(i) for i, name in enumerate(names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,38 +96,42 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> K
         raise InputError(
             f"{path}: the first line must name the columns path or row, and label; it is {[*table.header]}"
         )
-    rows = [*table]
     # A table that pandas wrote may have paths in its index.
     may_be_paths = kind is ROWS and "row" not in table.header[key].lower() and not isinstance(names, RowNumbers)
-    if may_be_paths and not all(_is_number(cells[key]) for _, cells in rows):
+    if may_be_paths and not all(_is_number(cells[key]) for _, cells in table):
         kind = PATHS
     number = numbers_of(classes)
     if kind is ROWS:
         number = {str(k): k for k in range(len(classes))} | number
-    lines, entries, numbers = [], [], []
-    for line, cells in rows:
-        lines.append(line)
-        entries.append(cells[key] if kind is PATHS else _row(cells[key], path, line, len(names)))
-        numbers.append(_class_of(cells[label].strip(), number, classes, path, line))
-    if not entries:
+    lines, numbers = array("q"), array("q")
+
+    def entries() -> Iterator[str]:
+        for line, cells in table:
+            lines.append(line)
+            numbers.append(_class_of(cells[label].strip(), number, classes, path, line))
+            yield cells[key] if kind is PATHS else _row(cells[key], path, line, len(names))
+
+    listed = texts_of(entries())
+    if not len(listed):
         raise InputError(f"{path} lists no rows")
-    labels = np.full(len(names), UNKNOWN)
-    found = match(entries, names if kind is PATHS else RowNumbers(len(names)))
-    if not found.rows:
+    if kind is PATHS:
+        found = match(listed, names)
+    else:
+        found = match_numbers(np.fromiter(map(int, listed), np.int64, len(listed)), len(names))
+    if not found.num_matched:
         raise InputError(f"{path} lists none of the rows: {_differing(found)}")
-    line_of: dict[int, int] = {}
-    for i, rows in found.rows.items():
-        for row in rows:
-            if row in line_of:
-                raise InputError(
-                    f"{path}: lines {line_of[row]} and {lines[i]} are both {table.header[key]} {entries[i]!r}: "
-                    "remove one of them"
-                )
-            line_of[row], labels[row] = lines[i], numbers[i]
+    if found.doubled is not None:
+        first, second = found.doubled
+        raise InputError(
+            f"{path}: lines {lines[first]} and {lines[second]} are both {table.header[key]} {listed[second]!r}: "
+            "remove one of them"
+        )
+    labels, known = np.full(len(names), UNKNOWN), found.entry_of >= 0
+    labels[known] = np.frombuffer(numbers, dtype=np.int64)[found.entry_of[known]]
     notes = [*table.notes(kind, LABELS), *(f"{path}: {note}" for note in found.notes)]
     if found.unmatched is not None:
-        notes.append(f"{path}: {len(entries) - len(found.rows)} rows of it match none: {_differing(found)}")
-    matched = f"{len(found.rows)} of {len(entries)} rows of {path} matched"
+        notes.append(f"{path}: {len(listed) - found.num_matched} rows of it match none: {_differing(found)}")
+    matched = f"{found.num_matched} of {len(listed)} rows of {path} matched"
     return KnownLabels(labels=labels, matched=f"{matched}: {_num_known(labels)}", notes=tuple(notes))
 
 

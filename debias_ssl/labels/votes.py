@@ -40,13 +40,29 @@ class Ballot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Shares of votes, counted when rows are asked for: those of all rows and classes need not fit into memory."""
+
+    votes: Sequence[Votes]
+    """Of each classifier."""
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.votes[0].label)
+
+    def __getitem__(self, rows: slice) -> Float32[np.ndarray, "n C"]:
+        label, sureness = (np.stack([getattr(own, name)[rows] for own in self.votes]) for name in ("label", "sureness"))
+        return vote_shares(label, sureness, self.num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShareLogits:
     """Shares of votes as logits, in chunks: their softmax are the shares."""
 
-    shares: Float32[np.ndarray, "N C"]
+    shares: Shares
 
     def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
-        step = rows_of_chunk(self.shares.shape[1])
+        step = rows_of_chunk(self.shares.num_classes)
         for first in range(0, len(self.shares), step):
             yield torch.from_numpy(self.shares[first : first + step]).clamp(min=SMALLEST_PROBABILITY).log()
 
@@ -104,10 +120,8 @@ def voted(rows: Rows, ballots: Sequence[Ballot], names: Sequence[str], strength:
     """
     num_classes = len(rows.classes)
     plain, label = (
-        vote_shares(
-            np.stack([votes.label for votes in each]), np.stack([votes.sureness for votes in each]), num_classes
-        )
-        for each in ([ballot.plain for ballot in ballots], [ballot.debiased for ballot in ballots])
+        Shares(votes=votes, num_classes=num_classes)
+        for votes in ([ballot.plain for ballot in ballots], [ballot.debiased for ballot in ballots])
     )
     removals = [ballot.removal for ballot in ballots]
     mean = Removal(

@@ -4,8 +4,9 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ DELIMITERS = (",", ";", "\t", "|")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Rows that are looked at to find the delimiter.
 LOOKED_AT = 20
+# Rows of a Parquet file that are in memory at a time.
+ROWS_READ = 1024
 # What columns are by their names, without blanks, dots, dashes and underscores, the more exact ones first: the file
 # that a row is of, or its number, and its class.
 PATHS = ("path", "filepath", "imagepath", "imgpath", "file", "filename", "imagefile", "image", "imagename", "img")
@@ -59,8 +62,7 @@ def read_text(path: Path, most: int | None = None) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text: {error.reason}") from error
     if "\0" in text:
-        of_spreadsheet = "; a spreadsheet saves text as CSV UTF-8" if data.startswith(b"PK") else ""
-        raise InputError(f"{path} is not text: it has bytes of value 0{of_spreadsheet}")
+        raise _no_text(path, data)
     return text[: text.rfind("\n") + 1] or text if is_cut else text
 
 
@@ -83,8 +85,8 @@ class Table:
     """The rows of a text file whose first line names the columns."""
 
     path: Path
-    text: str = field(repr=False)
-    """What comes after a line `sep=`, if there is one."""
+    lines: Callable[[], Iterable[str]] = field(repr=False)
+    """Gives the lines anew each time, without one that is `sep=`: none of them stays in memory."""
     delimiter: str
     has_blanks: bool
     """Whether a blank follows each delimiter, which is no part of the cell."""
@@ -132,7 +134,7 @@ class Table:
                 f"{self.path}, line {self.first_line + reader.line_num} or below: {reason(error)}"
             ) from error
 
-    @property
+    @cached_property
     def num_empty(self) -> int:
         """How many rows are left out because their cells are all empty; lines without any cell do not count."""
         return sum(1 for cells in self._reader() if cells and not any(map(str.strip, cells)))
@@ -169,7 +171,7 @@ class Table:
         return [NAMED if name == "name" and NAMED in found else name for name in found]
 
     def _reader(self) -> Any:
-        return _cells(self.text, self.delimiter, self.has_blanks)
+        return _cells(self.lines(), self.delimiter, self.has_blanks)
 
 
 def read_table(path: Path, most: int | None = None) -> Table:
@@ -186,16 +188,23 @@ def read_table(path: Path, most: int | None = None) -> Table:
     """
     if path.suffix.lower() == ".parquet":
         return _read_parquet(path)
-    text, first_line = read_text(path, most), 1
-    start, _, rest = text.partition("\n")
-    told = start.strip(" \r").lower()
-    if told.startswith("sep=") and len(told) == 5:
-        text, first_line, delimiter = rest, 2, told[4]
+    if most is None:
+        check_whole(path)
+        lines = partial(_lines, path)
     else:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(text)
+        lines = partial(io.StringIO, read_text(path, most), newline="")
+    first_line, start = 1, next(iter(lines()), "").strip(" \r\n").lower()
+    if start.startswith("sep=") and len(start) == 5:
+        whole, first_line, delimiter = lines, 2, start[4]
+
+        def lines() -> Iterable[str]:
+            return islice(whole(), 1, None)
+
+    else:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(lines)
     try:
-        has_blanks = any(name.startswith(" ") for name in next(_cells(text, delimiter), [])[1:])
-        header = next(_cells(text, delimiter, has_blanks), [])
+        has_blanks = any(name.startswith(" ") for name in next(_cells(lines(), delimiter), [])[1:])
+        header = next(_cells(lines(), delimiter, has_blanks), [])
     except csv.Error as error:
         raise InputError(f"{path}, line {first_line}: {reason(error)}") from error
     while header and not header[-1].strip():
@@ -203,28 +212,72 @@ def read_table(path: Path, most: int | None = None) -> Table:
     if not header:
         raise InputError(f"{path}: the first line must name the columns; it is empty")
     names = tuple(name.strip() for name in header)
-    return Table(path=path, text=text, delimiter=delimiter, has_blanks=has_blanks, header=names, first_line=first_line)
+    return Table(
+        path=path, lines=lines, delimiter=delimiter, has_blanks=has_blanks, header=names, first_line=first_line
+    )
+
+
+def read_lines(path: Path, newline: str) -> Iterator[str]:
+    """The lines of a file as `read_text` reads it, with the `newline` that ends them; none of them stays in memory.
+
+    Raises:
+        InputError: the file cannot be read, or is not text, or a job that wrote it has not come to its end.
+    """
+    check_whole(path)
+    return _lines(path, newline)
+
+
+def _lines(path: Path, newline: str = "") -> Iterator[str]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(2)
+        coding, errors = ("utf-16", "strict") if data in UTF_16 else ("utf-8-sig", "surrogateescape")
+        with path.open(encoding=coding, errors=errors, newline=newline) as file:
+            for line in file:
+                if "\0" in line:
+                    raise _no_text(path, data)
+                yield line
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text: {error.reason}") from error
+
+
+def _no_text(path: Path, start: bytes) -> InputError:
+    """The error for a file with bytes of value 0."""
+    of_spreadsheet = "; a spreadsheet saves text as CSV UTF-8" if start.startswith(b"PK") else ""
+    return InputError(f"{path} is not text: it has bytes of value 0{of_spreadsheet}")
 
 
 def _read_parquet(path: Path) -> Table:
+    check_whole(path)
+    lines = partial(_lines_of_parquet, path)
+    header = tuple(next(_cells(lines(), ",")))
+    return Table(path=path, lines=lines, delimiter=",", has_blanks=False, header=header, first_line=1)
+
+
+def _lines_of_parquet(path: Path) -> Iterator[str]:
+    """The lines of the CSV file that has the rows of a Parquet file."""
     # Slow to import, and few files are such.
     import pyarrow as pa
     from pyarrow import parquet
 
-    check_whole(path)
-    text = io.StringIO(newline="")
-    write = csv.writer(text).writerow
     try:
         with parquet.ParquetFile(path) as file:
             # Of an index, pandas writes such a name.
-            header = tuple(re.sub(r"^__index_level_\d+__$", "", name) for name in file.schema_arrow.names)
-            write(header)
-            for part in file.iter_batches():
-                for cells in zip(*(column.to_pylist() for column in part.columns), strict=True):
-                    write([_text_of(cell) for cell in cells])
+            yield from _as_lines([[re.sub(r"^__index_level_\d+__$", "", name) for name in file.schema_arrow.names]])
+            for part in file.iter_batches(ROWS_READ):
+                columns = (map(_text_of, column.to_pylist()) for column in part.columns)
+                yield from _as_lines(zip(*columns, strict=True))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
-    return Table(path=path, text=text.getvalue(), delimiter=",", has_blanks=False, header=header, first_line=1)
+
+
+def _as_lines(rows: Iterable[Sequence[str]]) -> io.StringIO:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    text.seek(0)
+    return text
 
 
 def _text_of(cell: Any) -> str:
@@ -234,17 +287,17 @@ def _text_of(cell: Any) -> str:
     return "" if cell is None else str(cell)
 
 
-def _cells(text: str, delimiter: str, has_blanks: bool = False) -> Any:
+def _cells(lines: Iterable[str], delimiter: str, has_blanks: bool = False) -> Any:
     """A reader of csv; its type has no name."""
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=has_blanks, strict=True)
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=has_blanks, strict=True)
 
 
-def _delimiter(text: str) -> str:
+def _delimiter(lines: Callable[[], Iterable[str]]) -> str:
     """What divides the cells: of what gives the most rows as many cells as the first, what gives the most cells."""
 
     def fit(delimiter: str) -> tuple[int, int]:
         try:
-            rows = [*islice(_cells(text, delimiter), LOOKED_AT)]
+            rows = [*islice(_cells(lines(), delimiter), LOOKED_AT)]
         except csv.Error:
             return 0, 0
         width = len(rows[0]) if rows else 0

@@ -1,5 +1,6 @@
 """Votes of made classifiers: temperatures, preferences, and what is known of members without labels."""
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +42,7 @@ def labels_of(several: list[Tensor], config: DebiasConfig = STANDARD) -> tuple[n
     electors = [rows_of(logits) for logits in several]
     rows, _ = voted(electors[0], ballots_of(electors, config), ["m"] * len(several), config.strength)
     assert rows.posterior is not None
-    return torch.cat([*rows.chunks]).softmax(-1).numpy(), rows.posterior
+    return torch.cat([*rows.chunks]).softmax(-1).numpy(), rows.posterior[:]
 
 
 def accuracy(shares: np.ndarray, truth: Tensor) -> float:
@@ -143,3 +144,25 @@ def test_ranks_are_over_criteria_that_all_members_have(truth):
     entries = members_summary(["good", "bad"], ballots, criteria, labels, np.full(NUM, -1), NUM_CLASSES)
     assert {entry["mean_rank"] for entry in entries} == {1.0, 2.0} and "plain" not in entries[0]
     assert members_table(entries)[2][2] == "-"
+
+
+def test_shares_of_all_rows_and_classes_are_not_in_memory():
+    """Votes take some numbers of each row, however many classes there are."""
+    number, num_classes = 3000, 100
+    logits = [torch.randn(number, num_classes, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    target = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
+    electors = [
+        Rows(
+            chunks=each.split(500), names=RowNumbers(number), classes=tuple(map(str, range(num_classes))), target=target
+        )
+        for each in logits
+    ]
+    ballots = ballots_of(electors, STANDARD)
+    tracemalloc.start()
+    rows, _ = voted(electors[0], ballots, ["a", "b"], STANDARD.strength)
+    assert rows.posterior is not None and rows.posterior[10:20].shape == (10, num_classes)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < number * num_classes
+    whole = np.concatenate([rows.posterior[first : first + 7] for first in range(0, number, 7)])
+    assert (whole == rows.posterior[:]).all() and np.allclose(whole.sum(1), 1, atol=1e-6)

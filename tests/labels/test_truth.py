@@ -1,5 +1,7 @@
 """Files of labels of rows, as people and programs write them, and what is said of them."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -103,3 +105,16 @@ def test_arrays_say_how_many_are_known(tmp_path):
     np.save(tmp_path / "t.npy", np.array([1, -1, 0]))
     found = read_labels(tmp_path / "t.npy", NAMES, CLASSES)
     assert found.said == (f"{tmp_path / 't.npy'}: the classes of 2 of 3 rows are known",)
+
+
+@pytest.mark.parametrize("head", ["row", "path"])
+def test_a_row_of_a_file_takes_some_bytes(tmp_path, head):
+    number = 4000
+    text = f"{head},label\n" + "".join(f"{i},{CLASSES[i % 2]}\n" for i in range(number))
+    assert labels_of(tmp_path, f"{head},label\n0,ant\n", RowNumbers(1)).labels.tolist() == [0]
+    tracemalloc.start()
+    found = labels_of(tmp_path, text, RowNumbers(number))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found.labels == np.arange(number) % 2).all()
+    assert most / number < 200

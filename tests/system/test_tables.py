@@ -2,8 +2,11 @@
 
 import csv
 import io
+import tracemalloc
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.tables import LABELS, PATHS, is_text, read_table, read_text
@@ -129,3 +132,30 @@ def test_of_a_long_file_the_whole_lines_of_its_beginning_can_be_had(tmp_path, en
         assert read_text(path, most) == "path,label\nü1.jpg,cat\n"
     assert read_text(path, size + 1) == read_text(path) and len(list(read_table(path, size + 1))) == 2
     assert [*read_table(path).cells()] == [["path", "label"], ["ü1.jpg", "cat"], ["ü2.jpg", "dog"]]
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+def test_no_row_of_a_table_stays_in_memory(tmp_path, name):
+    """The file has 400 KB, and its reader a buffer of some."""
+    number = 10_000
+    if name.endswith(".csv"):
+        (tmp_path / name).write_text(
+            "path,label\n" + "".join(f"folder/image_{i:012d}.png,cat\n" for i in range(number))
+        )
+    else:
+        columns = {"path": [f"folder/image_{i:012d}.png" for i in range(number)], "label": ["cat"] * number}
+        parquet.write_table(pa.table(columns), tmp_path / name, row_group_size=1000)
+    table = read_table(tmp_path / name)
+    tracemalloc.start()
+    table = read_table(tmp_path / name)
+    assert sum(1 for _ in table) == number and table.num_empty == 0
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**19
+
+
+def test_a_byte_of_value_0_far_down_is_told(tmp_path):
+    data = b"path,label\n" + b"a.jpg,cat\n" * 20_000
+    assert len([*table_of(tmp_path, data)]) == 20_000
+    with pytest.raises(InputError, match="is not text: it has bytes of value 0"):
+        [*table_of(tmp_path, data + b"a.jpg,\0\n")]

@@ -29,7 +29,7 @@ from debias_ssl.system.errors import InputError, shortened
 class Found:
     """Files, and names of their classes, which are empty where they are unknown."""
 
-    paths: FileNames | list[Path]
+    paths: FileNames | list[str]
     labels: list[str]
     notes: tuple[str, ...] = ()
 
@@ -75,7 +75,8 @@ def listed_images(paths: Sequence[str | Path], setting: str) -> Images:
     missing = next((name for name in names if not Path(name).is_file() and member_named(name) is None), None)
     if missing is not None:
         raise InputError(f"{setting}: there is no file {missing!r}")
-    return images_of_files([Path(name) for name in names], [""] * len(names), (), setting)
+    files = [member_named(name) or str(Path(name)) for name in names]
+    return images_of_files(files, [""] * len(names), (), setting)
 
 
 def folder_of(where: str, images: Images, root: str | None = None) -> Path:
@@ -151,7 +152,7 @@ def _chosen(listed: Listed, config: SourceConfig, num_classes: int) -> tuple[Lis
     return listed.part(np.flatnonzero(chosen)), replace(others, images=unknown)
 
 
-def images_of_files(paths: FileNames | list[Path], names: list[str], classes: tuple[str, ...], where: str) -> Images:
+def images_of_files(files: FileNames | list[str], names: list[str], classes: tuple[str, ...], where: str) -> Images:
     """Images of files; an empty name is an unknown class."""
     number = {name: k for k, name in enumerate(classes)} | {"": UNKNOWN}
     unknown = sorted(set(names) - set(number))
@@ -159,8 +160,7 @@ def images_of_files(paths: FileNames | list[Path], names: list[str], classes: tu
         raise InputError(
             f"{where} has a class {unknown[0]!r} that the labeled images do not have: {shortened(classes)}"
         )
-    labels = np.array([number[name] for name in names], dtype=np.int64)
-    files = paths if isinstance(paths, FileNames) else [member_named(str(path)) or str(path) for path in paths]
+    labels = np.fromiter((number[name] for name in names), np.int64, len(names))
     counts = files.left_out if isinstance(files, FileNames) else {}
     left_out = (LeftOut(where=where, number=len(files), counts=counts),) if counts else ()
     return Images(pixels=None, labels=labels, names=files, left_out=left_out)
@@ -242,7 +242,7 @@ def labeled_files(
 
 
 def _of_rows(listed: LabelFile) -> Found:
-    return Found(paths=listed.paths, labels=listed.labels, notes=listed.notes)
+    return Found(paths=listed.files, labels=listed.labels, notes=listed.notes)
 
 
 def _tree(where: str, setting: str) -> tuple[FileNames, list[str]]:
@@ -294,7 +294,7 @@ def _unlabeled_files(
     if not path.is_file():
         raise InputError(f"{setting} is {where!r}: there is no such folder or file")
     if path.suffix.lower() in EXTENSIONS:
-        return Found(paths=[path], labels=[""])
+        return Found(paths=[str(path)], labels=[""])
     if is_table(path):
         return _of_rows(read_label_file(path, root, classes, root_setting=root_setting))
     return _of_rows(read_list(path, root, root_setting))

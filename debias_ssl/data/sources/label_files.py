@@ -2,20 +2,22 @@
 
 import json
 import os.path
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float64, Int64, Num
 
 from debias_ssl.data.sources.images import UNKNOWN
-from debias_ssl.data.sources.shards import member_named
-from debias_ssl.data.sources.spellings import spellings
+from debias_ssl.data.sources.listed_files import ListedFiles, find_listed
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
 from debias_ssl.system.outputs import check_whole
-from debias_ssl.system.tables import LABELS, PATHS, check_text, read_table, read_text
+from debias_ssl.system.tables import LABELS, PATHS, check_text, read_lines, read_table, read_text
+from debias_ssl.system.texts import places_in, texts_of
 
 # What programs write where there is no label, in any case of its letters; -1 is scikit-learn's.
 UNKNOWN_WORDS = {"", "nan", "none", "null", "na", "<na>", "n/a", "#n/a", "-1"}
@@ -30,16 +32,11 @@ ROWS_CHECKED = 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelFile:
+class LabelFile(ListedFiles):
     """The rows of a label file, or the lines of a list."""
 
-    paths: list[Path]
     labels: list[str]
-    """Names of classes; empty where unknown."""
-    lines: list[int]
-    """Numbers of the lines that the rows end in."""
-    notes: tuple[str, ...]
-    """What people should know of how it was read."""
+    """Names of classes; empty where unknown. Rows of one class have one string in common."""
 
 
 def read_label_file(
@@ -69,28 +66,36 @@ def read_label_file(
     key, label = table.column(PATHS), table.column(LABELS)
     if key is None or (label is None and needs_labels):
         raise InputError(f"{path}: the first line must name the columns, path and label; it is {[*table.header]}")
-    names, labels, words = [], [], []
-    for line, cells in table:
-        name, word = cells[key], "" if label is None else cells[label].strip()
-        check_text(word, path, line)
-        if not name.strip():
-            raise InputError(f"{path}, line {line}: there is no path")
-        # "None" may be a class.
-        if is_unknown(word, classes) and not (word and word in read_classes(path)):
-            if needs_labels:
-                meant = f": {word!r} says that it is unknown, unless a classes.json beside the file lists it"
-                mend = "; with data.min_confidence 0, such rows are unlabeled" if has_confidence(path) else ""
-                raise InputError(f"{path}, line {line}: {name} has no label{meant if word else mend}")
-            words += [word] if word else []
-            word = ""
-        names.append((line, name))
-        labels.append(word)
-    if not names:
-        raise InputError(f"{path} lists no images")
+    labels, words, beside = [], [], cache(partial(read_classes, path))
+    # One string for all rows of a class.
+    known: dict[str, str] = {}
+
+    def rows() -> Iterator[tuple[int, str]]:
+        return ((line, cells[key]) for line, cells in table)
+
+    def labeled_rows() -> Iterator[tuple[int, str]]:
+        for line, cells in table:
+            name, word = cells[key], "" if label is None else cells[label].strip()
+            check_text(word, path, line)
+            if not name.strip():
+                raise InputError(f"{path}, line {line}: there is no path")
+            # "None" may be a class.
+            if is_unknown(word, classes) and not (word and word in beside()):
+                if needs_labels:
+                    meant = f": {word!r} says that it is unknown, unless a classes.json beside the file lists it"
+                    mend = "; with data.min_confidence 0, such rows are unlabeled" if has_confidence(path) else ""
+                    raise InputError(f"{path}, line {line}: {name} has no label{meant if word else mend}")
+                if word:
+                    words.append(known.setdefault(word, word))
+                word = ""
+            labels.append(known.setdefault(word, word))
+            yield line, name
+
+    listed = find_listed(path, root, root_setting, labeled_rows(), rows)
     notes = table.notes(PATHS, LABELS)
     if words:
         notes.append(f"{path}: {len(words)} labels, such as {words[0]!r}, say that the class is unknown")
-    return _found(path, root, root_setting, names, labels, notes)
+    return LabelFile(files=listed.files, labels=labels, lines=listed.lines, notes=(*notes, *listed.notes))
 
 
 def read_list(path: Path, root: Path | None, root_setting: str = "data.root") -> LabelFile:
@@ -99,80 +104,18 @@ def read_list(path: Path, root: Path | None, root_setting: str = "data.root") ->
     Raises:
         InputError: the file or a line cannot be used.
     """
-    lines = enumerate(read_text(path).replace("\r\n", "\n").split("\n"), start=1)
-    names = [(line, name) for line, name in lines if name.strip()]
-    if not names:
-        raise InputError(f"{path} lists no images")
-    return _found(path, root, root_setting, names, [""] * len(names), [])
+
+    def rows() -> Iterator[tuple[int, str]]:
+        lines = (line.removesuffix("\r\n").removesuffix("\n") for line in read_lines(path, "\n"))
+        return ((number, name) for number, name in enumerate(lines, start=1) if name.strip())
+
+    listed = find_listed(path, root, root_setting, rows(), rows)
+    return LabelFile(files=listed.files, labels=[""] * len(listed.files), lines=listed.lines, notes=listed.notes)
 
 
 def is_unknown(label: str, classes: Collection[str]) -> bool:
     """Whether a label is a word for an unknown one, and not the name of a class."""
     return label.lower() in UNKNOWN_WORDS and label not in classes
-
-
-def _found(
-    path: Path, root: Path | None, root_setting: str, names: list[tuple[int, str]], labels: list[str], notes: list[str]
-) -> LabelFile:
-    """The files that have these names."""
-    places = _Places(listed_in=path, root=path.parent if root is None else root)
-    paths, respelled = [], []
-    for line, name in names:
-        found = places.find(name)
-        if found is None:
-            raise InputError(f"{path}, line {line}: {_what_is_wrong(places, name, names, root, root_setting)}")
-        paths.append(found[0])
-        respelled += [(name, found[1])] if found[1] != name else []
-    if respelled:
-        told = " is found as ".join(map(repr, respelled[0]))
-        notes.append(f"{path}: {len(respelled)} paths are spelled otherwise than their files: {told}")
-    return LabelFile(paths=paths, labels=labels, lines=[line for line, _ in names], notes=tuple(notes))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Places:
-    """Where the files of a list may be."""
-
-    listed_in: Path
-    root: Path
-    """The folder below which they must lie."""
-
-    def find(self, name: str) -> tuple[Path, str] | None:
-        """The file that a name means, and the spelling that it was found by."""
-        for spelled in spellings(name):
-            for path in self.below(spelled):
-                if os.path.isfile(path) or member_named(path) is not None:
-                    return Path(path), spelled
-        return None
-
-    def below(self, name: str) -> Iterator[str]:
-        """Paths that a name may mean, of those that lie below the root: relative to the root, then to the list."""
-        for folder in dict.fromkeys((self.root, self.listed_in.parent)):
-            path = os.path.normpath(folder / name)
-            if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
-                yield path
-        if os.path.isabs(name):
-            # The root, or a folder above it, may be a link.
-            inner = os.path.relpath(os.path.realpath(name), os.path.realpath(self.root))
-            if inner.split(os.sep)[0] != os.pardir:
-                yield str(self.root / inner)
-
-
-def _what_is_wrong(
-    places: _Places, name: str, names: list[tuple[int, str]], root: Path | None, root_setting: str
-) -> str:
-    """Why a name means no file, and how to mend it."""
-    folder, verb = str(places.root), f"set {root_setting} to"
-    if root_setting.startswith("--"):
-        verb = f"pass {root_setting}"
-    path = next(places.below(name), None)
-    if path is None:
-        folders = {os.path.dirname(os.path.abspath(places.listed_in.parent / each)) for _, each in names}
-        common = os.path.commonpath(folders)
-        hint = repr(common) if common != os.sep else "a folder that holds it"
-        return f"{name!r} lies outside {folder!r}; to read files there, {verb} {hint}"
-    hint = f"is {root_setting} right?" if root else f"where paths are not relative to {folder!r}, {verb} their folder"
-    return f"there is no file {path!r}; {hint}"
 
 
 def read_confidence(path: Path) -> Float64[np.ndarray, " N"]:
@@ -187,7 +130,7 @@ def read_confidence(path: Path) -> Float64[np.ndarray, " N"]:
     column = table.column(("confidence",))
     if column is None:
         raise InputError(f"{path} has no confidence column; its columns are {[*table.header]}")
-    values = []
+    values = array("d")
     for line, cells in table:
         try:
             values.append(table.number(cells[column]))
@@ -195,7 +138,7 @@ def read_confidence(path: Path) -> Float64[np.ndarray, " N"]:
             raise InputError(f"{path}, line {line}: the confidence {cells[column]!r} is not a number") from error
         if not 0 <= values[-1] <= 1:
             raise InputError(f"{path}, line {line}: the confidence {cells[column]} is outside [0, 1]")
-    return np.array(values, dtype=np.float64)
+    return np.frombuffer(values, dtype=np.float64)
 
 
 def has_confidence(path: Path) -> bool:
@@ -271,11 +214,10 @@ def read_probs(
         probs = read_array(folder / "probs.npy", "r")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {str(folder / 'probs.npy')!r}: {reason(error)}") from error
-    if probs.shape != (len(listed.paths), len(own)):
+    if probs.shape != (len(listed.files), len(own)):
         raise InputError(f"{str(folder / 'probs.npy')!r} is {probs.shape}, {table.name} and classes.json say otherwise")
     _check_rows(table, listed, own, probs)
-    row = {os.path.abspath(path): i for i, path in enumerate(listed.paths)}
-    found = np.array([row.get(os.path.abspath(name), -1) for name in names])
+    found = places_in(*(texts_of(map(os.path.abspath, each)) for each in (names, listed.files)))
     if (found < 0).all():
         raise InputError(
             f"data.probs: {str(folder)!r} lists none of the images, such as {names[0]!r}; is data.root right?"

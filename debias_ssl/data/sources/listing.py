@@ -9,14 +9,13 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int64
 from pyarrow import compute
 
 from debias_ssl.data.sources.left_out import (
@@ -35,25 +34,18 @@ from debias_ssl.data.sources.left_out import (
 )
 from debias_ssl.distributed.start_up import SharedStart, shared_start
 from debias_ssl.system.files import LOCK, cache_folder, read_array
+from debias_ssl.system.texts import BLOCK, Texts
 
 # Pyright does not know its functions, which are made when it is imported.
 pc: Any = compute
-# Names that are unpacked at a time where all are gone through.
-BLOCK = 4096
 # Of the folders in a cache that hold a list during a start.
 SUFFIX = ".listing"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FileNames(Sequence[str]):
+class FileNames(Texts):
     """Paths of files, with what the disk said of them when they were listed: of a million, 100 MB instead of a GB."""
 
-    prefix: str = ""
-    """What all paths begin with, such as a folder and a slash; with another one, the arrays are the same."""
-    text: UInt8[np.ndarray, " bytes"]
-    """The rest of each path, one after another."""
-    ends: Int64[np.ndarray, " N"]
-    """Where each rest ends in `text`."""
     sizes: Int64[np.ndarray, " N"]
     """In bytes."""
     mtimes: Int64[np.ndarray, " N"]
@@ -98,79 +90,40 @@ class FileNames(Sequence[str]):
             links=np.zeros(len(paths), dtype=bool),
         )
 
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, key: int) -> str: ...
-    @overload
-    def __getitem__(self, key: slice) -> "FileNames": ...
-    def __getitem__(self, key: int | slice) -> "str | FileNames":
-        if isinstance(key, slice):
-            return self.part(np.arange(len(self))[key])
-        i = range(len(self))[key]
-        return self.prefix + os.fsdecode(self.text[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes())
-
-    def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), BLOCK):
-            borders = [int(self.ends[first - 1]) if first else 0, *self.ends[first : first + BLOCK].tolist()]
-            block = self.text[borders[0] : borders[-1]].tobytes()
-            for start, stop in pairwise(borders):
-                yield self.prefix + os.fsdecode(block[start - borders[0] : stop - borders[0]])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, list | tuple | FileNames) and [*self] == [*other]
-
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
     def stats(self) -> Iterator[tuple[str, int, int]]:
         """Path, size and time of each file, as they were when it was listed."""
         return zip(self, _numbers(self.sizes), _numbers(self.mtimes), strict=True)
 
     def part(self, positions: Int64[np.ndarray, " P"]) -> "FileNames":
         """The files at some positions, in their order."""
-        starts, ends = np.concatenate([[0], self.ends])[positions], self.ends[positions]
-        if len(positions) and (np.diff(positions) == 1).all():
-            text = self.text[starts[0] : ends[-1]]
-        else:
-            blocks = [self._bytes(starts[k : k + BLOCK], ends[k : k + BLOCK]) for k in range(0, len(ends), BLOCK)]
-            text = np.concatenate([self.text[:0], *blocks])
-        new_ends = np.cumsum(ends - starts, dtype=np.int64)
+        text, ends = self._at(positions)
         sizes, mtimes, links = (values[positions] for values in (self.sizes, self.mtimes, self.links))
-        return replace(self, text=text, ends=new_ends, sizes=sizes, mtimes=mtimes, links=links, left_out={})
+        return replace(self, text=text, ends=ends, sizes=sizes, mtimes=mtimes, links=links, left_out={})
 
     def below(self, folder: str) -> "FileNames | None":
         """The same files with their paths below the folder that is their prefix; None where that is another one."""
         is_it = os.path.abspath(self.prefix or ".") == os.path.abspath(folder)
         return replace(self, prefix="") if is_it and not self._has_absolute else None
 
+    def written_out(self) -> "FileNames":
+        """The same paths without a prefix."""
+        paths = super().written_out()
+        return replace(self, prefix="", text=paths.text, ends=paths.ends)
+
+    def without_folder(self, folder: str) -> "FileNames":
+        """The same paths with a folder as their prefix; where some lie elsewhere, as they are."""
+        prefix = os.path.normpath(folder)
+        prefix = "" if prefix == "." else os.path.join(prefix, "")
+        paths, front = self.written_out().arrow(), os.fsencode(prefix)
+        if not prefix or not pc.all(pc.starts_with(paths, front)).as_py():
+            return self.written_out()
+        rest = FileNames.of_arrow(pc.binary_replace_slice(paths, 0, len(front), b""), self.sizes, self.mtimes)
+        return replace(rest, prefix=prefix, links=self.links, left_out=self.left_out)
+
     @property
     def _has_absolute(self) -> bool:
         starts = np.concatenate([[0], self.ends[:-1]])
         return bool((self.text[starts[starts < self.ends]] == ord("/")).any())
-
-    def arrow(self) -> pa.Array:
-        """What stands behind the prefix, as an array of pyarrow's over the same memory."""
-        ends = np.concatenate([[0], self.ends])
-        return pa.Array.from_buffers(pa.large_binary(), len(self), [None, pa.py_buffer(ends), pa.py_buffer(self.text)])
-
-    def written_out(self) -> "FileNames":
-        """The same paths without a prefix."""
-        front, starts = np.frombuffer(os.fsencode(self.prefix), np.uint8), np.concatenate([[0], self.ends])
-        blocks = [self.text[:0]]
-        for first in range(0, len(self) if len(front) else 0, BLOCK):
-            own = starts[first : first + BLOCK + 1]
-            where = np.repeat(own[:-1] - own[0], len(front))
-            blocks.append(np.insert(self.text[own[0] : own[-1]], where, np.tile(front, len(own) - 1)))
-        text = np.concatenate(blocks) if len(front) else self.text
-        ends = self.ends + len(front) * np.arange(1, len(self) + 1)
-        return replace(self, prefix="", text=text, ends=ends)
-
-    def _bytes(self, starts: Int64[np.ndarray, " P"], ends: Int64[np.ndarray, " P"]) -> UInt8[np.ndarray, " bytes"]:
-        lengths = ends - starts
-        # How far each byte is from where it goes.
-        moved = starts - (np.cumsum(lengths) - lengths)
-        return self.text[np.repeat(moved, lengths) + np.arange(lengths.sum())]
 
 
 ARRAYS = ("text", "ends", "sizes", "mtimes", "links")

@@ -165,6 +165,8 @@ def make_index(path: str) -> dict[str, np.ndarray]:
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                 while (member := tar.next()) is not None:
                     found.add(member, tar)
+                    # It would keep a kilobyte of each.
+                    tar.members.clear()
                 file.seek(tar.offset)
                 # What tarfile cannot read, it takes for the end.
                 if file.read(BLOCK) != bytes(BLOCK):

@@ -1,5 +1,6 @@
 import json
 import os
+import tracemalloc
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,15 @@ import pytest
 
 from debias_ssl.contract import Place
 from debias_ssl.data.config import DataConfig
-from debias_ssl.data.sources.label_files import confident, read_confidence, read_label_file, read_list, read_probs
+from debias_ssl.data.sources.label_files import (
+    LabelFile,
+    confident,
+    read_confidence,
+    read_label_file,
+    read_list,
+    read_probs,
+)
+from debias_ssl.data.sources.listing import FileNames
 from debias_ssl.data.sources.load import load_data
 from debias_ssl.data.task import Task, make_task
 from debias_ssl.methods import DebiasPL, FixMatch
@@ -203,6 +212,10 @@ def listed(folder: Path, data: str | bytes, root: Path | None = None, name: str 
     return read_label_file(folder / name, root, **settings)
 
 
+def paths_of(found: LabelFile) -> list[Path]:
+    return [Path(file) for file in found.files]
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """A folder of files, of which only the names matter."""
@@ -223,13 +236,17 @@ def test_usual_names_of_columns_are_understood(images, key, label, delimiter, en
     rows = [["nr", key, label], ["7", "a.png", "cat"], ["", "", ""], ["8", "é.png", " dog "], []]
     text = "".join(delimiter.join(row) + "\r\n" for row in rows)
     found = listed(images, text.encode(encoding))
-    assert (found.paths, found.labels, found.lines) == ([images / "a.png", images / "é.png"], ["cat", "dog"], [2, 4])
+    assert (paths_of(found), found.labels, found.lines.tolist()) == (
+        [images / "a.png", images / "é.png"],
+        ["cat", "dog"],
+        [2, 4],
+    )
     assert found.notes == (f"{images / 'list.csv'}: 1 empty rows are left out",)
 
 
 def test_the_more_exact_column_is_taken_and_told(images):
     found = listed(images, "id,category,file,label\n1,pet,a.png,cat\n")
-    assert (found.paths, found.labels) == ([images / "a.png"], ["cat"])
+    assert (paths_of(found), found.labels) == ([images / "a.png"], ["cat"])
     assert [note.partition(": ")[2] for note in found.notes] == [
         "of the columns 'id', 'file', 'file' is taken for the path",
         "of the columns 'category', 'label', 'label' is taken for the label",
@@ -239,7 +256,7 @@ def test_the_more_exact_column_is_taken_and_told(images):
 @pytest.mark.parametrize("name", ["deep\\c d.png", "deep/c%20d.png", "./deep/../deep/c d.png", " deep/c d.png "])
 def test_paths_may_be_spelled_as_elsewhere(images, name):
     found = listed(images, f"path,label\n{name},cat\n")
-    assert found.paths == [images / "deep" / "c d.png"]
+    assert paths_of(found) == [images / "deep" / "c d.png"]
     assert ("1 paths are spelled otherwise than their files" in "".join(found.notes)) == (not name.startswith("./"))
 
 
@@ -248,21 +265,21 @@ def test_the_file_that_is_named_exactly_is_meant(images):
     (images / "a%20b.png").touch()
     (images / "a b.png").touch()
     found = listed(images, "path\n e .png\na%20b.png\n")
-    assert found.paths == [images / " e .png", images / "a%20b.png"] and not found.notes
+    assert paths_of(found) == [images / " e .png", images / "a%20b.png"] and not found.notes
 
 
 def test_names_and_classes_of_other_forms_of_unicode(images):
     name = unicodedata.normalize("NFD", "é.png")
-    assert listed(images, f"path\n{name}\n").paths == [images / "é.png"]
+    assert paths_of(listed(images, f"path\n{name}\n")) == [images / "é.png"]
 
 
 def test_a_name_that_is_no_utf_8_is_read_as_it_was_written(images):
     path = Path(os.fsdecode(os.fsencode(images) + b"/\xff.png"))
     path.touch()
-    assert listed(images, b"path,label\n\xff.png,cat\n").paths == [path]
+    assert paths_of(listed(images, b"path,label\n\xff.png,cat\n")) == [path]
     (images / "list.txt").write_bytes(b"\xff.png\r\n\r\n a.png\n")
     found = read_list(images / "list.txt", None)
-    assert (found.paths, found.lines) == ([path, images / "a.png"], [1, 3])
+    assert (paths_of(found), found.lines.tolist()) == ([path, images / "a.png"], [1, 3])
 
 
 def test_a_class_that_is_no_text_is_refused_with_its_line(images):
@@ -288,16 +305,16 @@ def test_words_for_no_label_are_unknown_unless_they_are_classes(images, word):
 def test_absolute_paths_below_the_root_are_used(images, tmp_path):
     (tmp_path / "lists").mkdir()
     for name in (str(images / "a.png"), "../images/a.png", "a.png"):
-        assert listed(tmp_path / "lists", f"path\n{name}\n", images).paths == [images / "a.png"]
+        assert paths_of(listed(tmp_path / "lists", f"path\n{name}\n", images)) == [images / "a.png"]
     # Relative to the list, where it does not lie below the root by itself.
-    assert listed(tmp_path / "lists", "path\n../images/a.png\n", tmp_path).paths == [images / "a.png"]
+    assert paths_of(listed(tmp_path / "lists", "path\n../images/a.png\n", tmp_path)) == [images / "a.png"]
 
 
 def test_the_root_may_be_named_by_a_link(images, tmp_path):
     (tmp_path / "link").symlink_to(images, target_is_directory=True)
-    assert listed(tmp_path, f"path\n{images / 'a.png'}\n", tmp_path / "link").paths == [tmp_path / "link" / "a.png"]
+    assert paths_of(listed(tmp_path, f"path\n{images / 'a.png'}\n", tmp_path / "link")) == [tmp_path / "link" / "a.png"]
     found = listed(tmp_path, f"path\n{tmp_path / 'link' / 'a.png'}\n", images)
-    assert found.paths == [images / "a.png"]
+    assert paths_of(found) == [images / "a.png"]
 
 
 @pytest.mark.parametrize(("setting", "words"), [("data.root", "set data.root to"), ("--root", "pass --root")])
@@ -307,7 +324,7 @@ def test_what_lies_elsewhere_is_told_with_the_folder_of_all(images, tmp_path, se
     with pytest.raises(InputError, match=r"line 2: '\.\./images/deep/c d\.png' lies outside") as caught:
         listed(tmp_path / "lists", names, root_setting=setting)
     assert f"to read files there, {words} {str(images)!r}" in str(caught.value)
-    assert len(listed(tmp_path / "lists", names, images).paths) == 2
+    assert len(listed(tmp_path / "lists", names, images).files) == 2
 
 
 @pytest.mark.parametrize(("setting", "words"), [("data.root", "set data.root to"), ("--root", "pass --root")])
@@ -355,3 +372,41 @@ def test_a_spreadsheets_decimal_commas_are_confidences(labels: Path):
     (labels / "labels.csv").write_text("sep=;\r\n" + text.replace(",", ";").replace(".", ",").replace(",png", ".png"))
     assert read_confidence(labels / "labels.csv").tolist() == [0.99, 0.55, 0.6, 0.96, 0.95]
     read_probs(labels, labels.parent / "images", [str(labels.parent / "images" / "0.png")], CLASSES)
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv"])
+def test_a_row_of_a_list_takes_some_bytes(tmp_path, name):
+    number = 1500
+    (tmp_path / "0.png").write_bytes(b"image")
+    names = ["0.png", *(f"folder/image_{i:08d}.png" for i in range(1, number))]
+    (tmp_path / "folder").mkdir()
+    for each in names[1:]:
+        os.link(tmp_path / "0.png", tmp_path / each)
+    of_table = name.endswith(".csv")
+    lines = ["path,label", *(f"{each},cat" for each in names)] if of_table else names
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+
+    def read():
+        return read_label_file(tmp_path / name, None) if of_table else read_list(tmp_path / name, None)
+
+    read()
+    tracemalloc.start()
+    listed = read()
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [*listed.files] == [str(tmp_path / each) for each in names] and set(listed.labels) == {"cat" * of_table}
+    assert isinstance(listed.files, FileNames) and listed.files.prefix == f"{tmp_path}/"
+    # The name, and numbers of eight bytes.
+    assert held / number < 100 and most / number < 250
+    # The disk's word is that of a listing of the folder.
+    stat = os.stat(tmp_path / names[5])
+    assert (listed.files.sizes[5], listed.files.mtimes[5]) == (stat.st_size, stat.st_mtime_ns)
+
+
+def test_a_link_in_a_list_is_known_as_one(tmp_path, paint):
+    paint(tmp_path / "a.png", 0)
+    (tmp_path / "b.png").symlink_to("a.png")
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    listed = read_list(tmp_path / "list.txt", None).files
+    assert isinstance(listed, FileNames) and listed.links.tolist() == [False, True]
+    assert listed.sizes[0] == listed.sizes[1] == (tmp_path / "a.png").stat().st_size

@@ -23,6 +23,7 @@ from debias_ssl.data.sources.load import load_data
 from debias_ssl.data.task import make_task
 from debias_ssl.distributed import start_up
 from debias_ssl.distributed.start_up import SharedStart
+from debias_ssl.system import texts
 
 PATHS = ["a/1.png", "a/\u00e4\u6f22.png", os.fsdecode(b"b/\xff.png"), "", "c/long name.png"]
 
@@ -33,7 +34,8 @@ def names_of(*paths: str) -> FileNames:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "BLOCK", 2)
+    for module in (listing, texts):
+        monkeypatch.setattr(module, "BLOCK", 2)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -364,3 +365,14 @@ def test_shards_without_images_are_refused(pack: Pack, tmp_path: Path):
 def test_the_longest_list_needs_no_names_in_memory():
     names = ShardedNames(shards=tuple(Shard(f"{i}.tar", 1, 1, 10_000) for i in range(1000)))
     assert len(names) == 10_000_000 and names.part(np.arange(10, 9_999_999, 1000)).borders[-1] == 10_000
+
+
+def test_a_member_takes_some_bytes_while_a_tar_file_is_gone_through(pack):
+    """Python's tarfile would keep a kilobyte of each."""
+    number = 3000
+    path = pack("many.tar", {f"folder/{i:08d}.png": b"" for i in range(number)})
+    tracemalloc.start()
+    made = shard_index.make_index(str(path))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(made["offsets"]) == number and most / number < 500
