@@ -14,11 +14,13 @@ import torch
 from harmful import Harmful
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors.torch import save_file
 from small_clip import MODEL, PREPROCESSING, save_clip
+from torch import nn
 from torchvision.transforms import v2
 
 from debias_ssl.models.clip import Clip, blank_features, load_clip, zero_shot_weights
-from debias_ssl.models.pixels import middle
+from debias_ssl.models.pixels import hash_of, middle
 from debias_ssl.system.errors import InputError
 
 CPU = torch.device("cpu")
@@ -128,6 +130,27 @@ def test_the_network_does_not_train_and_workers_can_take_its_preprocessing(clip:
     assert not any(module.training for module in clip.network.modules())
     assert not any(parameter.requires_grad for parameter in clip.network.parameters())
     assert pickle.loads(pickle.dumps(clip.preprocess))(Image.new("RGB", (4, 4))).shape == (16, 16, 3)
+
+
+def test_batch_norms_are_folded_and_features_are_those_of_open_clip(tmp_path: Path):
+    torch.manual_seed(0)
+    config: dict[str, Any] = MODEL | {
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
+    }
+    network: Any = open_clip.CLIP(**config)
+    for name, values in network.visual.named_buffers():
+        if name.endswith("running_var"):
+            values.uniform_(0.5, 2)
+    save_file(network.state_dict(), tmp_path / "open_clip_model.safetensors")
+    told = {"model_cfg": config, "preprocess_cfg": PREPROCESSING}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(told))
+    clip = load_clip(f"local-dir:{tmp_path}", None, CPU)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in clip.network.visual.modules())
+    images = torch.randint(256, (3, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = network.eval().encode_image(clip.normalized(images).contiguous(), normalize=True)
+    torch.testing.assert_close(clip.encode(images), expected, atol=1e-5, rtol=1e-4)
+    assert clip.description["weights"] == hash_of(network.visual.state_dict()), "those of the file"
 
 
 def test_features_have_length_one_in_fp32_under_mixed_precision(clip: Clip):
