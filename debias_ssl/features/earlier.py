@@ -10,6 +10,7 @@ from jaxtyping import Int64
 
 from debias_ssl.data.reading.config import DECODER
 from debias_ssl.data.reading.feature_list import FeatureList
+from debias_ssl.models.resizing import RESIZED
 from debias_ssl.system.errors import InputError
 
 # Images whose content is looked at before the features of a list that may be another one are given up.
@@ -63,6 +64,11 @@ def difference(found: dict[str, Any], own: dict[str, Any], flag: str) -> str | N
     if before.get("decoder") != DECODER:
         return (
             "features of another version, which read some images otherwise (EXIF orientation, transparency): "
+            + elsewhere(flag)
+        )
+    if differing == [RESIZED]:
+        return (
+            "features of another version, which resized images otherwise (their pixels differ by a level or two): "
             + elsewhere(flag)
         )
     return f"features of another model ({' and '.join(differing)} differ): {elsewhere(flag)}"

@@ -9,21 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float16, Int64, UInt8
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.reading.contents import content_of
-from debias_ssl.data.reading.decode import decode
+from debias_ssl.data.reading.decode import decoded
 from debias_ssl.features.store import FeatureStore
 from debias_ssl.models.pixels import Preprocessing
 from debias_ssl.system.errors import InputError, reason
 
 # What resizing and cropping have been seen to raise for images of odd sides.
-UNPREPARED = (ValueError, MemoryError)
-# Pixels that may wait for others of the same size.
-TOGETHER = 2**20
+UNPREPARED = (ValueError, MemoryError, RuntimeError)
+# Bytes of pixels that may wait for others of the same size.
+TOGETHER = 3 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +39,13 @@ class Preparing:
         Raises:
             InputError: it cannot be read, or cannot be resized and cropped as the model wants it.
         """
-        image = decode(self.files[row], decoding=self.decoding)
+        image = decoded(self.files[row], self.decoding)
         try:
             return self.preprocess(image)
         except UNPREPARED as error:
+            height, width, _ = image.shape
             raise InputError(
-                f"cannot prepare image {self.files[row]!r} of {image.width} x {image.height} pixels for the model: "
+                f"cannot prepare image {self.files[row]!r} of {width} x {height} pixels for the model: "
                 f"{reason(error)}; remove it or skip it (--on_error skip)"
             ) from error
 
@@ -54,16 +54,18 @@ class Preparing:
         found, waiting, number = {}, defaultdict(dict), 0
         for key, row in rows.items():
             with suppress(InputError):
-                image = decode(self.files[row], decoding=self.decoding)
-                waiting[image.size][key] = image
-                number += image.width * image.height
+                image = decoded(self.files[row], self.decoding)
+                waiting[image.shape][key] = image
+                number += image.size
             if number >= TOGETHER:
                 found |= self._prepared(waiting)
                 waiting, number = defaultdict(dict), 0
         found |= self._prepared(waiting)
         return {key: found[key] for key in rows if key in found}
 
-    def _prepared(self, waiting: Mapping[Any, Mapping[int, Image.Image]]) -> dict[int, UInt8[Tensor, "H W K"]]:
+    def _prepared(
+        self, waiting: Mapping[Any, Mapping[int, UInt8[np.ndarray, "_ _ 3"]]]
+    ) -> dict[int, UInt8[Tensor, "H W K"]]:
         """Of images by their sizes."""
         found = {}
         for images in waiting.values():

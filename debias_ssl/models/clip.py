@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import Compose
 from tqdm import tqdm
 
 from debias_ssl.models.clip_names import CONFIG, EXTRA, LOCAL, OFFLINE, checked_config, plain, silent, why
+from debias_ssl.models.folding import folded
 from debias_ssl.models.pixels import Normalized, Preprocessing, hash_of
+from debias_ssl.models.resizing import RESIZED, of_bytes, takes_tensors
 from debias_ssl.models.text_cache import keep, kept
 from debias_ssl.system.errors import InputError
 
@@ -52,7 +54,7 @@ class Clip:
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "N H W K"]) -> Float[Tensor, "N D"]:
         """Vectors of length 1 of preprocessed images, in fp32 whatever precision the network runs in."""
-        taken = self.normalized(images).contiguous()
+        taken = self.normalized(images)
         features = F.normalize(self.network.encode_image(taken).float(), dim=-1)
         if not self.flip:
             return features
@@ -87,16 +89,22 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
         named = f"--model {model}" + (f" --pretrained {pretrained}" if pretrained else "")
         raise InputError(f"{named} cannot be loaded: {why(error)}; {fix}") from error
     network.eval().requires_grad_(False)
+    weights = hash_of(network.visual.state_dict())
     preprocessing = PreprocessCfg(**network.visual.preprocess_cfg)
     transform: Any = image_transform_v2(preprocessing, is_train=False)
+    # Without the last parts, which make tensors of RGB images, and normalize them.
+    parts = transform.transforms[:-3]
     crops = (preprocessing.resize_mode or "shortest") == "shortest"
     vision = {key: value for key, value in config["vision_cfg"].items() if key != "timm_model_pretrained"}
     activation = {"quick_gelu": config.get("quick_gelu", False)}
+    normalized = Normalized(mean=_of_channels(preprocessing.mean), std=_of_channels(preprocessing.std))
+    _make_fast(network, normalized, preprocessing.size, device)
     return Clip(
         network=network,
-        # Without the last two parts, which make tensors of fp32 and normalize them.
-        preprocess=Preprocessing(transform=Compose(transform.transforms[:-2]), is_cropped=crops),
-        normalized=Normalized(mean=_of_channels(preprocessing.mean), std=_of_channels(preprocessing.std)),
+        preprocess=Preprocessing(
+            transform=Compose([of_bytes(part) for part in parts]), is_cropped=crops, takes_tensors=takes_tensors(parts)
+        ),
+        normalized=normalized,
         tokenizer=tokenizer,
         logit_scale=network.logit_scale.exp().item(),
         # Where weights have none although the config does, open_clip takes 0.
@@ -105,13 +113,27 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
         device=device,
         description={
             "vision": vision | activation,
-            "weights": hash_of(network.visual.state_dict()),
+            "weights": weights,
             "preprocessing": plain(asdict(preprocessing)),
+            **({RESIZED: "torch"} if takes_tensors(parts) else {}),
             **({"flip": True} if flip else {}),
         },
         flip=flip,
         text=config["text_cfg"] | activation,
     )
+
+
+def _make_fast(network: Any, normalized: Normalized, size: int | tuple[int, int], device: torch.device) -> None:
+    """Gives the image tower of a model the memory format of its images, and folds its batch norms, if it has some.
+
+    Features move by rounding; those of a transformer by nothing.
+    """
+    network.visual.to(memory_format=torch.channels_last)
+    if any(isinstance(module, nn.BatchNorm2d) for module in network.visual.modules()):
+        height, width = (size, size) if isinstance(size, int) else size
+        noise = torch.randint(256, (1, height, width, 3), generator=torch.Generator().manual_seed(0))
+        image = normalized(noise.to(device, torch.uint8))
+        network.visual = folded(network.visual, lambda tower: tower(image))
 
 
 def _of_channels(values: float | Sequence[float]) -> tuple[float, ...]:

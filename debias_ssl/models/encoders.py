@@ -10,13 +10,14 @@ from jaxtyping import Float, UInt8
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision.transforms import Compose, Resize, v2
+from torchvision.transforms import Compose
 
 from debias_ssl.models.classifier import load_weights
 from debias_ssl.models.clip import load_clip
 from debias_ssl.models.clip_names import CONFIG, HUB, LOCAL, OFFLINE, WEIGHTS, from_hub, plain, silent, why
 from debias_ssl.models.folding import folded
 from debias_ssl.models.pixels import Normalized, Preprocessing, hash_of
+from debias_ssl.models.resizing import of_bytes
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import near
 
@@ -151,7 +152,7 @@ def _timm_encoder(
     normalized = Normalized(mean=tuple(config["mean"]), std=tuple(config["std"]))
     transform: Any = create_transform(**config, is_training=False, use_prefetcher=True)
     # Without the last part, which makes a tensor of an image.
-    resized = Compose([_of_bytes(part) for part in transform.transforms[:-1]])
+    resized = Compose([of_bytes(part) for part in transform.transforms[:-1]])
     try:
         if image_size and hasattr(network, "set_input_size"):
             # The positions of a transformer's patches are those of its own size, and are interpolated for another one.
@@ -170,7 +171,12 @@ def _timm_encoder(
     arguments = plain(getattr(network, "pretrained_model_args", {}))
     return TimmEncoder(
         network=network,
-        preprocess=Preprocessing(transform=resized, is_cropped=config["crop_mode"] == "center", takes_tensors=True),
+        preprocess=Preprocessing(
+            transform=resized,
+            is_cropped=config["crop_mode"] == "center",
+            # By this, torch does not resize.
+            takes_tensors=config["interpolation"] != "lanczos",
+        ),
         normalized=normalized,
         embed_dim=tried.shape[1],
         device=device,
@@ -182,13 +188,6 @@ def _timm_encoder(
         },
         flip=flip,
     )
-
-
-def _of_bytes(part: Any) -> Any:
-    """A part of timm's preprocessing that resizes bytes as bytes: as fp32 numbers it takes 20 times as long."""
-    if type(part) is not Resize:
-        return part
-    return v2.Resize(part.size, interpolation=part.interpolation, antialias=True)
 
 
 def _created(model: str, weights: str | None) -> Any:

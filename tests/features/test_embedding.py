@@ -25,6 +25,7 @@ from debias_ssl.features.embedding import FeatureCache, embed
 from debias_ssl.features.store import FolderStore, MemoryStore, ShardRows
 from debias_ssl.labels.images import images_to_label
 from debias_ssl.models.clip import Clip, load_clip
+from debias_ssl.models.resizing import RESIZED
 from debias_ssl.system.errors import InputError, StoppedError
 
 CPU = torch.device("cpu")
@@ -198,6 +199,15 @@ def test_features_of_an_earlier_version_are_not_used(clip: Clip, images: list[Pa
     ):
         cached(clip, images)
     assert "are of another version" in feature_notes([str(folder)])[0]
+
+
+def test_features_of_images_that_pillow_resized_are_not_used(clip: Clip, images: list[Path]):
+    folder = folder_of(cached(clip, images))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["model"][RESIZED]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"holds features of another version, which resized images otherwise .*" + FIX):
+        cached(clip, images)
 
 
 def test_features_are_of_one_background(clip: Clip, images: list[Path]):

@@ -20,7 +20,7 @@ from debias_ssl import label
 from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.augment.views import num_numbers, strong, weak
 from debias_ssl.data.reading.contents import content_of
-from debias_ssl.data.reading.decode import decode
+from debias_ssl.data.reading.decode import decode, decoded
 from debias_ssl.data.reading.features import ViewKind, find_features, view_folder
 from debias_ssl.data.sampling import keyed
 from debias_ssl.features import embedding, preparing
@@ -152,10 +152,10 @@ def test_numbers_of_a_content_are_philox_at_its_hash():
 
 
 def test_each_image_is_decoded_once_for_all_of_its_views(flags, images, tmp_path: Path, monkeypatch, encoded):
-    decoded = []
-    monkeypatch.setattr(preparing, "decode", lambda path, **rest: decoded.append(path) or decode(path, **rest))
+    files = []
+    monkeypatch.setattr(preparing, "decoded", lambda path, *rest: files.append(path) or decoded(path, *rest))
     main([*flags, "--views", "2", "--out", str(tmp_path / "out")])
-    assert sorted(decoded) == sorted(map(str, images)) and sum(encoded) == 50
+    assert sorted(files) == sorted(map(str, images)) and sum(encoded) == 50
     # More of them later: what is there stays.
     before = bytes_in(tmp_path / "out")
     encoded.clear()

@@ -14,13 +14,18 @@ import torch
 from harmful import Harmful
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors.torch import save_file
 from small_clip import MODEL, PREPROCESSING, save_clip
+from torch import nn
+from torchvision.transforms import v2
 
 from debias_ssl.models.clip import Clip, blank_features, load_clip, zero_shot_weights
-from debias_ssl.models.pixels import middle
+from debias_ssl.models.pixels import hash_of, middle
 from debias_ssl.system.errors import InputError
 
 CPU = torch.device("cpu")
+# What the network sees of one level of a pixel, and a little.
+LEVEL = 1.01 / 255 / 0.2
 TINY = Path(__file__).parents[2] / ".." / "shared" / "models" / "tiny-clip"
 
 
@@ -78,12 +83,29 @@ def strip(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("size", [(2000, 1), (1, 2001), (900, 4), (4, 901), (800, 16)])
 def test_of_a_strip_nothing_is_resized_that_is_cropped_away(clip: Clip, size: tuple[int, int], monkeypatch):
     image = strip(*size)
-    expected, resize, sizes = usual()(image), Image.Image.resize, []
-    monkeypatch.setattr(
-        Image.Image, "resize", lambda self, size, *rest, **more: sizes.append(size) or resize(self, size, *rest, **more)
-    )
-    assert seen(clip, image).equal(expected), "its own preprocessing gives the same"
-    assert all(np.prod(each) <= 17 * 16 * 16 for each in sizes)
+    expected, resize, sizes = usual()(image), v2.Resize.transform, []
+
+    def watched(self: Any, inpt: Any, params: Any) -> Any:
+        resized = resize(self, inpt, params)
+        sizes.append(resized.shape[-2:])
+        return resized
+
+    monkeypatch.setattr(v2.Resize, "transform", watched)
+    assert (seen(clip, image) - expected).abs().max() < LEVEL, "its own preprocessing gives the same"
+    assert len(sizes) == 1 and all(np.prod(each) <= 17 * 16 * 16 for each in sizes)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("size", [(60, 45), (45, 61), (12, 7), (300, 40)])
+def test_torch_resizes_as_pillow_does_but_for_a_level_of_few_pixels(mode: str, size: tuple[int, int], tmp_path: Path):
+    clip = load_clip(save_clip(tmp_path, preprocess_cfg=PREPROCESSING | {"resize_mode": mode}), None, CPU)
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    differing = (seen(clip, image) - usual(resize_mode=mode)(image)).abs()
+    assert differing.max() < LEVEL and (differing > 1e-6).float().mean() < 0.02
+    assert clip.preprocess.takes_tensors == (mode != "longest")
+    together = clip.preprocess.alike([noise, noise[::-1]])
+    assert together.equal(torch.stack([clip.preprocess(image), clip.preprocess(noise[::-1])]))
 
 
 @pytest.mark.parametrize("size", [(1000, 3), (7, 555), (3000, 37), (613, 24)])
@@ -94,19 +116,41 @@ def test_of_a_strip_of_any_sides_the_same_is_seen_within_a_pixel(clip: Clip, siz
 
 def test_what_is_no_strip_goes_as_it_is(clip: Clip):
     for size in ((16, 1), (20, 15), (33, 33), (5, 80)):
-        assert middle(strip(*size)) == strip(*size)
-    assert middle(strip(17, 1)).size == (17, 1) and middle(strip(18, 1)).size == (16, 1)
+        assert middle(np.asarray(strip(*size))).shape == (*size[::-1], 3)
+    assert middle(np.asarray(strip(17, 1))).shape == (1, 17, 3)
+    assert middle(np.asarray(strip(18, 1))).tolist() == np.asarray(strip(18, 1))[:, 1:-1].tolist()
 
 
 def test_where_the_whole_picture_is_seen_none_of_it_is_cut_off(tmp_path: Path):
     squashing = load_clip(save_clip(tmp_path, preprocess_cfg=PREPROCESSING | {"resize_mode": "squash"}), None, CPU)
-    assert seen(squashing, strip(900, 2)).equal(usual(resize_mode="squash")(strip(900, 2)))
+    assert (seen(squashing, strip(900, 2)) - usual(resize_mode="squash")(strip(900, 2))).abs().max() < LEVEL
 
 
 def test_the_network_does_not_train_and_workers_can_take_its_preprocessing(clip: Clip):
     assert not any(module.training for module in clip.network.modules())
     assert not any(parameter.requires_grad for parameter in clip.network.parameters())
     assert pickle.loads(pickle.dumps(clip.preprocess))(Image.new("RGB", (4, 4))).shape == (16, 16, 3)
+
+
+def test_batch_norms_are_folded_and_features_are_those_of_open_clip(tmp_path: Path):
+    torch.manual_seed(0)
+    config: dict[str, Any] = MODEL | {
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
+    }
+    network: Any = open_clip.CLIP(**config)
+    for name, values in network.visual.named_buffers():
+        if name.endswith("running_var"):
+            values.uniform_(0.5, 2)
+    save_file(network.state_dict(), tmp_path / "open_clip_model.safetensors")
+    told = {"model_cfg": config, "preprocess_cfg": PREPROCESSING}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(told))
+    clip = load_clip(f"local-dir:{tmp_path}", None, CPU)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in clip.network.visual.modules())
+    images = torch.randint(256, (3, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = network.eval().encode_image(clip.normalized(images).contiguous(), normalize=True)
+    torch.testing.assert_close(clip.encode(images), expected, atol=1e-5, rtol=1e-4)
+    assert clip.description["weights"] == hash_of(network.visual.state_dict()), "those of the file"
 
 
 def test_features_have_length_one_in_fp32_under_mixed_precision(clip: Clip):

@@ -73,7 +73,7 @@ def test_the_trainer_sees_the_same_features(weights: str, images):
 def test_images_of_one_size_together_are_those_one_by_one_and_workers_take_it_along(weights: str, images):
     preprocess = pickle.loads(pickle.dumps(load_encoder(f"timm:{NAME}", CPU, weights=weights).preprocess))
     for first in range(0, 6, 2):
-        together = preprocess.alike(images[first : first + 2])
+        together = preprocess.alike([np.asarray(image) for image in images[first : first + 2]])
         assert together.equal(torch.stack([preprocess(image) for image in images[first : first + 2]]))
 
 

@@ -41,7 +41,8 @@ def test_images_are_squashed_and_centered_as_in_its_training(tmp_path: Path):
     settings: dict[str, Any] = {**SIGLIP_PREPROCESSING, "size": 160}
     own: Any = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     for image in (noise(200, 120), noise(900, 4)):
-        assert clip.normalized(clip.preprocess(image)[None])[0].equal(own(image))
+        # Torch and Pillow differ by a level, in a strip of noise by two.
+        assert (clip.normalized(clip.preprocess(image)[None])[0] - own(image)).abs().max() < 2.01 / 255 / 0.5
     white = clip.normalized(clip.preprocess(Image.new("RGB", (50, 30), "white"))[None])[0]
     assert white.shape == (3, 160, 160) and white.unique().tolist() == [1.0]
 

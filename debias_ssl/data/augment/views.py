@@ -96,8 +96,12 @@ def strong(
 
 def normalize(images: Pixels, normalization: Normalization) -> Float32[Tensor, "N K H W"]:
     """(x - mean) / std with pixels in [0, 1], in the channels-last memory format that the images already have."""
-    scaled = images.float() if images.is_floating_point() else images.div(255)
-    return scaled.sub(normalization.mean).div_(normalization.std).permute(0, 3, 1, 2)
+    # Row by row: with the few numbers of a pixel at a time, this takes twice as long.
+    number, height, width, channels = images.shape
+    mean, std = normalization.mean.repeat(width), normalization.std.repeat(width)
+    rows = images.reshape(number, height, width * channels)
+    scaled = rows.to(torch.float32, copy=True) if rows.is_floating_point() else rows.div(255)
+    return scaled.sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
 
 
 def moved(numbers: Float[Tensor, " N"], side: int, fraction: float) -> Int[Tensor, "N side"]:
@@ -116,13 +120,18 @@ def cut_out_(
     images: UInt8[Tensor, "N H W K"], numbers: Float[Tensor, "N 2"], fraction: float
 ) -> UInt8[Tensor, "N H W K"]:
     """Paints a gray square around a uniformly drawn pixel, in place; what lies outside the image is cut off."""
-    height, width = images.shape[1:3]
+    number, height, width, channels = images.shape
     size = int(fraction * min(height, width))
+    # 255 inside, 0 outside: with bits, this takes a third of the time of `masked_fill_`.
     inside_y, inside_x = (
-        covered(whole(number, side) - size // 2, size, side).to(images.device, non_blocking=True)
-        for number, side in zip(numbers.unbind(1), (height, width), strict=True)
+        covered(whole(position, side) - size // 2, size, side).view(torch.uint8).neg_().repeat_interleave(times, 1)
+        for position, side, times in zip(numbers.unbind(1), (height, width), (1, channels), strict=True)
     )
-    return images.masked_fill_((inside_y[:, :, None] & inside_x[:, None, :])[..., None], GRAY)
+    inside_y, inside_x = (bits.to(images.device, non_blocking=True) for bits in (inside_y, inside_x))
+    inside = inside_y[:, :, None] & inside_x[:, None, :]
+    rows = images.view(number, height, width * channels)
+    rows.bitwise_and_(~inside).bitwise_or_(inside & GRAY)
+    return images
 
 
 def covered(start: Int[Tensor, " N"], size: int, side: int) -> Bool[Tensor, "N side"]:
