@@ -5,11 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.optim import (
-    get_optimizer_class,  # pyright: ignore[reportPrivateImportUsage]
-    list_optimizers,  # pyright: ignore[reportPrivateImportUsage]
-    param_groups_layer_decay,  # pyright: ignore[reportPrivateImportUsage]
-)
 from torch import nn
 
 from debias_ssl.formulas.schedules import Schedule
@@ -71,6 +66,7 @@ def make_optimizer(
         InputError: there is no such optimizer, it does not take these arguments, it is not right with scaled losses,
             or `layer_decay` is set and the network does not say which layers it has.
     """
+    leave_compiler_out()
     layers = _layers(net, config) if config.layer_decay < 1 else []
     in_layers = {id(parameter) for layer in layers for parameter in layer["params"]}
     parameters = [p for p in module.parameters() if p.requires_grad and id(p) not in in_layers]
@@ -95,6 +91,18 @@ def make_optimizer(
         raise InputError(f"optim.args: {make.__name__} does not take {config.args}: {reason(error)}") from error
 
 
+def leave_compiler_out() -> None:
+    """Has optimizers not import torch's compiler, which takes longer than to import torch.
+
+    Some methods of torch's optimizers import it to tell it not to compile them. Here nobody compiles a whole step:
+    `--compile` is for networks. They look for what to call instead where they would keep it.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if method is not None and not hasattr(method, "__dynamo_disable"):
+            setattr(method, "__dynamo_disable", method)  # noqa: B010  in a class, its own name would be mangled
+
+
 def find_optimizer(name: str) -> Any:
     """The class of an optimizer.
 
@@ -104,15 +112,17 @@ def find_optimizer(name: str) -> Any:
     of_torch = {key.lower(): value for key, value in vars(torch.optim).items() if _is_optimizer(value)}
     if name.lower() in of_torch:
         found: Any = of_torch[name.lower()]
-    elif name.lower() in list_optimizers():
-        found = get_optimizer_class(name.lower(), bind_defaults=False)
     elif "." in name:
         found = imported(name, "optim.name")
     else:
-        raise InputError(
-            f"optim.name: there is no optimizer {name!r} in torch.optim or timm.optim; "
-            f"torch's are {', '.join(sorted(of_torch))}; package.module.Class is one of your own"
-        )
+        from timm.optim import get_optimizer_class, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
+
+        if name.lower() not in list_optimizers():
+            raise InputError(
+                f"optim.name: there is no optimizer {name!r} in torch.optim or timm.optim; "
+                f"torch's are {', '.join(sorted(of_torch))}; package.module.Class is one of your own"
+            )
+        found = get_optimizer_class(name.lower(), bind_defaults=False)
     if not _is_optimizer(found):
         raise InputError(f"optim.name {name!r} is not a torch.optim.Optimizer")
     closure = inspect.signature(found.step).parameters.get("closure")
@@ -148,6 +158,8 @@ def _layers(net: Any, config: OptimConfig) -> list[dict[str, Any]]:
     """Groups of a network's trained parameters, each with the factor `lr_scale` of its layer."""
     if not hasattr(net, "group_matcher"):
         raise InputError("optim.layer_decay: the network does not say which layers it has; leave it at 1")
+    from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
+
     exempt = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
     return param_groups_layer_decay(net, config.weight_decay, exempt, layer_decay=config.layer_decay)
 
