@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from debias_ssl.contract import Place
-from debias_ssl.distributed.accelerator import keep_freed_memory
+from debias_ssl.distributed.device import keep_freed_memory
 from debias_ssl.features.embedding import embed
 from debias_ssl.features.store import FolderStore
 from debias_ssl.models.clip import Clip, load_clip

@@ -4,8 +4,8 @@
     python scripts/bench_start.py --quickstart      # also the whole run of configs/digits.yaml
 
 Each start is a process of its own with one thread, in turns; of each the least CPU time of `--rounds` counts, which
-others on the machine disturb least. The last line is `bench_start: help/torch=... refused/torch=... first_step/torch=...`,
-of all jobs the slowest `--help`; the exit status is 1 where one of them is above its bound.
+others on the machine disturb least. The last line is `bench_start: help/torch=... refused/torch=...
+first_step/torch=...`, of all jobs the slowest `--help`; the exit status is 1 where one of them is above its bound.
 """
 
 import argparse

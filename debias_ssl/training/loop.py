@@ -5,16 +5,15 @@ import sys
 import time
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from debias_ssl.contract import Batch, BatchStream, Step
 from debias_ssl.data.sampling.keyed import Purpose, derived_seed
 from debias_ssl.data.task import Part, Task
-from debias_ssl.distributed.accelerator import reseed
+from debias_ssl.distributed.device import reseed
 from debias_ssl.distributed.signals import Asked, StopVote
 from debias_ssl.formulas.schedules import learning_rate_factor
 from debias_ssl.system.errors import Interrupted, StoppedError
@@ -25,6 +24,9 @@ from debias_ssl.training.journal import Journal, StepStatistics, data_warning, t
 from debias_ssl.training.learner import Learner, Predictor
 from debias_ssl.training.memory import memory_told
 from debias_ssl.training.optim import set_learning_rate
+
+if TYPE_CHECKING:
+    import accelerate
 
 # Steps after which the pseudo-labels of a run are checked, if the run has twice as many.
 SETTLED = 200
@@ -48,7 +50,7 @@ class Trainer:
         self,
         config: Config,
         *,
-        accelerator: Accelerator,
+        accelerator: "accelerate.Accelerator",
         task: Task,
         stream: BatchStream,
         learner: Learner,
@@ -226,7 +228,7 @@ def _less_memory(config: Config) -> str:
 
 
 def take_step(
-    step: int, batch: Batch, config: Config, accelerator: Accelerator, trained: nn.Module, optimizer: Any
+    step: int, batch: Batch, config: Config, accelerator: "accelerate.Accelerator", trained: nn.Module, optimizer: Any
 ) -> tuple[Step, float]:
     """Optimizer step number `step`, from 0, of a prepared learner; returns also the learning rate."""
     progress = step / config.steps

@@ -100,7 +100,7 @@ def leave_compiler_out() -> None:
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
         if method is not None and not hasattr(method, "__dynamo_disable"):
-            setattr(method, "__dynamo_disable", method)  # noqa: B010  in a class, its own name would be mangled
+            setattr(method, "__dynamo_disable", method)
 
 
 def find_optimizer(name: str) -> Any:
