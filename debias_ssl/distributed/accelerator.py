@@ -72,7 +72,8 @@ def set_determinism(deterministic: bool, has_gpu: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
-    torch.use_deterministic_algorithms(deterministic and has_gpu, warn_only=True)
+    # Not `use_deterministic_algorithms`, which imports torch's compiler to tell it too: that takes longer than torch.
+    torch.set_deterministic_debug_mode("warn" if deterministic and has_gpu else "default")
     # Nothing here reads memory that nobody has written to.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     if deterministic and has_gpu:

@@ -125,6 +125,9 @@ def make_trainer(
         raise InputError("model.norm sync needs GPUs: take batch or group")
     if config.accumulation * accelerator.num_processes > config.batch_size:
         raise InputError(f"accumulation is {config.accumulation}, more than each process has labeled images")
+    if config.compile:
+        # The same as before, but now torch's compiler hears of it too.
+        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=True)
     task = _make_task(config, accelerator, folder.split if resume and folder.split.exists() else None, last)
     if resume:
         check_inputs(folder.split, task.inputs | (teacher_hash(Path(config.teacher)) if config.teacher else {}))

@@ -97,7 +97,8 @@ class Trainer:
             StoppedError: a loss or a weight became infinite, or there is not enough memory.
         """
         config, accelerator, learner = self.config, self.accelerator, self.learner
-        trained, optimizer = accelerator.prepare(learner, self.optimizer)
+        # Where nothing is said of places, Accelerate imports torch's tensors of several devices, to look for them.
+        trained, optimizer = accelerator.prepare(learner, self.optimizer, device_placement=[True, True])
         if accelerator.scaler is not None and self._scaler_state:
             accelerator.scaler.load_state_dict(self._scaler_state)
         trained.train()

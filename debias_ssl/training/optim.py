@@ -14,6 +14,8 @@ from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, che
 
 # What an optimizer is called with beside `args`.
 OWN = {"params", "lr", "weight_decay"}
+# Methods of torch's optimizers, beside a step, that are wrapped for its compiler.
+BOOKKEEPING = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,6 @@ def make_optimizer(
         InputError: there is no such optimizer, it does not take these arguments, it is not right with scaled losses,
             or `layer_decay` is set and the network does not say which layers it has.
     """
-    leave_compiler_out()
     layers = _layers(net, config) if config.layer_decay < 1 else []
     in_layers = {id(parameter) for layer in layers for parameter in layer["params"]}
     parameters = [p for p in module.parameters() if p.requires_grad and id(p) not in in_layers]
@@ -86,21 +87,22 @@ def make_optimizer(
         # One kernel for all tensors; devices other than these may not have it.
         arguments["fused"] = all(p.device.type in ("cpu", "cuda") for p in module.parameters()) or None
     try:
-        return make([group for group in groups if group["params"]], lr=config.lr, **arguments)
+        kind = make if arguments.get("differentiable") else without_compiler(make)
+        return kind([group for group in groups if group["params"]], lr=config.lr, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"optim.args: {make.__name__} does not take {config.args}: {reason(error)}") from error
 
 
-def leave_compiler_out() -> None:
-    """Has optimizers not import torch's compiler, which takes longer than to import torch.
+def without_compiler(make: Any) -> Any:
+    """A class like an optimizer of torch's, with the same bits, that does not import torch's compiler.
 
-    Some methods of torch's optimizers import it to tell it not to compile them. Here nobody compiles a whole step:
-    `--compile` is for networks. They look for what to call instead where they would keep it.
+    torch's own classes import it, which takes longer than to import torch, to have it leave alone some of their methods
+    where somebody compiles a whole step: here `--compile` is for networks.
     """
-    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
-        if method is not None and not hasattr(method, "__dynamo_disable"):
-            setattr(method, "__dynamo_disable", method)
+    if not make.__module__.startswith("torch.optim."):
+        return make
+    plain = {name: inspect.unwrap(getattr(make, name)) for name in BOOKKEEPING}
+    return type(make.__name__, (make,), {**plain, "step": torch.no_grad()(inspect.unwrap(make.step))})
 
 
 def find_optimizer(name: str) -> Any:
