@@ -1,6 +1,7 @@
 """Model, averaged model and method as one module: one forward pass from images to losses and pseudo-labels."""
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -205,7 +206,8 @@ class Learner(nn.Module):
         def contexts():
             return nullcontext(), discarded_averages(self._batch_norms)
 
-        logits, features = checkpoint(passed, images, use_reentrant=False, context_fn=contexts)
+        # Unwrapped: torch wraps it for its compiler, which it would import for that, longer than torch itself.
+        logits, features = inspect.unwrap(checkpoint)(passed, images, use_reentrant=False, context_fn=contexts)
         return View(logits=logits, features=features)
 
     @torch.no_grad()
