@@ -17,7 +17,8 @@ TORCH = {"cuda", "numpy", "torch", "torchgen", "tqdm", "triton", "typing_extensi
 OWN = {"PIL", "debias_ssl", "filelock", "jaxtyping", "pyarrow", "safetensors", "scipy", "yaml"}
 OWN |= {"cloudpickle", "docstring_parser", "jsonargparse", "typeshed_client", "wadler_lindig"}
 OF_HELP = TORCH | OWN
-OF_RUN = OF_HELP | {"accelerate", "packaging", "psutil", "huggingface_hub"}
+# Accelerate looks for packages whose names begin with "google.".
+OF_RUN = OF_HELP | {"accelerate", "google", "packaging", "psutil", "huggingface_hub"}
 # Parts of these that take as long to import as torch: its compiler, tensors of several devices, the parts of scipy.
 SLOW = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torch.onnx", "sympy")
 SLOW += ("scipy.optimize", "scipy.sparse", "scipy.special", "scipy.stats")
@@ -65,7 +66,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     out = tmp_path_factory.mktemp("start") / "run"
     steps = [f"--{name}=2" for name in ("steps", "log_every", "eval_every", "checkpoint_every")]
     run = ["--config", str(DIGITS), "--out", str(out), "--overwrite", *steps]
-    other = ["--accumulation", "2", "--optim.name", "adamw", "--optim.clip", "1", "--model.norm", "group"]
+    other = ["--optim.name", "adamw", "--optim.clip", "1", "--model.norm", "group", "--target_model", "ema"]
     values = f"JOBS, RUN, OTHER = {[module for module, _ in JOBS.values()]}, {run}, {other}\n"
     helped, ran = imported(values + PROGRAM)
     assert (out / "summary.json").exists()

@@ -1,7 +1,6 @@
 """Model, averaged model and method as one module: one forward pass from images to losses and pseudo-labels."""
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -206,8 +205,7 @@ class Learner(nn.Module):
         def contexts():
             return nullcontext(), discarded_averages(self._batch_norms)
 
-        # Unwrapped: torch wraps it for its compiler, which it would import for that, longer than torch itself.
-        logits, features = inspect.unwrap(checkpoint)(passed, images, use_reentrant=False, context_fn=contexts)
+        logits, features = checkpoint(passed, images, use_reentrant=False, context_fn=contexts)
         return View(logits=logits, features=features)
 
     @torch.no_grad()
