@@ -195,7 +195,9 @@ def _create(name: str, arguments: dict[str, Any], downloads: bool) -> Any:
     """The network: timm's, or a class or function of the user's own."""
     if name in OWN:
         if downloads:
-            raise InputError(f"model.pretrained: nobody offers weights of {name!r}; model.weights takes a file")
+            raise InputError(
+                f"model.pretrained: cannot get weights of {name!r} (there are none); model.weights takes a file"
+            )
         return _made(OWN[name], name, arguments)
     import timm
 

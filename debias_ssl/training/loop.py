@@ -241,7 +241,9 @@ def take_step(
     result = trained(batch, progress)
     accelerator.backward(torch.stack([*result.losses.values()]).sum())
     if config.optim.clip is not None:
-        accelerator.clip_grad_norm_(trained.parameters(), config.optim.clip)
+        # What `accelerator.clip_grad_norm_` does here, but that one imports torch's tensors of several devices.
+        accelerator.unscale_gradients()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip)
     plain.step()
     plain.zero_grad()
     return result, rate
