@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from debias_ssl import __version__
-from debias_ssl.distributed.accelerator import keep_freed_memory
+from debias_ssl.distributed.device import keep_freed_memory
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.labels.config import LABEL_FILES, DebiasConfig

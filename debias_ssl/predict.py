@@ -4,10 +4,9 @@ import sys
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from jsonargparse import Namespace
 
 from debias_ssl.contract import Place
@@ -35,6 +34,9 @@ from debias_ssl.training.checkpoint import machine
 from debias_ssl.training.evaluation import predict_batches
 from debias_ssl.training.parser import Parser
 from debias_ssl.training.saved import parse_data
+
+if TYPE_CHECKING:
+    import accelerate
 
 
 @entry_point
@@ -85,6 +87,8 @@ def _predict(parsed: Namespace, data: DataConfig, out: Path) -> None:
     features = parsed.features and Path(parsed.features).resolve()
     root = parsed.root and Path(parsed.root).resolve()
     settings = [parsed.batch_size, features, root, data.decoding.of_pixels, data.crop, machine()]
+    from accelerate.utils import broadcast_object_list
+
     # One process looks at the files, which may be many, and the others have its word.
     key = broadcast_object_list([key_of(folder.path, images.names, *settings) if is_main else ""])[0]
     table = LabelTable(out=out, key=key, place=place_of(accelerator))
@@ -103,7 +107,7 @@ def _predict(parsed: Namespace, data: DataConfig, out: Path) -> None:
         print(f"{len(images)} images labeled: {out}")
 
 
-def _listed(parsed: Namespace, run: TrainedRun, accelerator: Accelerator) -> Images:
+def _listed(parsed: Namespace, run: TrainedRun, accelerator: "accelerate.Accelerator") -> Images:
     """The images to label, without those that cannot be read if they are to be left out."""
     with first_of_each_host_first(accelerator):
         images, bad = find_files(parsed.images, "--images", parsed.root), {}
@@ -127,7 +131,12 @@ def _listed(parsed: Namespace, run: TrainedRun, accelerator: Accelerator) -> Ima
 
 
 def _label(
-    run: TrainedRun, reader: Reader, images: Images, table: LabelTable, parsed: Namespace, accelerator: Accelerator
+    run: TrainedRun,
+    reader: Reader,
+    images: Images,
+    table: LabelTable,
+    parsed: Namespace,
+    accelerator: "accelerate.Accelerator",
 ) -> None:
     """Writes the rows of the images, of which each process takes one stretch, as far as they are not there yet."""
     place, is_main, root = table.place, accelerator.is_main_process, folder_of(parsed.images, images, parsed.root)

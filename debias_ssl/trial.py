@@ -14,7 +14,7 @@ from debias_ssl.contract import Place
 from debias_ssl.data.last_task import LastTask
 from debias_ssl.data.splits import save_split
 from debias_ssl.data.task import Task
-from debias_ssl.distributed.accelerator import chosen_device
+from debias_ssl.distributed.device import chosen_device
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import num_launched
 from debias_ssl.runs.comparison import PlannedRun, planned_runs, print_status, train_in_processes, train_in_this_process

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accelerate import Accelerator
 from jaxtyping import Float, Int64, UInt8
 from jsonargparse import Namespace
 from torch import Tensor
@@ -44,6 +43,9 @@ from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
+
+if TYPE_CHECKING:
+    import accelerate
 
 # Settings that need what votes have not: vectors of the classes, and logits of other images of each run.
 WITHOUT = ("refine", "reference")
@@ -133,7 +135,7 @@ def _vote(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         _write(given, electors, criteria, config, parsed, out)
 
 
-def _electorate(parsed: Namespace, accelerator: Accelerator) -> _Electorate:
+def _electorate(parsed: Namespace, accelerator: "accelerate.Accelerator") -> _Electorate:
     """Members and images, without those that cannot be read if they are to be left out."""
     members = read_members(parsed.runs, parsed.features, accelerator.device)
     runs = [member for member in members if isinstance(member, Run)]

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from debias_ssl.data.augment import views
 from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.sampling.keyed import Purpose, uniform
-from debias_ssl.distributed.accelerator import keep_freed_memory
+from debias_ssl.distributed.device import keep_freed_memory
 
 
 def batched(images: Tensor) -> dict[str, Callable[[], None]]:

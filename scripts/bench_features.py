@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from debias_ssl.contract import Place
 from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.reading.features import view_folder
-from debias_ssl.distributed.accelerator import keep_freed_memory
+from debias_ssl.distributed.device import keep_freed_memory
 from debias_ssl.features.embedding import SHARD_SIZE, embed
 from debias_ssl.features.store import FolderStore
 from debias_ssl.features.views import kept_views

@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.config import STANDARD
-from debias_ssl.distributed.accelerator import keep_freed_memory
+from debias_ssl.distributed.device import keep_freed_memory
 from debias_ssl.features.embedding import embed
 from debias_ssl.features.preparing import Preparing
 from debias_ssl.features.store import FolderStore

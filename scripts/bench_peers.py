@@ -51,7 +51,7 @@ from bench_step import make_pixels
 from benchmark import Apart, Taken, in_turns, peak_resident_bytes, table
 from torch.utils.data import DataLoader
 
-from debias_ssl.distributed.accelerator import computes_in_bf16
+from debias_ssl.distributed.device import computes_in_bf16
 
 SCRIPTS = {"usb": "train.py", "torchssl": "fixmatch.py"}
 RATIO, IMAGES = 7, 50_000

@@ -45,7 +45,8 @@ from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader
 from debias_ssl.data.streams import Sampling, TrainingImages, TrainingStream
-from debias_ssl.distributed.accelerator import Precision, computes_in_bf16, make_accelerator, place_of
+from debias_ssl.distributed.accelerator import make_accelerator, place_of
+from debias_ssl.distributed.device import Precision, computes_in_bf16
 from debias_ssl.methods import FixMatch, Method, Problem
 from debias_ssl.models import ModelConfig, build
 from debias_ssl.models.classifier import Norm

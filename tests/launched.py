@@ -20,7 +20,8 @@ SHORT = ["--steps", "12", "--log_every", "2", "--eval_every", "6", "--checkpoint
 CONTEXT = multiprocessing.get_context("forkserver" if os.name != "nt" else "spawn")
 CONTEXT.set_forkserver_preload(
     [f"debias_ssl.{job}" for job in ("train", "compare", "distill", "label", "finetune.__main__", "features.__main__")]
-    + ["sklearn.datasets"]
+    + [f"debias_ssl.reporting.{page}_page" for page in ("labels", "run", "comparison", "calibration")]
+    + ["accelerate", "open_clip", "scipy.optimize", "timm", "torchvision.transforms.v2"]
 )
 
 

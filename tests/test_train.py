@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from jobs import refused, run, same, weights
 from launched import Launched
@@ -19,6 +18,7 @@ from debias_ssl import evaluate, predict, train
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.sources.load import load_data
 from debias_ssl.methods import FixMatch
+from debias_ssl.models.wide_resnet import wrn_10_1
 from debias_ssl.runs.summary import summarize
 from debias_ssl.training.journal import read_journal
 
@@ -151,7 +151,7 @@ def test_summary_is_what_the_predictions_say(finished: Path):
 
 
 def test_exported_weights_have_timms_names_and_give_the_predictions(finished: Path):
-    net = timm.create_model("wrn_10_1", num_classes=10, in_chans=1)
+    net = wrn_10_1(num_classes=10, in_chans=1)
     net.load_state_dict(load_file(finished / "model.safetensors"))
     data = load_data(DataConfig())
     assert data.test.pixels is not None

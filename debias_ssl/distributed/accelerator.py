@@ -1,24 +1,20 @@
-"""The Accelerator of every job, and the precision that it computes in."""
+"""The Accelerator of every job."""
 
-import ctypes
 import importlib.util
 import os
-import platform
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
 
 from debias_ssl.contract import Place
+from debias_ssl.distributed.device import Precision, computes_in_bf16, keep_freed_memory
 from debias_ssl.distributed.processes import num_launched
 from debias_ssl.system.errors import InputError
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-# glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+if TYPE_CHECKING:
+    import accelerate
 
 
 def make_accelerator(
@@ -26,12 +22,15 @@ def make_accelerator(
     trackers: tuple[str, ...] = (),
     folder: Path | None = None,
     deterministic: bool = True,
-) -> Accelerator:
+) -> "accelerate.Accelerator":
     """Makes the Accelerator, and sets what of torch decides on the last bits; nothing may touch Accelerate before.
 
     Without `cpu=True` in the first state that Accelerate makes, two processes started by torchrun on a machine without
     a GPU both believe that they are the first of one.
     """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
     has_gpu = torch.cuda.is_available()
     keep_freed_memory()
     set_determinism(deterministic, has_gpu)
@@ -73,7 +72,8 @@ def set_determinism(deterministic: bool, has_gpu: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
-    torch.use_deterministic_algorithms(deterministic and has_gpu, warn_only=True)
+    # Not `use_deterministic_algorithms`, which imports torch's compiler to tell it too: that takes longer than torch.
+    torch.set_deterministic_debug_mode("warn" if deterministic and has_gpu else "default")
     # Nothing here reads memory that nobody has written to.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     if deterministic and has_gpu:
@@ -81,48 +81,5 @@ def set_determinism(deterministic: bool, has_gpu: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def device_name() -> str:
-    """The kind of the device: of a GPU its name, of a CPU the vector instructions that torch uses."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return str(accelerator) if accelerator else f"CPU with {torch.backends.cpu.get_cpu_capability()}"
-
-
-def keep_freed_memory() -> bool:
-    """Has glibc keep freed memory for the next tensors; returns whether it does.
-
-    Otherwise the activations of a step, tens of megabytes each, go back to the kernel one by one, and the next step
-    gets them again page by page, zeroed. Nothing happens without glibc, or where the environment sets its allocator.
-    """
-    is_set = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    if platform.libc_ver()[0] != "glibc" or is_set:
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    # Older versions of glibc take at most 32 MiB as the size from which a tensor has a mapping of its own.
-    large = mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)
-    return bool(large and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def chosen_device(device: torch.device | str | None) -> torch.device:
-    """The device that is named; None is the accelerator if there is one, else the CPU."""
-    return torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies matrices in bf16, rather than by way of fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpu = torch.cpu
-    return device.type == "cpu" and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
-
-
-def reseed(seed: int, device: torch.device) -> None:
-    """Seeds torch's generators of the CPU and of one device; `torch.manual_seed` goes through every kind of device."""
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
-
-
-def place_of(accelerator: Accelerator) -> Place:
+def place_of(accelerator: "accelerate.Accelerator") -> Place:
     return Place(rank=accelerator.process_index, num_processes=accelerator.num_processes, device=accelerator.device)

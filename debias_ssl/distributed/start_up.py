@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from accelerate import Accelerator
+
+if TYPE_CHECKING:
+    import accelerate
 
 # How long processes wait for one that lists and decodes.
 PATIENCE = timedelta(days=7)
@@ -35,7 +37,7 @@ def shared_start() -> SharedStart | None:
 
 
 @contextmanager
-def first_of_each_host_first(accelerator: Accelerator) -> Iterator[None]:
+def first_of_each_host_first(accelerator: "accelerate.Accelerator") -> Iterator[None]:
     """What is inside is done by one process of each host, and then by the others, which find what it has kept.
 
     It may take longer than the ten minutes for which torch lets processes wait for each other. They meet in a group of

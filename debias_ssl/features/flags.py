@@ -1,13 +1,16 @@
 """The flags that the jobs share which make features, and what they say to `embed`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
 from jsonargparse import ArgumentParser, Namespace
 
 from debias_ssl.data.reading.config import Decoding
-from debias_ssl.distributed.accelerator import Precision, place_of
+from debias_ssl.distributed.accelerator import place_of
+from debias_ssl.distributed.device import Precision
 from debias_ssl.system.errors import InputError
+
+if TYPE_CHECKING:
+    import accelerate
 
 # Processes that share the work must have these in common.
 AGREED = ("precision", "on_error", "bits", "max_pixels", "background")
@@ -46,7 +49,7 @@ def agreed_flags(parsed: Namespace) -> dict[str, str]:
     return {f"--{name}": str(parsed[name]) for name in AGREED}
 
 
-def embed_settings(parsed: Namespace, accelerator: Accelerator) -> dict[str, Any]:
+def embed_settings(parsed: Namespace, accelerator: "accelerate.Accelerator") -> dict[str, Any]:
     """The keyword arguments of `embed` that the flags and the device decide."""
     return {
         "place": place_of(accelerator),

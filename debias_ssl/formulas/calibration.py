@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import scipy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import root_scalar
 from torch import Tensor
 
 # By how much a confidence may be above the edge of a bin and still be at it: about ten times what softmax in fp32
@@ -157,7 +157,7 @@ def fit_temperature_to(chunks: Chunks) -> float:
         return 1 / LARGEST_TEMPERATURE
     if slope(largest) >= 0:
         return LARGEST_TEMPERATURE
-    return math.exp(root_scalar(slope, bracket=(-largest, largest), xtol=1e-12).root)
+    return math.exp(scipy.optimize.root_scalar(slope, bracket=(-largest, largest), xtol=1e-12).root)
 
 
 @dataclass(frozen=True, kw_only=True)

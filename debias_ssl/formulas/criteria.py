@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Float64
-from scipy.stats import rankdata
 from torch import Tensor
 
 # Keeps the logarithm of RankMe finite, as in the paper.
@@ -39,4 +39,4 @@ def mean_ranks(criteria: Sequence[Float64[np.ndarray, " M"]]) -> Float64[np.ndar
     Args:
         criteria: the values of the models, criterion by criterion.
     """
-    return np.mean([rankdata(-values) for values in criteria], axis=0)
+    return np.mean([scipy.stats.rankdata(-values) for values in criteria], axis=0)

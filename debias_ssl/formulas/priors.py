@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Float64, Int64
-from scipy.optimize import minimize
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from debias_ssl.formulas.chains import stationary_vector
@@ -170,7 +169,7 @@ def _search(
 
     try:
         options = {"maxfun": SEARCH_PASSES, "maxcor": 20, "ftol": 0, "gtol": 0}
-        minimize(dual, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+        scipy.optimize.minimize(dual, start.numpy(), jac=True, method="L-BFGS-B", options=options)
     except _Found:
         pass
     left, log_q = best
@@ -265,7 +264,7 @@ def _summed(
     numbers = probs.detach().to(dtype).numpy()
     # As a product with a sparse matrix of ones, which is many times as fast as index_add_ with all rows.
     entries = np.ones(len(numbers), dtype=numbers.dtype), (which.numpy(), np.arange(len(numbers)))
-    return torch.from_numpy(csr_array(entries, shape=(len(found), len(numbers))) @ numbers), found
+    return torch.from_numpy(scipy.sparse.csr_array(entries, shape=(len(found), len(numbers))) @ numbers), found
 
 
 def centering(chunks: Chunks) -> Prior:

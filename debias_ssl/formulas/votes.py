@@ -1,8 +1,8 @@
 """Votes of several classifiers: each says one class of a row, whatever its confidence."""
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Float32, Float64, Int64
-from scipy.stats import rankdata
 from torch import Tensor
 
 from debias_ssl.formulas.logits import largest
@@ -24,7 +24,7 @@ def ranked(gaps: Float[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
 
     Nothing that keeps the order of the gaps changes it, such as a temperature.
     """
-    return (rankdata(gaps) - 0.5) / len(gaps)
+    return (scipy.stats.rankdata(gaps) - 0.5) / len(gaps)
 
 
 def vote_shares(

@@ -15,7 +15,7 @@ from torch import Tensor
 from debias_ssl.contract import Place
 from debias_ssl.data.reading.config import Decoding
 from debias_ssl.data.sources.listing import picked
-from debias_ssl.distributed.accelerator import Precision, chosen_device, computes_in_bf16
+from debias_ssl.distributed.device import Precision, chosen_device, computes_in_bf16
 from debias_ssl.features.embedding import embed
 from debias_ssl.features.store import FolderStore, MemoryStore
 from debias_ssl.labels.arguments import DebiasSettings, Settings, array, flags_are_arguments, named, text

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from jaxtyping import Int
 from torch import Tensor
 
@@ -29,6 +29,9 @@ from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError
 from debias_ssl.training.evaluation import gathered_batches
+
+if TYPE_CHECKING:
+    import accelerate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ def _predict(
     data: DataConfig,
     part: Part,
     batch_size: int,
-    accelerator: Accelerator,
+    accelerator: "accelerate.Accelerator",
     hint: str = "",
 ) -> KnownRows:
     """Images whose labels are known, predicted into a file; in processes other than the main one it stays empty.

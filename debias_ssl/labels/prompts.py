@@ -3,16 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import open_clip
-
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.tables import check_text, read_text
 
 Templates = Sequence[str] | Sequence[Callable[[str], str]]
-OPEN_CLIP_TEMPLATES: dict[str, Templates] = {
-    "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
-    "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
-}
+# Names of open_clip's templates.
+NAMED = ("simple", "openai")
 
 
 def read_templates(where: str | Sequence[str]) -> Templates:
@@ -23,11 +19,13 @@ def read_templates(where: str | Sequence[str]) -> Templates:
     """
     if not isinstance(where, str):
         return _checked(where, "templates", "sentence")
-    if where in OPEN_CLIP_TEMPLATES:
-        return OPEN_CLIP_TEMPLATES[where]
+    if where in NAMED:
+        import open_clip
+
+        return {"simple": open_clip.SIMPLE_IMAGENET_TEMPLATES, "openai": open_clip.OPENAI_IMAGENET_TEMPLATES}[where]
     path = Path(where)
     if not path.is_file():
-        names = ", ".join(OPEN_CLIP_TEMPLATES)
+        names = ", ".join(NAMED)
         raise InputError(
             f"--templates is {where!r}: neither {names}, nor a file with a sentence like 'a photo of a {{}}.' a line"
         )

@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Int64
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from debias_ssl.formulas.calibration import LARGEST_TEMPERATURE, fit_temperature, negative_log_likelihood
@@ -163,7 +163,7 @@ def search(tuning: Tuning, shift_at: Callable[[float], ShiftOf], strength: float
     before_shift = fit_temperature(tuning.logits, tuning.labels)
     center = math.log(before_shift)
     limits = [math.log(_bounded(math.exp(center + side))) for side in (-SEARCHED, SEARCHED)]
-    found: Any = minimize_scalar(loss, bounds=limits, method="bounded", options={"xatol": SETTLED})
+    found: Any = scipy.optimize.minimize_scalar(loss, bounds=limits, method="bounded", options={"xatol": SETTLED})
     loss(found.x)
     return Chosen(temperature=math.exp(found.x), strength=tau, is_guess=_is_limit(before_shift))
 
@@ -196,7 +196,7 @@ class _Round:
         if not self.scales:
             return 1.0
         limits = sorted((math.log(self.best_factor(strength)), -math.log(self.temperature)))
-        found: Any = minimize_scalar(
+        found: Any = scipy.optimize.minimize_scalar(
             lambda log: self._loss(strength, math.exp(log)), bounds=limits, method="bounded", options={"xatol": 1e-4}
         )
         return math.exp(found.x)

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from timm.layers import Conv2dSame  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from debias_ssl.system.errors import InputError
@@ -15,8 +14,6 @@ AdapterKind = Literal["lora", "adaptformer"]
 # Rank, and factor of what is added: of LoRA's code alpha / r with alpha = r, of AdaptFormer those of its paper.
 RANKS: dict[AdapterKind, int] = {"lora": 8, "adaptformer": 64}
 SCALES: dict[AdapterKind, float] = {"lora": 1.0, "adaptformer": 0.1}
-# Others may compute with a function of their weight, which a side path cannot be merged into.
-ADAPTABLE = (nn.Linear, nn.Conv2d, Conv2dSame)
 # The name of a side path in the layer that it is beside.
 NAME = "adapter"
 
@@ -85,14 +82,18 @@ def add_adapters(
 
 def _linear_layers(net: nn.Module, classifiers: list[nn.Module]) -> list[Any]:
     """The layers beside which LoRA goes."""
+    from timm.layers import Conv2dSame  # pyright: ignore[reportPrivateImportUsage]
+
+    # Others may compute with a function of their weight, which a side path cannot be merged into.
+    adaptable = (nn.Linear, nn.Conv2d, Conv2dSame)
     inside = {id(module) for layer in classifiers for module in layer.modules()}
     layers = [each for each in net.modules() if isinstance(each, nn.Linear | nn.Conv2d) and id(each) not in inside]
-    others = {type(each).__name__ for each in layers if isinstance(each, nn.Conv2d) and type(each) not in ADAPTABLE}
+    others = {type(each).__name__ for each in layers if isinstance(each, nn.Conv2d) and type(each) not in adaptable}
     if others:
         raise InputError(
             f"model.adapter lora: the network has convolutions of class {min(others)}, not torch's: take another"
         )
-    return [each for each in layers[1:] if type(each) in ADAPTABLE and _is_plain(each)]
+    return [each for each in layers[1:] if type(each) in adaptable and _is_plain(each)]
 
 
 def _is_plain(layer: Any) -> bool:

@@ -1,19 +1,18 @@
 """Image classifiers: `build` gives a module that returns (logits, features)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 from jaxtyping import Float
-from timm.layers import RmsNorm  # pyright: ignore[reportPrivateImportUsage]
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from debias_ssl.models import heads as heads
-from debias_ssl.models import wide_resnet as wide_resnet
 from debias_ssl.models.adapters import Adapter, AdapterKind, add_adapters, calls_told, is_of_adapter, ranks_in
+from debias_ssl.models.heads import linear, mlp_512
+from debias_ssl.models.wide_resnet import wrn_10_1, wrn_16_2, wrn_28_2, wrn_28_8
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import imported, near
 from debias_ssl.system.ranges import AtLeastOne, BelowOne, Fraction, Positive, check_ranges
@@ -21,7 +20,8 @@ from debias_ssl.system.ranges import AtLeastOne, BelowOne, Fraction, Positive, c
 Norm = Literal["batch", "sync", "group"]
 Freeze = Literal["backbone"]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm)
+# Networks of our own. They need no timm, which takes longer to import than torch.
+OWN = {make.__name__: make for make in (wrn_28_2, wrn_28_8, wrn_16_2, wrn_10_1, linear, mlp_512)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class Classifier(nn.Module):
 
     def trained_layers(self) -> list[nn.Module]:
         """The layers of a frozen network that are trained."""
-        kinds = (Adapter, *NORMS) if self.norms else (Adapter,)
+        kinds: tuple[type[nn.Module], ...] = (Adapter, *_norms()) if self.norms else (Adapter,)
         return [*self.classifiers(), *(module for module in self.net.modules() if isinstance(module, kinds))]
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -172,6 +172,8 @@ def build(
     if norm == "group":
         net = _with_group_norm(net)
     elif norm == "sync":
+        from timm.layers.norm_act import convert_sync_batchnorm
+
         net = convert_sync_batchnorm(net)
     if adapter is not None:
         add_adapters(net, adapter, classifiers_of(net), rank=adapter_rank, scale=adapter_scale)
@@ -191,23 +193,38 @@ def classifiers_of(net: Any) -> list[nn.Module]:
 
 def _create(name: str, arguments: dict[str, Any], downloads: bool) -> Any:
     """The network: timm's, or a class or function of the user's own."""
+    if name in OWN:
+        if downloads:
+            raise InputError(
+                f"model.pretrained: cannot get weights of {name!r} (there are none); model.weights takes a file"
+            )
+        return _made(OWN[name], name, arguments)
+    import timm
+
     if not timm.is_model(name):
         if "." not in name:
-            raise InputError(f"model.name: timm has no model {name!r}{near(name, timm.list_models())}")
+            raise InputError(f"model.name: timm has no model {name!r}{near(name, [*OWN, *timm.list_models()])}")
         if downloads:
             raise InputError(f"model.pretrained is for timm's models, not for {name!r}: load weights by model.weights")
         return _checked_interface(imported(name, "model.name")(**arguments), name)
     try:
-        return timm.create_model(name, pretrained=downloads, **arguments)
-    except TypeError as error:
-        rates = ", ".join(key for key in arguments if key.startswith("drop"))
-        raise InputError(f"model.name {name!r} does not take {rates}: {error}") from error
+        return _made(partial(timm.create_model, name, pretrained=downloads), name, arguments)
+    except InputError:
+        raise
     except Exception as error:  # a download raises nearly anything
         if not downloads:
             raise
         raise InputError(
             f"model.pretrained: cannot get weights of {name!r} ({reason(error)}); model.weights takes a file"
         ) from error
+
+
+def _made(make: Callable[..., nn.Module], name: str, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return make(**arguments)
+    except TypeError as error:
+        rates = ", ".join(key for key in arguments if key.startswith("drop"))
+        raise InputError(f"model.name {name!r} does not take {rates}: {error}") from error
 
 
 def _checked_interface(net: Any, name: str) -> nn.Module:
@@ -243,6 +260,13 @@ def check_images(name: str, model: Classifier, shape: tuple[int, int, int]) -> N
         )
 
 
+def _norms() -> tuple[type[nn.Module], ...]:
+    """The kinds of layers that normalize."""
+    from timm.layers import RmsNorm  # pyright: ignore[reportPrivateImportUsage]
+
+    return (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm)
+
+
 def batch_norms(model: nn.Module) -> list[Any]:
     """The layers that keep running statistics of batches."""
     return [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
@@ -255,6 +279,8 @@ def load_weights(net: Any, path: Path, setting: str = "model.weights") -> None:
     """
     if not path.is_file():
         raise InputError(f"{setting}: there is no file {str(path)!r}")
+    import timm
+
     try:
         loaded = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # unpickling and parsing raise nearly anything

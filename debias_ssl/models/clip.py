@@ -9,14 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import Compose
 from tqdm import tqdm
 
 from debias_ssl.models.clip_names import CONFIG, EXTRA, LOCAL, OFFLINE, checked_config, plain, silent, why
@@ -76,6 +73,10 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
             activation or with images prepared otherwise than it would be used with here; or its tokenizer, or a package
             that this needs, is missing.
     """
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Compose
+
     model, config = checked_config(model, pretrained)
     tokenizer = _tokenizer(model, config["text_cfg"])
     try:
@@ -143,6 +144,8 @@ def _of_channels(values: float | Sequence[float]) -> tuple[float, ...]:
 
 def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Tensor]:
     """A model's tokenizer; before weights are downloaded, as they are large and it may be that it cannot be had."""
+    import open_clip
+
     tower = text_cfg.get("hf_model_name")
     try:
         with silent():
@@ -233,6 +236,8 @@ def _mean_vectors(clip: Clip, tokens: Int64[Tensor, "T L"], num_classes: int) ->
 
 def _text_tower(clip: Clip) -> str:
     """What the bits of a text's vector depend on beside its tokens, as a hash: weights, versions, and the machine."""
+    import open_clip
+
     others = ("visual.", "text_decoder.", "logit_")
     weights = {name: each for name, each in clip.network.state_dict().items() if not name.startswith(others)}
     config = getattr(getattr(clip.network, "text", None), "config", None)

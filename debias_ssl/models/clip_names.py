@@ -12,10 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import open_clip
-from open_clip.pretrained import download_pretrained_from_hf
-from open_clip.transform import PreprocessCfg
-
 from debias_ssl.system.errors import InputError, reason
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -39,6 +35,8 @@ def checked_config(model: str, pretrained: str | None) -> tuple[str, dict[str, A
             images prepared otherwise than it would be used with here, or its tokenizer needs a package that is missing.
     """
     if not model.startswith((LOCAL, HUB)):
+        import open_clip
+
         model = model.replace("/", "-")
         _check_name(model, pretrained)
         config = open_clip.get_model_config(model)
@@ -79,6 +77,8 @@ def silent() -> Iterator[None]:
 
 def from_hub(model: str, name: str = CONFIG) -> Path:
     """A file of a model of the hub, such as its config, downloaded if it is not in the cache."""
+    from open_clip.pretrained import download_pretrained_from_hf
+
     try:
         with silent():
             return Path(download_pretrained_from_hf(model.removeprefix(HUB), filename=name))
@@ -120,6 +120,9 @@ def _read_config(path: Path) -> dict[str, dict[str, Any]]:
 
 def _check_name(model: str, pretrained: str | None) -> None:
     """Whether a name and a tag or file fit together, as far as can be told before anything is loaded."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
     known = {name.lower(): name for name in open_clip.list_models()}
     if model not in known.values():
         near = [known[name] for name in difflib.get_close_matches(model.lower(), known, n=5)]
@@ -170,6 +173,8 @@ def _told_beside(config: Path) -> dict[str, Any]:
 
 def _told_by_tags(model: str, tags: Sequence[str]) -> dict[str, Any]:
     """What all published weights of a model have in common."""
+    import open_clip
+
     published = [plain({"quick_gelu": False} | open_clip.get_pretrained_cfg(model, tag)) for tag in tags]
     keys = (*PREPROCESSING, "quick_gelu") if published else ()
     return {key: published[0][key] for key in keys if all(each[key] == published[0][key] for each in published)}

@@ -1,16 +1,13 @@
 """Pretrained networks that make features of images: timm's, and open_clip's, which `clip.py` has."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import timm
 import torch
 from jaxtyping import Float, UInt8
-from timm.data.config import resolve_model_data_config
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision.transforms import Compose
 
 from debias_ssl.models.classifier import load_weights
 from debias_ssl.models.clip import load_clip
@@ -111,7 +108,7 @@ def load_encoder(
     ):
         if value is not None:
             raise InputError(f"{flag} is for networks of timm, not for {model}: {instead}")
-    if ":" not in model and pretrained is None and timm.is_model(model):
+    if ":" not in model and pretrained is None and import_module("timm").is_model(model):
         raise InputError(f"--model {model}: is it one of timm's? pass --model {TIMM}{model}")
     return load_clip(name, pretrained, device, flip=flip)
 
@@ -144,6 +141,10 @@ def is_timm(model: str) -> bool:
 def _timm_encoder(
     model: str, device: torch.device, weights: str | None, image_size: int | None, flip: bool
 ) -> TimmEncoder:
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
+    from torchvision.transforms import Compose
+
     network = _created(model, weights)
     made_of = hash_of(network.state_dict())
     config = resolve_model_data_config(network)
@@ -192,6 +193,8 @@ def _timm_encoder(
 
 def _created(model: str, weights: str | None) -> Any:
     """A network of timm's with its weights, and without a classifier."""
+    import timm
+
     name = model.removeprefix(TIMM)
     brings = name.startswith((LOCAL, HUB))
     if brings and weights is not None:

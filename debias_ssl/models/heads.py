@@ -1,7 +1,6 @@
 """Classifiers of features that another network has made: they train in seconds."""
 
 from jaxtyping import Float
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 
@@ -45,17 +44,11 @@ class FeatureHead(nn.Module):
         self.fc = nn.Linear(self.num_features, num_classes)
 
 
-# timm asks for an entry for each model; there are no weights to download.
-default_cfgs = generate_default_cfgs({name: {"classifier": "fc"} for name in ("linear", "mlp_512")})
-
-
-@register_model
-def linear(pretrained: bool = False, **kwargs) -> FeatureHead:
+def linear(num_classes: int = 1000, in_chans: int = 512, **rates: float) -> FeatureHead:
     """A linear classifier of features."""
-    return build_model_with_cfg(FeatureHead, "linear", pretrained, hidden=0, **kwargs)
+    return FeatureHead(num_classes, in_chans, hidden=0, **rates)
 
 
-@register_model
-def mlp_512(pretrained: bool = False, **kwargs) -> FeatureHead:
+def mlp_512(num_classes: int = 1000, in_chans: int = 512, **rates: float) -> FeatureHead:
     """A classifier of features with one hidden layer of 512 units."""
-    return build_model_with_cfg(FeatureHead, "mlp_512", pretrained, hidden=512, **kwargs)
+    return FeatureHead(num_classes, in_chans, hidden=512, **rates)

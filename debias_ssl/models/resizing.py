@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torchvision.transforms import CenterCrop, InterpolationMode, Resize, v2
-
 # By what images are resized, among what features depend on; of features that Pillow's pixels were made of, absent.
 RESIZED = "resized by"
-# What torch resizes bytes by, with an antialiasing filter as Pillow's.
-BY_TORCH = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
 
 
 def of_bytes(part: Any) -> Any:
     """A part of torchvision's preprocessing that resizes bytes as bytes: as fp32 numbers it takes 20 times as long."""
+    from torchvision.transforms import Resize, v2
+
     return v2.Resize(part.size, interpolation=part.interpolation, antialias=True) if type(part) is Resize else part
 
 
@@ -21,4 +19,8 @@ def takes_tensors(parts: Sequence[Any]) -> bool:
 
     Of the levels of a pixel, a hundredth differs, by one; in a hard pattern by two.
     """
-    return all(type(part) is CenterCrop or (type(part) is Resize and part.interpolation in BY_TORCH) for part in parts)
+    from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+    # What torch resizes bytes by, with an antialiasing filter as Pillow's.
+    by_torch = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+    return all(type(part) is CenterCrop or (type(part) is Resize and part.interpolation in by_torch) for part in parts)

@@ -4,7 +4,6 @@ import math
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 SLOPE = 0.1
@@ -81,34 +80,21 @@ def _initialize(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# timm asks for an entry for each model; there are no weights to download.
-VARIANTS = ("wrn_28_2", "wrn_28_8", "wrn_16_2", "wrn_10_1")
-default_cfgs = generate_default_cfgs({name: {"classifier": "fc", "first_conv": "stem"} for name in VARIANTS})
-
-
-def _wide_resnet(variant: str, depth: int, width: int, pretrained: bool, **kwargs) -> WideResNet:
-    return build_model_with_cfg(WideResNet, variant, pretrained, depth=depth, width=width, **kwargs)
-
-
-@register_model
-def wrn_28_2(pretrained: bool = False, **kwargs) -> WideResNet:
+def wrn_28_2(num_classes: int = 10, in_chans: int = 3) -> WideResNet:
     """1.5 million parameters: the field's network for CIFAR-10 and SVHN."""
-    return _wide_resnet("wrn_28_2", 28, 2, pretrained, **kwargs)
+    return WideResNet(28, 2, num_classes, in_chans)
 
 
-@register_model
-def wrn_28_8(pretrained: bool = False, **kwargs) -> WideResNet:
+def wrn_28_8(num_classes: int = 10, in_chans: int = 3) -> WideResNet:
     """23.4 million parameters: FixMatch's network for CIFAR-100."""
-    return _wide_resnet("wrn_28_8", 28, 8, pretrained, **kwargs)
+    return WideResNet(28, 8, num_classes, in_chans)
 
 
-@register_model
-def wrn_16_2(pretrained: bool = False, **kwargs) -> WideResNet:
+def wrn_16_2(num_classes: int = 10, in_chans: int = 3) -> WideResNet:
     """0.7 million parameters: half the depth, for runs on a CPU."""
-    return _wide_resnet("wrn_16_2", 16, 2, pretrained, **kwargs)
+    return WideResNet(16, 2, num_classes, in_chans)
 
 
-@register_model
-def wrn_10_1(pretrained: bool = False, **kwargs) -> WideResNet:
+def wrn_10_1(num_classes: int = 10, in_chans: int = 3) -> WideResNet:
     """78 thousand parameters: for digits of 8 x 8 pixels."""
-    return _wide_resnet("wrn_10_1", 10, 1, pretrained, **kwargs)
+    return WideResNet(10, 1, num_classes, in_chans)

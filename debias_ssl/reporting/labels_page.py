@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from debias_ssl.formulas.metrics import recall_intervals
@@ -265,7 +265,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
     """Spearman's rank correlation as text; a dash for fewer than three classes, or where all numbers are the same."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return "-"
-    found: Any = spearmanr(x, y)
+    found: Any = scipy.stats.spearmanr(x, y)
     return f"{found.statistic:.2f}"
 
 

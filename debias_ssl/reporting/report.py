@@ -5,11 +5,8 @@ from pathlib import Path
 
 from debias_ssl import __version__
 from debias_ssl.data.config import DataConfig
-from debias_ssl.reporting.comparison_page import comparison_page
-from debias_ssl.reporting.page import render
 from debias_ssl.reporting.reading.comparison import holds_comparison, read_comparison, read_variants
 from debias_ssl.reporting.reading.run import read_run
-from debias_ssl.reporting.run_page import run_page
 from debias_ssl.runs.comparison import comparison_outputs
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.files import write_aside
@@ -35,6 +32,11 @@ def write_report(runs: list[Path], out: Path, data: DataConfig | None = None) ->
         InputError: a folder holds no finished run, or its files do not fit together.
         WriteError: the page cannot be written.
     """
+    # What draws is slow to import, and not needed to find what is wrong with the folders.
+    from debias_ssl.reporting.comparison_page import comparison_page
+    from debias_ssl.reporting.page import render
+    from debias_ssl.reporting.run_page import run_page
+
     if len(runs) == 1 and holds_comparison(runs[0]):
         page = comparison_page(read_comparison(runs[0]), str(runs[0]))
     elif len(runs) == 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from debias_ssl import __version__
-from debias_ssl.distributed.accelerator import device_name
+from debias_ssl.distributed.device import device_name
 
 # Their versions may change the bits of a run.
 PACKAGES = ("timm", "scikit-learn")

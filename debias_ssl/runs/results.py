@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scipy.stats import t as student_t
+import scipy
 
 from debias_ssl.runs.pairing import Block
 from debias_ssl.system.files import write_aside
@@ -151,7 +151,7 @@ def paired_difference(differences: Sequence[float]) -> dict[str, float | None]:
     num, (mean, std) = len(differences), spread(differences).values()
     if mean is None or std is None:
         return {"num": num, "mean": mean, "low": None, "high": None}
-    half = float(student_t.ppf(0.975, num - 1)) * std / math.sqrt(num)
+    half = float(scipy.stats.t.ppf(0.975, num - 1)) * std / math.sqrt(num)
     return {"num": num, "mean": mean, "low": mean - half, "high": mean + half}
 
 

@@ -5,10 +5,9 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from debias_ssl.contract import BatchStream
@@ -39,6 +38,9 @@ from debias_ssl.training.loop import Trainer
 from debias_ssl.training.optim import make_optimizer
 from debias_ssl.training.renamed import flat
 from debias_ssl.training.strong_views import passes_counted
+
+if TYPE_CHECKING:
+    import accelerate
 
 # Settings that may differ between the processes of a run: where each host has its files, and how it reads them.
 OF_A_HOST = {"data.root", "data.cache", "data.download", "data.workers"}
@@ -118,13 +120,16 @@ def _train_into(
 
 
 def make_trainer(
-    config: Config, accelerator: Accelerator, folder: RunFolder, resume: bool, last: LastTask | None = None
+    config: Config, accelerator: "accelerate.Accelerator", folder: RunFolder, resume: bool, last: LastTask | None = None
 ) -> Trainer:
     """Makes everything that a run consists of, in the order in which it depends on each other."""
     if config.model.norm == "sync" and accelerator.device.type != "cuda":
         raise InputError("model.norm sync needs GPUs: take batch or group")
     if config.accumulation * accelerator.num_processes > config.batch_size:
         raise InputError(f"accumulation is {config.accumulation}, more than each process has labeled images")
+    if config.compile:
+        # The same as before, but now torch's compiler hears of it too.
+        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=True)
     task = _make_task(config, accelerator, folder.split if resume and folder.split.exists() else None, last)
     if resume:
         check_inputs(folder.split, task.inputs | (teacher_hash(Path(config.teacher)) if config.teacher else {}))
@@ -179,7 +184,9 @@ def _facts(trainer: Trainer, resolved: dict[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _make_task(config: Config, accelerator: Accelerator, split_file: Path | None, last: LastTask | None) -> Task:
+def _make_task(
+    config: Config, accelerator: "accelerate.Accelerator", split_file: Path | None, last: LastTask | None
+) -> Task:
     make = make_task if last is None else last.make
     # The first process of a host decodes the images, the others find them decoded.
     with first_of_each_host_first(accelerator):
@@ -198,7 +205,7 @@ def _make_model(config: Config, task: Task) -> Classifier:
     return model
 
 
-def _make_stream(config: Config, task: Task, method: Method, accelerator: Accelerator) -> BatchStream:
+def _make_stream(config: Config, task: Task, method: Method, accelerator: "accelerate.Accelerator") -> BatchStream:
     stream = task.training_stream(
         method,
         seed=config.seed,

@@ -20,7 +20,7 @@ from debias_ssl.data.reading.reader import Reader, evaluation_share, feature_rea
 from debias_ssl.data.sources.folder import find_files, listed_images
 from debias_ssl.data.sources.images import Images
 from debias_ssl.data.streams import EvaluationStream
-from debias_ssl.distributed.accelerator import chosen_device
+from debias_ssl.distributed.device import chosen_device
 from debias_ssl.models import build
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError, reason

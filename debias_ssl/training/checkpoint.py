@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from debias_ssl.distributed.accelerator import device_name
 from debias_ssl.distributed.collectives import num_processes
+from debias_ssl.distributed.device import device_name
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import unfinished, writes
 from debias_ssl.training.learner import Learner

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from debias_ssl.data.config import DataConfig
-from debias_ssl.distributed.accelerator import Precision
+from debias_ssl.distributed.device import Precision
 from debias_ssl.methods import DebiasPL, Method, Problem
 from debias_ssl.methods.labeled_loss import CrossEntropy, LabeledLoss
 from debias_ssl.models import ModelConfig

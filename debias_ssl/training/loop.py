@@ -5,16 +5,15 @@ import sys
 import time
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from debias_ssl.contract import Batch, BatchStream, Step
 from debias_ssl.data.sampling.keyed import Purpose, derived_seed
 from debias_ssl.data.task import Part, Task
-from debias_ssl.distributed.accelerator import reseed
+from debias_ssl.distributed.device import reseed
 from debias_ssl.distributed.signals import Asked, StopVote
 from debias_ssl.formulas.schedules import learning_rate_factor
 from debias_ssl.system.errors import Interrupted, StoppedError
@@ -25,6 +24,9 @@ from debias_ssl.training.journal import Journal, StepStatistics, data_warning, t
 from debias_ssl.training.learner import Learner, Predictor
 from debias_ssl.training.memory import memory_told
 from debias_ssl.training.optim import set_learning_rate
+
+if TYPE_CHECKING:
+    import accelerate
 
 # Steps after which the pseudo-labels of a run are checked, if the run has twice as many.
 SETTLED = 200
@@ -48,7 +50,7 @@ class Trainer:
         self,
         config: Config,
         *,
-        accelerator: Accelerator,
+        accelerator: "accelerate.Accelerator",
         task: Task,
         stream: BatchStream,
         learner: Learner,
@@ -95,7 +97,8 @@ class Trainer:
             StoppedError: a loss or a weight became infinite, or there is not enough memory.
         """
         config, accelerator, learner = self.config, self.accelerator, self.learner
-        trained, optimizer = accelerator.prepare(learner, self.optimizer)
+        # Where nothing is said of places, Accelerate imports torch's tensors of several devices, to look for them.
+        trained, optimizer = accelerator.prepare(learner, self.optimizer, device_placement=[True, True])
         if accelerator.scaler is not None and self._scaler_state:
             accelerator.scaler.load_state_dict(self._scaler_state)
         trained.train()
@@ -226,7 +229,7 @@ def _less_memory(config: Config) -> str:
 
 
 def take_step(
-    step: int, batch: Batch, config: Config, accelerator: Accelerator, trained: nn.Module, optimizer: Any
+    step: int, batch: Batch, config: Config, accelerator: "accelerate.Accelerator", trained: nn.Module, optimizer: Any
 ) -> tuple[Step, float]:
     """Optimizer step number `step`, from 0, of a prepared learner; returns also the learning rate."""
     progress = step / config.steps
@@ -238,7 +241,9 @@ def take_step(
     result = trained(batch, progress)
     accelerator.backward(torch.stack([*result.losses.values()]).sum())
     if config.optim.clip is not None:
-        accelerator.clip_grad_norm_(trained.parameters(), config.optim.clip)
+        # What `accelerator.clip_grad_norm_` does here, but that one imports torch's tensors of several devices.
+        accelerator.unscale_gradients()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip)
     plain.step()
     plain.zero_grad()
     return result, rate

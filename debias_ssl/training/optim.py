@@ -5,11 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.optim import (
-    get_optimizer_class,  # pyright: ignore[reportPrivateImportUsage]
-    list_optimizers,  # pyright: ignore[reportPrivateImportUsage]
-    param_groups_layer_decay,  # pyright: ignore[reportPrivateImportUsage]
-)
 from torch import nn
 
 from debias_ssl.formulas.schedules import Schedule
@@ -19,6 +14,8 @@ from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, che
 
 # What an optimizer is called with beside `args`.
 OWN = {"params", "lr", "weight_decay"}
+# Methods of torch's optimizers, beside a step, that are wrapped for its compiler.
+BOOKKEEPING = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +87,22 @@ def make_optimizer(
         # One kernel for all tensors; devices other than these may not have it.
         arguments["fused"] = all(p.device.type in ("cpu", "cuda") for p in module.parameters()) or None
     try:
-        return make([group for group in groups if group["params"]], lr=config.lr, **arguments)
+        kind = make if arguments.get("differentiable") else without_compiler(make)
+        return kind([group for group in groups if group["params"]], lr=config.lr, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"optim.args: {make.__name__} does not take {config.args}: {reason(error)}") from error
+
+
+def without_compiler(make: Any) -> Any:
+    """A class like an optimizer of torch's, with the same bits, that does not import torch's compiler.
+
+    torch's own classes import it, which takes longer than to import torch, to have it leave alone some of their methods
+    where somebody compiles a whole step: here `--compile` is for networks.
+    """
+    if not make.__module__.startswith("torch.optim."):
+        return make
+    plain = {name: inspect.unwrap(getattr(make, name)) for name in BOOKKEEPING}
+    return type(make.__name__, (make,), {**plain, "step": torch.no_grad()(inspect.unwrap(make.step))})
 
 
 def find_optimizer(name: str) -> Any:
@@ -104,15 +114,17 @@ def find_optimizer(name: str) -> Any:
     of_torch = {key.lower(): value for key, value in vars(torch.optim).items() if _is_optimizer(value)}
     if name.lower() in of_torch:
         found: Any = of_torch[name.lower()]
-    elif name.lower() in list_optimizers():
-        found = get_optimizer_class(name.lower(), bind_defaults=False)
     elif "." in name:
         found = imported(name, "optim.name")
     else:
-        raise InputError(
-            f"optim.name: there is no optimizer {name!r} in torch.optim or timm.optim; "
-            f"torch's are {', '.join(sorted(of_torch))}; package.module.Class is one of your own"
-        )
+        from timm.optim import get_optimizer_class, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
+
+        if name.lower() not in list_optimizers():
+            raise InputError(
+                f"optim.name: there is no optimizer {name!r} in torch.optim or timm.optim; "
+                f"torch's are {', '.join(sorted(of_torch))}; package.module.Class is one of your own"
+            )
+        found = get_optimizer_class(name.lower(), bind_defaults=False)
     if not _is_optimizer(found):
         raise InputError(f"optim.name {name!r} is not a torch.optim.Optimizer")
     closure = inspect.signature(found.step).parameters.get("closure")
@@ -148,6 +160,8 @@ def _layers(net: Any, config: OptimConfig) -> list[dict[str, Any]]:
     """Groups of a network's trained parameters, each with the factor `lr_scale` of its layer."""
     if not hasattr(net, "group_matcher"):
         raise InputError("optim.layer_decay: the network does not say which layers it has; leave it at 1")
+    from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
+
     exempt = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
     return param_groups_layer_decay(net, config.weight_decay, exempt, layer_decay=config.layer_decay)
 

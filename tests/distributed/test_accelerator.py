@@ -3,12 +3,14 @@
 import os
 from types import SimpleNamespace
 
+import accelerate
 import pytest
 import torch
 from jobs import run
 
 from debias_ssl.data.config import DataConfig
 from debias_ssl.distributed import accelerator as runtime
+from debias_ssl.distributed import device
 from debias_ssl.training.checkpoint import machine
 
 DIGITS = DataConfig(name="digits", labels_per_class=4)
@@ -25,7 +27,7 @@ def test_the_processor_is_taken_only_where_there_is_nothing_faster(cuda, mps, cp
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    monkeypatch.setattr(runtime, "Accelerator", accelerator)
+    monkeypatch.setattr(accelerate, "Accelerator", accelerator)
     monkeypatch.setattr(runtime, "keep_freed_memory", lambda: False)
     with pytest.raises(InterruptedError):
         runtime.make_accelerator("fp32")
@@ -76,7 +78,7 @@ def test_the_setting_of_a_run_reaches_torch(tmp_path):
 
 
 def test_the_device_has_a_name(monkeypatch):
-    assert "CPU with " in runtime.device_name()
+    assert "CPU with " in device.device_name()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A Great GPU")
     assert machine()["device"] == "A Great GPU"
@@ -85,9 +87,9 @@ def test_the_device_has_a_name(monkeypatch):
 def test_reseeding_is_seeding_for_the_processor_and_one_device(monkeypatch):
     torch.manual_seed(5)
     expected = torch.rand(3)
-    runtime.reseed(5, torch.device("cpu"))
+    device.reseed(5, torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)
     seeded = []
     monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(manual_seed=seeded.append))
-    runtime.reseed(6, torch.device("cuda"))
+    device.reseed(6, torch.device("cuda"))
     assert seeded == [6] and torch.default_generator.initial_seed() == 6

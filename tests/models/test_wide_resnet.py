@@ -1,11 +1,11 @@
 import math
 
 import pytest
-import timm
 import torch
 from torch import nn
 
-from debias_ssl.models.wide_resnet import Block, WideResNet
+from debias_ssl.models import build
+from debias_ssl.models.wide_resnet import Block, WideResNet, wrn_10_1
 
 
 def test_a_worked_activation_has_slope_a_tenth():
@@ -67,8 +67,7 @@ def test_initial_weights_are_scaled_by_what_goes_out():
 
 
 def test_a_new_classifier_has_as_many_outputs_as_asked():
-    net = timm.create_model("wrn_10_1", num_classes=3)
-    assert isinstance(net, WideResNet)
+    net = wrn_10_1(num_classes=3)
     net.reset_classifier(7)
     assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 7)
     assert net.num_classes == 7
@@ -77,6 +76,6 @@ def test_a_new_classifier_has_as_many_outputs_as_asked():
 
 @pytest.mark.parametrize(("name", "depth", "width"), [("wrn_28_2", 28, 2), ("wrn_16_2", 16, 2), ("wrn_10_1", 10, 1)])
 def test_names_say_depth_and_width(name, depth, width):
-    state = timm.create_model(name, num_classes=4, in_chans=1).state_dict()
+    state = build(name, 4, in_chans=1).net.state_dict()
     expected = WideResNet(depth, width, num_classes=4, in_chans=1).state_dict()
     assert {key: value.shape for key, value in state.items()} == {key: v.shape for key, v in expected.items()}

@@ -7,7 +7,7 @@ import torch
 from debias_ssl.methods import FixMatch
 from debias_ssl.models import build
 from debias_ssl.system.errors import InputError
-from debias_ssl.training.optim import OptimConfig, make_optimizer, set_learning_rate
+from debias_ssl.training.optim import OptimConfig, find_optimizer, make_optimizer, set_learning_rate, without_compiler
 
 
 def net() -> torch.nn.Module:
@@ -32,6 +32,26 @@ def test_a_step_without_gradient_shrinks_kernels_and_nothing_else(name):
         # Nesterov's first step is 1 + momentum times as long.
         factor = 1.0 if value.ndim < 2 else 0.95 if name == "adamw" else 1 - 0.05 * 1.9
         torch.testing.assert_close(value, factor * before[key])
+
+
+@pytest.mark.parametrize(
+    "name", ["sgd", "adam", "adamw", "nadam", "radam", "rmsprop", "rprop", "adagrad", "asgd", "adamax"]
+)
+def test_optimizers_of_torch_have_its_bits_and_their_own_state(name):
+    kind = find_optimizer(name)
+    ours, own = ([torch.nn.Parameter(torch.linspace(-1, 1, 6))] for _ in range(2))
+    optimizers = without_compiler(kind)(ours, lr=0.1), kind(own, lr=0.1)
+    for step in range(5):
+        for parameters, optimizer in zip((ours, own), optimizers, strict=True):
+            parameters[0].grad = torch.arange(6.0) - step
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.zero_grad()
+            assert parameters[0].grad is None
+        assert ours[0].equal(own[0]) and not ours[0].equal(torch.linspace(-1, 1, 6))
+    assert repr(optimizers[0]) == repr(optimizers[1])
+    # torch's own class is as it was.
+    assert kind.step is not type(optimizers[0]).step and kind.zero_grad is torch.optim.Optimizer.zero_grad
 
 
 def test_every_trained_parameter_is_optimized_and_no_averaged_one(make_learner):
@@ -175,7 +195,7 @@ def test_the_momentum_is_in_its_range():
 )
 def test_an_optimizer_of_torch_or_timm_gets_its_own_arguments(name, args, kind):
     optimizer = make_optimizer(net(), OptimConfig(name=name, lr=0.01, weight_decay=0.1, args=args))
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     for key, value in args.items():
         assert repr(optimizer.param_groups[0][key]).strip("()[]") == repr(value).strip("()[]")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from debias_ssl.distributed.accelerator import keep_freed_memory, make_accelerator
+from debias_ssl.distributed.accelerator import make_accelerator
+from debias_ssl.distributed.device import keep_freed_memory
 from debias_ssl.methods import DebiasPL, Method, Problem
 from debias_ssl.training.optim import OptimConfig, make_optimizer
 

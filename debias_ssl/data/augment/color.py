@@ -5,7 +5,6 @@ from functools import cache
 import torch
 from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
 # ---- color: functions of images and their magnitudes v, with the results of torchvision's functions of one factor ----
 
@@ -36,7 +35,11 @@ def blend(
 
 
 def gray(images: UInt8[Tensor, "N H W K"]) -> Float32[Tensor, "N H W 1"]:
-    return vision.rgb_to_grayscale(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).float()
+    """The brightness of each pixel, cut off to whole numbers."""
+    if images.shape[-1] == 1:
+        return images.float()
+    red, green, blue = images.unbind(-1)
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).to(torch.uint8).unsqueeze(-1).float()
 
 
 def autocontrast(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
@@ -68,7 +71,20 @@ def contrast(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Te
 
 
 def equalize(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:
-    return vision.equalize(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    """Gives all values to about equally many pixels of each channel, as PIL does; one of few values stays as it is.
+
+    A pixel gets the number of darker ones over `step`, the 255th part of those that are not of the brightest value.
+    """
+    # A channel of an image is a row.
+    values = images.permute(0, 3, 1, 2).flatten(2).long()
+    ones = torch.ones((), dtype=torch.int32, device=images.device).expand_as(values)
+    counts = torch.zeros(*values.shape[:2], 256, dtype=torch.int32, device=images.device).scatter_add_(2, values, ones)
+    brightest = counts.gather(2, values.amax(2, keepdim=True))
+    step = (values.shape[2] - brightest) // 255
+    darker = counts.cumsum(2, dtype=torch.int32) - counts
+    new = ((darker + step // 2) // step.clamp(min=1)).clamp_(0, 255)
+    changed = torch.where(step > 0, new.gather(2, values), values).to(torch.uint8)
+    return changed.view(images.permute(0, 3, 1, 2).shape).permute(0, 2, 3, 1)
 
 
 def posterize(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[Tensor, "N H W K"]:

@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Int
-from scipy.special import betaincinv
 from torch import Tensor
 
 WORD = 0xFFFFFFFF
@@ -110,7 +110,7 @@ def permutation(seed: int, purpose: int, number: int, length: int) -> Int[Tensor
 
 def beta(seed: int, purpose: int, step: int, alpha: float) -> float:
     """A number of the distribution Beta(alpha, alpha) on [0, 1], by the inverse of its distribution function."""
-    return float(betaincinv(alpha, alpha, uniform(seed, purpose, step, torch.tensor([0]), 1).item()))
+    return float(scipy.special.betaincinv(alpha, alpha, uniform(seed, purpose, step, torch.tensor([0]), 1).item()))
 
 
 def derived_seed(seed: int, purpose: int, step: int, position: int) -> int:

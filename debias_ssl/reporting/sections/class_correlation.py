@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from debias_ssl.labels.debiasing import Labeling
@@ -67,7 +67,7 @@ def class_means(
         own = classes[first : first + len(chunk)]
         rows = np.flatnonzero(own >= 0)
         # A product with a sparse matrix of memberships takes a tenth of the time of index_add_.
-        member = csr_matrix((np.ones(len(rows)), (own[rows], rows)), shape=(num_classes, len(chunk)))
+        member = scipy.sparse.csr_matrix((np.ones(len(rows)), (own[rows], rows)), shape=(num_classes, len(chunk)))
         sums = sums + member @ chunk.double().numpy()
         first += len(chunk)
     number = np.bincount(classes[classes >= 0], minlength=num_classes)
