@@ -126,12 +126,17 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> K
             f"{path}: lines {lines[first]} and {lines[second]} are both {table.header[key]} {listed[second]!r}: "
             "remove one of them"
         )
-    labels, known = np.full(len(names), UNKNOWN), found.entry_of >= 0
-    labels[known] = np.frombuffer(numbers, dtype=np.int64)[found.entry_of[known]]
     notes = [*table.notes(kind, LABELS), *(f"{path}: {note}" for note in found.notes)]
+    return _known_labels(path, found, np.frombuffer(numbers, dtype=np.int64), notes)
+
+
+def _known_labels(path: Path, found: Matched, numbers: Int64[np.ndarray, " E"], notes: list[str]) -> KnownLabels:
+    """The classes of rows, by the class numbers of the entries of a file."""
+    labels, known = np.full(len(found.entry_of), UNKNOWN), found.entry_of >= 0
+    labels[known] = numbers[found.entry_of[known]]
     if found.unmatched is not None:
-        notes.append(f"{path}: {len(listed) - found.num_matched} rows of it match none: {_differing(found)}")
-    matched = f"{found.num_matched} of {len(listed)} rows of {path} matched"
+        notes.append(f"{path}: {len(numbers) - found.num_matched} rows of it match none: {_differing(found)}")
+    matched = f"{found.num_matched} of {len(numbers)} rows of {path} matched"
     return KnownLabels(labels=labels, matched=f"{matched}: {_num_known(labels)}", notes=tuple(notes))
 
 
