@@ -14,7 +14,7 @@ from debias_ssl.cli import JOBS
 # What `import torch` brings, with numpy.
 TORCH = {"cuda", "numpy", "torch", "torchgen", "tqdm", "triton", "typing_extensions"}
 # Of our own dependencies; jsonargparse brings what reads docstrings and stubs.
-OWN = {"PIL", "debias_ssl", "filelock", "jaxtyping", "pyarrow", "safetensors", "scipy", "yaml"}
+OWN = {"PIL", "debias_ssl", "filelock", "jaxtyping", "pyarrow", "safetensors", "scipy", "simplejpeg", "yaml"}
 OWN |= {"cloudpickle", "docstring_parser", "jsonargparse", "typeshed_client", "wadler_lindig"}
 OF_HELP = TORCH | OWN
 # Accelerate looks for packages whose names begin with "google.".

@@ -14,6 +14,7 @@ from debias_ssl.contract import Place, Problem
 from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
+from debias_ssl.data.evaluation_stream import EvaluationStream
 from debias_ssl.data.reading.cache import readable
 from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.feature_views import hash_of_views
@@ -25,7 +26,7 @@ from debias_ssl.data.sources.label_files import read_probs
 from debias_ssl.data.sources.load import check_classes, load_data
 from debias_ssl.data.sources.shards import ShardedNames
 from debias_ssl.data.splits import PARTS, Split, SplitConfig, class_counts, draw_split, load_split
-from debias_ssl.data.streams import EvaluationStream, Sampling, TrainingImages, TrainingStream
+from debias_ssl.data.streams import Sampling, TrainingImages, TrainingStream
 from debias_ssl.methods.base import Method
 from debias_ssl.system.errors import InputError
 

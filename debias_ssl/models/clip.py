@@ -73,23 +73,12 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
             activation or with images prepared otherwise than it would be used with here; or its tokenizer, or a package
             that this needs, is missing.
     """
-    import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from torchvision.transforms import Compose
 
     model, config = checked_config(model, pretrained)
     tokenizer = _tokenizer(model, config["text_cfg"])
-    try:
-        with silent():
-            network: Any = open_clip.create_model(
-                model, pretrained, device=device, pretrained_text=False, require_pretrained=True
-            )
-    except Exception as error:  # unpickling, parsing and downloading raise nearly anything
-        is_file = model.startswith(LOCAL) or Path(pretrained or "").is_file()
-        fix = "are the weights those of this model?" if is_file else OFFLINE
-        named = f"--model {model}" + (f" --pretrained {pretrained}" if pretrained else "")
-        raise InputError(f"{named} cannot be loaded: {why(error)}; {fix}") from error
-    network.eval().requires_grad_(False)
+    network = _created(model, pretrained, device)
     weights = hash_of(network.visual.state_dict())
     preprocessing = PreprocessCfg(**network.visual.preprocess_cfg)
     transform: Any = image_transform_v2(preprocessing, is_train=False)
@@ -122,6 +111,27 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
         flip=flip,
         text=config["text_cfg"] | activation,
     )
+
+
+def _created(model: str, pretrained: str | None, device: torch.device) -> Any:
+    """The network with its weights.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    import open_clip
+
+    try:
+        with silent():
+            network: Any = open_clip.create_model(
+                model, pretrained, device=device, pretrained_text=False, require_pretrained=True
+            )
+    except Exception as error:  # unpickling, parsing and downloading raise nearly anything
+        is_file = model.startswith(LOCAL) or Path(pretrained or "").is_file()
+        fix = "are the weights those of this model?" if is_file else OFFLINE
+        named = f"--model {model}" + (f" --pretrained {pretrained}" if pretrained else "")
+        raise InputError(f"{named} cannot be loaded: {why(error)}; {fix}") from error
+    return network.eval().requires_grad_(False)
 
 
 def _make_fast(network: Any, normalized: Normalized, size: int | tuple[int, int], device: torch.device) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from debias_ssl.contract import Place, Problem
 from debias_ssl.data.config import DataConfig
+from debias_ssl.data.evaluation_stream import EvaluationStream
 from debias_ssl.data.reading.decode import center_crop
 from debias_ssl.data.reading.reader import Reader, evaluation_share, feature_reader
 from debias_ssl.data.sources.folder import find_files, listed_images
 from debias_ssl.data.sources.images import Images
-from debias_ssl.data.streams import EvaluationStream
 from debias_ssl.distributed.device import chosen_device
 from debias_ssl.models import build
 from debias_ssl.runs.folder import RunFolder

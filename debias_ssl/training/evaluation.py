@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from debias_ssl.data.streams import EvaluationStream
+from debias_ssl.data.evaluation_stream import EvaluationStream
 from debias_ssl.distributed.collectives import all_sum_, gathered, num_processes
 from debias_ssl.formulas import metrics
 from debias_ssl.formulas.calibration import NUM_BINS, error_of_bins, negative_log_likelihood, sums_of_bins

@@ -13,12 +13,13 @@ from debias_ssl.contract import Batch, Place
 from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.config import DataConfig
+from debias_ssl.data.evaluation_stream import EvaluationStream
 from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader, make_reader
 from debias_ssl.data.sampling.keyed import Purpose, permutation, uniform
 from debias_ssl.data.sampling.orders import BalancedOrder, PassOrder
 from debias_ssl.data.sources.load import load_data
-from debias_ssl.data.streams import EvaluationStream, Sampling, StreamConfig, TrainingImages, TrainingStream
+from debias_ssl.data.streams import Sampling, StreamConfig, TrainingImages, TrainingStream
 from debias_ssl.methods import Needs
 from debias_ssl.system.errors import InputError
 

@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from debias_ssl.contract import Batch, Place
 from debias_ssl.data.augment.views import Normalization
+from debias_ssl.data.evaluation_stream import EvaluationStream
 from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader
-from debias_ssl.data.streams import EvaluationStream, Sampling, TrainingImages, TrainingStream
+from debias_ssl.data.streams import Sampling, TrainingImages, TrainingStream
 from debias_ssl.distributed.collectives import all_mean_, num_processes, sum_with_gradient
 from debias_ssl.distributed.running import LabelMemory, RunningMean
 from debias_ssl.methods import DebiasPL, Method, Needs, Problem, PseudoLabels, Step, Supervised

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from debias_ssl.contract import Place
 from debias_ssl.data.config import DataConfig
+from debias_ssl.data.evaluation_stream import EvaluationStream
 from debias_ssl.data.reading.reader import Reader
-from debias_ssl.data.streams import EvaluationStream
 from debias_ssl.training.evaluation import evaluate_logits, predict_all, predict_logits, try_batch
 
 

@@ -199,7 +199,7 @@ def test_another_device_is_told_on_resume(tmp_path: Path, monkeypatch, capfd):
 
 
 def test_evaluations_of_a_run_read_each_image_once_and_compute_in_its_precision(tmp_path: Path, monkeypatch):
-    from debias_ssl.data.streams import EvaluationStream
+    from debias_ssl.data.evaluation_stream import EvaluationStream
 
     numbers, precisions = [], []
     get, view = EvaluationStream.__getitem__, Predictor.view
