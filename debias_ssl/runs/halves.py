@@ -134,5 +134,5 @@ class Verdict:
 
 def agreement(one: Path, other: Path, task: Task, images: Int64[np.ndarray, " N"], place: Place) -> float:
     """The mean over classes of how far two runs agree about images."""
-    classes = [predicted(run, task, images, place) for run in (one, other)]
-    return float(class_agreement(*classes, len(task.data.classes)).mean())
+    first, second = (predicted(run, task, images, place) for run in (one, other))
+    return float(class_agreement(first, second, len(task.data.classes)).mean())

@@ -63,7 +63,7 @@ def test_other_weights_settings_and_prompts_are_others(tmp_path: Path, cache: Pa
     vectors(load())
     vectors(load(scale=3.0))  # Vectors are before the scale.
     assert len(made) == 3
-    config = module.open_clip.get_model_config(f"local-dir:{tmp_path / 'clip'}")
+    config = open_clip.get_model_config(f"local-dir:{tmp_path / 'clip'}")
     assert config is not None
     for other in (load(seed=1), load(model_cfg=config | {"quick_gelu": True})):
         made.clear()

@@ -158,4 +158,4 @@ def test_a_byte_of_value_0_far_down_is_told(tmp_path):
     data = b"path,label\n" + b"a.jpg,cat\n" * 20_000
     assert len([*table_of(tmp_path, data)]) == 20_000
     with pytest.raises(InputError, match="is not text: it has bytes of value 0"):
-        [*table_of(tmp_path, data + b"a.jpg,\0\n")]
+        list(table_of(tmp_path, data + b"a.jpg,\0\n"))

@@ -166,7 +166,7 @@ def make_index(path: str) -> dict[str, np.ndarray]:
                 while (member := tar.next()) is not None:
                     found.add(member, tar)
                     # It would keep a kilobyte of each.
-                    tar.members.clear()
+                    tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                 file.seek(tar.offset)
                 # What tarfile cannot read, it takes for the end.
                 if file.read(BLOCK) != bytes(BLOCK):
