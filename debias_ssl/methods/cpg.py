@@ -37,8 +37,8 @@ class CPG(PseudoLabeling):
     Admitted images are trained by their strong views here, which have a gradient, by weak ones there. An image needs 13
     votes in 5 of 256 epochs there, which in short runs look at an image less often than that: windows are longer here,
     and the number is a share of the looks. Images that no look fell on stay what they are. Labels are smoothed by 0.1
-    there, and the threshold is 0.855; here `--labeled_loss LabelSmoothing` smooths them. The noise on features, of which rare
-    classes get more copies, is left out, as a method has no hold of the network's classifier.
+    there, and the threshold is 0.855; here `--labeled_loss LabelSmoothing` smooths them. The noise on features, of
+    which rare classes get more copies, is left out, as a method has no hold of the network's classifier.
 
     Args:
         problem: what is fixed before training.
