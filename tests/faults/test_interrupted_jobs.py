@@ -24,7 +24,7 @@ from small_clip import paint_images, save_clip
 
 from debias_ssl import evaluate, train
 from debias_ssl.features import embedding
-from debias_ssl.reporting import report as pages
+from debias_ssl.reporting import comparison_page, page, run_page
 from debias_ssl.system.locking import locked, locked_file
 
 # Functions of the package have the names of these modules.
@@ -101,8 +101,8 @@ def place(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(embedding, "SHARD_SIZE", 2)
     for module in (debias, label, evaluate):
         monkeypatch.setattr(module, "_page", lambda *_: "a page")
-    for name in ("run_page", "comparison_page", "render"):
-        monkeypatch.setattr(pages, name, lambda *_: "a page")
+    for module, name in ((run_page, "run_page"), (comparison_page, "comparison_page"), (page, "render")):
+        monkeypatch.setattr(module, name, lambda *_: "a page")
     for path in whole.glob("*o*"):
         if path.name in ("o", "log") or path.name.startswith(("o.", ".o.")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
