@@ -20,6 +20,7 @@ from launched import DIGITS, start_ranks
 from PIL import Image
 from safetensors.torch import save_file
 from small_clip import PREPROCESSING, paint_images, save_clip
+from torchvision.transforms.v2.functional import _geometry as geometry
 
 from debias_ssl import label, predict, train
 from debias_ssl.data.reading.decode import decode
@@ -216,9 +217,9 @@ def test_photos_are_labeled_upright_and_drawings_on_the_background(tmp_path, ima
 def test_a_strip_of_twenty_thousand_pixels_is_labeled_like_any_picture(tmp_path, arguments, monkeypatch):
     Image.new("RGB", (20_000, 1), "red").save(tmp_path / "images" / "strip.png")
     Image.new("RGB", (16, 16), "red").save(tmp_path / "images" / "square.png")
-    resize, sizes = Image.Image.resize, []
+    resize, sizes = geometry.interpolate, []
     monkeypatch.setattr(
-        Image.Image, "resize", lambda self, to, *rest, **more: sizes.append(to) or resize(self, to, *rest, **more)
+        geometry, "interpolate", lambda images, size, **more: sizes.append(size) or resize(images, size, **more)
     )
     main(arguments(prior="none"))
     rows = {row["path"]: row["confidence"] for row in rows_of(tmp_path / "out")}
@@ -563,7 +564,9 @@ def trained(tmp_path_factory) -> str:
             loss.backward()
             optimizer.step()
     network.logit_scale.data.fill_(10.0).log_()
-    save_file(network.state_dict(), folder / "open_clip_model.safetensors")
+    save_file(
+        {name: each.contiguous() for name, each in network.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
     return f"local-dir:{folder}"
 
 

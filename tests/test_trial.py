@@ -40,15 +40,15 @@ def test_agreement_is_that_of_the_averaged_models_of_two_halves(tried: Path):
     )
 
     digits: Any = load_digits()
-    pixels = np.delete(digits.images, np.s_[::3], axis=0)
+    pixels = np.delete(digits.images, np.s_[2::3], axis=0)
     others = np.setdiff1d(halves[0]["unlabeled"], halves[0]["labeled"] + halves[1]["labeled"])
-    shown = (pixels[others] * 255 / 16).astype(np.uint8)[..., None]
+    shown = np.round(pixels[others] * (255 / 16)).astype(np.uint8)[..., None]
     for name, found in record["agreements"].items():
         runs = [load_run(tried / "halves" / half / name / "seed-0") for half in ("1a", "1b")]
         assert [sum(run.labeled_counts) for run in runs] == [20, 20]
 
         classes = [torch.from_numpy(run.predict(shown).argmax(-1)) for run in runs]
-        assert found == [pytest.approx(class_agreement(classes[0], classes[1], 10).mean().item(), abs=0.02)]
+        assert found == [pytest.approx(class_agreement(classes[0], classes[1], 10).mean().item())]
 
 
 def test_labels_alone_are_trained_and_the_page_says_why(tried: Path):

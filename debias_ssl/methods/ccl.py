@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.distributed.collectives import all_sum_
 from debias_ssl.distributed.running import Windows
 from debias_ssl.formulas.logits import adjust, confident_labels, debias, weighted_cross_entropy
@@ -47,6 +47,7 @@ class CCL(PseudoLabeling):
         unlabeled_weight: lambda_u; the larger one of 1.5 and U / L in the authors' code, whose U is L.
     """
 
+    needs = Needs(all_strong=None)
     labeled_prior: Float[Tensor, " C"]
     priors: Float[Tensor, "2 C"]
     """pi_u and pi."""
@@ -108,6 +109,7 @@ class CCL(PseudoLabeling):
         return PseudoLabels(target=target, weight=weight)
 
     def step(self, views: Views, pseudo: PseudoLabels) -> Step:
+        views = views.counted(pseudo.weight)
         step = super().step(views, pseudo)
         labeled = adjust(self.head(views.labeled.features), self.labeled_prior, self.strength)
         strong = adjust(self.head(views.strong.features), self.priors[1], self.strength)

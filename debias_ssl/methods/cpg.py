@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from debias_ssl.contract import Problem, PseudoLabels, Step, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
 from debias_ssl.distributed.running import VoteMemory, Windows
 from debias_ssl.formulas.logits import adjust, confident_labels
 from debias_ssl.methods.base import PseudoLabeling
@@ -51,6 +51,7 @@ class CPG(PseudoLabeling):
     """
 
     sampled_counts: Float[Tensor, " C"]
+    needs = Needs(all_strong="compares the predictions of strong and weak views of all images")
     labels: Tensor
     """Votes by which an image was admitted, N C; zeros where it is not."""
     admitted: Float[Tensor, " C"]

@@ -67,7 +67,8 @@ class DyTrim(PseudoLabeling):
                 "choose a method such as FixMatch"
             )
         self.blank = self.base.needs.blank or blank
-        self.needs = replace(self.base.needs, blank=self.blank, draws=True)
+        rest = "drops images by the mean loss of all strong views"
+        self.needs = replace(self.base.needs, blank=self.blank, draws=True, all_strong=rest)
 
     def forward(self, views: Views) -> Step:
         base = self.base

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from debias_ssl.contract import Problem, PseudoLabels, Step, View, Views
+from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.formulas.logits import confident_labels, debias, weighted_cross_entropy
 from debias_ssl.methods.base import PseudoLabeling
 from debias_ssl.system.errors import InputError
@@ -42,6 +42,7 @@ class SCAD(PseudoLabeling):
         strength: tau.
     """
 
+    needs = Needs(all_strong=None)
     superclass_of: Int[Tensor, " C"]
     """s, as numbers."""
     penalty: Float[Tensor, "S C"]
@@ -84,10 +85,11 @@ class SCAD(PseudoLabeling):
         return PseudoLabels(target=target, weight=weight)
 
     def step(self, views: Views, pseudo: PseudoLabels) -> Step:
-        step = super().step(views, pseudo)
-        labeled = F.cross_entropy(self.head(views.labeled.features), self.superclass_of[views.labels])
         with torch.no_grad():
             target, weight = confident_labels(self.head(views.weak.features), self.threshold)
+        views = views.counted(torch.maximum(pseudo.weight, weight))
+        step = super().step(views, pseudo)
+        labeled = F.cross_entropy(self.head(views.labeled.features), self.superclass_of[views.labels])
         unlabeled = weighted_cross_entropy(self.head(views.strong.features), target, weight)
         further = {
             "superclass_labeled": self.superclass_weight * labeled,

@@ -50,7 +50,9 @@ def _is_classifier_alone(model: Classifier) -> bool:
 def _obstacle(method: Method) -> str | None:
     why = "has no strong views" if method.needs.num_strong == 0 else method.needs.all_strong
     base = getattr(method, "base", None)
-    return why and f"{type(method if base is None else base).__name__} {why}"
+    is_own = base is None or (method.needs.num_strong > 0 and base.needs.all_strong != why)
+    speaker = method if is_own else base
+    return why and f"{type(speaker).__name__} {why}"
 
 
 class Unpassed(View):

@@ -51,7 +51,7 @@ def config_of(name: str) -> dict[str, Any]:
 )
 def test_a_missing_package_is_told_before_weights_are_downloaded(model, pretrained, tmp_path: Path, monkeypatch):
     folder = save_siglip(tmp_path, hf_tokenizer_name="timm/ViT-B-16-SigLIP").removeprefix("local-dir:")
-    monkeypatch.setattr(clip_names, "download_pretrained_from_hf", lambda *_, filename: f"{folder}/{filename}")
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained_from_hf", lambda *_, filename: f"{folder}/{filename}")
     monkeypatch.setattr(open_clip, "create_model", None)
     monkeypatch.setitem(sys.modules, "transformers", None)
     model = model.replace("FOLDER", folder)
@@ -69,14 +69,14 @@ def test_others_need_no_package(tmp_path: Path, monkeypatch):
 def test_a_model_of_the_hub_is_held_to_its_config_before_its_weights_are_downloaded(tmp_path: Path, monkeypatch):
     save_clip(tmp_path, preprocess_cfg=None)
     monkeypatch.setattr(open_clip, "create_model", None)
-    monkeypatch.setattr(clip_names, "download_pretrained_from_hf", lambda *_, filename: str(tmp_path / filename))
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained_from_hf", lambda *_, filename: str(tmp_path / filename))
     with pytest.raises(InputError, match="does not say how images are prepared"):
         checked_config("hf-hub:somebody/clip", None)
 
     def offline(*_: Any, **__: Any) -> str:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(clip_names, "download_pretrained_from_hf", offline)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained_from_hf", offline)
     with pytest.raises(InputError, match=r"^--model hf-hub:a/b cannot be loaded: no route to host; without"):
         checked_config("hf-hub:a/b", None)
 

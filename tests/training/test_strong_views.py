@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from debias_ssl.contract import Batch, Step, Views
 from debias_ssl.methods import (
     ABC,
+    CCL,
     CDMAD,
     CSST,
+    SCAD,
     UDA,
     DebiasPL,
     FixMatch,
@@ -57,13 +59,17 @@ COUNTED: dict[str, Callable[[Problem], Method]] = {
     "SimPro": lambda problem: SimPro(problem, threshold=0.6, momentum=0.5),
     "CSST": lambda problem: CSST(problem, threshold=0.5),
     "ABC": abc,
+    "CCL": lambda problem: CCL(problem, threshold=0.4, warm_up=0.0, window=0.5, negative_energy=1.0),
+    "SCAD": lambda problem: SCAD(problem, threshold=0.6, superclasses=["a", "a", "b", "b"]),
     "SelfTraining": SelfTraining,
     "DebiasPL": lambda problem: DebiasPL(problem, threshold=0.6, momentum=0.5),
     "DebiasPL of two views": lambda problem: DebiasPL(problem, threshold=0.6, momentum=0.5, num_views=2),
     "assisted DebiasPL": lambda problem: DebiasPL(problem, threshold=0.65, momentum=0.5, assist_threshold=0.5),
     "DebiasPL over FreeMatch": lambda problem: DebiasPL(problem, momentum=0.5, base=freematch),
 }
-ALL = {"AdaMatch", "DASO", "Distillation", "EvenMatch", "FineSSL", "PseudoLabel", "SoftMatch", "Supervised"}
+ALL = {"AdaMatch", "CPG", "DASO", "Distillation", "EvenMatch", "FineSSL", "PseudoLabel", "SoftMatch", "Supervised"} | {
+    "DyTrim"
+}
 GROUP = {"norm": "group", "num_unlabeled": 24}
 # No layer of these mixes images.
 NETWORKS: dict[str, dict[str, Any]] = {
