@@ -67,9 +67,8 @@ COUNTED: dict[str, Callable[[Problem], Method]] = {
     "assisted DebiasPL": lambda problem: DebiasPL(problem, threshold=0.65, momentum=0.5, assist_threshold=0.5),
     "DebiasPL over FreeMatch": lambda problem: DebiasPL(problem, momentum=0.5, base=freematch),
 }
-ALL = {"AdaMatch", "CPG", "DASO", "Distillation", "EvenMatch", "FineSSL", "PseudoLabel", "SoftMatch", "Supervised"} | {
-    "DyTrim"
-}
+ALL = {"AdaMatch", "CPG", "DASO", "Distillation", "DyTrim", "EvenMatch", "FineSSL", "PseudoLabel", "SoftMatch"}
+ALL |= {"Supervised"}
 GROUP = {"norm": "group", "num_unlabeled": 24}
 # No layer of these mixes images.
 NETWORKS: dict[str, dict[str, Any]] = {
