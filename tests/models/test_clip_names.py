@@ -69,7 +69,8 @@ def test_others_need_no_package(tmp_path: Path, monkeypatch):
 def test_a_model_of_the_hub_is_held_to_its_config_before_its_weights_are_downloaded(tmp_path: Path, monkeypatch):
     save_clip(tmp_path, preprocess_cfg=None)
     monkeypatch.setattr(open_clip, "create_model", None)
-    monkeypatch.setattr("open_clip.pretrained.download_pretrained_from_hf", lambda *_, filename: str(tmp_path / filename))
+    download = "open_clip.pretrained.download_pretrained_from_hf"
+    monkeypatch.setattr(download, lambda *_, filename: str(tmp_path / filename))
     with pytest.raises(InputError, match="does not say how images are prepared"):
         checked_config("hf-hub:somebody/clip", None)
 
