@@ -1,6 +1,6 @@
 """What the choices of `debias-ssl trial` are worth, by the runs of a finished comparison.
 
-    python scripts/trial_pays.py --comparison runs/pretrained --variants "DebiasPL,FixMatch" --seeds 0,1,2 --out runs/trials
+    python scripts/trial_pays.py --comparison runs/pretrained --variants DebiasPL,FixMatch --out runs/trials
 
 For each setting and seed of the comparison, the trial chooses among these variants and the labels alone. It looks at no
 test image. What it chose is then looked up in the comparison, which has the run of each variant on all labels: figures
