@@ -33,10 +33,8 @@ from typing import get_args
 import torch
 import torch.nn.functional as F
 from bench_counted import RATES, AtRate
-from benchmark import Apart, Taken, answer, in_turns, ratio, seconds, table, taken
+from benchmark import Apart, Taken, Traffic, answer, in_turns, ratio, seconds, table, taken
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from usual_loading import PassOrder, PerImage, collated
@@ -230,24 +228,6 @@ def serve(name: str, setting: Setting) -> None:
 
 
 # ---- what a step consists of ----
-
-
-class Traffic(TorchDispatchMode):
-    """Counts the bytes of what operators read and write, each as if nothing stayed in a cache."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        held = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-        is_view = any(out.untyped_storage().data_ptr() in held for out in outputs) and not func._schema.is_mutable
-        if not is_view:
-            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
-        return result
 
 
 def describe(setting: Setting) -> str:

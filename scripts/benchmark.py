@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,3 +134,21 @@ def table(found: Mapping[str, list[Taken]], images: int) -> str:
             f"{waited:>8.1%}"
         )
     return "\n".join(lines)
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes of what operators read and write, each as if nothing stayed in a cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        held = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        is_view = any(out.untyped_storage().data_ptr() in held for out in outputs) and not func._schema.is_mutable
+        if not is_view:
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+        return result

@@ -15,147 +15,28 @@ go on from their checkpoints. This module imports nothing but Python's own libra
 
 import argparse
 import csv
-import ctypes
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpu_missing import ROOT, environment, machine_of, what_is_missing
+from gpu_missing import machine_of, what_is_missing
+from gpu_parts import Evidence
 
 METHODS = ("FixMatch", "DebiasPL")
 OWN = "EvenMatch"
-PR_SET_PDEATHSIG = 1
 # Of what is left of the time, the steps of `few` and `tail` are to fill; the rest is for starts and evaluations.
 FILLED = 0.8
 MOST_STEPS = 2**20
 RATED_STEPS = 120
 # On a CPU, a small network and batch: a trial is of the parts, not of a figure.
 TRIED = ["--model.name", "wrn_10_1", "--batch_size", "8", "--unlabeled_ratio", "1"]
-
-
-# ---- parts and their lines ----
-
-
-@dataclass(kw_only=True)
-class Evidence:
-    """The folder of the results, and what is left of the time."""
-
-    out: Path
-    device: str
-    ends: float
-    """Of `time.monotonic`."""
-    minutes: float
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The lines that say `done`, by their part."""
-
-    def __post_init__(self):
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.file = self.out / "evidence.jsonl"
-        self.done |= {line["part"]: line for line in self._lines() if line["status"] == "done"}
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        for text in self.file.read_text().splitlines() if self.file.exists() else []:
-            try:
-                yield json.loads(text)
-            except ValueError:
-                print(f"a line of {self.file} was cut: {text[:60]}", flush=True)
-
-    def write(self, part: str, status: str, **figures: Any) -> None:
-        """Adds a line; a kill leaves at most the last one cut."""
-        line = {"part": part, "status": status, **figures}
-        cut = self.file.exists() and not self.file.read_bytes().endswith(b"\n")
-        with self.file.open("a") as file:
-            file.write("\n" * (cut and self.file.stat().st_size > 0) + json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if status == "done":
-            self.done[part] = line
-        said = ", ".join(f"{name} {value}" for name, value in figures.items() if not isinstance(value, list | dict))
-        print(f"{part}: {status}{', ' * bool(said)}{said}", flush=True)
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return self.ends - time.monotonic()
-
-    def limit(self, share: float) -> float:
-        """Seconds for a part that gets a share of the minutes: at least two of them, at most half of what is left."""
-        return min(self.left / 2, 60 * max(2.0, share * self.minutes))
-
-    def run(
-        self,
-        part: str,
-        command: list[str],
-        limit: float,
-        figures: Callable[[str], dict[str, Any]],
-        *,
-        on_cpu: bool = False,
-        meanwhile: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Runs a part in a process of its own, unless it is done, and writes its line.
-
-        Args:
-            part: its name.
-            command: arguments of Python.
-            limit: seconds.
-            figures: of its line, from what it printed.
-            on_cpu: whether it is for the CPU on any device.
-            meanwhile: called a few times a second, and once at the end.
-        """
-        if part in self.done:
-            print(f"{part}: was done before", flush=True)
-            return
-        if limit < 1:
-            self.write(part, "no time left")
-            return
-        log = self.out / f"{re.sub(r'[^a-z0-9]+', '_', part.lower())}.log"
-        own = environment("cpu" if on_cpu else self.device)
-        started = time.monotonic()
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, *command], stdout=file, stderr=file, env=own, cwd=ROOT, preexec_fn=_end_with_us
-            )
-            try:
-                while process.poll() is None and time.monotonic() < started + limit:
-                    time.sleep(0.2)
-                    meanwhile()
-                is_late = process.poll() is None
-            finally:
-                _end(process)
-        meanwhile()
-        seconds = round(time.monotonic() - started, 1)
-        printed = log.read_text(errors="replace")
-        if is_late:
-            self.write(part, "out of time", seconds=seconds, limit=round(limit, 1))
-        elif process.returncode:
-            self.write(part, "failed", seconds=seconds, log=str(log), error=(printed.strip() or "-").splitlines()[-1])
-        else:
-            self.write(part, "done", seconds=seconds, **figures(printed))
-
-
-def _end_with_us() -> None:
-    """In a new process: it is killed where this one is, so that whoever starts again finds no run that goes on."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Has a process save what it has."""
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 # ---- smoke and step ----
