@@ -14,6 +14,10 @@ class InputError(ValueError):
     """
 
 
+class InUseError(InputError):
+    """Another process works in a folder, or writes a file."""
+
+
 class StoppedError(RuntimeError):
     """A run cannot go on; entry points print the message, which says from where it can, and exit with 1."""
 
