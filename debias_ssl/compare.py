@@ -1,7 +1,6 @@
 """`debias-ssl compare`: trains several variants, which differ in the settings that it prints, over several seeds."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -12,13 +11,10 @@ from debias_ssl.reporting.report import write_report
 from debias_ssl.runs.comparison import PLAN_FILE, Comparison, prepare_folder, raise_if_any_failed
 from debias_ssl.runs.planned import print_status
 from debias_ssl.runs.variants import ComparisonPlan, parse_with_settings, read_plan, requested_plan
-from debias_ssl.system.errors import InputError, InUseError, only_warned
+from debias_ssl.system.errors import InputError, InUseError, LeftToOthers, only_warned
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import Member, joined
 from debias_ssl.system.outputs import check_apart
-
-# The exit status where other processes have the runs that are left: EX_TEMPFAIL of sysexits.h.
-OTHERS_GO_ON = 75
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +53,7 @@ def main(arguments: list[str]) -> None:
     if parsed.overwrite:
         # Settings of a run that is removed; others are not touched.
         check_apart(out, "--out", {"--config": [file for file in files if file.name == "config.yaml"]})
-    with joined(out) as member:
+    with joined(out, work="a comparison") as member:
         comparison = Comparison(_prepared(parsed, settings, member), member)
         with ends_told():
             waiting = comparison.begin()
@@ -65,14 +61,12 @@ def main(arguments: list[str]) -> None:
             comparison.train(waiting, parsed.jobs, wait=parsed.wait)
             others = comparison.end(_write_page if parsed.report else lambda _: None)
             num_left = sum(result.status == "pending" for result in comparison.results)
-            if others:
-                left = f"{num_left} runs are left to other processes. " if num_left else ""
-                print_status(
-                    f"{left}Still at work: {', '.join(others)}. The last to end writes the final table and page"
-                )
+            at_work = f"still at work: {', '.join(others)}; the last process writes the final table and the page"
+            if others and not num_left:
+                print_status(at_work)
             raise_if_any_failed(comparison)
-    if num_left:
-        sys.exit(OTHERS_GO_ON)
+            if num_left:
+                raise LeftToOthers(f"runs that are left to other processes: {num_left}; {at_work}")
 
 
 def _prepared(parsed: Namespace, settings: list[str], member: Member) -> ComparisonPlan:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
@@ -28,9 +29,11 @@ from debias_ssl.features.preparing import Preparing
 from debias_ssl.features.store import FeatureStore
 from debias_ssl.features.views import KeptView
 from debias_ssl.models.encoders import Encoder
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.errors import InputError, LeftToOthers
 
 SHARD_SIZE = 1024
+# Seconds after which shards that other jobs make are looked at again.
+LOOKED_AT_EVERY = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,7 @@ def embed(
     precision: str = "fp32",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     progress: bool = False,
+    wait: bool = True,
 ) -> FeatureCache:
     """Features of images, which are there already, or made and kept.
 
@@ -105,6 +109,8 @@ def embed(
     images, rows of the same images are taken over as they are, and a shard's other images alone pass through the
     network: in smaller batches than of fresh features, which may change the last bits of the new rows, but in the same
     for any number of processes and kills. Images that could not be read are tried again.
+
+    Several jobs may make the features of one list at the same time: each shard is locked by the one that makes it.
 
     Args:
         encoder: the network.
@@ -120,8 +126,10 @@ def embed(
         precision: that the network runs in, by its name: features of another one are others.
         autocast: the same, for torch.
         progress: whether to show a progress bar, and to print notes.
+        wait: whether to wait for shards that other jobs make, when no other is left.
 
     Raises:
+        LeftToOthers: such shards are left, and are not waited for.
         InputError: a store holds features of other images, of another network, precision or other views, or an image
             cannot be read.
         StoppedError: a tar file or a shard of features is gone or has changed.
@@ -137,7 +145,7 @@ def embed(
         print(f"note: {store.note}", file=sys.stderr)
     preparing = Preparing(files=files, preprocess=encoder.preprocess, decoding=decoding)
     make = partial(making, encoder, batch_size=batch_size, workers=workers, autocast=autocast, progress=progress)
-    num_lacked = _made(make, targets, preparing, encoder.embed_dim, place, on_error, progress)
+    num_lacked = _made(make, targets, preparing, encoder.embed_dim, place, on_error, progress, wait)
     return _opened(store, root, on_error, preparing, len(files) - num_lacked)
 
 
@@ -149,13 +157,22 @@ def _made(
     place: Place,
     on_error: Literal["stop", "skip"],
     progress: bool,
+    wait: bool,
 ) -> int:
     """Makes and keeps what the targets lack; how many images lacked some features, of those of all processes."""
     files = preparing.files
     plan = planned(targets, _shards(len(files)), dim, place)
-    # Closed before an error is told: its progress bar would stand in front of the message.
-    with closing(make(plan.shards, preparing)) as made:
-        failed, known = kept(made, len(files), on_error, stops=place.num_processes == 1)
+    left, failed, known = plan.shards, len(files), 0
+    while left and failed == len(files):
+        # Closed before an error is told: its progress bar would stand in front of the message.
+        with closing(make(left, preparing)) as made:
+            failed, num_known = kept(made, len(files), on_error, stops=place.num_processes == 1)
+        known += num_known
+        before, left = len(left), [shard for shard in left if shard.is_lacking()]
+        if left and len(left) == before and failed == len(files):
+            if not wait:
+                raise LeftToOthers(f"shards of features that are left to other processes: {len(left):,}")
+            time.sleep(LOOKED_AT_EVERY)
     failed, known = int(_of_all(failed, place).min()), int(_of_all(known, place).sum())
     if known and progress:
         print(f"note: {known:,} images are of known content, and keep their features", file=sys.stderr)

@@ -22,6 +22,10 @@ class StoppedError(RuntimeError):
     """A run cannot go on; entry points print the message, which says from where it can, and exit with 1."""
 
 
+class LeftToOthers(Exception):
+    """A job ends before its work is done, as other processes go on with it; entry points exit with 75 (EX_TEMPFAIL)."""
+
+
 class WriteError(StoppedError):
     """A file or a folder cannot be written: a disk is full, a folder is gone, a file is larger than allowed."""
 

@@ -93,7 +93,7 @@ class Member:
 
 
 @contextmanager
-def joined(folder: Path, flag: str = "--out") -> Iterator[Member]:
+def joined(folder: Path, flag: str = "--out", work: str = "") -> Iterator[Member]:
     """Works in a folder beside other processes that have joined too; jobs that want it for themselves are kept out.
 
     They come in one after the other: inside, this process has its first turn, which it has to end. The folder is made
@@ -102,9 +102,10 @@ def joined(folder: Path, flag: str = "--out") -> Iterator[Member]:
     Args:
         folder: the folder.
         flag: what names it.
+        work: on what processes work together there, in one line.
 
     Raises:
-        InUseError: a process has the folder for itself.
+        InUseError: a process has the folder for itself, or processes work there on something else.
         InputError: it cannot be written to.
     """
     if folder.exists() and not folder.is_dir():
@@ -115,10 +116,14 @@ def joined(folder: Path, flag: str = "--out") -> Iterator[Member]:
         with ExitStack() as held, ExitStack() as first_turn:
             first_turn.enter_context(_held(folder / TURN, folder, flag, None))
             first_turn.enter_context(_held(folder / LOCK, folder, flag, PATIENCE))
-            if not at_work(folder):
+            others = [path for path in _member_locks(folder) if holder(path) is not None]
+            if not others:
                 remove_unfinished(folder)
+            for path in others:
+                if _lines(path)[1:] != ([work] if work else []):
+                    raise _in_use(folder, f"{_owner(path)}, which works on something else", flag)
             check_writable(folder, flag)
-            held.enter_context(_held(own, folder, flag, PATIENCE))
+            held.enter_context(_held(own, folder, flag, PATIENCE, work))
             yield Member(folder=folder, flag=flag, lock=own, held=held, first_turn=first_turn)
     finally:
         _remove_empty(made)
@@ -131,7 +136,7 @@ def at_work(folder: Path, but: Path | None = None) -> list[str]:
         folder: the folder.
         but: the lock of one that is left out.
     """
-    owners = [holder(path) for path in sorted(folder.glob(f".*{MEMBER}")) if path != but]
+    owners = [holder(path) for path in _member_locks(folder) if path != but]
     return [owner for owner in owners if owner is not None]
 
 
@@ -148,6 +153,25 @@ def holder(path: Path) -> str | None:
         # On Windows, a file that is open cannot be removed; or the folder is gone.
         return None
     return None
+
+
+def _member_locks(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f".*{MEMBER}"))
+
+
+def lock_if_free(path: Path, flag: str) -> ExitStack | None:
+    """Holds a lock, which what is returned gives back; None where another process holds it.
+
+    Args:
+        path: of the lock.
+        flag: what names its folder.
+    """
+    held = ExitStack()
+    try:
+        held.enter_context(_held(path, path.parent, flag, 0))
+    except InUseError:
+        return None
+    return held
 
 
 @contextmanager
@@ -178,7 +202,7 @@ def _remove_begun(path: Path) -> None:
 
 
 @contextmanager
-def _held(path: Path, what: Path, flag: str, patience: float | None) -> Iterator[None]:
+def _held(path: Path, what: Path, flag: str, patience: float | None, work: str = "") -> Iterator[None]:
     """Holds the lock in a file, whose folder is made if it is not there, and removed again if nothing is put into it.
 
     Args:
@@ -186,6 +210,7 @@ def _held(path: Path, what: Path, flag: str, patience: float | None) -> Iterator
         what: what is locked.
         flag: what names that.
         patience: seconds to wait for a lock whose owner is not there any more; None waits for every owner.
+        work: what it is held for, for other processes.
     """
     made = _missing(path.parent)
     try:
@@ -203,7 +228,7 @@ def _held(path: Path, what: Path, flag: str, patience: float | None) -> Iterator
     try:
         # For people; on Windows nobody else can read it.
         with suppress(OSError):
-            path.write_text(f"process {os.getpid()} on {platform.node()}")
+            path.write_text(f"process {os.getpid()} on {platform.node()}" + (f"\n{work}" if work else ""))
         yield
     finally:
         with undisturbed():
@@ -250,10 +275,14 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _owner(path: Path) -> str:
+    return "".join(_lines(path)[:1])
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text()
+        return path.read_text().splitlines()
     except (OSError, ValueError):
-        return ""
+        return []
 
 
 def _is_owner_alive(path: Path) -> bool:
