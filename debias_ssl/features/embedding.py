@@ -103,14 +103,13 @@ def embed(
 ) -> FeatureCache:
     """Features of images, which are there already, or made and kept.
 
-    Each process makes the shards of one stretch of the list, so that it reads few tar files where images are in them.
-    No batch crosses a shard's border, and a whole shard is never made again: however many processes there are, and
-    whenever they were stopped before, the shards have the same bits. Where a store has features of an earlier list of
-    images, rows of the same images are taken over as they are, and a shard's other images alone pass through the
-    network: in smaller batches than of fresh features, which may change the last bits of the new rows, but in the same
-    for any number of processes and kills. Images that could not be read are tried again.
-
-    Several jobs may make the features of one list at the same time: each shard is locked by the one that makes it.
+    Each process makes the shards of one stretch of the list, so that it reads few tar files where images are in them;
+    where several jobs work on one list, each shard is locked by the one that makes it. No batch crosses a shard's
+    border, and a whole shard is never made again: however many processes there are, and whenever they were stopped
+    before, the shards have the same bits. Of a store with features of an earlier list of images, rows of the same
+    images are taken over as they are, and a shard's other images alone pass through the network: in smaller batches
+    than of fresh features, which may change the last bits of the new rows, but in the same for any number of processes
+    and kills. Images that could not be read are tried again.
 
     Args:
         encoder: the network.
@@ -129,9 +128,8 @@ def embed(
         wait: whether to wait for shards that other jobs make, when no other is left.
 
     Raises:
+        InputError: a store holds features of other images, network, precision or views, or an image cannot be read.
         LeftToOthers: such shards are left, and are not waited for.
-        InputError: a store holds features of other images, of another network, precision or other views, or an image
-            cannot be read.
         StoppedError: a tar file or a shard of features is gone or has changed.
     """
     root = Path(os.path.abspath(root))
@@ -145,8 +143,8 @@ def embed(
         print(f"note: {store.note}", file=sys.stderr)
     preparing = Preparing(files=files, preprocess=encoder.preprocess, decoding=decoding)
     make = partial(making, encoder, batch_size=batch_size, workers=workers, autocast=autocast, progress=progress)
-    num_lacked = _made(make, targets, preparing, encoder.embed_dim, place, on_error, progress, wait)
-    return _opened(store, root, on_error, preparing, len(files) - num_lacked)
+    lacked = _made(make, targets, preparing, encoder.embed_dim, place, on_error, progress, wait)
+    return _opened(store, root, on_error, preparing, len(files) - lacked)
 
 
 def _made(

@@ -126,6 +126,7 @@ def joined(folder: Path, flag: str = "--out", work: str = "") -> Iterator[Member
             held.enter_context(_held(own, folder, flag, PATIENCE, work))
             yield Member(folder=folder, flag=flag, lock=own, held=held, first_turn=first_turn)
     finally:
+        at_work(folder)  # removes the locks of those that were killed
         _remove_empty(made)
 
 
