@@ -125,15 +125,14 @@ def embed(
         precision: that the network runs in, by its name: features of another one are others.
         autocast: the same, for torch.
         progress: whether to show a progress bar, and to print notes.
-        wait: whether to wait for shards that other jobs make, when no other is left.
+        wait: whether to wait for shards that other jobs make.
 
     Raises:
         InputError: a store holds features of other images, network, precision or views, or an image cannot be read.
-        LeftToOthers: such shards are left, and are not waited for.
+        LeftToOthers: shards of other jobs are not waited for.
         StoppedError: a tar file or a shard of features is gone or has changed.
     """
-    root = Path(os.path.abspath(root))
-    files = _absolute(files, root)
+    files = _absolute(files, root := Path(os.path.abspath(root)))
     targets = [
         Target(store=_claimed(kept_in, _manifest(encoder, view, root, decoding, precision), files, place), view=view)
         for view, kept_in in ((None, store), *views)
@@ -143,8 +142,8 @@ def embed(
         print(f"note: {store.note}", file=sys.stderr)
     preparing = Preparing(files=files, preprocess=encoder.preprocess, decoding=decoding)
     make = partial(making, encoder, batch_size=batch_size, workers=workers, autocast=autocast, progress=progress)
-    lacked = _made(make, targets, preparing, encoder.embed_dim, place, on_error, progress, wait)
-    return _opened(store, root, on_error, preparing, len(files) - lacked)
+    num_before = _made(make, targets, preparing, encoder.embed_dim, place, on_error, progress, wait)
+    return _opened(store, root, on_error, preparing, num_before)
 
 
 def _made(
@@ -157,7 +156,7 @@ def _made(
     progress: bool,
     wait: bool,
 ) -> int:
-    """Makes and keeps what the targets lack; how many images lacked some features, of those of all processes."""
+    """Makes and keeps what the targets lack; how many images lacked nothing before, of those of all processes."""
     files = preparing.files
     plan = planned(targets, _shards(len(files)), dim, place)
     left, failed, known = plan.shards, len(files), 0
@@ -180,7 +179,7 @@ def _made(
     if place.rank == 0:
         for target in targets:
             target.store.finish()
-    return num_lacked
+    return len(files) - num_lacked
 
 
 def _absolute(files: Sequence[str], root: Path) -> Sequence[str]:
