@@ -3,14 +3,17 @@
 import argparse
 from pathlib import Path
 
+from jsonargparse import Namespace
+
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import num_launched
 from debias_ssl.reporting.report import write_report
-from debias_ssl.runs.comparison import PLAN_FILE, prepare_folder, print_status, raise_if_any_failed, run_comparison
-from debias_ssl.runs.variants import parse_with_settings, read_plan, requested_plan
-from debias_ssl.system.errors import InputError, only_warned
+from debias_ssl.runs.comparison import PLAN_FILE, Comparison, prepare_folder, raise_if_any_failed
+from debias_ssl.runs.planned import print_status
+from debias_ssl.runs.variants import ComparisonPlan, parse_with_settings, read_plan, requested_plan
+from debias_ssl.system.errors import InputError, InUseError, LeftToOthers, only_warned
 from debias_ssl.system.files import ends_told
-from debias_ssl.system.locking import locked
+from debias_ssl.system.locking import Member, joined
 from debias_ssl.system.outputs import check_apart
 
 
@@ -25,6 +28,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--choose_on", choices=["validation"], default=None, help="mark the best value of --grid")
     parser.add_argument("--seeds", type=str, default=None, help="seeds of splits and runs, separated by commas")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; several run in processes of their own")
+    parser.add_argument("--wait", type=bool, default=True, help="whether to wait for runs that other processes train")
     parser.add_argument("--report", type=bool, default=True, help="whether to draw report.html at the end")
     parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out, if there is one")
     parser.add_argument("--overwrite", action="store_true", help="replace the comparison in --out")
@@ -49,19 +53,46 @@ def main(arguments: list[str]) -> None:
     if parsed.overwrite:
         # Settings of a run that is removed; others are not touched.
         check_apart(out, "--out", {"--config": [file for file in files if file.name == "config.yaml"]})
-    with locked(out):
-        recorded = read_plan(out / PLAN_FILE)
-        plan, notes = requested_plan(
-            parsed, settings, recorded if parsed.resume and not parsed.overwrite else None, out
-        )
-        prepare_folder(out, plan, recorded, resume=parsed.resume, overwrite=parsed.overwrite)
-        for note in notes:
-            print_status(f"note: {note}")
+    with joined(out, work="a comparison") as member:
+        comparison = Comparison(_prepared(parsed, settings, member), member)
         with ends_told():
-            results = run_comparison(plan, out, parsed.jobs)
-            if parsed.report:
-                _write_page(out)
-            raise_if_any_failed(results)
+            waiting = comparison.begin()
+            member.end_first_turn()
+            comparison.train(waiting, parsed.jobs, wait=parsed.wait)
+            others = comparison.end(_write_page if parsed.report else lambda _: None)
+            num_left = sum(result.status == "pending" for result in comparison.results)
+            at_work = f"still at work: {', '.join(others)}; the last process writes the final table and the page"
+            if others and not num_left:
+                print_status(at_work)
+            raise_if_any_failed(comparison)
+            if num_left:
+                raise LeftToOthers(f"runs that are left to other processes: {num_left}; {at_work}")
+
+
+def _prepared(parsed: Namespace, settings: list[str], member: Member) -> ComparisonPlan:
+    """The plan of a command line, for which the folder is ready.
+
+    Raises:
+        InputError: a setting is wrong, or the folder may not be written to in this way.
+    """
+    out, others, recorded = member.folder, member.others(), read_plan(member.folder / PLAN_FILE)
+    if others and parsed.overwrite:
+        raise InUseError(f"{str(out)!r} is in use by {', '.join(others)}: leave out --overwrite to work on it together")
+    resume = not parsed.overwrite and (parsed.resume or bool(others))
+    plan, notes = requested_plan(parsed, settings, recorded if resume else None, out)
+    if (
+        others
+        and recorded
+        and not (set(plan.variants) <= set(recorded.variants) and {*plan.seeds} <= {*recorded.seeds})
+    ):
+        raise InUseError(
+            f"{str(out)!r} is in use by {', '.join(others)} for other variants or seeds: wait for it, or choose "
+            "another --out"
+        )
+    prepare_folder(out, plan, recorded, resume=resume, overwrite=parsed.overwrite)
+    for note in notes:
+        print_status(f"note: {note}")
+    return plan
 
 
 if __name__ == "__main__":

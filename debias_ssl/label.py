@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,25 @@ from debias_ssl.distributed.processes import is_first
 from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.features.embedding import FeatureCache, embed
 from debias_ssl.features.flags import add_flags, agreed_flags, check_flags, decoding_of, embed_settings
-from debias_ssl.features.store import FolderStore
+from debias_ssl.features.store import FolderStore, shared
 from debias_ssl.labels.config import LABEL_FILES, DebiasConfig
-from debias_ssl.labels.debiasing import Labeling
+from debias_ssl.labels.debiasing import Labeling, Rows
 from debias_ssl.labels.image_reference import Given, ReferenceImages, features_of, image_reference, measured
 from debias_ssl.labels.images import likely_folder
-from debias_ssl.labels.output import OutputConfig, check_folder, write_folder
+from debias_ssl.labels.output import OutputConfig, check_folder, outputs_in, write_folder
+from debias_ssl.labels.summary import summary_table
 from debias_ssl.labels.truth import say
 from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.errors import InputError, LeftToOthers
 from debias_ssl.system.files import ends_told
-from debias_ssl.system.locking import locked
-from debias_ssl.system.outputs import check_apart
+from debias_ssl.system.locking import Member, joined
+from debias_ssl.system.outputs import SUMMARY, check_apart
 from debias_ssl.training.parser import Parser
 
 # Side in pixels of the pictures on the report's page.
 PICTURE = 96
+AGAIN = "the same command goes on"
 
 
 @entry_point
@@ -80,10 +82,23 @@ def main(arguments: list[str]) -> None:
     out = Path(parsed.out)
     check_apart(out, "--out", _inputs(parsed))
     # One process writes most of it; the others end when it may not.
-    with locked(out) if is_first() else nullcontext(), dead_workers_told("--workers", "the same command goes on"):
+    with (
+        joined(out, work=_work(parsed)) if is_first() else nullcontext() as member,
+        dead_workers_told("--workers", AGAIN),
+    ):
         check_folder(out, parsed.overwrite)
-        with ends_told("the same command goes on"):
-            _label(parsed, config, out)
+        before = _state(out)
+        if member is not None:
+            member.end_first_turn()
+        with ends_told(AGAIN):
+            _label(parsed, config, out, member, before)
+
+
+def _work(parsed: Namespace) -> str:
+    """What processes have in common that label the same images in one folder."""
+    of_a_machine = ("out", "overwrite", "wait", "workers", "batch_size")
+    settings = {name: str(value) for name, value in vars(parsed).items() if name not in of_a_machine}
+    return "labels " + json.dumps(settings, sort_keys=True)
 
 
 def _inputs(parsed: Namespace) -> dict[str, str | None]:
@@ -92,7 +107,9 @@ def _inputs(parsed: Namespace) -> dict[str, str | None]:
     return inputs | {"--model": parsed.model.removeprefix("local-dir:")}
 
 
-def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
+def _label(
+    parsed: Namespace, config: DebiasConfig, out: Path, member: Member | None, before: tuple[int, int] | None
+) -> None:
     accelerator = make_accelerator(parsed.precision)
     with first_of_each_host_first(accelerator):
         request, given = _requested(parsed, config, out)
@@ -111,12 +128,45 @@ def _label(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
         clip,
         **embed_settings(parsed, accelerator),
     )
-    cache_of_reference = features_of(given, clip, request, embedded)
-    cache = embedded(files=request.files, root=request.root, store=store)
-    if not accelerator.is_main_process:
-        return
-    reference = measured(given, cache_of_reference, clip, request, vectors, is_quiet=False)
-    rows = zero_shot_rows(clip, cache, request, vectors, reference, parsed.multi_label)
+    is_shared = member is not None and store.folder.resolve() != out.resolve()
+    with shared(store) if is_shared else nullcontext(replace(store, member=member)) as store:
+        cache_of_reference = features_of(given, clip, request, embedded)
+        cache = embedded(files=request.files, root=request.root, store=store)
+        if member is None:
+            return
+        with member.turn():
+            if _state(out) != before:
+                # By another process, which had the turn before.
+                print(f"{summary_table(json.loads((out / SUMMARY).read_text()))}\n{out}")
+                return
+            if not parsed.wait and (at_work := member.others()):
+                member.leave()
+                raise LeftToOthers(
+                    f"all features are made; still at work: {', '.join(at_work)}; the last one writes labels"
+                )
+            reference = measured(given, cache_of_reference, clip, request, vectors, is_quiet=False)
+            rows = zero_shot_rows(clip, cache, request, vectors, reference, parsed.multi_label)
+            _write(parsed, config, rows, cache, request, store, out)
+
+
+def _state(out: Path) -> tuple[int, int] | None:
+    """Something that is another one when labels have been written."""
+    if not (out / SUMMARY).exists() or outputs_in(out).is_incomplete():
+        return None
+    stat = (out / SUMMARY).stat()
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def _write(
+    parsed: Namespace,
+    config: DebiasConfig,
+    rows: Rows,
+    cache: FeatureCache,
+    request: Request,
+    store: FolderStore,
+    out: Path,
+) -> None:
+    """Writes the labels, and prints what was done."""
     unreadable = cache.named_unreadable
 
     def page(labeling: Labeling) -> str:

@@ -26,6 +26,7 @@ from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.results import aggregate, differences_between, paired_difference
 from debias_ssl.runs.tables import table
 from debias_ssl.runs.variants import flags_of, grid_of
+from debias_ssl.runs.workers import FINISHED
 from debias_ssl.system.errors import InputError
 from debias_ssl.training.learner import Learner
 
@@ -607,10 +608,10 @@ def test_a_student_waits_for_its_teacher_in_another_process(tmp_path: Path, monk
             started.append(self.name)
             assert self.name != "b" or "a" in finished
 
-        def has_finished(self) -> bool:
+        def said_of_run(self) -> str | None:
             self.left -= 1
             finished.update([self.name] if self.left <= 0 else [])
-            return self.left <= 0
+            return FINISHED if self.left <= 0 else None
 
         def has_ended(self) -> bool:
             return False

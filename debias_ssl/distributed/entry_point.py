@@ -6,7 +6,10 @@ from functools import wraps
 
 from debias_ssl.distributed.processes import GONE, Companions, is_first, says_that_another_is_gone
 from debias_ssl.distributed.signals import ended_by_signals
-from debias_ssl.system.errors import InputError, Interrupted, StoppedError, Terminated
+from debias_ssl.system.errors import InputError, Interrupted, LeftToOthers, StoppedError, Terminated
+
+# The exit status of a job that leaves its work to other processes: EX_TEMPFAIL of sysexits.h.
+OTHERS_GO_ON = 75
 
 
 def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
@@ -25,6 +28,10 @@ def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
             status = 2 if isinstance(error, InputError) else 1
             companions.fail(status, f"error: {error}")
             sys.exit(status)
+        except LeftToOthers as left:
+            print(left, file=sys.stderr)
+            companions.leave()
+            sys.exit(OTHERS_GO_ON)
         except Terminated as stopped:
             # In the middle of its work, so that the others cannot go on.
             companions.fail(128 + stopped.number, str(stopped))

@@ -22,16 +22,16 @@ from debias_ssl.distributed.processes import is_first
 from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.features.embedding import FeatureCache, embed
 from debias_ssl.features.flags import add_flags, agreed_flags, check_flags, embed_settings
-from debias_ssl.features.store import FolderStore
+from debias_ssl.features.store import FolderStore, shared
 from debias_ssl.features.views import KeptView, kept_views
 from debias_ssl.labels.truth import say
 from debias_ssl.models.encoders import Encoder, load_encoder
 from debias_ssl.system.errors import InputError, shortened
 from debias_ssl.system.files import ends_told
-from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.parser import Parser
 
+AGAIN = "the same command goes on"
 KINDS: tuple[ViewKind, ...] = get_args(ViewKind)
 # What is in a folder of features.
 OWN = re.compile(r"\..*|(manifest|files|shard_|content_).*\.(json|parquet|npy)|(weak|strong)_\d+")
@@ -71,12 +71,13 @@ def main(arguments: list[str]) -> None:
     out = Path(parsed.out)
     inputs = {f"--{name}": parsed[name] for name in ("images", "pretrained", "weights")}
     check_apart(out, "--out", inputs | {"--model": parsed.model.removeprefix("local-dir:")})
+    store = FolderStore(folder=out, flag="--out")
     # One process looks after the folder; the others end when it may not. They may come before it has made the folder.
-    with locked(out) if is_first() else nullcontext(), dead_workers_told("--workers", "the same command goes on"):
+    with shared(store) if is_first() else nullcontext(store) as store, dead_workers_told("--workers", AGAIN):
         if is_first():
             _check_folder(out)
-        with ends_told("the same command goes on"):
-            _make(parsed, views, out)
+        with ends_told(AGAIN):
+            _make(parsed, views, store)
 
 
 def _views(parsed: Namespace, parser: Parser) -> list[KeptView]:
@@ -95,7 +96,8 @@ def _check_folder(out: Path) -> None:
         raise InputError(f"--out {str(out)!r} holds {shortened(others)} and no features: name another folder")
 
 
-def _make(parsed: Namespace, views: list[KeptView], out: Path) -> None:
+def _make(parsed: Namespace, views: list[KeptView], store: FolderStore) -> None:
+    out = store.folder
     accelerator = make_accelerator(parsed.precision)
     with first_of_each_host_first(accelerator):
         images = find_files(parsed.images, "--images", parsed.root)
@@ -115,7 +117,7 @@ def _make(parsed: Namespace, views: list[KeptView], out: Path) -> None:
         encoder,
         images.names,
         root,
-        FolderStore(folder=out, flag="--out"),
+        store,
         views=[(view, FolderStore(folder=view_folder(out, view.kind, view.number), flag="--out")) for view in views],
         **embed_settings(parsed, accelerator),
     )

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
@@ -28,9 +29,11 @@ from debias_ssl.features.preparing import Preparing
 from debias_ssl.features.store import FeatureStore
 from debias_ssl.features.views import KeptView
 from debias_ssl.models.encoders import Encoder
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.errors import InputError, LeftToOthers
 
 SHARD_SIZE = 1024
+# Seconds after which shards that other jobs make are looked at again.
+LOOKED_AT_EVERY = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +99,17 @@ def embed(
     precision: str = "fp32",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     progress: bool = False,
+    wait: bool = True,
 ) -> FeatureCache:
     """Features of images, which are there already, or made and kept.
 
-    Each process makes the shards of one stretch of the list, so that it reads few tar files where images are in them.
-    No batch crosses a shard's border, and a whole shard is never made again: however many processes there are, and
-    whenever they were stopped before, the shards have the same bits. Where a store has features of an earlier list of
-    images, rows of the same images are taken over as they are, and a shard's other images alone pass through the
-    network: in smaller batches than of fresh features, which may change the last bits of the new rows, but in the same
-    for any number of processes and kills. Images that could not be read are tried again.
+    Each process makes the shards of one stretch of the list, so that it reads few tar files where images are in them;
+    where several jobs work on one list, each shard is locked by the one that makes it. No batch crosses a shard's
+    border, and a whole shard is never made again: however many processes there are, and whenever they were stopped
+    before, the shards have the same bits. Of a store with features of an earlier list of images, rows of the same
+    images are taken over as they are, and a shard's other images alone pass through the network: in smaller batches
+    than of fresh features, which may change the last bits of the new rows, but in the same for any number of processes
+    and kills. Images that could not be read are tried again.
 
     Args:
         encoder: the network.
@@ -120,14 +125,14 @@ def embed(
         precision: that the network runs in, by its name: features of another one are others.
         autocast: the same, for torch.
         progress: whether to show a progress bar, and to print notes.
+        wait: whether to wait for shards that other jobs make.
 
     Raises:
-        InputError: a store holds features of other images, of another network, precision or other views, or an image
-            cannot be read.
+        InputError: a store holds features of other images, network, precision or views, or an image cannot be read.
+        LeftToOthers: shards of other jobs are not waited for.
         StoppedError: a tar file or a shard of features is gone or has changed.
     """
-    root = Path(os.path.abspath(root))
-    files = _absolute(files, root)
+    files = _absolute(files, root := Path(os.path.abspath(root)))
     targets = [
         Target(store=_claimed(kept_in, _manifest(encoder, view, root, decoding, precision), files, place), view=view)
         for view, kept_in in ((None, store), *views)
@@ -137,8 +142,8 @@ def embed(
         print(f"note: {store.note}", file=sys.stderr)
     preparing = Preparing(files=files, preprocess=encoder.preprocess, decoding=decoding)
     make = partial(making, encoder, batch_size=batch_size, workers=workers, autocast=autocast, progress=progress)
-    num_lacked = _made(make, targets, preparing, encoder.embed_dim, place, on_error, progress)
-    return _opened(store, root, on_error, preparing, len(files) - num_lacked)
+    num_before = _made(make, targets, preparing, encoder.embed_dim, place, on_error, progress, wait)
+    return _opened(store, root, on_error, preparing, num_before)
 
 
 def _made(
@@ -149,13 +154,22 @@ def _made(
     place: Place,
     on_error: Literal["stop", "skip"],
     progress: bool,
+    wait: bool,
 ) -> int:
-    """Makes and keeps what the targets lack; how many images lacked some features, of those of all processes."""
+    """Makes and keeps what the targets lack; how many images lacked nothing before, of those of all processes."""
     files = preparing.files
     plan = planned(targets, _shards(len(files)), dim, place)
-    # Closed before an error is told: its progress bar would stand in front of the message.
-    with closing(make(plan.shards, preparing)) as made:
-        failed, known = kept(made, len(files), on_error, stops=place.num_processes == 1)
+    left, failed, known = plan.shards, len(files), 0
+    while left and failed == len(files):
+        # Closed before an error is told: its progress bar would stand in front of the message.
+        with closing(make(left, preparing)) as made:
+            failed, num_known = kept(made, len(files), on_error, stops=place.num_processes == 1)
+        known += num_known
+        before, left = len(left), [shard for shard in left if shard.is_lacking()]
+        if left and len(left) == before and failed == len(files):
+            if not wait:
+                raise LeftToOthers(f"shards of features that are left to other processes: {len(left):,}")
+            time.sleep(LOOKED_AT_EVERY)
     failed, known = int(_of_all(failed, place).min()), int(_of_all(known, place).sum())
     if known and progress:
         print(f"note: {known:,} images are of known content, and keep their features", file=sys.stderr)
@@ -165,7 +179,7 @@ def _made(
     if place.rank == 0:
         for target in targets:
             target.store.finish()
-    return num_lacked
+    return len(files) - num_lacked
 
 
 def _absolute(files: Sequence[str], root: Path) -> Sequence[str]:

@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 from debias_ssl.data.reading.config import Decoding
 from debias_ssl.distributed.accelerator import place_of
 from debias_ssl.distributed.device import Precision
+from debias_ssl.distributed.processes import num_launched
 from debias_ssl.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def add_flags(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--batch_size", type=int, default=256, help="images of a batch in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for each process")
+    parser.add_argument("--wait", type=bool, default=True, help="whether to wait for what other processes make")
     parser.add_argument(
         "--precision", type=Precision, default="auto", help="auto is bf16 where the device multiplies in it"
     )
@@ -36,6 +38,8 @@ def check_flags(parsed: Namespace) -> None:
     for name, least in (("batch_size", 1), ("workers", 0)):
         if parsed[name] < least:
             raise InputError(f"{name} is {parsed[name]}, must be at least {least}")
+    if not parsed.wait and num_launched() > 1:
+        raise InputError("--wait false is for single processes: leave it out with accelerate launch and torchrun")
     decoding_of(parsed).check("")
 
 
@@ -60,4 +64,5 @@ def embed_settings(parsed: Namespace, accelerator: "accelerate.Accelerator") -> 
         "precision": accelerator.mixed_precision.replace("no", "fp32"),
         "autocast": lambda: accelerator.autocast(),
         "progress": accelerator.is_main_process,
+        "wait": parsed.wait,
     }

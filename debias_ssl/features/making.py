@@ -1,11 +1,12 @@
 """Makes what lacks of features: plans it shard by shard, and passes images and their views through the network."""
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal
+from itertools import groupby
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,6 +44,13 @@ class Planned:
     is_whole: bool
     """Whether it is there, so that it is written again only if an image can be read that could not be before."""
     targets: tuple[Target, ...]
+    dim: int
+    """Of the features."""
+
+    def is_lacking(self) -> bool:
+        """Whether it was not there when it was planned, and still is not."""
+        shape = (len(self.rows), self.dim)
+        return not self.is_whole and not all(target.store.is_whole(self.number, shape) for target in self.targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +88,7 @@ def planned(targets: Sequence[Target], shards: Sequence[range], dim: int, place:
                 lacks |= lacking
         for (lacking, is_whole), group in alike.items():
             at = rows.start + np.flatnonzero(np.frombuffer(lacking, dtype=bool))
-            shard = Planned(number=number, rows=rows, lacking=at, is_whole=is_whole, targets=tuple(group))
+            shard = Planned(number=number, rows=rows, lacking=at, is_whole=is_whole, targets=tuple(group), dim=dim)
             plan.append(shard)
         num_lacking += int(lacks.sum())
     return Plan(shards=plan, num_lacking=num_lacking)
@@ -117,41 +125,97 @@ def making(
     autocast: Callable[[], AbstractContextManager],
     progress: bool,
 ) -> Generator[Made, None, None]:
-    """The rows of the shards of a plan."""
-    cut = [
-        [
-            Batch(rows=shard.lacking[i : i + batch_size], stores=[target.store for target in shard.targets])
-            for i in range(0, len(shard.lacking), batch_size)
-        ]
-        for shard in plan
-    ]
-    batches = Batches(preparing=preparing, batches=[batch for of_shard in cut for batch in of_shard])
+    """The rows of the shards of a plan, but of those that another process makes, or has made since it was planned."""
+    cut = _Cut(plan, batch_size)
+    batches = Batches(preparing=preparing, batches=cut.batches)
     for store in {id(store): store for batch in batches.batches for store in batch.stores}.values():
         # Before decoding processes are made: they share what is found here.
         _ = store.known_contents
-    loader = DataLoader(
-        Caught(dataset=batches),
-        sampler=range(len(batches)),
-        batch_size=None,
-        # More decoding processes than cores only get into each other's way.
-        num_workers=min(workers, os.cpu_count() or 1, len(batches)),
-        pin_memory=encoder.device.type == "cuda",
-        worker_init_fn=ignore_signals,
-    )
     num_images, is_quiet = sum(len(batch.rows) for batch in batches.batches), not (progress and len(batches))
-    with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar:
-        loaded = zip(batches.batches, raising(loader), strict=True)
-        for shard, own in zip(plan, cut, strict=True):
+    with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar, cut:
+        loader = DataLoader(
+            Caught(dataset=batches),
+            sampler=cut.taken(bar.update),
+            batch_size=None,
+            # More decoding processes than cores only get into each other's way.
+            num_workers=min(workers, os.cpu_count() or 1, len(batches)),
+            pin_memory=encoder.device.type == "cuda",
+            worker_init_fn=ignore_signals,
+        )
+        loaded = iter(raising(loader))
+        ahead = next(loaded, None)
+        while cut.shards:
+            shard, own = cut.shards.popleft()
             rows = [_Rows.known(shard, target, encoder) for target in shard.targets]
             num_known = 0
-            for batch, prepared in islice(loaded, len(own)):
+            for batch in own:
+                assert ahead is not None
+                prepared = ahead
                 at, images = torch.from_numpy(batch.rows) - shard.rows.start, prepared.images.to(encoder.device)
                 for number, of_target in enumerate(rows):
                     of_target.fill(at, prepared, images, number, autocast)
                 # All targets know alike, but where a kill came between them.
                 num_known += len(prepared.known[0].positions)
                 bar.update(len(batch.rows))
+                if batch is not own[-1]:
+                    ahead = next(loaded)
             yield Made(shard=shard, rows=tuple(of_target.made() for of_target in rows), num_known=num_known)
+            cut.give_back(shard)
+            if own:
+                ahead = next(loaded, None)
+
+
+class _Cut:
+    """The batches of a plan, shard by shard. A shard is locked when the first of its batches is asked for."""
+
+    def __init__(self, plan: Sequence[Planned], batch_size: int):
+        self.plan = [
+            (
+                shard,
+                [
+                    Batch(rows=shard.lacking[i : i + batch_size], stores=[target.store for target in shard.targets])
+                    for i in range(0, len(shard.lacking), batch_size)
+                ],
+            )
+            for shard in plan
+        ]
+        self.batches = [batch for _, of_shard in self.plan for batch in of_shard]
+        self.shards: deque[tuple[Planned, list[Batch]]] = deque()
+        """Shards that are locked, and are not made yet."""
+        self._locks: dict[int, ExitStack] = {}
+
+    def taken(self, passed_over: Callable[[int], Any]) -> Iterator[int]:
+        """The numbers of the batches of shards that nobody else makes.
+
+        Args:
+            passed_over: is told how many images another process has made, or makes.
+        """
+        first = 0
+        for number, group in groupby(self.plan, lambda each: each[0].number):
+            shards = [*group]
+            lock = shards[0][0].targets[0].store.lock(number)
+            if lock is not None and not any(shard.is_whole or shard.is_lacking() for shard, _ in shards):
+                lock.close()
+                lock = None
+            num_batches = sum(len(own) for _, own in shards)
+            if lock is None:
+                passed_over(sum(len(shard.lacking) for shard, _ in shards))
+            else:
+                self._locks[number] = lock
+                self.shards.extend(shards)
+                yield from range(first, first + num_batches)
+            first += num_batches
+
+    def give_back(self, shard: Planned) -> None:
+        """Unlocks a shard that is made, where all that is planned of it is."""
+        if all(other.number != shard.number for other, _ in self.shards):
+            self._locks.pop(shard.number).close()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        for lock in self._locks.values():
+            lock.close()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,9 @@ from debias_ssl.data.reading.feature_list import FeatureList
 from debias_ssl.data.reading.features import MANIFEST, contents_path, list_path, read_manifest, shard_path
 from debias_ssl.features.earlier import Earlier, compared, difference, is_same
 from debias_ssl.features.known_contents import KnownContents, Place
-from debias_ssl.system.errors import InputError, StoppedError, WriteError, reason
-from debias_ssl.system.files import read_array, write_array, write_aside, writes
+from debias_ssl.system.errors import InputError, InUseError, StoppedError, WriteError, reason
+from debias_ssl.system.files import LOCK, read_array, write_array, write_aside, writes
+from debias_ssl.system.locking import Member, joined, lock_if_free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,10 @@ class FeatureStore(Protocol):
         """The features of a shard; an image that could not be read has a row that is no numbers."""
         ...
 
+    def lock(self, number: int) -> ExitStack | None:
+        """Keeps other processes from making a shard, until what is returned is closed; None where one makes it now."""
+        ...
+
     def write(self, number: int, rows: ShardRows) -> None:
         """Keeps a shard."""
         ...
@@ -105,6 +110,10 @@ class MemoryStore:
     def read(self, number: int) -> Float16[np.ndarray, "n D"]:
         return self.shards[number]
 
+    def lock(self, number: int) -> ExitStack:
+        """Nobody else can make it."""
+        return ExitStack()
+
     def write(self, number: int, rows: ShardRows) -> None:
         self.shards[number] = rows.features
 
@@ -127,6 +136,8 @@ class FolderStore:
     earlier: tuple[Earlier, ...] = ()
     dim: int = 0
     note: str | None = None
+    member: Member | None = None
+    """This process among those that work with the folder at the same time; None where it does not look for others."""
 
     def claim(self, own: dict[str, Any], files: Sequence[str], is_first: bool) -> "FolderStore":
         """The store of features of these images.
@@ -142,7 +153,15 @@ class FolderStore:
         Raises:
             InputError: the folder holds those of another model, of other settings, or largely of other images; or it
                 cannot be written to.
+            InUseError: other images are new, and another process works with those that are there.
         """
+        with self._turn() if is_first else nullcontext():
+            return self._claim(own, files, is_first)
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.member is None else self.member.turn()
+
+    def _claim(self, own: dict[str, Any], files: Sequence[str], is_first: bool) -> "FolderStore":
         listed, dim = FeatureList.of(files, Path(own["root"])), own["dim"]
         if not (self.folder / MANIFEST).exists() and not any(self.folder.glob("shard_*.npy")):
             if is_first:
@@ -157,6 +176,11 @@ class FolderStore:
         others = tuple(Earlier.of(*each, listed) for k, each in enumerate(found) if k != same)
         store = replace(self, generation=generation, earlier=others, dim=dim)
         if same is None:
+            if self.member is not None and (others := self.member.others()):
+                raise InUseError(
+                    f"{str(self.folder)!r} is in use by {others[0]} for another list of images: wait for it, or name "
+                    f"another folder by {self.flag}"
+                )
             moved = None if found[0][0]["root"] == own["root"] else (found[0][0]["root"], own["root"])
             note = compared(self.folder, store.earlier[0], moved, files, store.has, self.flag)
             store = replace(store, note=note)
@@ -219,12 +243,20 @@ class FolderStore:
                 "job use the folder? Run the same command again"
             ) from error
 
+    def lock(self, number: int) -> ExitStack | None:
+        path = shard_path(self.folder, number, self.generation)
+        return lock_if_free(path.with_name(f".{path.name}{LOCK}"), self.flag)
+
     def write(self, number: int, rows: ShardRows) -> None:
         # The features last: they say that the shard is there.
         write_array(contents_path(self.folder, number, self.generation), rows.contents)
         write_array(shard_path(self.folder, number, self.generation), rows.features)
 
     def finish(self) -> None:
+        with self._turn():
+            self._finish()
+
+    def _finish(self) -> None:
         own = self.folder / _name(self.generation)
         with writes(self.folder / MANIFEST):
             if own.exists():
@@ -285,6 +317,21 @@ class FolderStore:
             write_aside(self.folder / name, json.dumps(manifest))
         except WriteError as error:
             raise InputError(f"{error}; name another folder by {self.flag}") from error
+
+
+@contextmanager
+def shared(store: FolderStore) -> Iterator[FolderStore]:
+    """A store whose folder other processes may use at the same time; one that cannot be written to may be read."""
+    with ExitStack() as kept:
+        try:
+            member = kept.enter_context(joined(store.folder, store.flag))
+        except InUseError:
+            raise
+        except InputError:
+            yield store
+            return
+        member.end_first_turn()
+        yield replace(store, member=member)
 
 
 def _name(generation: int | str) -> str:

@@ -1,13 +1,12 @@
 """Trains the runs of a comparison, one after the other or several at a time, and writes their results."""
 
 import signal
-import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,18 @@ import yaml
 
 from debias_ssl.data.last_task import LastTask
 from debias_ssl.distributed.signals import asked_to_stop
-from debias_ssl.runs.folder import RunFolder, inputs_of
+from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.pairing import blocks_of
+from debias_ssl.runs.planned import PlannedRun, Waiting, planned_runs, print_status
 from debias_ssl.runs.results import Result, differences_between, write_results
 from debias_ssl.runs.run import train
 from debias_ssl.runs.tables import differences_text, table
-from debias_ssl.runs.taught_variants import run_path, teacher_of, teachers_first, with_teacher
 from debias_ssl.runs.variants import ComparisonPlan
-from debias_ssl.runs.workers import Worker, thread_limit, visible_gpus
-from debias_ssl.system.errors import InputError, Interrupted, StoppedError, reason
-from debias_ssl.system.files import write_aside
-from debias_ssl.system.locking import remove_stale_lock
+from debias_ssl.runs.workers import IN_USE, Worker, thread_limit, visible_gpus
+from debias_ssl.system.errors import InputError, Interrupted, InUseError, StoppedError, reason
+from debias_ssl.system.files import LOCK, write_aside
+from debias_ssl.system.locking import Member, holder
 from debias_ssl.system.outputs import Outputs, check_apart
-from debias_ssl.training.journal import last_records
 from debias_ssl.training.saved import config_from
 
 PLAN_FILE = "compare.yaml"
@@ -38,83 +36,6 @@ WRITTEN_FILES = ("compare.json", "compare.csv", "report.html", PLAN_FILE)
 def comparison_outputs(out: Path) -> Outputs:
     """What a comparison writes into its folder, beside those of its runs."""
     return Outputs(folder=out, kind="a comparison", names=WRITTEN_FILES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedRun:
-    """One run of a comparison: a variant with one seed."""
-
-    title: str
-    """Number, variant and seed, for messages."""
-    variant: str
-    seed: int
-    resolved: dict[str, Any]
-    """All settings, as `config.yaml` holds them."""
-    path: Path
-    """The run folder."""
-    teacher: Path | None = None
-    """The run of the same comparison that has to be finished before, as it is the teacher."""
-
-    @property
-    def folder(self) -> str:
-        """The run folder, relative to the folder of the comparison."""
-        return f"{self.variant}/{self.path.name}"
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """What the run reads beside other runs of its comparison."""
-        return {name: value for name, value in inputs_of(self.resolved).items() if value != str(self.teacher)}
-
-    def is_finished(self) -> bool:
-        """Whether the folder holds the finished run.
-
-        Raises:
-            InputError: the folder holds a run of other settings.
-        """
-        folder = RunFolder(self.path)
-        folder.check(self.resolved, resume=True, overwrite=False)
-        return folder.is_finished()
-
-    def result(self, error: str | None = None) -> Result:
-        """The outcome of a run that ended.
-
-        Args:
-            error: message of the error that ended it; None where it finished.
-        """
-        if error is not None:
-            return Result(variant=self.variant, seed=self.seed, folder=self.folder, status="failed", error=error)
-        folder = RunFolder(self.path)
-        summary = folder.read_summary()
-        evaluations = (record["validation"]["ema"] for record in last_records(folder.metrics) if "validation" in record)
-        return Result(
-            variant=self.variant,
-            seed=self.seed,
-            folder=self.folder,
-            status="finished",
-            summary=summary,
-            validation=next(evaluations, None),
-            is_uneven=folder.is_uneven(),
-        )
-
-
-def planned_runs(plan: ComparisonPlan, out: Path) -> list[PlannedRun]:
-    """All runs in order: all variants of a seed before the next seed, so that a stopped comparison can be compared.
-
-    A teacher comes before those that it teaches.
-    """
-    runs = [(name, seed) for seed in plan.seeds for name in teachers_first(plan.variants)]
-    teachers = {name: teacher_of(name, resolved) for name, resolved in plan.variants.items()}
-    return [
-        PlannedRun(
-            title=f"[{number}/{len(runs)}] {name} seed {seed}",
-            variant=name,
-            seed=seed,
-            resolved=with_teacher(name, plan.variants[name], seed, out),
-            path=run_path(out, name, seed),
-            teacher=run_path(out, teacher, seed) if (teacher := teachers[name]) else None,
-        )
-        for number, (name, seed) in enumerate(runs, start=1)
-    ]
 
 
 def prepare_folder(
@@ -169,61 +90,88 @@ def _remove_comparison(comparison: Outputs, runs: Sequence[PlannedRun]) -> None:
     comparison.clear()
 
 
-def train_in_this_process(runs: Sequence[PlannedRun]) -> Generator[tuple[PlannedRun, str | None], None, None]:
-    """Trains one run after the other; yields each with the message of its error, or None."""
-    last = LastTask()
-    for run in runs:
-        print_status(f"{run.title} ...")
-        error = None
+def train_in_this_process(
+    runs: Sequence[PlannedRun], *, wait: bool = True
+) -> Generator[tuple[PlannedRun, str | None], None, None]:
+    """Trains one run after the other; yields each with the message of its error, or None.
+
+    A run that another process trains is passed over. It is yielded when that has finished it, and trained here where
+    that has left it.
+
+    Args:
+        runs: in the order in which they are wanted.
+        wait: whether to wait for runs that other processes train, when no other is left.
+    """
+    last, waiting = LastTask(), Waiting(runs)
+    while waiting.left:
+        run, error = waiting.next(), None
+        if run is None:
+            if not wait:
+                return
+            waiting.pause()
+            continue
         try:
-            train(config_from(run.resolved), run.resolved, run.path, resume=True, quiet=True, last=last)
+            if not run.has_summary():
+                print_status(f"{run.title} ...")
+                train(config_from(run.resolved), run.resolved, run.path, resume=True, quiet=True, last=last)
+        except InUseError:
+            waiting.put_back(run)
+            continue
         except (InputError, StoppedError) as stopped:
             error = " ".join(str(stopped).split())
         except Exception as unexpected:
             traceback.print_exc()
             error = f"{type(unexpected).__name__}: {reason(unexpected)}"
         yield run, error
+        waiting.look_again()
 
 
 def train_in_processes(
-    runs: Sequence[PlannedRun], at_once: int
+    runs: Sequence[PlannedRun], at_once: int, *, wait: bool = True
 ) -> Generator[tuple[PlannedRun, str | None], None, None]:
     """Trains `at_once` runs at a time in as many processes; yields each with the message of its error, or None.
 
     A process trains one run after the other. One whose run fails ends with it, and another takes its place. With
-    several GPUs, each process gets one of them. A run that has a teacher waits for it.
+    several GPUs, each process gets one of them. A run that has a teacher waits for it. What other processes train is
+    treated as by `train_in_this_process`.
     """
     devices, limit = visible_gpus(), thread_limit(at_once)
-    waiting = [*runs]
+    waiting = Waiting(runs)
     workers: dict[int, Worker] = {}
     running: dict[int, PlannedRun] = {}
     with tempfile.TemporaryDirectory() as aside, asked_to_stop() as asked:
         try:
-            while waiting or running:
+            while waiting.left or running:
                 if asked.number:
                     name = signal.Signals(asked.number).name
                     raise Interrupted(f"{name}: stopped; --resume goes on with the comparison", asked.number)
-                for slot in range(at_once):
-                    unfinished = {each.path for each in (*waiting, *running.values())}
-                    run = next((each for each in waiting if each.teacher not in unfinished), None)
-                    if slot in running or run is None:
+                while len(running) < at_once and (run := waiting.next([*running.values()])) is not None:
+                    if run.has_summary():
+                        yield run, None
                         continue
-                    waiting.remove(run)
+                    slot = next(slot for slot in range(at_once) if slot not in running)
                     if slot not in workers:
                         device = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
                         workers[slot] = Worker(Path(aside) / str(slot), device | limit)
                     running[slot] = run
                     print_status(f"{run.title} ...")
                     workers[slot].begin(run.resolved, run.path)
+                if not running and not wait:
+                    return
                 time.sleep(0.02)
                 for slot, run in list(running.items()):
-                    if workers[slot].has_finished():
+                    if said := workers[slot].said_of_run():
                         del running[slot]
-                        yield run, None
+                        waiting.look_again()
+                        if said == IN_USE:
+                            waiting.put_back(run)
+                        else:
+                            yield run, None
                     elif workers[slot].has_ended():
                         del running[slot]
+                        waiting.look_again()
                         yield run, workers.pop(slot).error()
-                if not waiting:
+                if not waiting.left:
                     for slot in workers.keys() - running.keys():
                         workers[slot].leave()
         finally:
@@ -233,11 +181,6 @@ def train_in_processes(
                 worker.wait()
 
 
-def print_status(text: str) -> None:
-    """Prints to stderr: stdout is for tables."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def _print_outcome(run: PlannedRun, result: Result) -> None:
     if result.summary is None:
         print_status(f"{run.title} failed: {result.error}")
@@ -245,53 +188,95 @@ def _print_outcome(run: PlannedRun, result: Result) -> None:
         print_status(f"{run.title}: accuracy {result.summary['ema']['last']['accuracy']:.2%}")
 
 
-def run_comparison(plan: ComparisonPlan, out: Path, at_once: int) -> list[tuple[PlannedRun, Result]]:
-    """Trains the runs that are not finished, and writes the results after each run.
+class Comparison:
+    """A comparison in its folder, which other processes may share.
 
     Args:
         plan: variants and seeds.
-        out: folder of the comparison.
-        at_once: number of runs at a time.
+        member: this process among those that work in the folder.
     """
-    runs = planned_runs(plan, out)
-    results = [Result(variant=run.variant, seed=run.seed, folder=run.folder) for run in runs]
-    waiting = []
-    for i, run in enumerate(runs):
-        try:
-            if not run.is_finished():
-                waiting.append(run)
-                continue
-            results[i] = run.result()
-            remove_stale_lock(run.path)
-        except InputError as error:
-            results[i] = run.result(str(error))
-        _print_outcome(run, results[i])
-    differences, blocks = differences_between(plan.variants), blocks_of(plan.variants, plan.floors)
-    print(differences_text(differences, blocks), flush=True)
-    comparison_outputs(out).claim(PLAN_FILE, "compare.csv", "compare.json")
-    write_aside(out / PLAN_FILE, yaml.safe_dump(asdict(plan), sort_keys=False))
 
-    def written() -> list[dict[str, Any]]:
-        return write_results(out, results, differences, plan.choose_among, blocks)
+    def __init__(self, plan: ComparisonPlan, member: Member):
+        self.plan, self.member, self.out = plan, member, member.folder
+        self.runs = planned_runs(plan, self.out)
+        self.results = [Result(variant=run.variant, seed=run.seed, folder=run.folder) for run in self.runs]
+        self.differences = differences_between(plan.variants)
+        self.blocks = blocks_of(plan.variants, plan.floors)
 
-    lines = written()
-    with closing(train_in_this_process(waiting) if at_once == 1 else train_in_processes(waiting, at_once)) as ended:
-        for run, error in ended:
-            result = results[runs.index(run)] = run.result(error)
-            lines = written()
-            _print_outcome(run, result)
-    print(f"{table(lines)}\n{out}", flush=True)
-    return list(zip(runs, results, strict=True))
+    def begin(self) -> list[PlannedRun]:
+        """Says what is compared, in the folder too; gives the runs that are not finished.
+
+        In the first turn of this process.
+        """
+        waiting = []
+        for i, run in enumerate(self.runs):
+            try:
+                if not run.is_finished():
+                    waiting.append(run)
+                    continue
+                self.results[i] = run.result()
+                holder(run.path / LOCK)  # removes that of a process that was killed after all its work
+            except InputError as error:
+                self.results[i] = run.result(str(error))
+            _print_outcome(run, self.results[i])
+        print(differences_text(self.differences, self.blocks), flush=True)
+        comparison_outputs(self.out).claim(PLAN_FILE, "compare.csv", "compare.json")
+        write_aside(self.out / PLAN_FILE, yaml.safe_dump(asdict(self.plan), sort_keys=False))
+        self.write()
+        return waiting
+
+    def train(self, runs: Sequence[PlannedRun], at_once: int, *, wait: bool) -> None:
+        """Trains runs, and writes the results after each.
+
+        Args:
+            runs: those that are not finished.
+            at_once: number of runs at a time.
+            wait: whether to wait for runs that other processes train, when no other is left.
+        """
+        ended = train_in_processes(runs, at_once, wait=wait) if at_once > 1 else train_in_this_process(runs, wait=wait)
+        with closing(ended):
+            for run, error in ended:
+                result = self.results[self.runs.index(run)] = run.result(error)
+                _print_outcome(run, result)
+                self.member.check()
+                with self.member.turn():
+                    self.write()
+
+    def write(self) -> list[dict[str, Any]]:
+        """Writes the results with what other processes have finished; in a turn of this process."""
+        for i, run in enumerate(self.runs):
+            if self.results[i].status != "finished" and run.has_summary():
+                try:
+                    self.results[i] = run.result() if run.is_finished() else self.results[i]
+                except InputError as error:
+                    self.results[i] = run.result(str(error))
+        return write_results(self.out, self.results, self.differences, self.plan.choose_among, self.blocks)
+
+    def end(self, draw: Callable[[Path], None]) -> list[str]:
+        """Writes and prints the results, and leaves the folder; gives the processes that are still at work in it.
+
+        Args:
+            draw: draws the page of the folder, where this process is the last one.
+        """
+        with self.member.turn():
+            lines, others = self.write(), self.member.others()
+            print(f"{table(lines)}\n{self.out}", flush=True)
+            if not others:
+                draw(self.out)
+            # Whoever has the next turn has to know whether it is the last one.
+            self.member.leave()
+        return others
 
 
-def raise_if_any_failed(results: Sequence[tuple[PlannedRun, Result]]) -> None:
+def raise_if_any_failed(comparison: Comparison) -> None:
     """Prints the runs that failed.
 
     Raises:
         StoppedError: at least one run failed.
     """
-    failed = [(run, result) for run, result in results if result.status == "failed"]
+    ended = zip(comparison.runs, comparison.results, strict=True)
+    failed = [(run, result) for run, result in ended if result.status == "failed"]
     for run, result in failed:
         print(f"{run.title} failed: {result.error}", flush=True)
     if failed:
-        raise StoppedError(f"{len(failed)} of {len(results)} runs failed; --resume tries them again")
+        raise StoppedError(f"{len(failed)} of {len(comparison.runs)} runs failed; --resume tries them again")

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+# What a process says of a run: that it is finished, or that another one trains it.
+FINISHED, IN_USE = "finished", "in use"
+
 
 class Worker:
     """A process that trains one run after the other, until one of them fails.
@@ -43,9 +46,9 @@ class Worker:
         with suppress(BrokenPipeError):
             self.asked.write(f"{settings}\n".encode())
 
-    def has_finished(self) -> bool:
-        """Whether it has trained its run, and waits for the next one; says so once."""
-        return bool(self.said.read(1024))
+    def said_of_run(self) -> str | None:
+        """`FINISHED` or `IN_USE`, once for each run, when it waits for the next one; None before."""
+        return (self.said.read(1024) or b"").decode().strip() or None
 
     def has_ended(self) -> bool:
         """Whether the process is no more."""

@@ -14,8 +14,16 @@ class InputError(ValueError):
     """
 
 
+class InUseError(InputError):
+    """Another process works in a folder, or writes a file."""
+
+
 class StoppedError(RuntimeError):
     """A run cannot go on; entry points print the message, which says from where it can, and exit with 1."""
+
+
+class LeftToOthers(Exception):
+    """A job ends before its work is done, as other processes go on with it; entry points exit with 75 (EX_TEMPFAIL)."""
 
 
 class WriteError(StoppedError):

@@ -229,7 +229,7 @@ def remove_unfinished(folder: Path) -> None:
     """Removes what jobs that were killed had begun to write, in a folder that is locked and in those in it."""
     inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     # Another job may write in a folder that has a lock of its own.
-    for place in [folder, *(path for path in inner if not (path / LOCK).exists())]:
+    for place in [folder, *(path for path in inner if not any(path.glob(f"*{LOCK}")))]:
         for path in place.glob(f".*{UNFINISHED}"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

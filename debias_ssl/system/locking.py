@@ -1,20 +1,27 @@
-"""One job at a time in a folder, or at a file."""
+"""One job at a time in a folder, or at a file; or several that share a folder, each with a lock of its own."""
 
 import glob
 import os
 import platform
+import secrets
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from debias_ssl.system.errors import InputError
+from debias_ssl.system.errors import InputError, InUseError, StoppedError
 from debias_ssl.system.files import LOCK, UNFINISHED, check_writable, remove_unfinished
 
 # Processes that decode images notice within five seconds that the one they worked for is dead; until then they hold on.
 PATIENCE = 8.0
+# How names of locks end in a folder that processes share: of each process, and the one that they have in turn.
+MEMBER, TURN = f".member{LOCK}", f".turn{LOCK}"
+# Seconds after which a process that waits for its turn says so.
+TOLD_AFTER = 5.0
 
 
 @contextmanager
@@ -33,6 +40,8 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {str(folder)!r} is a file")
     with _held(folder / LOCK, folder, "--out", patience):
+        if others := at_work(folder):
+            raise _in_use(folder, others[0], "--out")
         remove_unfinished(folder)
         try:
             check_writable(folder, "--out")
@@ -41,6 +50,129 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
             # What a signal has kept from being removed; somebody may have taken the folder away.
             with undisturbed(), suppress(OSError):
                 remove_unfinished(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """This process among those that share a folder."""
+
+    folder: Path
+    flag: str
+    lock: Path
+    """Which it holds as long as it works in the folder."""
+    held: ExitStack
+    """Gives that lock back."""
+    first_turn: ExitStack
+    """Ends the first turn."""
+
+    def others(self) -> list[str]:
+        """The other processes that work in the folder."""
+        return at_work(self.folder, but=self.lock)
+
+    def check(self) -> None:
+        """Raises StoppedError where another process took this one for dead."""
+        if not self.lock.exists():
+            raise StoppedError(
+                f"another process did not see the lock of this one in {str(self.folder)!r}: the file system does not "
+                "share locks between machines; docs/scale.md says what it needs. Work there on one machine at a time"
+            )
+
+    def end_first_turn(self) -> None:
+        """Lets the other processes go on, and new ones join."""
+        self.first_turn.close()
+
+    def leave(self) -> None:
+        """Is not at work in the folder any more."""
+        self.held.close()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keeps the other processes waiting, for what all of them read and write."""
+        with _held(self.folder / TURN, self.folder, self.flag, None):
+            yield
+
+
+@contextmanager
+def joined(folder: Path, flag: str = "--out", work: str = "") -> Iterator[Member]:
+    """Works in a folder beside other processes that have joined too; jobs that want it for themselves are kept out.
+
+    They come in one after the other: inside, this process has its first turn, which it has to end. The folder is made
+    if it is not there, and removed again if nothing is put into it.
+
+    Args:
+        folder: the folder.
+        flag: what names it.
+        work: on what processes work together there, in one line.
+
+    Raises:
+        InUseError: a process has the folder for itself, or processes work there on something else.
+        InputError: it cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{flag} {str(folder)!r} is a file")
+    made = _missing(folder)
+    own = folder / f".{secrets.token_hex(8)}{MEMBER}"
+    try:
+        with ExitStack() as held, ExitStack() as first_turn:
+            first_turn.enter_context(_held(folder / TURN, folder, flag, None))
+            first_turn.enter_context(_held(folder / LOCK, folder, flag, PATIENCE))
+            others = [path for path in _member_locks(folder) if holder(path) is not None]
+            if not others:
+                remove_unfinished(folder)
+            for path in others:
+                if _lines(path)[1:] != ([work] if work else []):
+                    raise _in_use(folder, f"{_owner(path)}, which works on something else", flag)
+            check_writable(folder, flag)
+            held.enter_context(_held(own, folder, flag, PATIENCE, work))
+            yield Member(folder=folder, flag=flag, lock=own, held=held, first_turn=first_turn)
+    finally:
+        at_work(folder)  # removes the locks of those that were killed
+        _remove_empty(made)
+
+
+def at_work(folder: Path, but: Path | None = None) -> list[str]:
+    """The processes that share a folder; locks of those that are no more are removed.
+
+    Args:
+        folder: the folder.
+        but: the lock of one that is left out.
+    """
+    owners = [holder(path) for path in _member_locks(folder) if path != but]
+    return [owner for owner in owners if owner is not None]
+
+
+def holder(path: Path) -> str | None:
+    """The process that holds a lock; None where none does. The lock of one that is no more is removed."""
+    if not path.exists():
+        return None
+    try:
+        with FileLock(path, timeout=0):
+            path.unlink(missing_ok=True)
+    except Timeout:
+        return (_owner(path) or "another process") if _is_owner_alive(path) else None
+    except OSError:
+        # On Windows, a file that is open cannot be removed; or the folder is gone.
+        return None
+    return None
+
+
+def _member_locks(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f".*{MEMBER}"))
+
+
+def lock_if_free(path: Path, flag: str) -> ExitStack | None:
+    """Holds a lock, which what is returned gives back; None where another process holds it.
+
+    Args:
+        path: of the lock.
+        flag: what names its folder.
+    """
+    held = ExitStack()
+    try:
+        held.enter_context(_held(path, path.parent, flag, 0))
+    except InUseError:
+        return None
+    return held
 
 
 @contextmanager
@@ -71,32 +203,33 @@ def _remove_begun(path: Path) -> None:
 
 
 @contextmanager
-def _held(path: Path, what: Path, flag: str, patience: float) -> Iterator[None]:
+def _held(path: Path, what: Path, flag: str, patience: float | None, work: str = "") -> Iterator[None]:
     """Holds the lock in a file, whose folder is made if it is not there, and removed again if nothing is put into it.
 
     Args:
         path: of the lock.
         what: what is locked.
         flag: what names that.
-        patience: seconds to wait for a lock whose owner is not there any more.
+        patience: seconds to wait for a lock whose owner is not there any more; None waits for every owner.
+        work: what it is held for, for other processes.
     """
-    made = [each for each in path.parents if not each.exists()]
+    made = _missing(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
-        lock.acquire(timeout=0 if _is_owner_alive(path) else patience)
+        if patience is None:
+            _wait_for(lock, path)
+        else:
+            lock.acquire(timeout=0 if _is_owner_alive(path) else patience)
     except Timeout as error:
-        raise InputError(
-            f"{str(what)!r} is in use by {_owner(path) or 'another process'}: "
-            f"wait for it, stop it, or choose another {flag}"
-        ) from error
+        raise _in_use(what, _owner(path) or "another process", flag) from error
     except OSError as error:
         _remove_empty(made)
         raise InputError(f"cannot write to {flag} {str(what)!r}: {error.strerror}") from error
     try:
         # For people; on Windows nobody else can read it.
         with suppress(OSError):
-            path.write_text(f"process {os.getpid()} on {platform.node()}")
+            path.write_text(f"process {os.getpid()} on {platform.node()}" + (f"\n{work}" if work else ""))
         yield
     finally:
         with undisturbed():
@@ -106,12 +239,16 @@ def _held(path: Path, what: Path, flag: str, patience: float) -> Iterator[None]:
             _remove_empty(made)
 
 
-def remove_stale_lock(folder: Path) -> None:
-    """Removes the lock of a job that was killed after all its work, from a folder in which nothing is left to do."""
-    path = folder / LOCK
-    if path.exists():
-        with suppress(OSError, Timeout), FileLock(path, timeout=0):
-            path.unlink(missing_ok=True)
+def _wait_for(lock: FileLock, path: Path) -> None:
+    try:
+        lock.acquire(timeout=TOLD_AFTER)
+    except Timeout:
+        print(f"waiting for {_owner(path) or 'another process'}, which writes in {path.parent}", file=sys.stderr)
+        lock.acquire()
+
+
+def _in_use(what: Path, owner: str, flag: str) -> InUseError:
+    return InUseError(f"{str(what)!r} is in use by {owner}: wait for it, stop it, or choose another {flag}")
 
 
 @contextmanager
@@ -127,6 +264,11 @@ def undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there."""
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
 def _remove_empty(folders: list[Path]) -> None:
     with suppress(OSError):
         for folder in folders:
@@ -134,10 +276,14 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _owner(path: Path) -> str:
+    return "".join(_lines(path)[:1])
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text()
+        return path.read_text().splitlines()
     except (OSError, ValueError):
-        return ""
+        return []
 
 
 def _is_owner_alive(path: Path) -> bool:

@@ -99,4 +99,4 @@ def test_a_run_is_given_to_a_process_that_died_meanwhile(tmp_path: Path, monkeyp
     worker.process.wait()
     (run,) = planned(tmp_path, a="FixMatch")
     worker.begin(run.resolved, run.path)
-    assert not worker.has_finished() and worker.has_ended() and worker.error() == "ended with status 1"
+    assert worker.said_of_run() is None and worker.has_ended() and worker.error() == "ended with status 1"

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from launched import DIGITS, SHORT
 
 from debias_ssl import compare, train
 from debias_ssl.finetune.__main__ import main as finetune
-from debias_ssl.system.errors import InputError
-from debias_ssl.system.files import LOCK
-from debias_ssl.system.locking import locked
+from debias_ssl.system.errors import InputError, InUseError, StoppedError
+from debias_ssl.system.files import LOCK, UNFINISHED
+from debias_ssl.system.locking import joined, locked
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from debias_ssl.system.locking import locked
+from debias_ssl.system.locking import joined, locked
 
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
@@ -98,3 +99,50 @@ def test_a_lock_of_another_host_or_of_nobody_known_is_not_waited_for(tmp_path, h
         with pytest.raises(InputError, match="is in use by"), locked(tmp_path / "a", patience=600):
             pass
         assert time.monotonic() - started < 300 and process.poll() is None
+
+
+JOINER = HOLDER.replace("locked(Path(sys.argv[1])):", 'joined(Path(sys.argv[1]), work="a") as member:').replace(
+    "import locked", "import joined"
+)
+# Lets others in.
+JOINER = JOINER.replace('    print("held"', '    member.end_first_turn()\n    print("held"')
+
+
+def test_processes_share_a_folder_for_the_same_work_and_keep_others_out(tmp_path, holder):
+    folder = tmp_path / "a"
+    process = holder(JOINER)
+    begun = folder / f".x{UNFINISHED}"
+    begun.touch()
+    with joined(folder, work="a") as member:
+        member.end_first_turn()
+        (other,) = member.others()
+        assert other == f"process {process.pid} on {platform.node()}"
+        member.check()
+        with member.turn():
+            assert begun.exists()
+    for enter in (lambda: joined(folder, work="b"), lambda: locked(folder)):
+        with pytest.raises(InUseError, match=f"in use by process {process.pid} on"), enter():
+            pass
+    process.kill()
+    process.wait()
+    # What it had begun goes with it.
+    with locked(folder):
+        assert not begun.exists() and [path.name for path in folder.iterdir()] == [LOCK]
+
+
+def test_a_process_waits_for_its_turn_and_says_so(tmp_path, holder, monkeypatch, capsys):
+    monkeypatch.setattr("debias_ssl.system.locking.TOLD_AFTER", 0.01)
+    process = holder(JOINER.replace("    member.end_first_turn()\n", ""))
+    threading.Timer(0.5, process.kill).start()
+    with joined(tmp_path / "a", work="a") as member:
+        assert not member.others() and process.wait() != 0
+    assert f"waiting for process {process.pid} on" in capsys.readouterr().err
+    assert not [*(tmp_path / "a").iterdir()]
+
+
+def test_a_process_whose_lock_was_removed_is_told(tmp_path):
+    with joined(tmp_path / "a") as member:
+        member.end_first_turn()
+        member.lock.unlink()
+        with pytest.raises(StoppedError, match="does not share locks between machines"):
+            member.check()
