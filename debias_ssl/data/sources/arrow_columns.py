@@ -116,9 +116,11 @@ def _places(column: pa.Array, whole: pa.Buffer, where: str, first: int) -> Int64
     _, borders, data = values.buffers()
     kind = np.int64 if pa.types.is_large_binary(values.type) else np.int32
     ends = np.frombuffer(borders, kind)[values.offset : values.offset + len(values) + 1].astype(np.int64)
-    start = (data.address if data is not None else whole.address) - whole.address
-    offsets, lengths = start + ends[:-1], np.diff(ends)
-    if len(values) and not (offsets.min() >= 0 and (lengths >= 0).all() and (offsets + lengths).max() <= whole.size):
+    lengths = np.diff(ends)
+    # What is empty need not lie anywhere.
+    start = 0 if data is None else data.address - whole.address
+    offsets = np.where(lengths == 0, 0, start + ends[:-1])
+    if (lengths < 0).any() or (offsets < 0).any() or (offsets + lengths > whole.size).any():
         raise InputError(f"{where}: its Arrow file is compressed or damaged: write the data set again, by save_to_disk")
     return np.stack([offsets, lengths])
 

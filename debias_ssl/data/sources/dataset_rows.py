@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -145,10 +146,7 @@ def open_dataset(where: str, setting: str, *, download: bool = False, cache: str
     Raises:
         InputError: the package is missing, or there is no such data set.
     """
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise InputError(f"{setting} needs the package datasets: pip install 'debias-ssl[hf]'") from error
+    datasets = _package(setting)
     path, kept = Path(where), None if cache is None else os.path.join(cache, "huggingface")
     try:
         if (path / SPLITS_FILE).is_file() or (path / STATE_FILE).is_file():
@@ -172,6 +170,13 @@ def open_dataset(where: str, setting: str, *, download: bool = False, cache: str
     return DatasetRows(where=where, splits=splits)
 
 
+def _package(setting: str) -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise InputError(f"{setting} needs the package datasets: pip install 'debias-ssl[hf]'") from error
+
+
 def _files(path: Path, setting: str) -> dict[str, list[str]]:
     """The Parquet or Arrow files of each split, by the names of files and folders, as `datasets` finds them."""
     if path.is_file():
@@ -183,8 +188,12 @@ def _files(path: Path, setting: str) -> dict[str, list[str]]:
     if _holds_tables(path):
         # What a README.md in the folder says is left out: it may name places on the network.
         for split, patterns in module.get_data_patterns(os.path.abspath(path)).items():
-            found = [name for each in patterns for name in module.resolve_pattern(each, os.path.abspath(path))]
-            files[str(split)] = sorted({name for name in found if name.endswith(SUFFIXES)})
+            found = set()
+            for pattern in patterns:
+                # Of the ways to name the files of a split, one is enough.
+                with suppress(FileNotFoundError):
+                    found.update(module.resolve_pattern(pattern, os.path.abspath(path)))
+            files[str(split)] = sorted(name for name in found if name.endswith(SUFFIXES))
     files = {split: names for split, names in files.items() if names}
     if not files:
         raise InputError(
@@ -225,8 +234,12 @@ def rows_of_hf(where: str, setting: str) -> Rows:
 
 def _path_and_split(where: str) -> tuple[str, str | None]:
     path = where.removeprefix(PREFIX)
-    before, colon, split = path.rpartition(":")
-    return (before, split) if colon and not Path(path).exists() else (path, None)
+    # A colon may be in the path, and in a part such as train[:80%].
+    fronts = [path[: found.start()] for found in re.finditer(":", path)]
+    if not fronts or Path(path).exists():
+        return path, None
+    front = next((front for front in fronts if Path(front).exists()), fronts[0])
+    return front, path[len(front) + 1 :]
 
 
 def row_named(name: str) -> Member | None:
@@ -234,11 +247,14 @@ def row_named(name: str) -> Member | None:
     found = ROW.fullmatch(name)
     if found is None or not _is_dataset(found["where"]):
         return None
-    dataset = _opened(found["where"])
-    if found["split"] not in dataset.splits or int(found["row"]) >= len(dataset.splits[found["split"]]):
-        return None
-    member = _all_rows(found["where"], found["split"], found["column"])[int(found["row"])]
-    return member if isinstance(member, Member) else None
+    _package(f"a row of {found['where']!r}")
+    # A folder with tables somewhere below it need not be a data set.
+    with suppress(InputError):
+        dataset, row = _opened(found["where"]), int(found["row"])
+        if found["split"] in dataset.splits and row < len(dataset.splits[found["split"]]):
+            member = _all_rows(found["where"], found["split"], found["column"])[row]
+            return member if isinstance(member, Member) else None
+    return None
 
 
 @lru_cache(maxsize=64)
