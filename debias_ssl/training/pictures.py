@@ -87,7 +87,6 @@ def marginal_picture(
         axes.axhline(1 / len(classes), color="0.4", linewidth=0.9, linestyle="--")
         axes.set_xlabel("step")
         axes.set_ylabel("marginal")
-        axes.set_ylim(bottom=0)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return drawing.pixels
 
