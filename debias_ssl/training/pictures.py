@@ -76,7 +76,7 @@ def marginal_picture(
         marginals: running mean of the undebiased predictions on unlabeled images at these steps.
         classes: their names.
     """
-    order = np.argsort(-marginals[-1], kind="stable").tolist()
+    order: list[int] = np.argsort(-marginals[-1], kind="stable").tolist()
     named = order if len(order) <= 2 * EXTREME else [*order[:EXTREME], *order[-EXTREME:]]
     with _drawn(6, 3.6) as drawing:
         axes = drawing.figure.add_subplot()

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from debias_ssl.contract import Batch, PseudoLabels
+from debias_ssl.data.task import Part
 from debias_ssl.system.errors import only_warned
 from debias_ssl.training.journal import read_records
 from debias_ssl.training.pictures import confusion_picture, examples_picture, marginal_picture, shown
@@ -80,7 +81,7 @@ class Tracking:
         if self.is_active:
             self.accelerator.log({name: value for name, value in values.items() if value is not None}, step)
 
-    def evaluation(self, figures: Mapping[str, Mapping[str, Mapping[str, Any]]], step: int) -> None:
+    def evaluation(self, figures: Mapping[Part, Mapping[str, Mapping[str, Any]]], step: int) -> None:
         """Logs the figures of each model on each part of the images, and the pictures of the run."""
         if not self.is_active:
             return
@@ -138,10 +139,10 @@ class Tracking:
     ) -> Any:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        target = pseudo.target if pseudo.target.ndim == 1 else pseudo.target.argmax(-1)
+        targets: list[int] = (pseudo.target if pseudo.target.ndim == 1 else pseudo.target.argmax(-1)).tolist()
+        known: list[int] = truth.tolist()
         titles = [
-            f"{shown(self.classes[k])}, weight {weight:.2f}"
-            + (f"\ntruth: {shown(self.classes[true])}" if true >= 0 else "")
-            for k, weight, true in zip(target.tolist(), pseudo.weight.tolist(), truth.tolist(), strict=True)
+            f"{shown(self.classes[k])}, weight {weight:.2f}" + (f"\ntruth: {shown(self.classes[n])}" if n >= 0 else "")
+            for k, n, weight in zip(targets, known, pseudo.weight.tolist(), strict=True)
         ]
         return examples_picture(pixels, titles)
