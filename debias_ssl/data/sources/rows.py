@@ -1,6 +1,6 @@
 """Names of images in rows of tables, made as they are asked for: there may be more than fit into memory as texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from debias_ssl.data.sources.shard_index import Member, Shard
+from debias_ssl.system.texts import BLOCK
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,15 +44,25 @@ class RowNames(Sequence[str]):
         if isinstance(key, slice):
             return [self[i] for i in range(*key.indices(len(self)))]
         i = range(len(self))[key]
-        k = int(self.numbers[i])
-        inner = f"[{self.rows[i]}]{self.columns[k]}"
-        return Member(self.shards[k], inner, int(self.offsets[i]), int(self.lengths[i]), self.splits[k] + inner)
+        return self._member(*(int(values[i]) for values in self._columns))
+
+    def __iter__(self) -> Iterator[str]:
+        # A number of Python's own is made in a third of the time where many are.
+        for first in range(0, len(self), BLOCK):
+            block: list[list[int]] = [values[first : first + BLOCK].tolist() for values in self._columns]
+            yield from map(self._member, *block)
+
+    @property
+    def _columns(self) -> tuple[Int64[np.ndarray, " N"], ...]:
+        return self.numbers, self.rows, self.offsets, self.lengths
+
+    def _member(self, number: int, row: int, offset: int, length: int) -> Member:
+        inner = f"[{row}]{self.columns[number]}"
+        return Member(self.shards[number], inner, offset, length, self.splits[number] + inner)
 
     def part(self, positions: Int64[np.ndarray, " P"]) -> "RowNames":
         """The names at some positions, in their order."""
-        numbers, rows, offsets, lengths = (
-            values[positions] for values in (self.numbers, self.rows, self.offsets, self.lengths)
-        )
+        numbers, rows, offsets, lengths = (values[positions] for values in self._columns)
         return replace(self, numbers=numbers, rows=rows, offsets=offsets, lengths=lengths)
 
     @classmethod
