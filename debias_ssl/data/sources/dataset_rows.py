@@ -223,6 +223,8 @@ def rows_of_hf(where: str, setting: str) -> Rows:
         InputError: there is no such data set or split, or several splits could be meant.
     """
     path, split = _path_and_split(where)
+    if not path:
+        raise InputError(f"{setting} is {where!r}: a folder or a file stands behind {PREFIX}")
     dataset = open_dataset(path, setting)
     if split is None and len(dataset.splits) > 1:
         first = next(iter(dataset.splits))

@@ -215,6 +215,8 @@ def test_what_the_flag_images_names(arrow: Path, splits, tmp_path: Path):
     assert rows.labels({"dog": 3, "cat": 8}).tolist() == [8, 8] and rows.labels({"dog": 3}).tolist() == [UNKNOWN] * 2
     with pytest.raises(InputError, match=r"has the splits train, test: name one, as in hf:.*arrow:train"):
         rows_of_hf(f"hf:{arrow}", "--images")
+    with pytest.raises(InputError, match="--images is 'hf:': a folder or a file stands behind hf:"):
+        rows_of_hf("hf:", "--images")
     of_files(splits["test"], CLASSES).save_to_disk(tmp_path / "a:b")
     assert len(rows_of_hf(f"hf:{tmp_path}/a:b", "--images").names) == 16
 
