@@ -51,7 +51,7 @@ AGAIN = "the same command goes on"
 def main(arguments: list[str]) -> None:
     parser = Parser(prog="debias-ssl label", description="Labels images with CLIP, and debiases the labels.")
     parser.add_argument(
-        "--images", type=str, required=True, help="folder of any depth, list, CSV of path, or tar files"
+        "--images", type=str, required=True, help="folder of any depth, list, CSV of path, tar files, or hf:PATH"
     )
     parser.add_argument("--root", type=str, default=None, help="what paths of a list are relative to; else its folder")
     parser.add_argument("--classes", type=str, required=True, help="NAME or NAME<tab>PROMPT... a line, or imagenet")

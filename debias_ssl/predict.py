@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     parser = Parser(prog="debias-ssl predict", description="Labels images with a trained run.")
     parser.add_argument("--run", type=str, required=True, help="run folder")
     parser.add_argument(
-        "--images", type=str, required=True, help="folder of any depth, list, CSV of path, or tar files"
+        "--images", type=str, required=True, help="folder of any depth, list, CSV of path, tar files, or hf:PATH"
     )
     parser.add_argument("--root", type=str, default=None, help="what paths of a list are relative to; else its folder")
     parser.add_argument(

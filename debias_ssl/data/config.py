@@ -20,7 +20,7 @@ class DataConfig(StreamConfig, ReadingConfig, SplitConfig, SourceConfig):
         check_name(self.name)
         if self.is_own or self.name == "folder":
             return
-        of_files = ["features"] if self.features else []
+        of_files = ["features"] if self.features and self.name != "hf" else []
         of_files += [each for each in ("min_confidence", "probs", "seeds_per_class") if getattr(self, each) is not None]
         if of_files:
             raise InputError(

@@ -89,7 +89,7 @@ class Task:
         border = len(self.data.train) - self.data.num_separate
         shared = int((self.split.validation >= border - self.data.num_shared).sum())
         if shared:
-            notes.append(f"{shared} validation images are in data.unlabeled too: not trained on")
+            notes.append(f"{shared} validation images are unlabeled images too: not trained on")
         return notes
 
     @property

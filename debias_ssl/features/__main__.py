@@ -42,7 +42,7 @@ def _parser() -> Parser:
         prog="debias-ssl features", description="Keeps features of images by a pretrained network.", allow_abbrev=False
     )
     parser.add_argument(
-        "--images", type=str, required=True, help="folder of any depth, list, CSV of path, or tar files"
+        "--images", type=str, required=True, help="folder of any depth, list, CSV of path, tar files, or hf:PATH"
     )
     parser.add_argument("--root", type=str, default=None, help="what paths of a list are relative to; else its folder")
     parser.add_argument(

@@ -21,6 +21,7 @@ from debias_ssl.data.reading.decode import in_threads
 from debias_ssl.data.reading.features import VERSION
 from debias_ssl.data.sources.below import names_below
 from debias_ssl.data.sources.listing import FileNames, picked
+from debias_ssl.data.sources.rows import RowNames
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import ShardedNames, on_disk
 from debias_ssl.distributed.collectives import all_sum_
@@ -187,7 +188,7 @@ def _absolute(files: Sequence[str], root: Path) -> Sequence[str]:
     prefix = os.path.join(root, "")
     if isinstance(files, FileNames) and (below := files.below(str(root))) is not None:
         return replace(below, prefix=prefix)
-    if isinstance(files, ShardedNames):
+    if isinstance(files, ShardedNames | RowNames):
         return files
     if any(isinstance(file, Member) for file in files):
         # As text, the absolute path of a member would not know any more where in its tar file it is.

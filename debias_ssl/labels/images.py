@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from debias_ssl.data.sources.below import names_below
+from debias_ssl.data.sources.dataset_rows import folder_of_hf, is_hf, rows_of_hf
 from debias_ssl.data.sources.folder import (
     find_files,
     folder_of,
@@ -35,12 +36,12 @@ def images_to_label(
 ) -> tuple[Images, Path]:
     """The images to label, with their true classes where these are known, and the folder that they lie below.
 
-    True classes, which are for figures only, are the labels of a CSV file or the .cls members of tar files, else the
-    first folders of the paths. They are told by their names or, of ImageNet's classes, by their ids. Of paths
-    that are given one by one they are not known.
+    True classes, which are for figures only, are the labels of a CSV file, the class column of a data set of Hugging
+    Face or the .cls members of tar files, else the first folders of the paths. They are told by their names or, of
+    ImageNet's classes, by their ids. Of paths that are given one by one they are not known.
 
     Args:
-        where: a folder, a list, a CSV file or tar files; or paths.
+        where: a folder, a list, a CSV file, tar files or `hf:PATH`; or paths.
         classes: their names.
         root: what the paths of a list are relative to, below which they must lie; None is the folder of the list.
         setting: what errors call `where`.
@@ -54,6 +55,9 @@ def images_to_label(
         return images, common_parent(images.names)
     path, labels = Path(where), []
     number = numbers_of(classes)
+    if is_hf(where):
+        rows = rows_of_hf(where, setting)
+        return Images(pixels=None, labels=rows.labels(number), names=rows.names), folder_of_hf(where)
     if is_shards(where):
         images = images_in_shards(where, classes, setting, numbers=number)
         folder = folder_of(where, images)

@@ -32,9 +32,9 @@ PLACES |= {"eval_batch_size", "checkpoint_every"}
 RESUMABLE = PLACES | {"log_every", "median_of"}
 # Where something is, which may have been moved. That it is the same is seen when it is read, by the fingerprint in
 # split.json, or does not matter to a run that has begun; of the others, it is seen by hashes, if split.json has them.
-MOVABLE = {"data.labeled", "data.unlabeled", "data.split", "model.weights"}
+MOVABLE = {"data.labeled", "data.unlabeled", "data.path", "data.split", "model.weights"}
 MOVABLE_BY_HASH = {"data.test", "data.features", "data.probs", "teacher"}
-DATA_FILES = ("labeled", "unlabeled", "test", "features", "probs", "split")
+DATA_FILES = ("labeled", "unlabeled", "test", "path", "features", "probs", "split")
 # In the order in which they are removed: first what says that a run is finished, last what says that it is one.
 WRITTEN = ("summary.json", "model.json", "report.html", "finetune.yaml", "model.safetensors", "method.safetensors")
 WRITTEN += ("predictions/*_ema.npy", "predictions/*_raw.npy", "predictions/*_labels.npy", "checkpoints/step_[0-9]*")

@@ -106,7 +106,7 @@ def _train_into(
         _begin(trainer, folder, resolved)
     accelerator.wait_for_everyone()
     if config.log_with:
-        accelerator.init_trackers(TRACKED)
+        trainer.tracking.begin(TRACKED, resolved, run=folder.path.resolve().name, start=trainer.start)
     with asked_to_stop() as asked:
         logits = trainer.train(asked)
         if is_main:
@@ -305,4 +305,4 @@ def _finish(trainer: Trainer, folder: RunFolder, logits: dict[Part, dict[str, Te
     )
     summary = summarize(read_records(folder.metrics), config.median_of)
     folder.write_json("summary.json", summary | {"made_by": made_by()})
-    trainer.track({f"final_{name}": value for name, value in summary["ema"]["last"].items()}, config.steps)
+    trainer.tracking.figures({f"final_{name}": value for name, value in summary["ema"]["last"].items()}, config.steps)

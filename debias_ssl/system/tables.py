@@ -167,7 +167,7 @@ class Table:
 
     def _usual_names(self) -> list[str]:
         """The names of the columns as lists of usual names have them."""
-        found = [_usual(name) for name in self.header]
+        found = [usual(name) for name in self.header]
         return [NAMED if name == "name" and NAMED in found else name for name in found]
 
     def _reader(self) -> Any:
@@ -306,7 +306,7 @@ def _delimiter(lines: Callable[[], Iterable[str]]) -> str:
     return max(DELIMITERS, key=fit)
 
 
-def _usual(name: str) -> str:
+def usual(name: str) -> str:
     """A name of a column as lists of usual names have it."""
     return re.sub(r"[\s_.-]", "", name).lower()
 

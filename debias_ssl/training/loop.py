@@ -24,6 +24,7 @@ from debias_ssl.training.journal import Journal, StepStatistics, data_warning, t
 from debias_ssl.training.learner import Learner, Predictor
 from debias_ssl.training.memory import memory_told
 from debias_ssl.training.optim import set_learning_rate
+from debias_ssl.training.tracking import Tracking
 
 if TYPE_CHECKING:
     import accelerate
@@ -66,6 +67,8 @@ class Trainer:
         self.optimizer = optimizer
         self.checkpoint_folder = checkpoints
         self.metrics = metrics
+        data = task.data
+        self.tracking = Tracking(accelerator, classes=data.classes, mean=data.mean, std=data.std, metrics=metrics)
         self.start = 0
         self.is_evaluation_due = False
         """Whether the step of the checkpoint has not been evaluated yet, so that the run goes on with that."""
@@ -126,6 +129,8 @@ class Trainer:
                 if done % config.log_every == 0 or is_checkpoint:
                     self._log(done, sums, journal, rate)
                 is_due = done % config.eval_every == 0 and not is_last
+                if is_due or is_last:
+                    self.tracking.examples(batch, result.pseudo)
                 if is_checkpoint:
                     # Before the evaluation: that may fail, for want of memory, and must not cost the steps since.
                     self._save(done, is_evaluation_due=is_due)
@@ -146,7 +151,11 @@ class Trainer:
             raise self._not_finite("the loss", step)
         record["marginal"] = self.learner.marginal.value.tolist()
         journal.write(record)
-        self.track({"learning_rate": rate, **record["loss"], "mask_rate": record["mask_rate"]}, step)
+        self.tracking.marginal(record["marginal"], step)
+        logged = ("mask_rate", "pseudo_accuracy", "strong_share", "images_per_second")
+        self.tracking.figures(
+            {"learning_rate": rate, **record["loss"], **{name: record[name] for name in logged}}, step
+        )
         loss, speed = sum(record["loss"].values()), record["images_per_second"]
         journal.show(loss=f"{loss:.3f}", mask=f"{record['mask_rate']:.2f}", **{"images/s": f"{speed:.0f}"})
         # At first no prediction is confident, and workers have not started: that is no reason for a warning.
@@ -189,18 +198,13 @@ class Trainer:
                 logits[part] = predict_all(self._predictors, stream, len(counts))
             figures[part] = {name: evaluate_logits(value, labels, counts) for name, value in logits[part].items()}
         journal.write_evaluation(step, figures)
-        self.track({f"{name}_accuracy": each["accuracy"] for name, each in figures["test"].items()}, step)
+        self.tracking.evaluation(figures, step)
         ema = figures["test"]["ema"]
         journal.say(f"step {step}: accuracy {ema['accuracy']:.2%}, min recall {ema['min_recall']:.2%} (EMA, test)")
         if "validation" in figures:
             self.learner.raw.method.on_evaluation(torch.tensor(figures["validation"]["ema"]["confusion"]))
         journal.restart_clock()
         return logits
-
-    def track(self, values: dict[str, float], step: int) -> None:
-        """Sends values to the trackers of the setting `log_with`."""
-        if self.config.log_with:
-            self.accelerator.log(values, step)
 
     def _save(self, step: int, *, is_evaluation_due: bool) -> None:
         # The gradient of a finite loss need not be finite.

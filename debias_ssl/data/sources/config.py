@@ -12,10 +12,11 @@ class SourceConfig:
     """Which images there are, and what is known of them.
 
     Args:
-        name: `digits` is embedded; `folder` takes `labeled`, `unlabeled` and `test`; CIFAR10, CIFAR100, STL10, SVHN and
-            FashionMNIST are torchvision's; package.module.function is a data set of your own.
+        name: `digits` is embedded; `folder` takes `labeled`, `unlabeled` and `test`; `hf` takes `path`; CIFAR10,
+            CIFAR100, STL10, SVHN and FashionMNIST are torchvision's; package.module.function is a data set of your own.
         root: folder of torchvision's data sets, or what relative paths in label files are relative to (null: the file).
-        download: whether torchvision may download a data set that is not in `root`.
+        download: whether a data set may be downloaded: one of torchvision's that is not in `root`, or of `hf` one that
+            `path` names on the Hugging Face hub.
         fold: STL10's predefined fold of 1,000 labeled images; null takes all 5,000.
         labeled: a tree with a folder for each class, or a CSV or Parquet file of path,label, such as the labels.csv
             of `debias-ssl label`.
@@ -27,6 +28,14 @@ class SourceConfig:
         unlabeled: a folder of images at any depth, a text file of paths, a CSV file of path and perhaps label, or tar
             files (shards), such as train-{000..099}.tar; null takes the images of `labeled` that are not labeled.
         test: a tree or a CSV file like `labeled`.
+        path: of `hf`: a folder that `save_to_disk` of the package datasets has written, a folder of Parquet files, such
+            a file, or with `download` a name on the hub.
+        train_split: of `hf`: the split of the training images; parts are written as in train[:80%].
+        unlabeled_split: of `hf`: a split of unlabeled images of its own; null takes those of `train_split` that are not
+            labeled.
+        test_split: of `hf`: the split of the test images.
+        image_column: of `hf`: the column of the images; null takes the only one.
+        label_column: of `hf`: the column of the classes; null takes the only ClassLabel column, or one called `label`.
         cache: folder of decoded arrays and of indexes of tar files; null takes the user's cache folder.
     """
 
@@ -37,6 +46,12 @@ class SourceConfig:
     labeled: str | None = None
     unlabeled: str | None = None
     test: str | None = None
+    path: str | None = None
+    train_split: str = "train"
+    unlabeled_split: str | None = None
+    test_split: str = "test"
+    image_column: str | None = None
+    label_column: str | None = None
     min_confidence: Fraction | None = None
     seeds_per_class: AtLeastOne | None = None
     probs: str | None = None

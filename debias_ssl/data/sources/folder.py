@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from debias_ssl.data.sources.config import SourceConfig
+from debias_ssl.data.sources.dataset_rows import folder_of_hf, is_hf, rows_of_hf
 from debias_ssl.data.sources.identity import Listed, each_once, separated
 from debias_ssl.data.sources.images import UNKNOWN, Data, Images, common_parent
 from debias_ssl.data.sources.label_files import (
@@ -37,7 +38,7 @@ class Found:
 def find_files(where: str, setting: str, root: str | None = None, root_setting: str = "--root") -> Images:
     """Files of a folder of any depth, an image, a text file of paths, a CSV file with a path column, or tar files.
 
-    Labels are left out.
+    With `hf:` in front, rows of a data set of Hugging Face. Labels are left out.
 
     Args:
         where: the value of a setting.
@@ -50,6 +51,9 @@ def find_files(where: str, setting: str, root: str | None = None, root_setting: 
     """
     if root is not None and not is_list(where):
         raise InputError(f"{root_setting} is for lists and CSV files, which {setting} {where!r} is not: leave it out")
+    if is_hf(where):
+        names = rows_of_hf(where, setting).names
+        return Images(pixels=None, labels=np.full(len(names), UNKNOWN), names=names)
     if is_shards(where):
         return images_in_shards(where, (), setting)
     listed = _unlabeled_files(where, None if root is None else Path(root), setting, root_setting=root_setting)
@@ -83,6 +87,8 @@ def folder_of(where: str, images: Images, root: str | None = None) -> Path:
     """The folder that the paths of `find_files` are written relative to: the one named, or that of the list."""
     if root is not None:
         return Path(root)
+    if is_hf(where):
+        return folder_of_hf(where)
     if is_shards(where):
         return common_parent([file.path for file in on_disk(images.names)])
     return Path(where) if Path(where).is_dir() else Path(where).parent
@@ -97,7 +103,7 @@ def read_folder(config: SourceConfig) -> Data:
     labeled_in, root = Path(config.labeled), None if config.root is None else Path(config.root)
     # A row that abstained is not among the rows that are chosen.
     listed = labeled_files(config.labeled, root, "data.labeled", config.cache, needs_labels=not config.chooses_rows)
-    classes = _class_names([*listed.labels, *(read_classes(labeled_in) if config.chooses_rows else ())])
+    classes = class_names([*listed.labels, *(read_classes(labeled_in) if config.chooses_rows else ())])
     labeled = each_once(_images_of(listed, classes, config.labeled), classes, config.labeled)
     notes, unlabeled = labeled.notes, None
     if config.chooses_rows:
@@ -198,7 +204,7 @@ def images_in_shards(
     return Images(pixels=None, labels=found[codes], names=names, left_out=left_out)
 
 
-def _class_names(names: list[str]) -> tuple[str, ...]:
+def class_names(names: list[str]) -> tuple[str, ...]:
     """Names in order: of numbers by value, else of the alphabet."""
     found = set(names) - {""}
     numbers = all(name.isdecimal() for name in found)

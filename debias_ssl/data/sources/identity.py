@@ -183,7 +183,7 @@ def separated(
     """
     notes, known = [], np.flatnonzero(among(test, labeled))
     if len(known):
-        notes.append(f"{len(known)} test images are in data.labeled too: figures of the test are too good")
+        notes.append(f"{len(known)} test images are labeled images too: figures of the test are too good")
     if are_certain:
         _check_labels(test, known, "data.test", labeled, classes)
     if unlabeled is None:
@@ -194,7 +194,7 @@ def separated(
     if tested.any():
         notes.append(f"{tested.sum()} of {number} unlabeled images are test images: left out")
     if both.any():
-        notes.append(f"{both.sum()} of {number} unlabeled images are in data.labeled too: each is one image")
+        notes.append(f"{both.sum()} of {number} unlabeled images are labeled images too: each is one image")
     if are_certain:
         _check_labels(unlabeled, np.flatnonzero(both), "data.unlabeled", labeled, classes)
     train = labeled.images

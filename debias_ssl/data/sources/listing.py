@@ -32,6 +32,7 @@ from debias_ssl.data.sources.left_out import (
     suffix_of,
     summed,
 )
+from debias_ssl.data.sources.rows import RowNames
 from debias_ssl.distributed.start_up import SharedStart, shared_start
 from debias_ssl.system.files import LOCK, cache_folder, read_array
 from debias_ssl.system.texts import BLOCK, Texts
@@ -136,7 +137,7 @@ def _numbers(values: Int64[np.ndarray, " N"]) -> Iterator[int]:
 
 def picked(names: Sequence[str], positions: Int64[np.ndarray, " P"]) -> Sequence[str]:
     """The names at some positions."""
-    if isinstance(names, FileNames):
+    if isinstance(names, FileNames | RowNames):
         return names.part(positions)
     order: list[int] = positions.tolist()
     return [names[i] for i in order]
@@ -145,6 +146,9 @@ def picked(names: Sequence[str], positions: Int64[np.ndarray, " P"]) -> Sequence
 def joined(*lists: Sequence[str]) -> Sequence[str]:
     """Names of several lists, one after another."""
     filled = [names for names in lists if len(names)]
+    rows = [names for names in filled if isinstance(names, RowNames)]
+    if rows and len(rows) == len(filled):
+        return RowNames.joined(rows)
     files = [names for names in filled if isinstance(names, FileNames)]
     if len(files) < len(filled) or not files:
         return [name for names in filled for name in names]

@@ -6,6 +6,7 @@ from pathlib import Path
 from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.digits import read_digits
 from debias_ssl.data.sources.folder import deeper_classes, read_folder, read_test
+from debias_ssl.data.sources.hugging_face import read_hf, read_hf_test
 from debias_ssl.data.sources.images import Data, Images
 from debias_ssl.data.sources.own import read_own
 from debias_ssl.data.sources.torchvision_sets import (
@@ -27,6 +28,7 @@ SOURCES: dict[str, Callable[[SourceConfig], Data]] = {
     "SVHN": read_svhn,
     "FashionMNIST": read_fashion_mnist,
     "folder": read_folder,
+    "hf": read_hf,
 }
 
 
@@ -67,13 +69,15 @@ def check_classes(config: SourceConfig, classes: tuple[str, ...]) -> None:
 
 
 def load_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:
-    """The test images alone, for a model that knows these classes; of a folder, nothing else is looked at.
+    """The test images alone, for a model that knows these classes; of files, nothing else is looked at.
 
     Raises:
         InputError: something is missing, or the classes are others.
     """
     if config.name == "folder":
         return read_test(config, classes)
+    if config.name == "hf":
+        return read_hf_test(config, classes)
     data = load_data(config)
     if data.classes != classes:
         differing = sorted(set(data.classes) ^ set(classes))

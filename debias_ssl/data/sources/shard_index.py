@@ -31,7 +31,7 @@ VERSION = 2
 
 
 class Shard(NamedTuple):
-    """A tar file as it was when its index was made."""
+    """A tar file, or an Arrow file, as it was when its index was made."""
 
     path: str
     size: int
@@ -40,25 +40,28 @@ class Shard(NamedTuple):
 
 
 class Member(str):
-    """The name of an image in a shard, `SHARD.tar/MEMBER.jpg`, which knows where its bytes are."""
+    """The name of an image in a shard, `SHARD.tar/MEMBER.jpg`, which knows where its bytes are.
+
+    A row of a data set of Hugging Face is such a member too, of an Arrow file, and has a name of its own.
+    """
 
     __slots__ = ("inner", "length", "offset", "shard")
     shard: Shard
-    """The tar file that it lies in."""
+    """The file that it lies in."""
     inner: str
-    """Its name in the shard."""
+    """Its name in the shard, which no other image there has."""
     offset: int
     """Position of its first byte in the shard."""
     length: int
     """Its size in bytes."""
 
-    def __new__(cls, shard: Shard, inner: str, offset: int, length: int) -> "Member":
-        self = super().__new__(cls, f"{shard.path}/{inner}")
+    def __new__(cls, shard: Shard, inner: str, offset: int, length: int, name: str | None = None) -> "Member":
+        self = super().__new__(cls, f"{shard.path}/{inner}" if name is None else name)
         self.shard, self.inner, self.offset, self.length = shard, inner, offset, length
         return self
 
     def __reduce__(self):
-        return Member, (self.shard, self.inner, self.offset, self.length)
+        return Member, (self.shard, self.inner, self.offset, self.length, str(self))
 
 
 @dataclass(frozen=True, kw_only=True)

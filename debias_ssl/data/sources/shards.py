@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
+from debias_ssl.data.sources.dataset_rows import row_named
 from debias_ssl.data.sources.left_out import summed
 from debias_ssl.data.sources.listing import FileNames, picked
 from debias_ssl.data.sources.shard_index import COMPRESSED, Member, Shard, read_index
@@ -233,10 +234,10 @@ def members_of(path: str, size: int, mtime_ns: int) -> Iterator[Member]:
 
 
 def member_named(path: str) -> Member | None:
-    """The image in a shard that has this name, such as one in a label file; None where it is none."""
+    """The image in a shard, or in a data set of Hugging Face, that has this name; None where it is none."""
     end = path.lower().find(".tar/") + len(".tar")
     if end < len(".tar") or not Path(path[:end]).is_file():
-        return None
+        return row_named(path)
     stat = os.stat(path[:end])
     return _by_name(path[:end], stat.st_size, stat.st_mtime_ns).get(path[end + 1 :])
 
