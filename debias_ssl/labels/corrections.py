@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from debias_ssl.data.sources.label_files import is_unknown
-from debias_ssl.labels.fiftyone_folder import read_samples
+from debias_ssl.labels.fiftyone_folder import SAMPLES, read_samples
+from debias_ssl.labels.image_tree import is_tree, read_tree
 from debias_ssl.labels.label_studio import FIELDS, path_in, read_tasks, source_of
 from debias_ssl.labels.labeled_rows import LabeledRows
 from debias_ssl.labels.statements import Statement, Statements
@@ -25,8 +26,8 @@ def read_statements(path: Path, rows: LabeledRows, field: str | None, issues: Is
     """What a file says of labels, whatever wrote it.
 
     Args:
-        path: an export of Label Studio (JSON, JSON-MIN or CSV), a folder that FiftyOne exported, a table of cleanlab's
-            label issues, or a table of path and label.
+        path: an export of Label Studio (JSON, JSON-MIN or CSV), a folder that FiftyOne exported, cleanlab's label
+            issues, a folder of images by class that `export-labels` wrote, or a table of path and label.
         rows: the labels that it is of.
         field: the name of the choices, the field or the column of the labels; None finds it.
         issues: what becomes of a label that cleanlab holds to be wrong.
@@ -35,8 +36,13 @@ def read_statements(path: Path, rows: LabeledRows, field: str | None, issues: Is
         InputError: the file cannot be read, or is none of these.
     """
     if path.is_dir():
-        if not (path / "samples.json").is_file():
-            raise InputError(f"{str(path)!r} has no samples.json: name a folder that FiftyOne exported, or a file")
+        if is_tree(path):
+            return Statements(path=path, given=[*read_tree(path)], kind="images in folders", are_reviewed=False)
+        if not (path / SAMPLES).is_file():
+            raise InputError(
+                f"{str(path)!r} has no {SAMPLES}: name a folder that FiftyOne or export-labels --to imagefolder "
+                "wrote, or a file"
+            )
         return _of_fiftyone(path, field)
     if not path.is_file():
         raise InputError(f"--corrections is {str(path)!r}: there is no such file or folder")

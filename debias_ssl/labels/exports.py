@@ -10,7 +10,7 @@ import numpy as np
 from debias_ssl import __version__
 from debias_ssl.labels.dataset_files import given_labels_parts, shard_parts, shards_of, table_parts
 from debias_ssl.labels.fiftyone_folder import METADATA, SAMPLES, metadata, sample_parts
-from debias_ssl.labels.image_tree import How, check_tree, write_tree
+from debias_ssl.labels.image_tree import FILES, TREE, How, check_tree, write_tree
 from debias_ssl.labels.label_studio import labeling_config, local_prefix, task_parts
 from debias_ssl.labels.labeled_rows import LabeledRows
 from debias_ssl.labels.truth import read_labels
@@ -27,7 +27,7 @@ TASKS, CONFIG, GIVEN, PROBS, TABLE = (
     "pred_probs.npy",
     "labels.parquet",
 )
-NAMES = (TASKS, CONFIG, SAMPLES, METADATA, "images/*", "data/*", GIVEN, PROBS, TABLE)
+NAMES = (TASKS, CONFIG, SAMPLES, METADATA, FILES, f"{TREE}/*", "data/*", GIVEN, PROBS, TABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,8 @@ def write_export(
     else:
         how = config.files or "link"
         check_tree(rows.classes, paths, how)
-        _begin(out, ["images"])
-        if left := write_tree(rows, paths, out / "images", how):
+        _begin(out, [TREE, FILES])
+        if left := write_tree(rows, paths, out, how):
             notes.append(f"note: {left} of {len(rows)} images have no label: left out")
         outputs_in(out).complete()
     return notes

@@ -1,5 +1,7 @@
-"""A folder for each class, with links to its images or copies of them."""
+"""A folder for each class, with links to its images or copies of them, and what it says once images were moved."""
 
+import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,8 +10,12 @@ from typing import Literal
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.labels.dataset_files import bytes_of
 from debias_ssl.labels.labeled_rows import LabeledRows
+from debias_ssl.labels.statements import Statement
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import replacing, writes
+from debias_ssl.system.tables import read_table
+
+TREE, FILES = "images", "files.csv"
 
 How = Literal["link", "copy"]
 
@@ -28,13 +34,13 @@ def check_tree(classes: Sequence[str], files: Sequence[str], how: How) -> None:
         raise InputError(f"{inside!r} lies in a tar file, which no link leads into: pass --files copy")
 
 
-def write_tree(rows: LabeledRows, files: Sequence[str], folder: Path, how: How) -> int:
-    """Writes CLASS/IMAGE for each row that has a label; the folders of an image's path are part of its name there.
+def write_tree(rows: LabeledRows, files: Sequence[str], out: Path, how: How) -> int:
+    """Writes images/CLASS/IMAGE for each row that has a label, and files.csv, which says whose file each of them is.
 
     Args:
         rows: labels of images.
         files: of the images.
-        folder: of the classes, which is new.
+        out: the folder.
         how: whether files are linked to or copied.
 
     Returns:
@@ -43,10 +49,12 @@ def write_tree(rows: LabeledRows, files: Sequence[str], folder: Path, how: How) 
     Raises:
         WriteError: a file cannot be written.
     """
-    for (name, number), file in zip(_names(rows), files, strict=True):
+    lines = [["file", "path"]]
+    for name, path, number, file in zip(_names(rows), rows.names, rows.label.tolist(), files, strict=True):
         if number < 0:
             continue
-        place = folder / rows.classes[number] / name
+        lines.append([name, path])
+        place = out / TREE / rows.classes[number] / name
         if how == "link":
             with writes(place):
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -55,19 +63,40 @@ def write_tree(rows: LabeledRows, files: Sequence[str], folder: Path, how: How) 
             data = bytes_of(file)
             with replacing(place) as aside:
                 aside.write_bytes(data)
-    return int((rows.label < 0).sum())
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(lines)
+    with replacing(out / FILES) as aside:
+        aside.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+    return len(rows) - len(lines) + 1
 
 
-def _names(rows: LabeledRows) -> Iterator[tuple[str, int]]:
-    """The name of each image in its class, and the class: with folders, as readers take the last folder for the class.
+def is_tree(folder: Path) -> bool:
+    """Whether `write_tree` wrote a folder."""
+    return (folder / FILES).is_file() and (folder / TREE).is_dir()
 
-    Two rows with one name get their numbers in front.
+
+def read_tree(folder: Path) -> Iterator[Statement]:
+    """The classes whose folders the images lie in now; images that were taken away say nothing.
+
+    Raises:
+        InputError: a file of the folder cannot be read.
     """
-    taken: set[tuple[str, int]] = set()
-    for i, (path, number) in enumerate(zip(rows.names, rows.label.tolist(), strict=True)):
+    path_of = {cells[0]: cells[1] for _, cells in read_table(folder / FILES)}
+    for place in sorted((folder / TREE).glob("*/*")):
+        if (path := path_of.get(place.name)) is not None:
+            yield Statement(name=path, label=place.parent.name, source="imagefolder", where=str(place))
+
+
+def _names(rows: LabeledRows) -> Iterator[str]:
+    """Names that differ, made of whole paths: readers take the folder that an image lies in for its class.
+
+    Of rows whose names would be the same, the later ones get their numbers in front.
+    """
+    taken: set[str] = set()
+    for i, path in enumerate(rows.names):
         parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         name = "__".join(parts).lstrip(".")
-        if (name, number) in taken:
+        if name in taken:
             name = f"{i}__{name}"
-        taken.add((name, number))
-        yield name, number
+        taken.add(name)
+        yield name
