@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -324,3 +325,20 @@ def test_folders_without_labels_are_refused(labels: Path, capsys):
     assert "there is no file 'images/labels.csv'" in refused(main, ["images", "--to", "hf", "--out", "out"], capsys)
     Path("t.csv").write_text("a,b\n1,2\n")
     assert "must name the columns" in refused(main, ["t.csv", "--to", "hf", "--out", "out"], capsys)
+
+
+def test_images_in_tar_files_are_copied_out(labels: Path, capsys):
+    names = [*labels_in(labels / "labels.csv")][:3]
+    with tarfile.open("shard.tar", "w") as file:
+        for name in names:
+            file.add(Path("images") / name, arcname=name)
+    Path("given.csv").write_text("path,label\n" + "".join(f"shard.tar/{name},ant\n" for name in names))
+    for to in ("imagefolder", "fiftyone", "label-studio"):
+        message = refused(main, ["given.csv", "--to", to, "--root", ".", "--out", "../o"], capsys)
+        assert "lies in a tar file" in message
+    main(["given.csv", "--to", "imagefolder", "--files", "copy", "--out", "out"])
+    found = sorted(path.read_bytes() for path in Path("out/images/ant").iterdir())
+    assert found == sorted((Path("images") / name).read_bytes() for name in names)
+    main(["given.csv", "--to", "hf", "--out", "hf"])
+    images = pd.read_parquet("hf/data")["image"]
+    assert [image["bytes"] for image in images] == [(Path("images") / name).read_bytes() for name in names]

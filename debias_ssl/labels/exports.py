@@ -1,7 +1,7 @@
 """The folders that labels are exported to."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,7 +10,7 @@ import numpy as np
 from debias_ssl import __version__
 from debias_ssl.labels.dataset_files import given_labels_parts, shard_parts, shards_of, table_parts
 from debias_ssl.labels.fiftyone_folder import METADATA, SAMPLES, metadata, sample_parts
-from debias_ssl.labels.image_tree import FILES, TREE, How, check_tree, write_tree
+from debias_ssl.labels.image_tree import FILES, TREE, How, check_on_disk, check_tree, write_tree
 from debias_ssl.labels.label_studio import labeling_config, local_prefix, task_parts
 from debias_ssl.labels.labeled_rows import LabeledRows
 from debias_ssl.labels.truth import read_labels
@@ -20,13 +20,9 @@ from debias_ssl.system.outputs import Outputs
 
 Format = Literal["label-studio", "fiftyone", "imagefolder", "hf", "cleanlab", "parquet"]
 FORMATS: tuple[str, ...] = get_args(Format)
-TASKS, CONFIG, GIVEN, PROBS, TABLE = (
-    "tasks.json",
-    "label_config.xml",
-    "dataset.parquet",
-    "pred_probs.npy",
-    "labels.parquet",
-)
+TASKS, CONFIG = "tasks.json", "label_config.xml"
+GIVEN, PROBS, TABLE = "dataset.parquet", "pred_probs.npy", "labels.parquet"
+# In the order in which they are removed.
 NAMES = (TASKS, CONFIG, SAMPLES, METADATA, FILES, f"{TREE}/*", "data/*", GIVEN, PROBS, TABLE)
 
 
@@ -91,6 +87,7 @@ def write_export(
     notes = [f"note: {note}" for note in files.notes]
     paths = [*files.files]
     if to == "fiftyone":
+        check_on_disk(paths, "FiftyOne does not read tar files: export --to imagefolder --files copy instead")
         text = metadata(rows, out.resolve().name)
         _write(out, {SAMPLES: sample_parts(rows, paths), METADATA: [text.encode()]})
     elif to == "hf":
@@ -119,11 +116,10 @@ def _label_studio(
                 f"nothing says where the images of {rows.table} are: pass --root their folder, or --url_prefix, what "
                 "their addresses begin with"
             )
-        rows.files(root)
+        check_on_disk(rows.files(root).files, "Label Studio does not read tar files: pass --url_prefix of the images")
         prefix = local_prefix(root)
-        lines = [
-            f"Label Studio needs LOCAL_FILES_SERVING_ENABLED=true LOCAL_FILES_DOCUMENT_ROOT={root.resolve().parent}"
-        ]
+        served = f"LOCAL_FILES_SERVING_ENABLED=true LOCAL_FILES_DOCUMENT_ROOT={root.resolve().parent}"
+        lines = [f"start Label Studio with {served}"]
     version = config.model_version or f"debias-ssl {__version__}: {rows.table.resolve().parent.name}"
     tasks = task_parts(rows, prefix, given_root, version)
     _write(out, {TASKS: tasks, CONFIG: [labeling_config(rows.classes).encode()]})
@@ -151,8 +147,7 @@ def _cleanlab(rows: LabeledRows, config: ExportConfig, out: Path) -> list[str]:
         raise InputError(f"no row of {config.truth or rows.table} has a label to check")
     if left := len(rows) - len(known_rows):
         lines.append(f"note: {left} of {len(rows)} rows have no label: left out")
-    given = rows.part(known_rows)
-    given.label[:] = label[known_rows]
+    given = replace(rows.part(known_rows), label=label[known_rows])
     _begin(out, [GIVEN, PROBS])
     write_array(out / PROBS, probs[known_rows])
     _write_parts(out / GIVEN, given_labels_parts(given))

@@ -29,9 +29,15 @@ def check_tree(classes: Sequence[str], files: Sequence[str], how: How) -> None:
     for name in classes:
         if name.startswith(".") or name != os.path.basename(name) or "\\" in name or name != name.strip():
             raise InputError(f"class {name!r} is no name for a folder: rename it, or export --to hf")
+    if how == "link":
+        check_on_disk(files, "no link leads there: pass --files copy")
+
+
+def check_on_disk(files: Sequence[str], mend: str) -> None:
+    """Raises InputError, with what mends it, where an image is no file of its own."""
     inside = next((file for file in files if isinstance(file, Member)), None)
-    if how == "link" and inside is not None:
-        raise InputError(f"{inside!r} lies in a tar file, which no link leads into: pass --files copy")
+    if inside is not None:
+        raise InputError(f"{str(inside)!r} lies in a tar file; {mend}")
 
 
 def write_tree(rows: LabeledRows, files: Sequence[str], out: Path, how: How) -> int:
