@@ -1,11 +1,13 @@
 """`debias-ssl export-labels`: what other packages read in it, and `import-labels` finds exactly what was changed."""
 
 import json
+import re
 import shutil
 import tarfile
 import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -201,9 +203,13 @@ def test_datasets_reads_images_and_class_labels(labels: Path, monkeypatch, tmp_p
         np.testing.assert_array_equal(np.asarray(entry["image"]), np.asarray(Image.open(f"images/{row['path']}")))
 
 
-def test_cleanlab_finds_two_wrong_labels_and_they_come_back(labels: Path, tmp_path: Path, capsys):
+GUIDE = (Path(__file__).parent.parent / "docs/annotation.md").read_text()
+
+
+def test_cleanlab_finds_two_wrong_labels_and_they_come_back(labels: Path, tmp_path: Path, monkeypatch, capsys):
     datasets = pytest.importorskip("datasets")
-    cleanlab = pytest.importorskip("cleanlab")
+    pytest.importorskip("cleanlab")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     known = labels_in(labels / "labels.csv")
     surest = sorted(rows_of(labels), key=lambda row: -float(row["confidence"]))
     wrong = [next(row["path"] for row in surest if row["label"] == label) for label in CLASSES[:2]]
@@ -212,26 +218,23 @@ def test_cleanlab_finds_two_wrong_labels_and_they_come_back(labels: Path, tmp_pa
     given |= {name: CLASSES[CLASSES.index(known[name]) + 1] for name in wrong}
     lines = "".join(f'{name},"{label.replace(chr(34), 2 * chr(34))}"\n' for name, label in given.items())
     Path("given.csv").write_text(f"path,label\n{lines}")
-    out = exported(labels, "cleanlab", "--truth", "given.csv")
-    probs = np.load(out / "pred_probs.npy")
-    dataset = datasets.Dataset.from_parquet(str(out / "dataset.parquet"), cache_dir=str(tmp_path / "cache"))
-    assert dataset["path"] == [*given]
+    exported(labels, "cleanlab", "--truth", "given.csv", out="runs/check")
+    # It warns of classes with few rows, and prints what it finds.
+    (program,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    found: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(program, found)
+    dataset, probs = found["dataset"], np.load("runs/check/pred_probs.npy")
+    assert list(dataset["path"]) == [*given] and dataset.features["label"].names == CLASSES
     assert [CLASSES[k] for k in dataset["label"]] == [*given.values()]
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-6)
     own = np.load(labels / "probs.npy")[[[*known].index(name) for name in given]]
     np.testing.assert_allclose(probs, own, atol=2e-3)
-    lab = cleanlab.Datalab(data=dataset, label_name="label", verbosity=0)
-    with warnings.catch_warnings():
-        # It warns of classes with few rows.
-        warnings.simplefilter("ignore")
-        lab.find_issues(pred_probs=probs, issue_types={"label": {}})
-    issues = lab.get_issues("label")
-    issues.insert(0, "path", pd.Series([*dataset["path"]]))
-    issues.to_csv("issues.csv")
     right = {name: known[name] for name in wrong}
     assert differing(imported(Path("given.csv"), Path("issues.csv")), Path("given.csv")) == right
     # Without paths, rows are found by their numbers.
-    issues.drop(columns="path").to_csv("numbered.csv")
+    found["issues"].drop(columns="path").to_csv("numbered.csv")
     numbered = imported(Path("given.csv"), Path("numbered.csv"), "--issues", "unlabel", out="unlabeled")
     assert differing(numbered, Path("given.csv")) == dict.fromkeys(wrong, "")
     message = refused(import_labels, ["labels", "--corrections", "numbered.csv", "--out", "o"], capsys)
