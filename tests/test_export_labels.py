@@ -106,6 +106,14 @@ def test_addresses_of_images(path: str, root: str | None, prefix: str, address: 
     assert task["data"] == {"image": address, "path": path}
 
 
+def test_a_row_without_a_label_or_a_confidence_is_a_task_without_them(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("given.csv").write_text("path,label,confidence\n1.png,ant,\n2.png,,0.2\n3.png,bee,0.5\n")
+    main(["given.csv", "--to", "label-studio", "--url_prefix", "http://host/", "--out", "out"])
+    first, second, third = (task["predictions"] for task in json.loads(Path("out/tasks.json").read_text()))
+    assert "score" not in first[0] and second == [] and third[0]["score"] == 0.5
+
+
 def test_images_that_nothing_locates_are_asked_for(labels: Path, capsys):
     message = refused(main, ["labels", "--to", "label-studio", "--out", "out"], capsys)
     assert "pass --root" in message and "--url_prefix" in message

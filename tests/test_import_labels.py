@@ -132,6 +132,20 @@ def test_an_uploaded_file_is_found_by_its_own_name(tmp_path: Path, monkeypatch):
     }
 
 
+def test_a_path_that_begins_like_an_address_is_a_path(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table("given.csv", [("/data/a#1?.png", "cat"), ("/data/b.png", "dog")])
+    path = merged(write_table("ann.csv", [("/data/a#1?.png", "dog")]), labels="given.csv")
+    assert differing(path, Path("given.csv")) == {"/data/a#1?.png": "dog"}
+
+
+def test_rows_that_have_numbers_are_found_by_them(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table("given.csv", [("0", "cat"), ("1", "dog")], "row,label")
+    path = merged(write_table("ann.csv", [("1", "cat")], "row,label"), labels="given.csv")
+    assert path.read_text().splitlines() == ["row,label,source", "0,cat,given", "1,cat,ann.csv"]
+
+
 def test_skipped_and_empty_annotations_say_nothing(labels: Path, capsys):
     (a, label), (b, _), *_ = named(labels)
     skipped = annotation(a, other(label))

@@ -75,7 +75,7 @@ def _of_json(path: Path, field: str | None) -> Statements:
 
 def _of_table(table: Table, rows: LabeledRows, field: str | None) -> Statements:
     """A table of path and label; that of a model, with confidences, says something where a label is another."""
-    key, person, time = (table.column(usual) for usual in (PATHS, PEOPLE, TIMES))
+    key, person, time = (table.column(usual) for usual in (PATHS if rows.has_paths else ROWS, PEOPLE, TIMES))
     label = _label_column(table, field)
     if key is None or label is None:
         raise InputError(
@@ -152,5 +152,5 @@ def _of_issues(table: Table, rows: LabeledRows, issues: Issues) -> Iterator[Stat
 
 
 def _shows_numbers(cells_of: list[tuple[int, list[str]]], given: int | None, classes: tuple[str, ...]) -> bool:
-    """Whether labels are class numbers, as some of them is the name of no class."""
+    """Whether labels are class numbers: one of them is the name of no class."""
     return given is not None and any(cells[given].strip() not in classes for _, cells in cells_of)

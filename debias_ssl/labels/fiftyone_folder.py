@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from debias_ssl.labels.labeled_rows import LabeledRows
+from debias_ssl.labels.labeled_rows import LabeledRows, known_at
 from debias_ssl.labels.statements import Statement
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.tables import read_text
@@ -41,8 +41,8 @@ def sample_parts(rows: LabeledRows, files: Sequence[str]) -> Iterator[bytes]:
         for field, labels, confidences in columns:
             if labels is not None and labels[i] >= 0:
                 sample[field] = {"_cls": "Classification", "label": rows.name_of(int(labels[i]))}
-                if confidences is not None:
-                    sample[field]["confidence"] = float(confidences[i])
+                if (confidence := known_at(confidences, i)) is not None:
+                    sample[field]["confidence"] = confidence
         yield (b",\n" if i else b'{"samples": [\n') + json.dumps(sample).encode()
     yield b"\n]}\n"
 

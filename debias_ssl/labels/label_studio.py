@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 from xml.sax.saxutils import quoteattr
 
-from debias_ssl.labels.labeled_rows import LabeledRows
+from debias_ssl.labels.labeled_rows import LabeledRows, known_at
 from debias_ssl.labels.statements import Statement
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.tables import PATHS
@@ -22,6 +22,8 @@ FIELD = "label"
 # What Label Studio's own template for images calls them.
 FIELDS = (FIELD, "choice")
 LOCAL_FILES = "/data/local-files/?d="
+# Before the files that Label Studio serves itself.
+SERVED = ("/data/local-files/", "/data/upload/")
 # Before the name of an uploaded file: eight digits that Label Studio adds.
 UPLOADED = re.compile(r"upload/\d+/[0-9a-f]{8}-(.+)$")
 
@@ -56,7 +58,8 @@ def task_parts(rows: LabeledRows, prefix: str, root: str | None, model_version: 
         if rows.label[i] >= 0:
             chosen = {"choices": [rows.name_of(int(rows.label[i]))]}
             result = {"id": "label", "from_name": FIELD, "to_name": "image", "type": "choices", "value": chosen}
-            score = {} if rows.confidence is None else {"score": round(float(rows.confidence[i]), 6)}
+            confidence = known_at(rows.confidence, i)
+            score = {} if confidence is None else {"score": round(confidence, 6)}
             predictions.append({"model_version": model_version, **score, "result": [result]})
         yield (",\n" if i else "[\n").encode() + json.dumps({"data": data, "predictions": predictions}).encode()
     yield b"\n]\n"
@@ -126,9 +129,9 @@ def source_of(said_by: Mapping[str, Any]) -> str:
 
 def path_in(address: str) -> str:
     """The path of an image in an address of Label Studio: of a local file, an uploaded one or a URL."""
-    parts = urlsplit(address) if "://" in address or address.startswith("/data/") else None
-    if parts is None:
+    if "://" not in address and not address.startswith(SERVED):
         return address
+    parts = urlsplit(address)
     if "d" in (query := parse_qs(parts.query)):
         return query["d"][-1]
     if uploaded := UPLOADED.search(parts.path):

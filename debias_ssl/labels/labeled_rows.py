@@ -152,6 +152,11 @@ def read_labeled_rows(where: Path) -> LabeledRows:
     )
 
 
+def known_at(values: Float64[np.ndarray, " N"] | None, row: int) -> float | None:
+    """The confidence of a row; None where it has none."""
+    return None if values is None or np.isnan(values[row]) else float(values[row])
+
+
 def root_of(where: Path, given: str | None) -> Path | None:
     """The folder that the paths of labels are relative to: the one that is given, or that the labels' own job had.
 
