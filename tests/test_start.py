@@ -13,6 +13,8 @@ from debias_ssl.cli import JOBS
 
 # What `import torch` brings, with numpy.
 TORCH = {"cuda", "numpy", "torch", "torchgen", "tqdm", "triton", "typing_extensions"}
+# Where other packages have brought them, torch imports dill, and jsonargparse attrs.
+TORCH |= {"attr", "attrs", "dill"}
 # Of our own dependencies; jsonargparse brings what reads docstrings and stubs.
 OWN = {"PIL", "debias_ssl", "filelock", "jaxtyping", "pyarrow", "safetensors", "scipy", "simplejpeg", "yaml"}
 OWN |= {"cloudpickle", "docstring_parser", "jsonargparse", "typeshed_client", "wadler_lindig"}
