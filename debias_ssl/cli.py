@@ -15,13 +15,15 @@ JOBS = {
     "label": ("debias_ssl.label", "label images with CLIP, and debias the labels"),
     "debias": ("debias_ssl.debias", "debias the labels of any classifier's predictions"),
     "vote": ("debias_ssl.vote", "label images by the votes of several runs"),
+    "export-labels": ("debias_ssl.export_labels", "labels for annotation tools, as image folders or as data sets"),
+    "import-labels": ("debias_ssl.import_labels", "labels with the corrections that people made in such a tool"),
     "report": ("debias_ssl.report", "a page of a run, of several runs, or of a comparison"),
     "data": ("debias_ssl.data.__main__", "check a data setting, or write its split"),
 }
 
 
 def usage() -> str:
-    jobs = "\n".join(f"  {name:<10} {purpose}" for name, (_, purpose) in JOBS.items())
+    jobs = "\n".join(f"  {name:<13} {purpose}" for name, (_, purpose) in JOBS.items())
     return (
         f"usage: debias-ssl JOB ...\n\n{jobs}\n\n"
         "debias-ssl JOB --help lists the settings of a job.\n"

@@ -19,7 +19,7 @@ import debias_ssl.data.__main__ as data
 import debias_ssl.finetune.__main__ as finetune
 import debias_ssl.finetune.run as finetune_module
 import debias_ssl.runs.run as run_module
-from debias_ssl import compare, distill, evaluate, predict, report, train, vote
+from debias_ssl import compare, distill, evaluate, export_labels, import_labels, predict, report, train, vote
 
 # Functions of the package have the names of these modules.
 debias, label = (importlib.import_module(f"debias_ssl.{name}") for name in ("debias", "label"))
@@ -81,6 +81,9 @@ APART = [
     (vote.main, "--runs v p --images images --out v/votes", "lies in --runs"),
     (vote.main, "--runs v p --images images --out p --overwrite", "is --runs itself"),
     (vote.main, "--runs v p --images images --truth p/labels.csv --out images", "is --images itself"),
+    (export_labels.main, "p --to parquet --out p --overwrite", "is LABELS itself"),
+    (export_labels.main, "p --to hf --root images --out images/hf", "lies in --root"),
+    (import_labels.main, "p/labels.csv --corrections p/labels.csv --out p --overwrite", "contains LABELS"),
     (EVALUATE[0], f"{EVALUATE[1]} --out logits.npy --overwrite", "is --predictions itself"),
     (EVALUATE[0], f"{EVALUATE[1]} --report truth.npy --overwrite", "is --truth itself"),
     (EVALUATE[0], f"{EVALUATE[1]} --report new --out new", "are both"),
@@ -106,6 +109,8 @@ JOBS = [
     (LABEL[0], f"{LABEL[1]} images --out OUT", (label, "read_request")),
     (predict.main, "--run v --images images --out OUT", (predict, "load_trained")),
     (vote.main, "--runs v p --images images --out OUT", (vote, "read_members")),
+    (export_labels.main, "p --to parquet --out OUT", (export_labels, "read_labeled_rows")),
+    (import_labels.main, "p --corrections p/labels.csv --out OUT", (import_labels, "read_labeled_rows")),
     (EVALUATE[0], f"{EVALUATE[1]} --out OUT", (evaluate, "read_predictions")),
     (EVALUATE[0], f"{EVALUATE[1]} --report OUT", (evaluate, "read_predictions")),
     (evaluate.main, "--run v --out OUT", (evaluate, "rows_of_run")),
@@ -165,6 +170,7 @@ def test_a_full_disk_is_found_before_the_work(
         (EVALUATE[0], f"{EVALUATE[1]} --out new"),
         (EVALUATE[0], f"{EVALUATE[1]} --report new"),
         (debias.main, "--predictions logits.npy --out new"),
+        (export_labels.main, "p --to parquet --out new"),
         (predict.main, "--run v --images images --out new"),
         (report.main, "v --out new"),
         (data.main, "split --config {config} --out new"),

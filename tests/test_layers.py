@@ -85,7 +85,7 @@ def test_modules_of_a_folder_do_not_import_each_other_in_a_circle():
 
 def test_the_package_shows_its_layers_and_jobs():
     shown = {path.stem for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")}
-    assert shown == {*LAYERS, *JOBS, "cli", "__init__", "__main__"}
+    assert shown == {*LAYERS, *(job.replace("-", "_") for job in JOBS), "cli", "__init__", "__main__"}
 
 
 @pytest.mark.parametrize("path", FILES.values(), ids=FILES)

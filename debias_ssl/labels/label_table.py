@@ -94,7 +94,7 @@ def parquet_parts(labeling: Labeling) -> Iterator[bytes]:
     schema = pa.schema([(name, _type_of(column(slice(1)))) for name, column in columns.items()])
     if "path" in columns and not all(map(is_text, labeling.names)):
         schema = schema.set(0, pa.field("path", pa.binary()))
-    written = _Written()
+    written = Written()
     with parquet.ParquetWriter(written, schema) as writer:
         for rows in _parts(labeling):
             cells: dict[str, Any] = {name: column(rows) for name, column in columns.items()}
@@ -109,7 +109,7 @@ TABLES = {"csv": csv_parts, "parquet": parquet_parts}
 """The formats of the table, which are the suffixes of its file."""
 
 
-class _Written(io.RawIOBase):
+class Written(io.RawIOBase):
     """A file whose parts are taken out as they are written."""
 
     def __init__(self):

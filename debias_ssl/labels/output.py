@@ -66,10 +66,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"cannot write to --out {str(out)!r}: it is not a folder")
     check_writable(out, "--out")
-    outputs = outputs_in(out)
-    outputs.check_foreign()
-    if not overwrite and not outputs.is_incomplete() and (held := outputs.held()):
-        raise InputError(f"{str(out)!r} holds {held[0]}: choose another --out, or pass --overwrite to replace it")
+    outputs_in(out).check_replaceable(overwrite)
 
 
 def write_folder(

@@ -56,6 +56,18 @@ class Outputs:
         claimed = self._claimed()
         return [name for name in _tops(self.names) if name in claimed and os.path.lexists(self.folder / name)]
 
+    def check_replaceable(self, overwrite: bool) -> None:
+        """Before anything is computed; what a job that was interrupted has left is replaced: the same command goes on.
+
+        Raises:
+            InputError: something is there that no job of this kind wrote, or that is to be kept.
+        """
+        self.check_foreign()
+        if not overwrite and not self.is_incomplete() and (held := self.held()):
+            raise InputError(
+                f"{str(self.folder)!r} holds {held[0]}: choose another --out, or pass --overwrite to replace it"
+            )
+
     def is_incomplete(self) -> bool:
         """Whether a job ended while it was removing what is there, or while it was putting new files there."""
         return self._own().get("is_incomplete", False)

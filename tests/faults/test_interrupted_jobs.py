@@ -74,6 +74,8 @@ CASES = {
     "evaluate": Case("evaluate", f"{MATRIX} --calibrate --folds 2 --out o.json --report o.html", "o.json", ("o.html",)),
     "finetune": Case("finetune.__main__", "--run v --method LogitAdjustment --out o", "o"),
     "distill": Case("distill", f"{SHORT} --teacher v --out o --resume", "o"),
+    "export-labels": Case("export_labels", "given.csv --to imagefolder --root images --files copy --out o", "o"),
+    "import-labels": Case("import_labels", "given.csv --corrections ann.csv --out o", "o"),
     "report": Case("report", "v --out o.html", "o.html"),
     "compare": Case("compare", f"{SHORT} --methods FixMatch --seeds 0 --out o --resume", "o"),
     "data split": Case("data.__main__", f"split {SHORT} --out o.json", "o.json"),
@@ -88,6 +90,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paint_images(place / "images", num=7)
     (place / "classes.txt").write_text("ant\nbee\n")
     save_clip(place / "clip")
+    names = sorted(path.relative_to(place / "images").as_posix() for path in (place / "images").rglob("*.*"))
+    (place / "given.csv").write_text(
+        "path,label\n" + "".join(f"{name},{'ab'[i % 2]}\n" for i, name in enumerate(names))
+    )
+    (place / "ann.csv").write_text(f"path,label\n{names[0]},b\n")
     np.save(place / "logits.npy", np.random.default_rng(0).normal(size=(40, 4)))
     np.save(place / "truth.npy", np.arange(40) % 4)
     return place
