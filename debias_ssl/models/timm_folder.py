@@ -53,13 +53,19 @@ def timm_config(net: Any, model: ModelConfig, classes: Sequence[str], images: Im
     pool = getattr(net, "global_pool", None)
     pool = getattr(pool, "pool_type", pool)
     channels = len(images.mean)
+    # Without it, timm would resample the positions of patches, which are those of this size already.
+    patched = getattr(getattr(net, "patch_embed", None), "img_size", None)
     return {
         "architecture": architecture,
         "num_classes": len(classes),
         "num_features": net.num_features,
         **({"global_pool": pool} if isinstance(pool, str) and pool else {}),
         "label_names": [*classes],
-        "model_args": {"num_classes": len(classes), "in_chans": channels},
+        "model_args": {
+            "num_classes": len(classes),
+            "in_chans": channels,
+            **({"img_size": [*patched]} if patched and not is_own else {}),
+        },
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [channels, images.size, images.size],
