@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from debias_ssl.deployment.hub import files_to_upload, upload
+from debias_ssl.deployment.hub import check_upload, files_to_upload, upload
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.models.timm_folder import FILE as TIMM_CONFIG
@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> None:
     parsed = parser.parse_args(arguments)
     if not is_first():
         return
+    check_upload(parsed.repo)
     folder = RunFolder(Path(parsed.run))
     # What cannot be loaded here cannot be loaded there either.
     load_trained(folder, torch.device("cpu"))

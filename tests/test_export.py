@@ -193,7 +193,6 @@ def test_what_cannot_be_exported_is_told(runs: dict[str, Path], tmp_path: Path, 
     assert "exists: pass --overwrite" in refused(export.main, flags, capsys)
     flags.append("--overwrite")
     assert "must be above 0" in refused(export.main, [*flags, "--temperature", "0"], capsys)
-    assert "lies in --run" in refused(export.main, ["--run", source, "--out", f"{source}/model.onnx"], capsys)
     monkeypatch.setattr(formats, "MOST_BYTES", 1000)
     assert "larger than 2 GiB" in refused(export.main, flags, capsys)
     monkeypatch.setattr(formats, "PACKAGES", ("no_such_package",))

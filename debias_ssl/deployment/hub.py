@@ -26,6 +26,26 @@ def files_to_upload(folder: Path) -> list[str]:
     return [name for name in UPLOADED if (folder / name).exists()]
 
 
+def check_upload(repo: str) -> None:
+    """Before anything is uploaded.
+
+    Raises:
+        InputError: `repo` is no name of a repository, or there is no token.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise InputError(f"--repo {repo!r} is no name of a repository: {reason(error)}") from error
+    if repo.count("/") != 1:
+        raise InputError(f"--repo is {repo!r}, must be owner/name")
+    if get_token() is None:
+        raise InputError("there is no token of the Hugging Face hub: run hf auth login, or set HF_TOKEN")
+
+
 def upload(folder: Path, files: list[str], repo: str, *, is_public: bool, message: str) -> str:
     """Uploads files of a folder in one commit; makes the repository where there is none.
 
@@ -40,21 +60,12 @@ def upload(folder: Path, files: list[str], repo: str, *, is_public: bool, messag
         The address of the repository.
 
     Raises:
-        InputError: there is no token, it may not write there, or `repo` is no name of a repository.
+        InputError: the token may not write there.
         StoppedError: the upload failed.
     """
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise InputError(f"--repo {repo!r} is no name of a repository: {reason(error)}") from error
-    if repo.count("/") != 1:
-        raise InputError(f"--repo is {repo!r}, must be owner/name")
-    if get_token() is None:
-        raise InputError("there is no token of the Hugging Face hub: run hf auth login, or set HF_TOKEN")
     api = HfApi(library_name="debias_ssl")
     try:
         made = api.create_repo(repo, private=not is_public, exist_ok=True)

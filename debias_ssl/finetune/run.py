@@ -213,7 +213,7 @@ def _finetune_into(
         **{part: {"before": _scalars(before[part]), "after": _scalars(after[part])} for part in prepared.task.parts},
     }
     with _written_at_once(target) as aside:
-        _write(aside, RunFolder(source), prepared, head, after, facts, target.path.absolute().name)
+        _write(aside, RunFolder(source), prepared, head, after, facts)
         write_aside(aside.path / "finetune.yaml", yaml.safe_dump(resolved, sort_keys=False))
     print(f"{_summary_table(facts)}\n{target.path}; the same run with another classifier, after {seconds:.1f} s")
 
@@ -252,7 +252,6 @@ def _write(
     head: Head,
     metrics: dict[Part, dict[str, Any]],
     facts: dict[str, Any],
-    title: str,
 ) -> None:
     """Writes the files of a run: those of the first stage, the new classifier, and its predictions and metrics."""
     for name in ("config.yaml", "split.json", "unreadable.json"):
@@ -285,7 +284,7 @@ def _write(
     write_confusions(folder.path / CONFUSION_FILE, record)
     final = {name: value for name, value in metrics["test"].items() if isinstance(value, float)}
     same = {moment: final for moment in ("last", "median", "best")}
-    folder.write_results({**summary, "ema": same, "raw": same, "finetune": facts}, predictor, title)
+    folder.write_results({**summary, "ema": same, "raw": same, "finetune": facts}, predictor)
 
 
 def _summary_table(facts: dict[str, Any]) -> str:

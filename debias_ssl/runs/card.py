@@ -33,14 +33,13 @@ FEW = 1000
 LICENSE = "# license: choose one that your data and the initial weights allow\n"
 
 
-def model_card(folder: Path, title: str, summary: Mapping[str, Any], *, is_plain: bool) -> str:
+def model_card(folder: Path, summary: Mapping[str, Any], *, is_plain: bool) -> str:
     """The text of README.md.
 
-    It names no file of the data, so that it can be published.
+    It names no file of the data, so that it can be published, and no time, so that the same run has the same card.
 
     Args:
         folder: with all other files of a run but the summary.
-        title: the name of the run.
         summary: the content of `summary.json`.
         is_plain: whether the method predicts what the network alone says.
     """
@@ -56,7 +55,7 @@ def model_card(folder: Path, title: str, summary: Mapping[str, Any], *, is_plain
     )
     sections = [
         _front(settings, method, is_timm=of_timm is not None),
-        f"# {_text(title)}\n\n{_about(settings, method, model, split)}",
+        f"# {_text(model['name'])}, trained by {_text(method)}\n\n{_about(settings, method, model, split)}",
         f"## How to use it\n\n{_use(model, of_timm)}",
         f"## Figures\n\n{_figures(summary, confusion, model)}",
         f"## Data\n\n{_data(settings, model, split, int(known.sum()))}",
@@ -176,7 +175,6 @@ def _made(settings: Mapping[str, Any], method: str, summary: Mapping[str, Any]) 
         f"- loss of labeled images: `{settings['labeled_loss']['class_path']}`",
         f"- {summary['steps']:,} steps of {settings['batch_size']} labeled and "
         f"{settings['batch_size'] * settings['unlabeled_ratio']} unlabeled images, seed {settings['seed']}",
-        f"- time: {summary['seconds']:.0f} s",
         f"- versions: {made['versions']}" + (f"; commit {made['commit']}" if made["commit"] else ""),
         f"- machine: {_text(made['machine'])}",
     ]

@@ -177,10 +177,10 @@ class RunFolder:
         if of_timm is not None:
             self.write_json(TIMM_CONFIG, of_timm)
 
-    def write_results(self, summary: dict[str, Any], predictor: Predictor, title: str) -> None:
+    def write_results(self, summary: dict[str, Any], predictor: Predictor) -> None:
         """Writes the model card, when all other files are there, and then the summary, which says that they are."""
         self.outputs.claim(CARD)
-        write_aside(self.path / CARD, model_card(self.path, title, summary, is_plain=predictor.is_plain))
+        write_aside(self.path / CARD, model_card(self.path, summary, is_plain=predictor.is_plain))
         self.write_json("summary.json", summary)
 
 

@@ -305,5 +305,5 @@ def _finish(trainer: Trainer, folder: RunFolder, logits: dict[Part, dict[str, Te
         config,
     )
     summary = summarize(read_records(folder.metrics), config.median_of)
-    folder.write_results(summary | {"made_by": made_by()}, trainer.learner.ema, folder.path.absolute().name)
+    folder.write_results(summary | {"made_by": made_by()}, trainer.learner.ema)
     trainer.track({f"final_{name}": value for name, value in summary["ema"]["last"].items()}, config.steps)

@@ -106,7 +106,8 @@ def test_the_command_of_the_card_repeats_the_run(runs: dict[str, Path], tmp_path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_bytes((out / "config.yaml").read_bytes())
     train.main(command.split())
-    assert (tmp_path / "runs/again/model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (tmp_path / "runs/again" / name).read_bytes() == (out / name).read_bytes(), name
 
 
 def test_a_fine_tuned_run_has_a_config_and_a_card_of_its_own(runs: dict[str, Path], images: Path, tmp_path: Path):
@@ -116,7 +117,7 @@ def test_a_fine_tuned_run_has_a_config_and_a_card_of_its_own(runs: dict[str, Pat
     np.testing.assert_allclose(logits_by_timm(out, images).softmax(-1).numpy(), probabilities, atol=1e-5)
     assert np.abs(probabilities - load_run(runs["wrn_10_1"]).predict(images)).max() > 1e-3
     card = (out / "README.md").read_text()
-    assert "# tuned\n" in card and "fine-tuned by `BiasSearch`" in card
+    assert "# wrn_10_1, trained by DebiasPL\n" in card and "fine-tuned by `BiasSearch`" in card
 
 
 def test_a_readme_that_somebody_wrote_is_not_replaced(tmp_path: Path, capsys):
@@ -135,6 +136,6 @@ def test_names_of_classes_are_text_and_no_markup(runs: dict[str, Path], tmp_path
     names = ["<b>bold</b>", "a|b", "two\nlines", "`code`", *"456789"]
     counts = [0, *model["labeled_counts"][1:]]
     (tmp_path / "model.json").write_text(json.dumps(model | {"classes": names, "labeled_counts": counts}))
-    card = model_card(tmp_path, "a", json.loads((out / "summary.json").read_text()), is_plain=True)
+    card = model_card(tmp_path, json.loads((out / "summary.json").read_text()), is_plain=True)
     assert "| &lt;b&gt;bold&lt;/b&gt; | 0 |" in card and "| a\\|b | 4 |" in card and "| two lines | 4 |" in card
     assert "1 classes had no labeled image" in card
