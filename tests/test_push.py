@@ -80,7 +80,7 @@ def test_what_is_uploaded_is_enough_for_timm_and_for_this_package(hub: Hub, fini
     assert pixels is not None
     wanted = load_run(finished, "cpu").predict(pixels)
     assert np.array_equal(load_run(there, "cpu").predict(pixels), wanted)
-    network = timm.create_model(f"local-dir:{there}", pretrained=True).eval()
+    network: Any = timm.create_model(f"local-dir:{there}", pretrained=True).eval()
     mean, std = (network.pretrained_cfg[name][0] for name in ("mean", "std"))
     with torch.no_grad():
         logits = network((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)

@@ -56,7 +56,7 @@ def test_timm_creates_networks_of_the_package(name: str, channels: int, size: in
     described = timm_config(net, ModelConfig(name=name), CLASSES, of_images(size, channels))
     (tmp_path / "config.json").write_text(json.dumps(described))
     save_file(net.state_dict(), tmp_path / "model.safetensors")
-    created = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    created: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = torch.randn(2, channels, size, size)
     assert created(images).equal(net(images))
     assert tuple(created.pretrained_cfg["label_names"]) == CLASSES
