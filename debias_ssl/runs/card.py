@@ -16,6 +16,7 @@ from debias_ssl.formulas import metrics
 from debias_ssl.formulas.logits import confusion_matrix
 from debias_ssl.models.timm_folder import FILE as TIMM_CONFIG
 from debias_ssl.system.files import read_array, read_yaml
+from debias_ssl.training.saved import completed
 
 # Classes that are listed one by one; of more, those of the lowest recall.
 MOST_CLASSES = 20
@@ -43,7 +44,7 @@ def model_card(folder: Path, summary: Mapping[str, Any], *, is_plain: bool) -> s
         summary: the content of `summary.json`.
         is_plain: whether the method predicts what the network alone says.
     """
-    settings = read_yaml(folder / "config.yaml")
+    settings = completed(read_yaml(folder / "config.yaml"))
     model, split = (json.loads((folder / name).read_text()) for name in ("model.json", "split.json"))
     truth, logits = (read_array(folder / "predictions" / f"test_{name}.npy") for name in ("labels", "ema"))
     config = folder / TIMM_CONFIG
@@ -165,7 +166,8 @@ def _data(settings: Mapping[str, Any], model: Mapping[str, Any], split: Mapping[
 
 
 def _made(settings: Mapping[str, Any], method: str, summary: Mapping[str, Any]) -> str:
-    made = summary["made_by"]
+    # A run that an older version trained does not say it.
+    made = {"versions": "unknown", "commit": "", "machine": "unknown"} | summary.get("made_by", {})
     options = settings["method"].get("init_args") or {}
     own = ", ".join(f"{name} {shorten(json.dumps(value), MOST_LETTERS)}" for name, value in options.items())
     lines = [
