@@ -11,6 +11,8 @@ JOBS = {
     "finetune": ("debias_ssl.finetune.__main__", "change a run's classifier for an objective, such as its worst class"),
     "evaluate": ("debias_ssl.evaluate", "figures of a trained run, or of any predictions; calibration"),
     "predict": ("debias_ssl.predict", "label images with a trained run"),
+    "export": ("debias_ssl.export", "write a trained run as one file, ONNX or torch's, for other programs"),
+    "push": ("debias_ssl.push", "upload a trained run to the Hugging Face hub"),
     "features": ("debias_ssl.features.__main__", "features of images by a pretrained network, kept to train on"),
     "label": ("debias_ssl.label", "label images with CLIP, and debias the labels"),
     "debias": ("debias_ssl.debias", "debias the labels of any classifier's predictions"),

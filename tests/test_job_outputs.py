@@ -19,7 +19,7 @@ import debias_ssl.data.__main__ as data
 import debias_ssl.finetune.__main__ as finetune
 import debias_ssl.finetune.run as finetune_module
 import debias_ssl.runs.run as run_module
-from debias_ssl import compare, distill, evaluate, export_labels, import_labels, predict, report, train, vote
+from debias_ssl import compare, distill, evaluate, export, export_labels, import_labels, predict, report, train, vote
 
 # Functions of the package have the names of these modules.
 debias, label = (importlib.import_module(f"debias_ssl.{name}") for name in ("debias", "label"))
@@ -77,6 +77,8 @@ APART = [
     (LABEL[0], f"{LABEL[1]} images --out images/labels", "lies in --images"),
     (LABEL[0], f"{LABEL[1]} images --out .", "contains --images"),
     (predict.main, "--run v --images images --out v/labels.csv", "lies in --run"),
+    (export.main, "--run v --out v/model.onnx", "lies in --run"),
+    (export.main, "--run v --debiased p --out p --overwrite", "is --debiased itself"),
     (predict.main, "--run v --images p/labels.csv --out p/labels.csv --overwrite", "is --images itself"),
     (vote.main, "--runs v p --images images --out v/votes", "lies in --runs"),
     (vote.main, "--runs v p --images images --out p --overwrite", "is --runs itself"),
@@ -108,6 +110,7 @@ JOBS = [
     (debias.main, "--predictions logits.npy --out OUT", (debias, "read_predictions")),
     (LABEL[0], f"{LABEL[1]} images --out OUT", (label, "read_request")),
     (predict.main, "--run v --images images --out OUT", (predict, "load_trained")),
+    (export.main, "--run v --format torch --out OUT", (export, "load_trained")),
     (vote.main, "--runs v p --images images --out OUT", (vote, "read_members")),
     (export_labels.main, "p --to parquet --out OUT", (export_labels, "read_labeled_rows")),
     (import_labels.main, "p --corrections p/labels.csv --out OUT", (import_labels, "read_labeled_rows")),
@@ -172,6 +175,7 @@ def test_a_full_disk_is_found_before_the_work(
         (debias.main, "--predictions logits.npy --out new"),
         (export_labels.main, "p --to parquet --out new"),
         (predict.main, "--run v --images images --out new"),
+        (export.main, "--run v --format torch --out new"),
         (report.main, "v --out new"),
         (data.main, "split --config {config} --out new"),
         (finetune.main, "--run v --method.steps 1 --out new"),

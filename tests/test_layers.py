@@ -20,6 +20,7 @@ LAYERS = {
     "features": "system contract formulas distributed models data",
     "training": "system contract formulas distributed methods models data",
     "runs": "system contract formulas distributed methods models data training",
+    "deployment": "system contract data models runs",
     "labels": "system contract formulas distributed models data features training runs",
     "finetune": "system contract formulas distributed data training runs",
     "reporting": "system contract formulas distributed data training runs labels",

@@ -126,6 +126,7 @@ def test_a_run_resumes_exactly_with_admissions_in_flight(tmp_path: Path, monkeyp
 def test_run_folder_holds_what_the_design_promises(finished: Path):
     names = {"config.yaml", "split.json", "metrics.jsonl", "confusion.npz", "checkpoints", "model.safetensors"}
     names |= {"written.json", "model.json", "method.safetensors", "predictions", "summary.json"}
+    names |= {"config.json", "README.md"}
     assert names == {path.name for path in finished.iterdir()}
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step_00000008", "step_00000012"]
     logs = [record for record in records(finished) if "loss" in record]

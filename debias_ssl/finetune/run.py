@@ -17,7 +17,6 @@ import yaml
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from debias_ssl.contract import View
 from debias_ssl.data.config import DataConfig
 from debias_ssl.data.splits import class_counts
 from debias_ssl.data.task import Part, Task, make_task
@@ -98,9 +97,7 @@ def _linear_classifier(run: TrainedRun) -> nn.Linear:
     method, classifier = run.predictor.method, model.net.get_classifier()
     if not isinstance(classifier, nn.Linear) or classifier.bias is None:
         raise InputError(f"the classifier of {run.config.model.name} is not a linear layer with biases")
-    logits = classifier.weight.new_zeros(1, len(run.classes))
-    view = View(logits=logits, features=logits.new_zeros(1, model.num_features))
-    if method.predict(view, view) is not logits:
+    if not run.predictor.is_plain:
         name = type(method).__name__
         raise InputError(f"{name} predicts with more than the network's classifier, which is what stage two changes")
     return classifier
@@ -269,7 +266,7 @@ def _write(
     predictor = prepared.run.predictor
     model: Any = predictor.model
     model.net.get_classifier().load_state_dict({"weight": head.weight, "bias": head.bias})
-    folder.write_model(predictor, json.loads((source.path / "model.json").read_text()))
+    folder.write_model(predictor, json.loads((source.path / "model.json").read_text()), prepared.run.config)
     for part in prepared.task.parts:
         logits = prepared.logits(head, part).numpy()
         # A run has predictions of the averaged and of the raw model, which are the same here.
@@ -287,7 +284,7 @@ def _write(
     write_confusions(folder.path / CONFUSION_FILE, record)
     final = {name: value for name, value in metrics["test"].items() if isinstance(value, float)}
     same = {moment: final for moment in ("last", "median", "best")}
-    folder.write_json("summary.json", {**summary, "ema": same, "raw": same, "finetune": facts})
+    folder.write_results({**summary, "ema": same, "raw": same, "finetune": facts}, predictor)
 
 
 def _summary_table(facts: dict[str, Any]) -> str:

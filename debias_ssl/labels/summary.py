@@ -38,6 +38,7 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
         "target_prior": labeling.config.target_prior,
         "refine": labeling.config.refine if labeling.is_refined else "none",
         "class_prior": dict(zip(classes, labeling.prior.tolist(), strict=True)),
+        "shift": dict(zip(classes, labeling.shift.tolist(), strict=True)),
         "counts": {key: dict(zip(classes, each.tolist(), strict=True)) for key, each in counts.items()},
         "count_entropy": {key: _entropy(each) for key, each in counts.items()},
         "reference": labeling.config.reference,

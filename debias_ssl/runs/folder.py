@@ -10,13 +10,18 @@ import numpy as np
 import yaml
 from safetensors.torch import save_file
 
+from debias_ssl.data.reading.reader import evaluation_share
 from debias_ssl.data.splits import saved_inputs
 from debias_ssl.distributed.agreement import hash_of_files
 from debias_ssl.models import merged
+from debias_ssl.models.timm_folder import FILE as TIMM_CONFIG
+from debias_ssl.models.timm_folder import ImageFormat, timm_config
+from debias_ssl.runs.card import model_card
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array, read_yaml, replacing, write_aside
 from debias_ssl.system.outputs import Outputs
 from debias_ssl.training.checkpoint import checkpoints
+from debias_ssl.training.config import Config
 from debias_ssl.training.learner import Predictor
 from debias_ssl.training.renamed import flat
 from debias_ssl.training.saved import completed
@@ -37,6 +42,9 @@ MOVABLE_BY_HASH = {"data.test", "data.features", "data.probs", "teacher"}
 DATA_FILES = ("labeled", "unlabeled", "test", "path", "features", "probs", "split")
 # In the order in which they are removed: first what says that a run is finished, last what says that it is one.
 WRITTEN = ("summary.json", "model.json", "report.html", "finetune.yaml", "model.safetensors", "method.safetensors")
+# What makes it a model folder of timm and of the Hugging Face hub.
+CARD = "README.md"
+WRITTEN += (TIMM_CONFIG, CARD)
 WRITTEN += ("predictions/*_ema.npy", "predictions/*_raw.npy", "predictions/*_labels.npy", "checkpoints/step_[0-9]*")
 # What trackers of the setting log_with write.
 WRITTEN += ("debias_ssl/events.out.*",)
@@ -147,8 +155,14 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{str(self.path)!r} was changed after its run, or damaged: {reason(error)}") from error
 
-    def write_model(self, predictor: Predictor, description: dict[str, Any]) -> None:
-        """Exports the network under timm's names, and the method's state beside it if there is any."""
+    def write_model(self, predictor: Predictor, description: dict[str, Any], config: Config) -> None:
+        """Exports the network under timm's names, the method's state beside it if there is any, and what is in them.
+
+        Args:
+            predictor: the network and its method.
+            description: the content of `model.json`.
+            config: the settings of the run.
+        """
         parts = {"model": merged(predictor.model.net), "method": predictor.method.state_dict()}
         for name, state in parts.items():
             tensors = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
@@ -157,6 +171,17 @@ class RunFolder:
                 with replacing(self.path / f"{name}.safetensors") as aside:
                     save_file(tensors, aside)
         self.write_json("model.json", description)
+        size, mean, std = (description["transform"][name] for name in ("size", "mean", "std"))
+        images = ImageFormat(size=size, mean=mean, std=std, crop=evaluation_share(config.data))
+        of_timm = timm_config(predictor.model.net, config.model, description["classes"], images)
+        if of_timm is not None:
+            self.write_json(TIMM_CONFIG, of_timm)
+
+    def write_results(self, summary: dict[str, Any], predictor: Predictor) -> None:
+        """Writes the model card, when all other files are there, and then the summary, which says that they are."""
+        self.outputs.claim(CARD)
+        write_aside(self.path / CARD, model_card(self.path, summary, is_plain=predictor.is_plain))
+        self.write_json("summary.json", summary)
 
 
 def inputs_of(resolved: dict[str, Any]) -> dict[str, Any]:

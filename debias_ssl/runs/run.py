@@ -302,7 +302,8 @@ def _finish(trainer: Trainer, folder: RunFolder, logits: dict[Part, dict[str, Te
             "unlabeled_counts": task.unlabeled_counts,
             "transform": {"size": side, "channels": channels, "mean": task.data.mean, "std": task.data.std},
         },
+        config,
     )
     summary = summarize(read_records(folder.metrics), config.median_of)
-    folder.write_json("summary.json", summary | {"made_by": made_by()})
+    folder.write_results(summary | {"made_by": made_by()}, trainer.learner.ema)
     trainer.tracking.figures({f"final_{name}": value for name, value in summary["ema"]["last"].items()}, config.steps)

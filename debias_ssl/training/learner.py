@@ -53,6 +53,14 @@ class Predictor(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return self.method.predict(view, blank), view
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the method predicts what the network alone says."""
+        device = next(self.model.parameters()).device
+        logits = torch.zeros(1, self.method.problem.num_classes, device=device)
+        view = View(logits=logits, features=torch.zeros(1, self.method.problem.num_features, device=device))
+        return self.method.predict(view, view) is logits
+
     @torch.no_grad()
     def blank(self, images: Float[Tensor, "N K H W"]) -> View:
         """What the network says of a blank image of the size of others, with averaged statistics."""

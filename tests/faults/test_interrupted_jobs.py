@@ -71,6 +71,7 @@ CASES = {
     "label": Case("label", f"{CLIP} --out o", "o"),
     "debias": Case("debias", f"{MATRIX} --out o", "o"),
     "predict": Case("predict", "--run v --images images --workers 0 --batch_size 3 --out o.csv", "o.csv"),
+    "export": Case("export", "--run v --format torch --out o.pt2", "o.pt2"),
     "evaluate": Case("evaluate", f"{MATRIX} --calibrate --folds 2 --out o.json --report o.html", "o.json", ("o.html",)),
     "finetune": Case("finetune.__main__", "--run v --method LogitAdjustment --out o", "o"),
     "distill": Case("distill", f"{SHORT} --teacher v --out o --resume", "o"),

@@ -1,0 +1,31 @@
+"""Registers the networks of this package with timm: after the import, `timm.create_model` knows them by their names.
+
+It is a module of its own, as timm takes longer to import than torch, and the networks do not need it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.models import build_model_with_cfg, register_model
+from torch import nn
+
+from debias_ssl.models.classifier import OWN
+
+
+def _entry(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """What timm calls to create a network, under the network's name."""
+    name = make.__name__
+
+    def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        # Without a config of a folder, timm warns that it takes a default.
+        config = arguments.pop("pretrained_cfg", None) or {"architecture": name}
+        return build_model_with_cfg(
+            make, name, pretrained, pretrained_cfg=config, kwargs_filter=("global_pool",), **arguments
+        )
+
+    create.__name__ = create.__qualname__ = name
+    return create
+
+
+for each in OWN.values():
+    register_model(_entry(each))
