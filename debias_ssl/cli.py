@@ -15,6 +15,7 @@ JOBS = {
     "label": ("debias_ssl.label", "label images with CLIP, and debias the labels"),
     "debias": ("debias_ssl.debias", "debias the labels of any classifier's predictions"),
     "vote": ("debias_ssl.vote", "label images by the votes of several runs"),
+    "suggest": ("debias_ssl.suggest", "list the images that are worth most to label next"),
     "report": ("debias_ssl.report", "a page of a run, of several runs, or of a comparison"),
     "data": ("debias_ssl.data.__main__", "check a data setting, or write its split"),
 }
