@@ -9,7 +9,7 @@ MOST_DIMENSIONS = 128
 # h^2 as a part of the mean squared distance of two images; of directions without a mean that is about 2, so h is 1.
 BANDWIDTH = 0.5
 # Images whose similarity to all is in memory at a time: at first, and where gains are computed again.
-BLOCK, AGAIN = 256, 32
+BLOCK, AGAIN = 256, 128
 
 
 class Directions:

@@ -17,8 +17,11 @@ from debias_ssl.labels.candidates import Candidates, FeaturesOf
 from debias_ssl.labels.sample import drawn_rows
 from debias_ssl.system.errors import InputError
 
-# Images that are chosen among, where there are more; and how many of each class are among them where there are so many.
-MOST_CANDIDATES, OF_EACH_CLASS = 2**14, 16
+# Images that are chosen among, where there are more: so many for each that is chosen, within these limits. Time grows
+# with their square.
+FOR_EACH, FEWEST, MOST = 16, 2**13, 2**15
+# Of each predicted class so many are among them, where there are.
+OF_EACH_CLASS = 16
 # Of labeled images, features that are in memory at a time.
 BLOCK = 4096
 # Rows that intervals of shares are computed on, where there are more, and their bootstrap draws.
@@ -99,7 +102,7 @@ def suggest_images(
     if is_labeled.all():
         raise InputError("--labeled has labels of all images: there is nothing to suggest")
     seen = _look(images.logits, len(images.names)) if images.classes else None
-    rows = candidates(None if seen is None else seen.label, is_labeled, seed)
+    rows = candidates(None if seen is None else seen.label, is_labeled, num, seed)
     features = images.features(rows)
     readable = features.isfinite().all(1)
     num_unreadable = int((~readable).sum())
@@ -126,12 +129,12 @@ def suggest_images(
 
 
 def candidates(
-    label: Int64[np.ndarray, " N"] | None, is_labeled: Bool[np.ndarray, " N"], seed: int
+    label: Int64[np.ndarray, " N"] | None, is_labeled: Bool[np.ndarray, " N"], num: int, seed: int
 ) -> Int64[np.ndarray, " R"]:
     """Images to choose from: all without a label, or some of many that are drawn, of each class some among them."""
     drawn = permutation(seed, Purpose.SUGGESTED, 0, len(is_labeled)).numpy()
     drawn = drawn[~is_labeled[drawn]]
-    is_in = np.arange(len(drawn)) < MOST_CANDIDATES
+    is_in = np.arange(len(drawn)) < np.clip(FOR_EACH * num, FEWEST, MOST)
     if label is not None and not is_in.all():
         # The number of an image among those of its class, in the order in which they are drawn.
         order, counts = np.argsort(label[drawn], kind="stable"), np.bincount(label[drawn])
