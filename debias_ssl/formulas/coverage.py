@@ -57,7 +57,7 @@ class Coverage:
 
     def add(self, others: Float[Tensor, "L K"]) -> None:
         """Counts images as chosen, whether they are among those to stand for or not."""
-        for some in others.split(BLOCK):
+        for some in others.split(BLOCK) if len(others) else ():
             self.covered = torch.maximum(self.covered, self._similarity(some).amax(0))
 
     def choose(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:

@@ -167,13 +167,13 @@ def class_shares(logits: Float[Tensor, "M C"], share: Float64[np.ndarray, " C"],
         share: the mean probabilities of all.
         num_rows: the number of all.
     """
-    probs, point = logits.softmax(-1), torch.from_numpy(share)
+    probs = logits.softmax(-1)
     weights = shares.bootstrap_weights(len(logits), DRAWS, SEED)
     own = probs.mean(0)
     draws = shares.share_draws(probs, weights, own.clamp_min(1e-12).log().expand(DRAWS, -1), own)
     narrower = (len(logits) / num_rows) ** 0.5
     low, high = (draws - own).quantile(torch.tensor(shares.ENDS, dtype=torch.float64), dim=0).numpy() * narrower
-    return Shares(share=share, low=np.clip(point + low, 0, 1), high=np.clip(point + high, 0, 1))
+    return Shares(share=share, low=np.clip(share + low, 0, 1), high=np.clip(share + high, 0, 1))
 
 
 def _look(chunks: Iterable[Float[Tensor, "_ C"]], num_rows: int) -> Seen:
