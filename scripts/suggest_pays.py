@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,9 +98,9 @@ class Data:
 
 
 def digits(seed: int) -> Data:
-    values, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(seed).permutation(len(values))
-    values, labels = values[order].astype(np.float32), labels[order]
+    given: Any = load_digits()
+    order = np.random.default_rng(seed).permutation(len(given.target))
+    values, labels = given.data[order].astype(np.float32), given.target[order]
     classes = tuple(map(str, range(10)))
     return Data(
         features=values[500:], labels=labels[500:], test=values[:500], test_labels=labels[:500], classes=classes

@@ -19,7 +19,7 @@ import debias_ssl.data.__main__ as data
 import debias_ssl.finetune.__main__ as finetune
 import debias_ssl.finetune.run as finetune_module
 import debias_ssl.runs.run as run_module
-from debias_ssl import compare, distill, evaluate, predict, report, train, vote
+from debias_ssl import compare, distill, evaluate, predict, report, suggest, train, vote
 
 # Functions of the package have the names of these modules.
 debias, label = (importlib.import_module(f"debias_ssl.{name}") for name in ("debias", "label"))
@@ -81,6 +81,8 @@ APART = [
     (vote.main, "--runs v p --images images --out v/votes", "lies in --runs"),
     (vote.main, "--runs v p --images images --out p --overwrite", "is --runs itself"),
     (vote.main, "--runs v p --images images --truth p/labels.csv --out images", "is --images itself"),
+    (suggest.main, "--labels p --images images --out p/next.csv", "lies in --labels"),
+    (suggest.main, "--images images --labeled p/labels.csv --out p/labels.csv --overwrite", "is --labeled itself"),
     (EVALUATE[0], f"{EVALUATE[1]} --out logits.npy --overwrite", "is --predictions itself"),
     (EVALUATE[0], f"{EVALUATE[1]} --report truth.npy --overwrite", "is --truth itself"),
     (EVALUATE[0], f"{EVALUATE[1]} --report new --out new", "are both"),
@@ -106,6 +108,7 @@ JOBS = [
     (LABEL[0], f"{LABEL[1]} images --out OUT", (label, "read_request")),
     (predict.main, "--run v --images images --out OUT", (predict, "load_trained")),
     (vote.main, "--runs v p --images images --out OUT", (vote, "read_members")),
+    (suggest.main, "--labels p --images images --out OUT", (suggest, "read_candidates")),
     (EVALUATE[0], f"{EVALUATE[1]} --out OUT", (evaluate, "read_predictions")),
     (EVALUATE[0], f"{EVALUATE[1]} --report OUT", (evaluate, "read_predictions")),
     (evaluate.main, "--run v --out OUT", (evaluate, "rows_of_run")),
