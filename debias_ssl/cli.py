@@ -19,6 +19,7 @@ JOBS = {
     "vote": ("debias_ssl.vote", "label images by the votes of several runs"),
     "export-labels": ("debias_ssl.export_labels", "labels for annotation tools, as image folders or as data sets"),
     "import-labels": ("debias_ssl.import_labels", "labels with the corrections that people made in such a tool"),
+    "suggest": ("debias_ssl.suggest", "list the images that are worth most to label next"),
     "report": ("debias_ssl.report", "a page of a run, of several runs, or of a comparison"),
     "data": ("debias_ssl.data.__main__", "check a data setting, or write its split"),
 }

@@ -19,7 +19,19 @@ import debias_ssl.data.__main__ as data
 import debias_ssl.finetune.__main__ as finetune
 import debias_ssl.finetune.run as finetune_module
 import debias_ssl.runs.run as run_module
-from debias_ssl import compare, distill, evaluate, export, export_labels, import_labels, predict, report, train, vote
+from debias_ssl import (
+    compare,
+    distill,
+    evaluate,
+    export,
+    export_labels,
+    import_labels,
+    predict,
+    report,
+    suggest,
+    train,
+    vote,
+)
 
 # Functions of the package have the names of these modules.
 debias, label = (importlib.import_module(f"debias_ssl.{name}") for name in ("debias", "label"))
@@ -86,6 +98,8 @@ APART = [
     (export_labels.main, "p --to parquet --out p --overwrite", "is LABELS itself"),
     (export_labels.main, "p --to hf --root images --out images/hf", "lies in --root"),
     (import_labels.main, "p/labels.csv --corrections p/labels.csv --out p --overwrite", "contains LABELS"),
+    (suggest.main, "--labels p --images images --out p/next.csv", "lies in --labels"),
+    (suggest.main, "--images images --labeled p/labels.csv --out p/labels.csv --overwrite", "is --labeled itself"),
     (EVALUATE[0], f"{EVALUATE[1]} --out logits.npy --overwrite", "is --predictions itself"),
     (EVALUATE[0], f"{EVALUATE[1]} --report truth.npy --overwrite", "is --truth itself"),
     (EVALUATE[0], f"{EVALUATE[1]} --report new --out new", "are both"),
@@ -114,6 +128,7 @@ JOBS = [
     (vote.main, "--runs v p --images images --out OUT", (vote, "read_members")),
     (export_labels.main, "p --to parquet --out OUT", (export_labels, "read_labeled_rows")),
     (import_labels.main, "p --corrections p/labels.csv --out OUT", (import_labels, "read_labeled_rows")),
+    (suggest.main, "--labels p --images images --out OUT", (suggest, "read_candidates")),
     (EVALUATE[0], f"{EVALUATE[1]} --out OUT", (evaluate, "read_predictions")),
     (EVALUATE[0], f"{EVALUATE[1]} --report OUT", (evaluate, "read_predictions")),
     (evaluate.main, "--run v --out OUT", (evaluate, "rows_of_run")),

@@ -138,7 +138,7 @@ def read_members(given: Sequence[str], features: Sequence[str], device: torch.de
     places = [Path(each).resolve() for each in given]
     if twice := [each for i, each in enumerate(given) if places[i] in places[:i]]:
         raise InputError(f"--runs names {twice[0]!r} twice, which would be two votes of one: leave one out")
-    members = [_read(each, features, device) for each in given]
+    members = [read_member(each, features, device) for each in given]
     first = members[0]
     for other in members[1:]:
         if {*other.classes} != {*first.classes}:
@@ -153,22 +153,27 @@ def read_members(given: Sequence[str], features: Sequence[str], device: torch.de
     return members
 
 
-def _read(given: str, features: Sequence[str], device: torch.device) -> Member:
+def read_member(given: str, features: Sequence[str], device: torch.device, flag: str = "--runs") -> Member:
+    """Loads one of them; `flag` is what errors call it.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
     path = Path(given)
     if path.is_dir() and not RunFolder(path).holds_run():
         if not (path / "probs.npy").is_file():
             raise InputError(
-                f"--runs {given!r} holds neither a run (it has no config.yaml) nor labels with probs.npy: name a "
+                f"{flag} {given!r} holds neither a run (it has no config.yaml) nor labels with probs.npy: name a "
                 "folder of train, label, debias or vote, or a file of predict"
             )
         path = path / "probs.npy"
     if path.is_dir():
         trained = load_trained(RunFolder(path), device)
-        return Run(name=given, trained=trained, features=_features_of(given, trained, features))
+        return Run(name=given, trained=trained, features=_features_of(given, trained, features, flag))
     return Matrix(name=given, predictions=read_predictions(path))
 
 
-def _features_of(name: str, run: TrainedRun, features: Sequence[str]) -> tuple[str, ...]:
+def _features_of(name: str, run: TrainedRun, features: Sequence[str], flag: str) -> tuple[str, ...]:
     """The folders of features that a run takes: of those that are given, the ones of the model of its own."""
     own = tuple(run.data.features or ())
     if not own or not features:
@@ -177,7 +182,7 @@ def _features_of(name: str, run: TrainedRun, features: Sequence[str]) -> tuple[s
     found = tuple(folder for folder in features if trained_on in (None, hash_of_model(folder)))
     if not found:
         raise InputError(
-            f"--features has none of the model that --runs {name!r} was trained on; those were {', '.join(own)}"
+            f"--features has none of the model that {flag} {name!r} was trained on; those were {', '.join(own)}"
         )
     return found
 

@@ -130,6 +130,20 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> K
     return _known_labels(path, found, np.frombuffer(numbers, dtype=np.int64), notes)
 
 
+def read_label_names(path: Path) -> tuple[str, ...]:
+    """The names that a table has in its column of labels, where nothing else says what the classes are.
+
+    Raises:
+        InputError: it has no such column.
+    """
+    table = read_table(path)
+    column = table.column(LABELS)
+    if column is None:
+        raise InputError(f"{path}: the first line must name the columns path and label; it is {[*table.header]}")
+    found = {cells[column].strip() for _, cells in table}
+    return tuple(sorted(name for name in found if not is_unknown(name, ())))
+
+
 def _known_labels(path: Path, found: Matched, numbers: Int64[np.ndarray, " E"], notes: list[str]) -> KnownLabels:
     """The classes of rows, by the class numbers of the entries of a file."""
     labels, known = np.full(len(found.entry_of), UNKNOWN), found.entry_of >= 0

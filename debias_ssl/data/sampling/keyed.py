@@ -41,6 +41,7 @@ class Purpose(IntEnum):
     METHOD = 11
     HALVES = 12
     TRIAL_IMAGES = 13
+    SUGGESTED = 14
     # Where a view is cropped from its image has purpose CROP + the purpose of the view.
     CROP = 10_000
     # View number i of a kind has purpose KIND + i.
