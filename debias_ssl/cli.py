@@ -16,6 +16,7 @@ JOBS = {
     "debias": ("debias_ssl.debias", "debias the labels of any classifier's predictions"),
     "vote": ("debias_ssl.vote", "label images by the votes of several runs"),
     "report": ("debias_ssl.report", "a page of a run, of several runs, or of a comparison"),
+    "configs": ("debias_ssl.configs", "list the configs that come with the package, or copy one"),
     "data": ("debias_ssl.data.__main__", "check a data setting, or write its split"),
 }
 
