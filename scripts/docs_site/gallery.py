@@ -1,0 +1,52 @@
+"""The gallery of reports: short runs on digits, and the pages that jobs write of them."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from debias_ssl import compare, evaluate, report
+from debias_ssl.debias import main as debias
+
+# Half the batch and fewer steps than configs/digits.yaml has.
+SHORT = ["--steps", "150", "--eval_every", "25", "--batch_size", "16", "--data.validation_per_class", "20"]
+MARK = re.compile(r"<!-- report: (\w+) -->")
+
+
+def reports() -> dict[str, str]:
+    """The pages of jobs, by their kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        compared = Path(folder, "compared")
+        run = compared / "DebiasPL" / "seed-0"
+        variants = ["--methods", "FixMatch,DebiasPL", "--seeds", "0,1"]
+        compare.main(["--config", "digits", *SHORT, *variants, "--out", str(compared)])
+        report.main([str(run)])
+        evaluate.main(["--run", str(run), "--calibrate", "--report", f"{folder}/calibration.html"])
+        matrix = [f"--predictions={run}/predictions/test_ema.npy", f"--truth={run}/predictions/test_labels.npy"]
+        debias([*matrix, "--out", f"{folder}/labels"])
+        paths = {
+            "run": run / "report.html",
+            "comparison": compared / "report.html",
+            "labels": Path(folder, "labels", "report.html"),
+            "calibration": Path(folder, "calibration.html"),
+        }
+        return {kind: path.read_text(encoding="utf-8") for kind, path in paths.items()}
+
+
+def files(page: Path) -> Iterator[tuple[str, str]]:
+    """Path on the site and content of the reports, and of the gallery's page with the reports in it."""
+    made = reports()
+    for kind, html in made.items():
+        yield f"reports/{kind}.html", html
+    text = page.read_text(encoding="utf-8")
+    if {*MARK.findall(text)} != {*made}:
+        raise ValueError(f"{page.name} must have a mark for each of {', '.join(made)}")
+    yield page.name, MARK.sub(_frame, text)
+
+
+def _frame(mark: re.Match[str]) -> str:
+    uri = f"reports/{mark[1]}.html"
+    return (
+        f'<iframe class="report" src="{uri}" title="Report: {mark[1]}" loading="lazy"></iframe>\n\n'
+        f'<a href="{uri}">Open the page of its own</a>'
+    )
