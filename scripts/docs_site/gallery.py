@@ -3,34 +3,35 @@
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 from debias_ssl import compare, evaluate, report
 from debias_ssl.debias import main as debias
 
 # Half the batch and fewer steps than configs/digits.yaml has.
-SHORT = ["--steps", "150", "--eval_every", "25", "--batch_size", "16", "--data.validation_per_class", "20"]
+SHORT = ["--steps", "120", "--eval_every", "20", "--batch_size", "16", "--data.validation_per_class", "20"]
 MARK = re.compile(r"<!-- report: (\w+) -->")
 
 
 def reports() -> dict[str, str]:
     """The pages of jobs, by their kind."""
-    with tempfile.TemporaryDirectory() as folder:
-        compared = Path(folder, "compared")
-        run = compared / "DebiasPL" / "seed-0"
+    # Pages name the folders that they were made of.
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        run = "runs/compared/DebiasPL/seed-0"
         variants = ["--methods", "FixMatch,DebiasPL", "--seeds", "0,1"]
-        compare.main(["--config", "digits", *SHORT, *variants, "--out", str(compared)])
-        report.main([str(run)])
-        evaluate.main(["--run", str(run), "--calibrate", "--report", f"{folder}/calibration.html"])
+        compare.main(["--config", "digits", *SHORT, *variants, "--out", "runs/compared"])
+        report.main([run])
+        evaluate.main(["--run", run, "--calibrate", "--report", "calibration.html"])
         matrix = [f"--predictions={run}/predictions/test_ema.npy", f"--truth={run}/predictions/test_labels.npy"]
-        debias([*matrix, "--out", f"{folder}/labels"])
+        debias([*matrix, "--out", "labels"])
         paths = {
-            "run": run / "report.html",
-            "comparison": compared / "report.html",
-            "labels": Path(folder, "labels", "report.html"),
-            "calibration": Path(folder, "calibration.html"),
+            "run": f"{run}/report.html",
+            "comparison": "runs/compared/report.html",
+            "labels": "labels/report.html",
+            "calibration": "calibration.html",
         }
-        return {kind: path.read_text(encoding="utf-8") for kind, path in paths.items()}
+        return {kind: Path(path).read_text(encoding="utf-8") for kind, path in paths.items()}
 
 
 def files(page: Path) -> Iterator[tuple[str, str]]:

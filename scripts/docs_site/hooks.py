@@ -22,6 +22,8 @@ OF_ROOT = {
     "contributing.md": "CONTRIBUTING.md",
     "security.md": "SECURITY.md",
 }
+# Pages with wide tables or reports.
+WIDE = ("gallery.md", "glossary.md", "index.md", "methods.md")
 LINK = re.compile(r"(\]\(|(?:src|srcset|href)=\")([^)\"#\s]+)(?=[)\"#\s])")
 FENCE = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 
@@ -58,7 +60,9 @@ def executed(docs: Path) -> Iterator[tuple[str, str | bytes]]:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """A page's text with links to where the site has what they name."""
+    """A page's text with links to where the site has what they name; wide pages have no list of contents beside."""
+    if page.file.src_uri in WIDE or page.file.src_uri.startswith("commands/"):
+        page.meta["hide"] = ["toc"]
 
     def on_site(found: re.Match[str]) -> str:
         target = site_path(page.file.src_uri, found[2])

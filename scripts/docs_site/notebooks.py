@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 SECONDS = 300
 """After which a cell is given up, on a machine that does other work too."""
@@ -17,28 +18,36 @@ def executed(path: Path) -> nbformat.NotebookNode:
     """A notebook with its outputs, run in an empty folder.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell fails.
+        RuntimeError: a cell fails; the message has what all cells printed.
     """
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": folder}}).execute()
-    for cell in notebook.cells:
-        # A shell command that fails does not fail its cell.
-        if cell.cell_type == "code" and cell.source.startswith("!") and "error:" in page_text(cell):
-            raise RuntimeError(f"{path.name}: {page_text(cell)}")
+        client = NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": folder}})
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            raise RuntimeError(f"{path.name}: {printed(notebook)}") from error
+    # A shell command that fails does not fail its cell.
+    if re.search(r"^error: ", printed(notebook), re.MULTILINE):
+        raise RuntimeError(f"{path.name}: {printed(notebook)}")
     return notebook
+
+
+def printed(notebook: nbformat.NotebookNode) -> str:
+    """What all cells print."""
+    return "\n".join(page_text(cell) for cell in notebook.cells if cell.cell_type == "code")
 
 
 def page_text(cell: nbformat.NotebookNode) -> str:
     """What a cell prints, without the steps of progress bars."""
-    printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
+    streams = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
     values = [
         output.data["text/plain"]
         for output in cell.outputs
         if output.output_type == "execute_result" and "image/png" not in output.data
     ]
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", "\n".join([printed, *values]).replace("\r\n", "\n"))
-    return re.sub(r"[^\n]*\r", "", text).strip("\n")
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", "\n".join([streams, *values]).replace("\r\n", "\n"))
+    return re.sub(r"[^\n]*\r|^ *\d+%\|.*\n", "", text, flags=re.MULTILINE).strip("\n")
 
 
 def pages(folder: Path) -> Iterator[tuple[str, str | bytes]]:
@@ -58,7 +67,8 @@ def pages(folder: Path) -> Iterator[tuple[str, str | bytes]]:
                     name = f"{path.stem}-{number}.png"
                     yield f"notebooks/{name}", base64.b64decode(picture)
                     parts.append(f"![{described(cell.source)}]({name})")
-        note = f"This page is the notebook [{path.name}](../../docs/notebooks/{path.name}), executed while the site was built."
+        link = f"[{path.name}](../files/docs/notebooks/{path.name})"
+        note = f"This page is the notebook {link}, executed while the site was built."
         yield f"notebooks/{path.stem}.md", "\n\n".join([parts[0], note, *parts[1:]]) + "\n"
         yield f"files/docs/notebooks/{path.name}", path.read_bytes()
 

@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import re
 from contextlib import redirect_stdout, suppress
 from functools import cache
 
@@ -46,7 +47,8 @@ def said(job: str, *arguments: str) -> str:
     printed = io.StringIO()
     with redirect_stdout(printed), suppress(SystemExit):
         importlib.import_module(JOBS[job][0]).main([*arguments])
-    return printed.getvalue().rstrip()
+    # A backspace takes back the character before it, as on a terminal.
+    return re.sub(r".\x08", "", printed.getvalue()).rstrip()
 
 
 @cache
@@ -58,8 +60,8 @@ def command_pages() -> Pages:
         "commands/index.md": (
             "All jobs",
             f"# Commands\n\n| `debias-ssl` | |\n|---|---|\n{listed}\n\n"
-            "These pages are what `debias-ssl JOB --help` prints. Settings of a method or of a loss of labeled images are on "
-            "[a page of their own](choices.md).\n",
+            "These pages are what `debias-ssl JOB --help` prints. Settings of a method or of a loss of labeled images "
+            "are on [a page of their own](choices.md).\n",
         )
     }
     for job, (_, purpose) in JOBS.items():
