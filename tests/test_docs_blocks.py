@@ -32,6 +32,9 @@ SMALL = ["--batch_size", "2", "--unlabeled_ratio", "1", "--data.workers", "0"]
 # What makes a job of the texts short; later flags beat earlier ones.
 SHORTER = {"train": [*STEPS, *SMALL], "compare": [*STEPS, *SMALL, "--seeds=0", "--report=false"]}
 
+# Values that fit a dozen images of 20 x 16 pixels.
+SMALLER = {"--data.image_size": "32", "--data.seeds_per_class": "2"}
+
 
 class Parsed(BaseException):
     """A command line was parsed, before anything else is done with it."""
@@ -176,8 +179,8 @@ def small(job: str, arguments: list[str], folder: Path) -> list[str]:
             arguments[i] = make(folder / make.__name__)
         elif arguments[i - 1] == "--pretrained":
             del arguments[i - 1 : i + 1]
-        elif arguments[i - 1] == "--data.image_size":
-            arguments[i] = "32"
+        elif arguments[i - 1] in SMALLER:
+            arguments[i] = SMALLER[arguments[i - 1]]
     return arguments
 
 
