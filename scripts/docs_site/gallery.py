@@ -10,7 +10,7 @@ from debias_ssl import compare, evaluate, report
 from debias_ssl.debias import main as debias
 
 # Half the batch and fewer steps than configs/digits.yaml has.
-SHORT = ["--steps", "120", "--eval_every", "20", "--batch_size", "16", "--data.validation_per_class", "20"]
+SHORT = ["--steps", "80", "--eval_every", "20", "--batch_size", "16", "--data.validation_per_class", "20"]
 MARK = re.compile(r"<!-- report: (\w+) -->")
 
 

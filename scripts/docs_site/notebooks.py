@@ -47,7 +47,8 @@ def page_text(cell: nbformat.NotebookNode) -> str:
         if output.output_type == "execute_result" and "image/png" not in output.data
     ]
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", "\n".join([streams, *values]).replace("\r\n", "\n"))
-    return re.sub(r"[^\n]*\r|^ *\d+%\|.*\n", "", text, flags=re.MULTILINE).strip("\n")
+    last = re.sub(r"[^\n]*\r", "", text)
+    return re.sub(r"^ *\d+%\|.*\n", "", last, flags=re.MULTILINE).strip("\n")
 
 
 def pages(folder: Path) -> Iterator[tuple[str, str | bytes]]:

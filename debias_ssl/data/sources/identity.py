@@ -191,8 +191,8 @@ def separated(
     number, tested, both = len(unlabeled.images), among(unlabeled, test), among(unlabeled, labeled)
     if not number:
         raise InputError(
-            "no image is left without a label: lower data.seeds_per_class, raise data.min_confidence, or name unlabeled "
-            "images by data.unlabeled"
+            "no image is left without a label: lower data.seeds_per_class, raise data.min_confidence, or name "
+            "unlabeled images by data.unlabeled"
         )
     if tested.all():
         raise InputError("all unlabeled images are test images too: data.unlabeled must be others")
