@@ -21,6 +21,7 @@ JOBS = {
     "import-labels": ("debias_ssl.import_labels", "labels with the corrections that people made in such a tool"),
     "suggest": ("debias_ssl.suggest", "list the images that are worth most to label next"),
     "report": ("debias_ssl.report", "a page of a run, of several runs, or of a comparison"),
+    "configs": ("debias_ssl.configs", "list the configs that come with the package, or copy one"),
     "data": ("debias_ssl.data.__main__", "check a data setting, or write its split"),
 }
 

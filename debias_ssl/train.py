@@ -38,7 +38,10 @@ def train_parsed(parser: Parser, parsed: Namespace, files: Sequence[Path], out: 
 @entry_point
 def main(arguments: list[str]) -> None:
     if not arguments:
-        raise InputError("say what to train: --config FILE, such as configs/digits.yaml (--help lists the settings)")
+        raise InputError(
+            "say what to train: --config FILE, or a name that debias-ssl configs lists, such as digits "
+            "(--help lists the settings)"
+        )
     parser = make_parser("train", Config)
     add_folder_flags(parser, "runs/")
     parsed = parser.read_arguments(arguments)

@@ -18,6 +18,8 @@ TORCH |= {"attr", "attrs", "dill"}
 # Of our own dependencies; jsonargparse brings what reads docstrings and stubs.
 OWN = {"PIL", "debias_ssl", "filelock", "jaxtyping", "pyarrow", "safetensors", "scipy", "simplejpeg", "yaml"}
 OWN |= {"cloudpickle", "docstring_parser", "jsonargparse", "typeshed_client", "wadler_lindig"}
+# jsonargparse and torch import these where other packages, such as those of the documentation, have brought them.
+OWN |= {"attr", "attrs", "dill"}
 OF_HELP = TORCH | OWN
 # Accelerate looks for packages whose names begin with "google.".
 OF_RUN = OF_HELP | {"accelerate", "google", "packaging", "psutil", "huggingface_hub"}

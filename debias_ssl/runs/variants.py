@@ -17,6 +17,7 @@ from debias_ssl.training.choices import METHODS
 from debias_ssl.training.config import Config
 from debias_ssl.training.parser import make_parser, resolve
 from debias_ssl.training.saved import completed, config_from, switched_method
+from debias_ssl.training.shipped import found_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,9 @@ def _requested_variants(parsed: Any) -> dict[str, dict[str, Any]]:
     methods = [name.strip() for name in (parsed.methods or "").split(",") if name.strip()]
     requested: list[tuple[str, Any]] = [(name, {"method": name}) for name in methods]
     if parsed.variants:
-        requested += [(str(name), value) for name, value in read_yaml(Path(parsed.variants)).items()]
+        requested += [
+            (str(name), value) for name, value in read_yaml(found_config(parsed.variants, "--variants")).items()
+        ]
     if parsed.grid:
         requested += grid_of(parsed.grid).items()
     return _checked("variant", requested)
@@ -118,7 +121,10 @@ def _requested_settings(parsed: Any) -> dict[str, dict[str, Any]]:
     """What the settings of --settings change; a single one without a name where there is no such flag."""
     if not parsed.settings:
         return {"": {}}
-    return _checked("setting", [(str(name), value) for name, value in read_yaml(Path(parsed.settings)).items()])
+    return _checked(
+        "setting",
+        [(str(name), value) for name, value in read_yaml(found_config(parsed.settings, "--settings")).items()],
+    )
 
 
 def _checked(kind: str, requested: list[tuple[str, Any]]) -> dict[str, dict[str, Any]]:

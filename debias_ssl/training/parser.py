@@ -19,6 +19,7 @@ from debias_ssl.training.choices import BASES, CHOICES, TRIMMED
 from debias_ssl.training.config import Config
 from debias_ssl.training.messages import WORDING
 from debias_ssl.training.renamed import check_flags, check_names, flat
+from debias_ssl.training.shipped import with_found_configs
 
 # What jsonargparse denies of the standard library is not imported for a setting's sake, rather than warned of, and
 # a setting of any type stays the plain value that it is.
@@ -63,7 +64,12 @@ class Parser(ArgumentParser):
             raise InputError(f"class_path {named[1] if named else None!r} is not a section of settings") from error
 
     def read_arguments(self, arguments: list[str]) -> Namespace:
-        """Parses a command line; a config that is not a YAML file of settings is named in the error."""
+        """Parses a command line; a config that is not a YAML file of settings is named in the error.
+
+        Args:
+            arguments: --config among them may be the name of a config that comes with the package.
+        """
+        arguments = with_found_configs(arguments)
         files = []
         for before, argument in pairwise(["", *arguments]):
             name = argument if before == "--config" else argument.removeprefix("--config=")
@@ -114,7 +120,11 @@ def make_parser(job: str, settings: type, skip: Collection[str] = ()) -> Parser:
     parser = Parser(
         prog=f"debias-ssl {job}", usage=usage, description=(settings.__doc__ or "").splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("--config", action="config", help="a YAML file of settings; flags beside it beat it")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="a YAML file of settings, or the name of one that debias-ssl configs lists; flags beat it",
+    )
     parser.add_class_arguments(settings, as_group=False, skip=set(skip))
     return parser
 

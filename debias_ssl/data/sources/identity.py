@@ -179,7 +179,7 @@ def separated(
         are_certain: whether labels were given by people, so that two of them for a file contradict each other.
 
     Raises:
-        InputError: a file has two labels, or all unlabeled files are test images.
+        InputError: a file has two labels, or no unlabeled file is left that is no test image.
     """
     notes, known = [], np.flatnonzero(among(test, labeled))
     if len(known):
@@ -189,6 +189,11 @@ def separated(
     if unlabeled is None:
         return Sets(train=labeled.images, num_separate=0, num_shared=0, notes=tuple(notes))
     number, tested, both = len(unlabeled.images), among(unlabeled, test), among(unlabeled, labeled)
+    if not number:
+        raise InputError(
+            "no image is left without a label: lower data.seeds_per_class, raise data.min_confidence, or name "
+            "unlabeled images by data.unlabeled"
+        )
     if tested.all():
         raise InputError("all unlabeled images are test images too: data.unlabeled must be others")
     if tested.any():

@@ -129,6 +129,11 @@ def test_a_class_tree_has_no_confidences(labels: Path):
         read_confidence(labels)
 
 
+def test_labels_of_all_images_leave_none_unlabeled(labels: Path):
+    with pytest.raises(InputError, match=r"no image is left without a label: lower data\.seeds_per_class"):
+        load_data(setting(labels, seeds_per_class=9))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,0 +1,60 @@
+"""The files of settings that come with the package, found by their names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from debias_ssl.system.errors import InputError
+
+_PACKAGE = Path(__file__).parents[1]
+# An installed package holds them, as pyproject.toml says; in a checkout they lie beside it.
+_FOLDER = next(
+    (folder for folder in (_PACKAGE / "shipped_configs", _PACKAGE.parent / "configs") if folder.is_dir()),
+    _PACKAGE / "shipped_configs",
+)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The files by their names, such as `digits` or `compare/few`, in the order in which they are listed."""
+    files = sorted(_FOLDER.rglob("*.yaml"), key=lambda path: (len(path.relative_to(_FOLDER).parts), path))
+    return {path.relative_to(_FOLDER).with_suffix("").as_posix(): path for path in files}
+
+
+def first_comment(path: Path) -> str:
+    """What a file of settings says of itself in its first line; nothing where that is a setting."""
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line.removeprefix("#").strip() if line.startswith("#") else ""
+
+
+def found_config(text: str, flag: str) -> Path:
+    """The file that a flag names: one of the user's, else the one of this name that comes with the package.
+
+    Args:
+        text: a path, or a name with or without `configs/` before it and `.yaml` after it.
+        flag: what names it, such as --config.
+
+    Raises:
+        InputError: there is none.
+    """
+    if Path(text).exists() and not Path(text).is_dir():
+        return Path(text)
+    shipped = shipped_configs()
+    name = text.replace("\\", "/").removeprefix("configs/").removesuffix(".yaml")
+    if name not in shipped:
+        # Of the configs in folders, those that the flag may mean.
+        names = [known for known in shipped if ("/" in known) == (flag != "--config")]
+        raise InputError(
+            f"{flag} {text!r} is no file, and no config of this name comes with the package; "
+            f"debias-ssl configs lists them: {', '.join(names)}"
+        )
+    return shipped[name]
+
+
+def with_found_configs(arguments: Sequence[str]) -> list[str]:
+    """A command line in which each --config names a file that exists."""
+    found = [*arguments]
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            found[i] = f"--config={found_config(argument.removeprefix('--config='), '--config')}"
+        elif i and arguments[i - 1] == "--config":
+            found[i] = str(found_config(argument, "--config"))
+    return found
