@@ -26,7 +26,7 @@ from debias_ssl.training.shipped import with_found_configs
 BLOCKS = [*blocks()]
 RUN = [block for block in BLOCKS if block.what == "run"]
 # Python that tests/test_docs.py runs, with what it says.
-RUN_ELSEWHERE = {"README.md", "docs/architecture.md", "docs/debias-labels.md"}
+RUN_ELSEWHERE = {"README.md", "docs/annotation.md", "docs/architecture.md", "docs/debias-labels.md"}
 STEPS = ["--steps", "2", "--log_every", "1", "--eval_every", "2", "--checkpoint_every", "2"]
 SMALL = ["--batch_size", "2", "--unlabeled_ratio", "1", "--data.workers", "0"]
 # What makes a job of the texts short; later flags beat earlier ones.

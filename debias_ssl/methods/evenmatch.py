@@ -1,6 +1,5 @@
 """EvenMatch: this project's own method, without a preference for classes in targets, weights and either loss."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -8,6 +7,7 @@ from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
 from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.logits import adjust, debias
 from debias_ssl.methods.base import PseudoLabeling
+from debias_ssl.methods.labeled_loss import Balanced, CrossEntropy
 from debias_ssl.methods.softmatch import GaussianWeights
 from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
@@ -15,46 +15,46 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 class EvenMatch(PseudoLabeling):
     """Debiased targets, weights with no threshold to set, and a labeled loss for even classes (docs/evenmatch.md).
 
-    With pi_l the shares of the classes among the labeled images of steps, q and r the running means of
+    With pi_l the shares of the classes among the labeled images of steps, C their number, q and r the running means of
     softmax(f(weak(u))) and of p, and mu and sigma^2 those of the mean and the variance of p^ (q and r are uniform at
     first, mu is 1 / C, sigma^2 is 1):
 
     1. p = softmax(f(weak(u)) - tau log q), with the old q; q is updated (DebiasPL, arXiv 2201.01490);
     2. p^ = max SumNorm(p / r); r, mu and sigma^2 are updated;
        lambda = exp(-2 min(p^ - mu, 0)^2 / sigma^2) (SoftMatch, arXiv 2301.10921);
-    3. L = CE(f(weak(x)) + tau_l log pi_l, y) + lambda_u * mean_u lambda CE(f(strong(u)) + tau log q, argmax p), with
-       the new q (the first term is logit adjustment, arXiv 2007.07314).
+    3. L = CE(f(weak(x)), y) / (C pi_l(y)) + lambda_u * mean_u lambda CE(f(strong(u)) + tau log q, argmax p), with the
+       new q.
 
-    Each term leaves f without a preference: uneven labels no longer hand theirs down to the pseudo-labels, and what is
-    left in q is drift, or a tail of the unlabeled images. Where classes have equally many labels, or are drawn equally
-    often, pi_l does nothing. labeled_strength = 0 is DebiasPL over SoftMatch.
+    Each term leaves f without a preference: each class has the same part in the labeled loss, so that uneven labels do
+    not hand theirs down to the pseudo-labels, and what is left in q is drift, or a tail of the unlabeled images. Where
+    classes have equally many labels, or are drawn equally often, it is DebiasPL over SoftMatch.
+
+    Another labeled loss of the run (`labeled_loss`) takes the place of the first term. With LogitAdjusted and its
+    strength 1.5 it is EvenMatch as it was before 2026-11-27.
 
     Args:
         problem: what is fixed before training.
         strength: tau.
-        labeled_strength: tau_l; 1 is what theory asks for, more makes up for labels learned by heart.
         momentum: of the running means.
         unlabeled_weight: lambda_u.
     """
 
     needs = Needs(all_strong="gives every pseudo-label a weight above 0")
-    labeled_prior: Float[Tensor, " C"]
 
     def __init__(
         self,
         problem: Problem,
         *,
         strength: NotNegative = 0.5,
-        labeled_strength: NotNegative = 1.5,
         momentum: Fraction = 0.99,
         unlabeled_weight: NotNegative = 1.0,
     ):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.strength = strength
-        self.labeled_strength = labeled_strength
         check_ranges(self, "method.")
-        counts = torch.tensor(problem.sampled_counts, dtype=torch.float32)
-        self.register_buffer("labeled_prior", counts / counts.sum(), persistent=False)
+        # Plain cross-entropy is what a run has whose user asked for nothing else.
+        if isinstance(self.criterion, CrossEntropy):
+            self.criterion = Balanced(problem)
         self.marginal = uniform_marginal(problem.num_classes, momentum)
         self.weights = GaussianWeights(problem.num_classes, momentum=momentum)
 
@@ -63,9 +63,6 @@ class EvenMatch(PseudoLabeling):
         self.marginal.update(views.weak.logits.softmax(-1))
         self.weights.update(weak)
         return self.step(views, PseudoLabels(target=weak.argmax(-1), weight=self.weights(weak)))
-
-    def labeled_loss(self, views: Views, logits: Float[Tensor, "L C"] | None = None) -> Float[Tensor, ""]:
-        return super().labeled_loss(views, adjust(views.labeled.logits, self.labeled_prior, self.labeled_strength))
 
     def unlabeled_logits(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, "U C"]:
         return adjust(logits, self.marginal.value, self.strength)

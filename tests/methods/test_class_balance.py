@@ -117,7 +117,7 @@ def views_of(f: Tensor, labels: Tensor, progress: float = 0.0) -> Views:
 
 
 METHODS: dict[str, Callable[[Problem], Method]] = {
-    "evenmatch": lambda given: EvenMatch(given, labeled_strength=1.0, unlabeled_weight=0.0),
+    "evenmatch": lambda given: EvenMatch(given, unlabeled_weight=0.0),
     "simpro": lambda given: SimPro(given, strength=1.0, unlabeled_weight=0.0),
     "cpg": lambda given: CPG(given, auxiliary_weight=0.0),
     "csst": lambda given: CSST(given, unlabeled_weight=0.0),

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from debias_ssl.methods import DebiasPL, EvenMatch, SoftMatch
-from debias_ssl.methods.labeled_loss import LogitAdjusted
+from debias_ssl.methods.labeled_loss import Balanced, LogitAdjusted
 
 
 def test_a_step_worked(make_problem, make_views):
     problem = dataclasses.replace(make_problem(2), labeled_counts=(3, 1))
     weak = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
     labeled, strong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.2, 0.0], [0.0, 0.0]])
-    method = EvenMatch(problem, strength=1.0, labeled_strength=2.0, momentum=0.5, unlabeled_weight=3.0)
+    method = EvenMatch(problem, strength=1.0, momentum=0.5, unlabeled_weight=3.0)
     method.marginal.value.copy_(torch.tensor([0.8, 0.2]))
     method.weights.mean.value.fill_(0.8)
     step = method(make_views(labeled, torch.tensor([1]), weak, strong))
@@ -31,8 +31,8 @@ def test_a_step_worked(make_problem, make_views):
     assert weight[0] < 1 == weight[1]
     assert step.pseudo.target.tolist() == [0, 1]
     torch.testing.assert_close(step.pseudo.weight, weight)
-    # Labeled: e^1 * 9 against 1 * 1, for class 1.
-    assert step.losses["labeled"].item() == pytest.approx(math.log(1 + 9 * math.e))
+    # Class 1 has a quarter of the labels, and counts 1 / (2 / 4) times.
+    assert step.losses["labeled"].item() == pytest.approx(2 * math.log(1 + math.e))
     # The new q is (.75, .25), so that class 0 is three times as likely in the strong views.
     first, second = math.log(1 + math.exp(-0.2) / 3), math.log(1 + 3)
     expected = 3 * (weight[0] * first + weight[1] * second) / 2
@@ -40,13 +40,16 @@ def test_a_step_worked(make_problem, make_views):
     torch.testing.assert_close(method.marginal.value, torch.tensor([0.75, 0.25]))
 
 
-def test_it_is_debiaspl_over_softmatch_with_adjusted_labels(make_problem, random_views):
+@pytest.mark.parametrize("loss", [None, partial(LogitAdjusted, strength=1.5)])
+def test_it_is_debiaspl_over_softmatch_with_even_labels(loss, make_problem, random_views):
     counts = (8, 4, 2, 1)
     plain = dataclasses.replace(make_problem(4), labeled_counts=counts)
-    adjusted = dataclasses.replace(plain, labeled_loss=LogitAdjusted(plain, strength=1.5))
+    # A loss that the run asks for stays.
+    own = plain if loss is None else dataclasses.replace(plain, labeled_loss=loss(plain))
+    weighted = dataclasses.replace(plain, labeled_loss=(loss or Balanced)(plain))
     # Short means, so that weights differ from 1.
-    ours = EvenMatch(plain, momentum=0.5)
-    theirs = DebiasPL(adjusted, momentum=0.5, base=partial(SoftMatch, momentum=0.5))
+    ours = EvenMatch(own, momentum=0.5)
+    theirs = DebiasPL(weighted, momentum=0.5, base=partial(SoftMatch, momentum=0.5))
     weights = []
     for seed in range(5):
         views = random_views(4, seed=seed)
@@ -69,10 +72,10 @@ def test_the_labeled_loss_is_told_how_far_the_run_is(make_problem, random_views)
     assert step.losses["labeled"].item() == 0.25
 
 
-def test_even_labels_are_not_adjusted(make_problem, random_views):
+def test_even_labels_are_not_weighted(make_problem, random_views):
     views = random_views(4)
-    losses = [EvenMatch(make_problem(4), labeled_strength=s)(views).losses["labeled"].item() for s in (0.0, 2.0)]
-    assert losses[0] == pytest.approx(losses[1])
+    expected = torch.nn.functional.cross_entropy(views.labeled.logits, views.labels)
+    torch.testing.assert_close(EvenMatch(make_problem(4))(views).losses["labeled"], expected)
 
 
 def test_a_class_without_labels_has_a_finite_loss(make_problem, random_views):
