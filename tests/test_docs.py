@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import doc_blocks
 import pytest
 
 from debias_ssl import cli
@@ -17,12 +18,38 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_jobs_methods_and_files_that_the_readme_names_exist():
+def test_jobs_and_files_that_the_readme_names_exist_and_it_counts_the_methods():
     assert set(re.findall(r"debias-ssl (\w+) ", README)) <= set(cli.JOBS)
-    for method in METHODS:
-        assert f"`{method}`" in README
-    for path in re.findall(r"(?:configs|docs)/[\w./-]+\.(?:yaml|md)", README):
+    assert f"| {len(METHODS)} methods, " in README
+    for path in re.findall(r"(?:configs|docs)/[\w./-]+\.(?:yaml|md|svg)", README):
         assert (ROOT / path).is_file(), path
+
+
+def test_the_readme_begins_with_two_commands_and_all_can_be_pasted():
+    blocks = [block.text.splitlines() for block in doc_blocks.blocks() if block.page == "README.md"]
+    assert [line.split()[0] for line in blocks[0]] == ["pip", "uv"]
+    # `uv sync` does not put the program on the path.
+    lines = [line for block in blocks for line in block]
+    assert not [line for line in lines if line.startswith(("debias-ssl", "accelerate"))]
+
+
+def test_the_readme_is_short():
+    code_and_pictures = r"^```.*?^```$|<picture>.*?</picture>|\]\([^)]*\)"
+    words = re.sub(code_and_pictures, " ", README, flags=re.MULTILINE | re.DOTALL).split()
+    assert len([word for word in words if re.search(r"\w", word)]) <= 900
+
+
+def test_the_readme_has_the_results_of_the_results():
+    """Its small table is a part of the large one."""
+    results = (ROOT / "docs/RESULTS.md").read_text()
+    for name, cells in re.findall(
+        r"^\| (FixMatch|FineSSL|DebiasPL|DebiasPL over SoftMatch) \| (\d.*) \|$", README, re.MULTILINE
+    ):
+        (row,) = re.findall(
+            rf"^\| {name} \| (.*) \|$", results[: results.index("With 100 labels a class")], re.MULTILINE
+        )
+        short = [re.sub(r" / [\d.]+ \((\S+) \[.*?\]\)", r" (\1)", cell) for cell in row.split(" | ")]
+        assert cells.split(" | ") == short
 
 
 def test_every_method_and_every_loss_has_a_row_and_every_row_is_one():
