@@ -39,17 +39,32 @@ def test_the_readme_is_short():
     assert len([word for word in words if re.search(r"\w", word)]) <= 900
 
 
-def test_the_readme_has_the_results_of_the_results():
-    """Its small table is a part of the large one."""
-    results = (ROOT / "docs/RESULTS.md").read_text()
-    for name, cells in re.findall(
-        r"^\| (FixMatch|FineSSL|DebiasPL|DebiasPL over SoftMatch) \| (\d.*) \|$", README, re.MULTILINE
-    ):
-        (row,) = re.findall(
-            rf"^\| {name} \| (.*) \|$", results[: results.index("With 100 labels a class")], re.MULTILINE
-        )
-        short = [re.sub(r" / [\d.]+ \((\S+) \[.*?\]\)", r" (\1)", cell) for cell in row.split(" | ")]
-        assert cells.split(" | ") == short
+RESULTS = (ROOT / "docs/RESULTS.md").read_text()
+
+
+def gains_in_results() -> dict[str, list[str]]:
+    """Accuracy and its difference to labels alone in each setting, by the method, of the first table."""
+    table = RESULTS[: RESULTS.index("With 100 labels a class")]
+    rows = re.findall(r"^\| ([A-Z][\w ]+) \| (\d.*) \|$", table, re.MULTILINE)
+    return {name: re.findall(r"([\d.]+) / [\d.]+ \((\S+) \[", cells) for name, cells in rows if name != "LabelsOnly"}
+
+
+def test_the_readmes_table_is_a_part_of_the_results():
+    rows = re.findall(r"^\| (\w[\w ]+) \| (\d[\d.]* \([-+].*) \|$", README, re.MULTILINE)
+    assert [name for name, _ in rows] == ["FixMatch", "FineSSL", "DebiasPL", "DebiasPL over SoftMatch"]
+    for name, cells in rows:
+        assert re.findall(r"([\d.]+) \((\S+)\)", cells) == gains_in_results()[name]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_readmes_picture_and_its_description_are_the_results(theme: str):
+    (label,) = re.findall(r'aria-label="([^"]+)"', (ROOT / f"docs/pictures/gains-{theme}.svg").read_text())
+    shown = re.findall(r", ([A-Z][\w ]+) ([-+]\d+\.\d)", label)
+    gains = gains_in_results()
+    drawn = {name: [number for one, number in shown if one == name] for name, _ in shown}
+    assert drawn == {name: [difference for _, difference in gains[name]] for name in drawn} and len(drawn) == 7
+    (described,) = re.findall(r'alt="([^"]+)"', README)
+    assert re.findall(r"[-+]\d+\.\d", described) == [number for _, number in shown]
 
 
 def test_every_method_and_every_loss_has_a_row_and_every_row_is_one():
