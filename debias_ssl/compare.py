@@ -15,6 +15,18 @@ from debias_ssl.system.errors import InputError, InUseError, LeftToOthers, only_
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import Member, joined
 from debias_ssl.system.outputs import check_apart
+from debias_ssl.training.job_help import JobHelp
+
+HELP = JobHelp(
+    arguments="[--config FILE]... [--SETTING VALUE]...",
+    does=(
+        "Trains methods, or values of a setting, on the same images over several seeds.\n"
+        "The same run on the labels alone is added. Prints a table and paired differences with intervals,\n"
+        "and writes report.html."
+    ),
+    example="debias-ssl compare --config digits --methods FixMatch,DebiasPL --seeds 0,1,2 --out runs/compare",
+    guide="compare.md",
+)
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +57,7 @@ def _write_page(out: Path) -> None:
 def main(arguments: list[str]) -> None:
     if num_launched() > 1:
         raise InputError("compare starts its own processes: start it without accelerate launch, and set --jobs")
-    parsed, settings = parse_with_settings("compare", _add_flags, arguments)
+    parsed, settings = parse_with_settings("compare", HELP, _add_flags, arguments)
     if parsed.jobs < 1:
         raise InputError(f"--jobs is {parsed.jobs}, which must be at least 1")
     files = [Path(str(file)) for file in parsed.config or []]

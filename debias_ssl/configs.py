@@ -5,15 +5,21 @@ from pathlib import Path
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file, write_aside
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
 from debias_ssl.training.shipped import first_comment, shipped_configs
+
+HELP = JobHelp(
+    arguments="[--copy NAME] [--out FILE]",
+    does="Lists the configs that come with the package, or copies one to change it.",
+    example="debias-ssl configs --copy digits --out my.yaml",
+    guide="start.md",
+)
 
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(
-        prog="debias-ssl configs", description="Lists the configs that come with the package, or copies one."
-    )
+    parser = job_parser("configs", HELP)
     parser.add_argument("--copy", type=str, default=None, help="name of a config to copy, such as digits")
     parser.add_argument("--out", type=str, default=None, help="the file to write; null is the name and .yaml, here")
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")

@@ -21,14 +21,23 @@ from debias_ssl.labels.truth import say
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
+
+HELP = JobHelp(
+    arguments="--predictions FILE --out FOLDER [--SETTING VALUE]...",
+    does=(
+        "Removes a classifier's preference for some classes from its predictions: a matrix of logits or\n"
+        "probabilities, with a row for each image. Writes labels.csv, probabilities and report.html."
+    ),
+    example="debias-ssl debias --predictions logits.npy --out labels",
+    guide="debias-labels.md",
+)
 
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(
-        prog="debias-ssl debias", description="Removes a classifier's preference for classes from its predictions."
-    )
+    parser = job_parser("debias", HELP)
     parser.add_argument(
         "--predictions", type=str, required=True, help="N x C matrix: .npy, .npz, .csv, .json, .parquet"
     )

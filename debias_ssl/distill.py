@@ -11,13 +11,24 @@ from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import read_yaml
 from debias_ssl.training.config import Config
+from debias_ssl.training.job_help import JobHelp
 from debias_ssl.training.parser import make_parser
 from debias_ssl.training.saved import completed
+
+HELP = JobHelp(
+    arguments="--teacher RUN [--config FILE]... [--SETTING VALUE]...",
+    does=(
+        "Trains a student on the predictions of a trained run, the teacher.\n"
+        "Images and split are the teacher's. Writes a run folder, as train does."
+    ),
+    example="debias-ssl distill --teacher runs/digits --config digits --out runs/student",
+    guide="methods.md",
+)
 
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = make_parser("distill", Config)
+    parser = make_parser("distill", Config, HELP)
     train.add_folder_flags(parser, "runs/distill_")
     asked = parser.read_arguments(_with_method(arguments))
     files = [Path(str(file)) for file in asked.config or []]

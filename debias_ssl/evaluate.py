@@ -25,20 +25,27 @@ from debias_ssl.system.files import check_new_file, ends_told, write_aside
 from debias_ssl.system.locking import locked_file, undisturbed
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.evaluation import evaluate_rows
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
 from debias_ssl.training.saved import parse_data
 
 # Flags that one of --run and --predictions does not know.
 OF_RUN, OF_PREDICTIONS = {"part", "batch_size", "data"}, {"kind", "classes", "columns", "truth", "tune_on"}
 
+HELP = JobHelp(
+    arguments="--run RUN | --predictions FILE --truth FILE [--SETTING VALUE]...",
+    does=(
+        "Prints accuracy, recall of each class and calibration of a trained run, or of a file of predictions.\n"
+        "--calibrate fits a temperature; --report draws the page."
+    ),
+    example="debias-ssl evaluate --run runs/digits",
+    guide="calibration.md",
+)
+
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(
-        prog="debias-ssl evaluate",
-        description="Figures of a trained run on test or validation images, or of a file of predictions.",
-        allow_abbrev=False,
-    )
+    parser = job_parser("evaluate", HELP, allow_abbrev=False)
     parser.add_argument("--run", type=str, default=None, help="run folder")
     parser.add_argument("--part", choices=["test", "validation"], default="test", help="which images of the run")
     parser.add_argument("--batch_size", type=int, default=500, help="images of a batch in each process")

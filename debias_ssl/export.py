@@ -15,12 +15,23 @@ from debias_ssl.runs.trained import load_trained
 from debias_ssl.system.files import check_new_file, ends_told, replacing
 from debias_ssl.system.locking import locked_file
 from debias_ssl.system.outputs import check_apart
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
+
+HELP = JobHelp(
+    arguments="--run RUN --out FILE [--SETTING VALUE]...",
+    does=(
+        "Writes a trained run as one file for other programs: ONNX, or torch.export's .pt2.\n"
+        "Preprocessing and class names are inside."
+    ),
+    example="debias-ssl export --run runs/digits --out model.onnx",
+    guide="deploy.md",
+)
 
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(prog="debias-ssl export", description="Writes a trained run as one file for other programs.")
+    parser = job_parser("export", HELP)
     parser.add_argument("--run", type=str, required=True, help="run folder")
     parser.add_argument("--format", choices=["onnx", "torch"], default="onnx", help="ONNX, or torch.export's .pt2")
     parser.add_argument("--out", type=str, required=True, help="the file, such as model.onnx or model.pt2")

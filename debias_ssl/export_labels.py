@@ -10,12 +10,23 @@ from debias_ssl.labels.truth import say
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
+
+HELP = JobHelp(
+    arguments="LABELS --to FORMAT --out FOLDER [--SETTING VALUE]...",
+    does=(
+        "Writes labels for an annotation tool or a library: Label Studio, FiftyOne, cleanlab,\n"
+        "Hugging Face datasets, Parquet, or a folder for each class."
+    ),
+    example="debias-ssl export-labels labels --to label-studio --out tasks",
+    guide="annotation.md",
+)
 
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(prog="debias-ssl export-labels", description="Writes labels for an annotation tool or a library.")
+    parser = job_parser("export-labels", HELP)
     parser.add_argument("labels", type=str, help="folder of label, debias, vote or import-labels, or a table of labels")
     parser.add_argument("--to", choices=FORMATS, required=True, help="the format")
     parser.add_argument("--root", type=str, default=None, help="what paths are relative to; null is what the job had")

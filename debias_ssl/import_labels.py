@@ -11,12 +11,23 @@ from debias_ssl.labels.truth import say
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
+
+HELP = JobHelp(
+    arguments="LABELS --corrections FILE... --out FOLDER [--SETTING VALUE]...",
+    does=(
+        "Merges corrections, which people or tools made, into labels.\n"
+        "Writes a label file with the source of each label."
+    ),
+    example="debias-ssl import-labels labels --corrections export.json --out corrected",
+    guide="annotation.md",
+)
 
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(prog="debias-ssl import-labels", description="Merges corrections into labels.")
+    parser = job_parser("import-labels", HELP)
     parser.add_argument("labels", type=str, help="folder of label, debias, vote or import-labels, or a table of labels")
     parser.add_argument(
         "--corrections", type=str, nargs="+", required=True, help="exports of tools, or tables of path and label"

@@ -40,16 +40,31 @@ from debias_ssl.system.errors import InputError, LeftToOthers
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import Member, joined
 from debias_ssl.system.outputs import SUMMARY, check_apart
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
 
 # Side in pixels of the pictures on the report's page.
 PICTURE = 96
 AGAIN = "the same command goes on"
 
+HELP = JobHelp(
+    arguments="--images IMAGES --classes FILE --model NAME --out FOLDER [--SETTING VALUE]...",
+    does=(
+        "Labels images by CLIP or SigLIP and the names of the classes. No image needs a label.\n"
+        "The model's preference for some classes is removed.\n"
+        "Writes labels.csv, probabilities, features, and report.html, which shows what changed."
+    ),
+    example=(
+        "debias-ssl label --images photos --classes classes.txt --model ViT-B-32-quickgelu \\\n"
+        "      --pretrained openai --out labels"
+    ),
+    guide="label-images.md",
+)
+
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(prog="debias-ssl label", description="Labels images with CLIP, and debiases the labels.")
+    parser = job_parser("label", HELP)
     parser.add_argument(
         "--images", type=str, required=True, help="folder of any depth, list, CSV of path, tar files, or hf:PATH"
     )

@@ -32,16 +32,27 @@ from debias_ssl.system.locking import locked_file
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.checkpoint import machine
 from debias_ssl.training.evaluation import predict_batches
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
 from debias_ssl.training.saved import parse_data
 
 if TYPE_CHECKING:
     import accelerate
 
+HELP = JobHelp(
+    arguments="--run RUN --images IMAGES --out FILE [--SETTING VALUE]...",
+    does=(
+        "Labels images with a trained run.\n"
+        "Writes a CSV file: path, label, confidence and the probability of each class."
+    ),
+    example="debias-ssl predict --run runs/mine --images photos --out labels.csv",
+    guide="start.md",
+)
+
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(prog="debias-ssl predict", description="Labels images with a trained run.")
+    parser = job_parser("predict", HELP)
     parser.add_argument("--run", type=str, required=True, help="run folder")
     parser.add_argument(
         "--images", type=str, required=True, help="folder of any depth, list, CSV of path, tar files, or hf:PATH"

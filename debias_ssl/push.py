@@ -10,12 +10,23 @@ from debias_ssl.distributed.processes import is_first
 from debias_ssl.models.timm_folder import FILE as TIMM_CONFIG
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.trained import load_trained
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
+
+HELP = JobHelp(
+    arguments="--run RUN --repo OWNER/NAME [--SETTING VALUE]...",
+    does=(
+        "Uploads a trained run to the Hugging Face hub: weights, settings and the model card.\n"
+        "A repository that is made for it is private, unless you say --public."
+    ),
+    example="debias-ssl push --run runs/digits --repo owner/name",
+    guide="deploy.md",
+)
 
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(prog="debias-ssl push", description="Uploads a trained run to the Hugging Face hub.")
+    parser = job_parser("push", HELP)
     parser.add_argument("--run", type=str, required=True, help="run folder")
     parser.add_argument("--repo", type=str, required=True, help="owner/name of the repository, which is made if needed")
     parser.add_argument("--public", action="store_true", help="everybody sees a repository that is made for it")

@@ -11,13 +11,24 @@ from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file, ends_told
 from debias_ssl.system.locking import locked, locked_file
 from debias_ssl.system.outputs import check_apart
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
 from debias_ssl.training.saved import parse_data
+
+HELP = JobHelp(
+    arguments="RUN... [--out FILE] [--SETTING VALUE]...",
+    does=(
+        "Draws one page of a run, of several runs, or of a comparison. The page needs no network.\n"
+        "It is report.html in the folder of the run, unless --out names another file."
+    ),
+    example="debias-ssl report runs/digits",
+    guide="read-a-run.md",
+)
 
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(prog="debias-ssl report", description="A page of a run, of several runs, or of a comparison.")
+    parser = job_parser("report", HELP)
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or the folder of a comparison")
     parser.add_argument("--out", type=str, default=None, help="the page; null is report.html in the one folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")

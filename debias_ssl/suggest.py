@@ -22,16 +22,27 @@ from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file, ends_told, replacing
 from debias_ssl.system.locking import locked_file
 from debias_ssl.system.outputs import check_apart
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
 
 HEADER = ("path", "label", "suggested_label", "suggested_confidence", "why")
 # Classes in the table on the terminal.
 MOST_LINES = 20
 
+HELP = JobHelp(
+    arguments="--images IMAGES --out FILE [--SETTING VALUE]...",
+    does=(
+        "Lists the images that are worth most to label next: those that stand for many others, and of whose\n"
+        "class the model is unsure. Writes a CSV file with a column to fill in."
+    ),
+    example="debias-ssl suggest --images photos --features features --num 40 --out next.csv",
+    guide="suggest.md",
+)
+
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(prog="debias-ssl suggest", description="Lists the images that are worth most to label next.")
+    parser = job_parser("suggest", HELP)
     parser.add_argument(
         "--labels", type=str, default=None, help="folder of labels, file of predict, or run folder; none at first"
     )

@@ -13,8 +13,20 @@ from debias_ssl.runs.run import train
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.config import Config
+from debias_ssl.training.job_help import JobHelp
 from debias_ssl.training.parser import Parser, make_parser, resolve
 from debias_ssl.training.saved import switched_method
+
+HELP = JobHelp(
+    arguments="[--config FILE]... [--SETTING VALUE]...",
+    does=(
+        "Trains a classifier from few labeled and many unlabeled images.\n"
+        "Writes a run folder: settings, checkpoints, the log, figures, predictions and the weights.\n"
+        "The same command with --resume goes on with a run that was stopped."
+    ),
+    example="debias-ssl train --config digits --out runs/digits",
+    guide="start.md",
+)
 
 
 def add_folder_flags(parser: Parser, default: str) -> None:
@@ -42,7 +54,7 @@ def main(arguments: list[str]) -> None:
             "say what to train: --config FILE, or a name that debias-ssl configs lists, such as digits "
             "(--help lists the settings)"
         )
-    parser = make_parser("train", Config)
+    parser = make_parser("train", Config, HELP)
     add_folder_flags(parser, "runs/")
     parsed = parser.read_arguments(arguments)
     files = [Path(str(file)) for file in parsed.config or []]

@@ -29,10 +29,21 @@ from debias_ssl.system.errors import InputError, StoppedError
 from debias_ssl.system.files import ends_told, write_aside, writes
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import Outputs, check_apart
+from debias_ssl.training.job_help import JobHelp
 from debias_ssl.training.parser import named_class
 from debias_ssl.training.saved import config_from
 
 HALVES = "halves"
+
+HELP = JobHelp(
+    arguments="[--config FILE]... [--SETTING VALUE]...",
+    does=(
+        "Finds out whether unlabeled images help, by runs on halves of the labels. It reads no test image.\n"
+        "Then trains the variant that helps, or on the labels alone where none does."
+    ),
+    example="debias-ssl trial --config digits --methods DebiasPL,FixMatch --out runs/trial",
+    guide="trial.md",
+)
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +74,7 @@ class _Half:
 def main(arguments: list[str]) -> None:
     if num_launched() > 1:
         raise InputError("trial starts its own processes: start it without accelerate launch, and set --jobs")
-    parsed, settings = parse_with_settings("trial", _add_flags, arguments)
+    parsed, settings = parse_with_settings("trial", HELP, _add_flags, arguments)
     for name, least in (("divisions", 1), ("judged", 1), ("jobs", 1)):
         if parsed[name] < least:
             raise InputError(f"--{name} is {parsed[name]}, must be at least {least}")

@@ -42,7 +42,8 @@ from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import job_parser
 
 if TYPE_CHECKING:
     import accelerate
@@ -52,10 +53,20 @@ WITHOUT = ("refine", "reference")
 # Side in pixels of the pictures on the report's page.
 PICTURE = 96
 
+HELP = JobHelp(
+    arguments="--runs RUN... --out FOLDER [--SETTING VALUE]...",
+    does=(
+        "Labels images by the votes of several runs. Each member's preference for classes is removed first.\n"
+        "Writes labels.csv, shares of votes and report.html."
+    ),
+    example="debias-ssl vote --runs runs/a runs/b runs/c --images photos --out votes",
+    guide="votes.md",
+)
+
 
 @entry_point
 def main(arguments: list[str]) -> None:
-    parser = Parser(prog="debias-ssl vote", description="Labels images by the votes of several runs, debiased.")
+    parser = job_parser("vote", HELP)
     parser.add_argument(
         "--runs", type=str, nargs="+", required=True, help="run folders, folders of labels, or files of predict"
     )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import doc_blocks
 import pytest
 
 from debias_ssl import cli
@@ -17,12 +18,53 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_jobs_methods_and_files_that_the_readme_names_exist():
+def test_jobs_and_files_that_the_readme_names_exist_and_it_counts_the_methods():
     assert set(re.findall(r"debias-ssl (\w+) ", README)) <= set(cli.JOBS)
-    for method in METHODS:
-        assert f"`{method}`" in README
-    for path in re.findall(r"(?:configs|docs)/[\w./-]+\.(?:yaml|md)", README):
+    assert f"| {len(METHODS)} methods, " in README
+    for path in re.findall(r"(?:configs|docs)/[\w./-]+\.(?:yaml|md|svg)", README):
         assert (ROOT / path).is_file(), path
+
+
+def test_the_readme_begins_with_two_commands_and_all_can_be_pasted():
+    blocks = [block.text.splitlines() for block in doc_blocks.blocks() if block.page == "README.md"]
+    assert [line.split()[0] for line in blocks[0]] == ["pip", "uv"]
+    # `uv sync` does not put the program on the path.
+    lines = [line for block in blocks for line in block]
+    assert not [line for line in lines if line.startswith(("debias-ssl", "accelerate"))]
+
+
+def test_the_readme_is_short():
+    code_and_pictures = r"^```.*?^```$|<picture>.*?</picture>|\]\([^)]*\)"
+    words = re.sub(code_and_pictures, " ", README, flags=re.MULTILINE | re.DOTALL).split()
+    assert len([word for word in words if re.search(r"\w", word)]) <= 900
+
+
+RESULTS = (ROOT / "docs/RESULTS.md").read_text()
+
+
+def gains_in_results() -> dict[str, list[str]]:
+    """Accuracy and its difference to labels alone in each setting, by the method, of the first table."""
+    table = RESULTS[: RESULTS.index("With 100 labels a class")]
+    rows = re.findall(r"^\| ([A-Z][\w ]+) \| (\d.*) \|$", table, re.MULTILINE)
+    return {name: re.findall(r"([\d.]+) / [\d.]+ \((\S+) \[", cells) for name, cells in rows if name != "LabelsOnly"}
+
+
+def test_the_readmes_table_is_a_part_of_the_results():
+    rows = re.findall(r"^\| (\w[\w ]+) \| (\d[\d.]* \([-+].*) \|$", README, re.MULTILINE)
+    assert [name for name, _ in rows] == ["FixMatch", "FineSSL", "DebiasPL", "DebiasPL over SoftMatch"]
+    for name, cells in rows:
+        assert re.findall(r"([\d.]+) \((\S+)\)", cells) == gains_in_results()[name]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_readmes_picture_and_its_description_are_the_results(theme: str):
+    (label,) = re.findall(r'aria-label="([^"]+)"', (ROOT / f"docs/pictures/gains-{theme}.svg").read_text())
+    shown = re.findall(r", ([A-Z][\w ]+) ([-+]\d+\.\d)", label)
+    gains = gains_in_results()
+    drawn = {name: [number for one, number in shown if one == name] for name, _ in shown}
+    assert drawn == {name: [difference for _, difference in gains[name]] for name in drawn} and len(drawn) == 7
+    (described,) = re.findall(r'alt="([^"]+)"', README)
+    assert re.findall(r"[-+]\d+\.\d", described) == [number for _, number in shown]
 
 
 def test_every_method_and_every_loss_has_a_row_and_every_row_is_one():

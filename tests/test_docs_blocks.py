@@ -9,6 +9,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,26 @@ def test_commands_in_sentences_parse(parse):
     tried = [*inline_commands()]
     assert [problem for where, command in tried for problem in check(where, command, parse)] == []
     assert len(tried) > 5
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_says_what_a_job_does_with_an_example_before_the_settings(job: str, capsys):
+    with suppress(SystemExit):
+        importlib.import_module(JOBS[job][0]).main.__wrapped__(["--help"])
+    before = re.split(r"^(?:options|positional arguments):$", capsys.readouterr().out, flags=re.MULTILINE)[0]
+    lines = before.splitlines()
+    assert lines[0].startswith(f"usage: debias-ssl {job} ") and len(lines) <= 20 and max(map(len, lines)) <= 105
+    (guide,) = re.findall(r"^Guide: (docs/[\w-]+\.md)$", before, re.MULTILINE)
+    assert f"debias-ssl {job}" in (ROOT / guide).read_text()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_example_of_a_help_parses(job: str, parse):
+    module = importlib.import_module(JOBS[job][0])
+    example = (module.CHECK if job == "data" else module.HELP).example
+    (command,) = commands(example)
+    assert command[1] == job
+    assert check(job, command, parse) == []
 
 
 def test_a_wrong_command_is_found(parse):

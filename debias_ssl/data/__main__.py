@@ -16,6 +16,7 @@ from debias_ssl.system.files import check_new_file, ends_told
 from debias_ssl.system.locking import locked_file
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.config import Config
+from debias_ssl.training.job_help import JobHelp
 from debias_ssl.training.parser import make_parser, resolve
 
 SHOWN = 5
@@ -101,17 +102,45 @@ def _print_split(config: DataConfig, seed: int):
     return data, drawn
 
 
-USAGE = "usage: debias-ssl data check|split --config FILE [--data.NAME VALUE ...] [--out FILE]"
+USAGE = "usage: debias-ssl data check|split [--config FILE]... [--data.SETTING VALUE]... [--out FILE]"
+CHECK = JobHelp(
+    arguments="[--config FILE]... [--data.SETTING VALUE]...",
+    does=(
+        "Reads all images of a data setting, and prints what a run would have.\n"
+        "That is: counts of each class, sizes, files that are left out and why, duplicates, and the split."
+    ),
+    example=(
+        "debias-ssl data check --data.name folder --data.labeled labeled --data.unlabeled unlabeled \\\n"
+        "      --data.test test --data.image_size 96"
+    ),
+    guide="add-a-data-set.md",
+)
+SPLIT = JobHelp(
+    arguments="--out FILE [--config FILE]... [--data.SETTING VALUE]...",
+    does="Draws the labeled, unlabeled and validation images of a run, and writes them to --out.",
+    example="debias-ssl data split --config digits --out split.json",
+    guide="add-a-data-set.md",
+)
+HELP = f"""{USAGE}
+
+check  {CHECK.does.splitlines()[0]}
+split  {SPLIT.does}
+
+Example:
+  {CHECK.example}
+
+debias-ssl data check --help and debias-ssl data split --help list the settings.
+Guide: docs/{CHECK.guide}"""
 
 
 @entry_point
 def main(arguments: list[str]) -> None:
     if arguments[:1] in (["-h"], ["--help"]):
-        print(USAGE)
+        print(HELP)
         return
     if arguments[:1] not in (["check"], ["split"]):
         raise InputError(USAGE)
-    parser = make_parser(f"data {arguments[0]}", Config)
+    parser = make_parser(f"data {arguments[0]}", Config, CHECK if arguments[0] == "check" else SPLIT)
     if arguments[0] == "split":
         parser.add_argument("--out", type=str, required=True, help="the split.json to write")
         parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")

@@ -29,18 +29,27 @@ from debias_ssl.models.encoders import Encoder, load_encoder
 from debias_ssl.system.errors import InputError, shortened
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.outputs import check_apart
-from debias_ssl.training.parser import Parser
+from debias_ssl.training.job_help import JobHelp
+from debias_ssl.training.parser import Parser, job_parser
 
 AGAIN = "the same command goes on"
 KINDS: tuple[ViewKind, ...] = get_args(ViewKind)
 # What is in a folder of features.
 OWN = re.compile(r"\..*|(manifest|files|shard_|content_).*\.(json|parquet|npy)|(weak|strong)_\d+")
 
+HELP = JobHelp(
+    arguments="--images IMAGES --model NAME --out FOLDER [--SETTING VALUE]...",
+    does=(
+        "Computes the features of images by a pretrained network once, and keeps them.\n"
+        "A run on them takes seconds on a CPU: train --data.features '[FOLDER]' --model.name linear."
+    ),
+    example="debias-ssl features --images photos --model timm:vit_small_patch14_dinov2.lvd142m --out features",
+    guide="features.md",
+)
+
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="debias-ssl features", description="Keeps features of images by a pretrained network.", allow_abbrev=False
-    )
+    parser = job_parser("features", HELP, allow_abbrev=False)
     parser.add_argument(
         "--images", type=str, required=True, help="folder of any depth, list, CSV of path, tar files, or hf:PATH"
     )

@@ -15,6 +15,7 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_yaml
 from debias_ssl.training.choices import METHODS
 from debias_ssl.training.config import Config
+from debias_ssl.training.job_help import JobHelp
 from debias_ssl.training.parser import make_parser, resolve
 from debias_ssl.training.saved import completed, config_from, switched_method
 from debias_ssl.training.shipped import found_config
@@ -166,19 +167,20 @@ def _resolved_settings(arguments: list[str], where: str = "") -> tuple[dict[str,
 
 
 def parse_with_settings(
-    job: str, add_flags: Callable[[argparse.ArgumentParser], None], arguments: list[str]
+    job: str, said: JobHelp, add_flags: Callable[[argparse.ArgumentParser], None], arguments: list[str]
 ) -> tuple[Any, list[str]]:
     """The command line of a job that has the settings of train and flags of its own.
 
     Args:
         job: its name.
+        said: the beginning of its help.
         add_flags: adds its own flags to a parser.
         arguments: the command line.
 
     Returns:
         The values of all flags, and the arguments that are flags of train.
     """
-    parser, own = make_parser(job, Config), argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser, own = make_parser(job, Config, said), argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_flags(parser)
     add_flags(own)
     with adding_method_names():

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from inspect import signature
 from itertools import pairwise
@@ -17,6 +17,7 @@ from debias_ssl.system.files import read_yaml
 from debias_ssl.system.ranges import check_values
 from debias_ssl.training.choices import BASES, CHOICES, TRIMMED
 from debias_ssl.training.config import Config
+from debias_ssl.training.job_help import Formatter, JobHelp
 from debias_ssl.training.messages import WORDING
 from debias_ssl.training.renamed import check_flags, check_names, flat
 from debias_ssl.training.shipped import with_found_configs
@@ -113,19 +114,36 @@ def named_class(value: Any) -> type | None:
     return found if isinstance(found, type) else None
 
 
-def make_parser(job: str, settings: type, skip: Collection[str] = ()) -> Parser:
-    """A parser of the fields of a settings dataclass, but for those to skip, from --config FILE and flags."""
-    # argparse's own usage is every flag once more.
-    usage = f"debias-ssl {job} [--config FILE]... [--SETTING VALUE]..."
-    parser = Parser(
-        prog=f"debias-ssl {job}", usage=usage, description=(settings.__doc__ or "").splitlines()[0], allow_abbrev=False
+def job_parser(job: str, said: JobHelp, *, allow_abbrev: bool = True) -> Parser:
+    """A parser without settings, whose help begins with what is said of the job."""
+    return Parser(
+        prog=f"debias-ssl {job}",
+        usage=said.usage(job),
+        description=said.description(),
+        formatter_class=Formatter,
+        allow_abbrev=allow_abbrev,
+    )
+
+
+def make_parser(job: str, settings: type, said: JobHelp | None = None) -> Parser:
+    """A parser of the fields of a settings dataclass, from --config FILE and flags.
+
+    Args:
+        job: its name.
+        settings: the dataclass.
+        said: the beginning of the job's help; None for a parser whose help nobody sees.
+    """
+    parser = (
+        job_parser(job, said, allow_abbrev=False)
+        if said
+        else Parser(prog=f"debias-ssl {job}", usage=f"debias-ssl {job}", allow_abbrev=False)
     )
     parser.add_argument(
         "--config",
         action="config",
         help="a YAML file of settings, or the name of one that debias-ssl configs lists; flags beat it",
     )
-    parser.add_class_arguments(settings, as_group=False, skip=set(skip))
+    parser.add_class_arguments(settings, as_group=False)
     return parser
 
 
