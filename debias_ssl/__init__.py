@@ -1,6 +1,6 @@
 """Semi-supervised image classification with the bias of pseudo-labels removed.
 
-The names in `__all__` are for users, and are loaded when they are first used; everything else may change.
+The names in `__all__` are the public API. Each is loaded when it is first used. Everything else may change.
 """
 
 import importlib

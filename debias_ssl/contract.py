@@ -1,4 +1,4 @@
-"""What the layers hand to each other.
+"""Types that the layers pass to each other: batches, views, pseudo-labels, and what a method needs to know.
 
 Axes: L labeled images, U unlabeled images of this process's part of the global batch, N images, C classes, D features.
 """

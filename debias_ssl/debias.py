@@ -1,4 +1,4 @@
-"""`debias-ssl debias`: the labels of any classifier's predictions, without its preference for classes."""
+"""`debias-ssl debias`: labels from any classifier's predictions, with its class bias removed."""
 
 import os
 from collections.abc import Sequence

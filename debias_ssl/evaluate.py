@@ -1,4 +1,4 @@
-"""`debias-ssl evaluate`: the figures of a trained run, or of a matrix of predictions, and what a temperature does."""
+"""`debias-ssl evaluate`: metrics of a trained run or a matrix of predictions, before and after temperature scaling."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`debias-ssl export`: a trained run as one file that other programs run, from the pixels of an image to classes."""
+"""`debias-ssl export`: exports a trained run to one file that other programs run, from pixels to classes."""
 
 from pathlib import Path
 

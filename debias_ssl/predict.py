@@ -1,4 +1,4 @@
-"""`debias-ssl predict`: a trained run's labels for images, as a CSV file."""
+"""`debias-ssl predict`: labels images with a trained run, and writes a CSV file."""
 
 import sys
 from contextlib import ExitStack, suppress

@@ -1,4 +1,4 @@
-"""`debias-ssl report`: one self-contained page of a run, or of several runs side by side."""
+"""`debias-ssl report`: writes one self-contained HTML page of a run, or of several runs side by side."""
 
 from pathlib import Path
 

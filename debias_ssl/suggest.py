@@ -1,4 +1,4 @@
-"""`debias-ssl suggest`: a list of the images that are worth most to label next."""
+"""`debias-ssl suggest`: lists the images that are most useful to label next."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""`debias-ssl train`: a semi-supervised run, from its settings to its folder."""
+"""`debias-ssl train`: trains a semi-supervised run, from settings to a run folder."""
 
 import sys
 from collections.abc import Sequence

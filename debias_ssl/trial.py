@@ -1,4 +1,4 @@
-"""`debias-ssl trial`: finds out on halves of the labels whether unlabeled images help, and trains accordingly."""
+"""`debias-ssl trial`: tests on halves of the labels whether unlabeled images help, then trains the better choice."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`debias-ssl vote`: the labels that most of several runs give to images, without what each of them prefers."""
+"""`debias-ssl vote`: labels images by the votes of several runs, with each run's class bias removed."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`debias-ssl data check|split`: says what a data setting holds, or writes its split."""
+"""`debias-ssl data check|split`: describes the images that data settings select, or writes their split."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `debias-ssl data check` finds in a data set: counts, sizes, files that cannot be read, and duplicates."""
+"""Checks a data set for `debias-ssl data check`: counts, sizes, unreadable files and duplicates."""
 
 import hashlib
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The settings of data: those of all its stages, under one name."""
+"""`DataConfig`: the settings of the data, which join those of source, split, reading and augmentation."""
 
 from dataclasses import dataclass
 

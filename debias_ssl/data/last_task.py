@@ -1,4 +1,4 @@
-"""The images of the last data setting, for runs in one process that follow each other."""
+"""Keeps the images of the last run, so that the next run in the same process can use them again."""
 
 from dataclasses import fields, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The split of the training images into labeled, unlabeled and validation images: drawn from a seed, saved as JSON."""
+"""The split of the training images into labeled, unlabeled and validation images: drawn with a seed, saved as JSON."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The batches of a run; the batch of step k is a function of the seed and k alone."""
+"""The batches of a run. The batch of step k depends only on the seed and k."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace

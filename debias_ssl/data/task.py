@@ -1,4 +1,4 @@
-"""The stages of data one after another: a source, the readable images of it, their split, readers, and streams."""
+"""`Task`: the data of a run. Loads the source, leaves out unreadable images, splits, and makes readers and streams."""
 
 from dataclasses import dataclass, replace
 from hashlib import sha256

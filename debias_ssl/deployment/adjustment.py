@@ -1,4 +1,4 @@
-"""What is done to the logits of an exported network: a temperature, and a shift for each class."""
+"""Adjusts the logits of an exported network: by a temperature, and by a shift for each class."""
 
 import json
 import math

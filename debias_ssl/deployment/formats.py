@@ -1,4 +1,4 @@
-"""A network as the content of a file: an ONNX model, or a program of torch.export; checked before it is written."""
+"""Export formats: a network as an ONNX model or a torch.export program, checked before it is written."""
 
 import importlib.util
 import io

@@ -1,4 +1,4 @@
-"""A run as one network: from bytes of images, or features, to logits and probabilities."""
+"""A run as one network that maps image bytes, or features, to logits and probabilities."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The Accelerator of every job."""
+"""Makes the Accelerator (of Hugging Face Accelerate) that every job uses."""
 
 import importlib.util
 import os

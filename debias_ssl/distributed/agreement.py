@@ -1,4 +1,4 @@
-"""What processes that share work must have in common, compared before the work begins."""
+"""Checks before the work starts that all processes have the same settings and data."""
 
 import hashlib
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Sums, means and rows of all processes."""
+"""Collectives: sums, means and rows over all processes."""
 
 import torch
 import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""The device that a job computes on, and in which precision: what is known without an Accelerator."""
+"""Chooses a job's device and precision without an Accelerator."""
 
 import ctypes
 import os

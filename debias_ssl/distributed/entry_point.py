@@ -1,4 +1,4 @@
-"""A job as a command: errors that users can mend are one or two lines on stderr."""
+"""Runs a job as a command: an error that the user can correct is one or two lines on stderr."""
 
 import sys
 from collections.abc import Callable

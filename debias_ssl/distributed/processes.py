@@ -1,4 +1,4 @@
-"""Processes that were launched together end together: when one cannot go on, none waits for it for ever."""
+"""Ends all processes of a launch together: when one of them fails, the others stop waiting for it."""
 
 import itertools
 import os

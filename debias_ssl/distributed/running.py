@@ -1,4 +1,4 @@
-"""Running state that all processes agree on: means and labels that a method remembers."""
+"""Running state of a method, equal in all processes: running means, and labels of earlier steps."""
 
 import torch
 from jaxtyping import Bool, Float, Int

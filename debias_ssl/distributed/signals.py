@@ -1,4 +1,4 @@
-"""Signals that ask a job to stop, as a flag that it reads where it can stop."""
+"""Turns the signals that ask a job to stop into a flag. The job reads the flag where it can stop."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""The start of processes that share a host: one of them does what is slow, and the others find what it has kept."""
+"""The start of processes on one host: one of them does the slow work, and the others use its result."""
 
 import secrets
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`debias-ssl features`: features of images by a pretrained network, made once and kept, to train on."""
+"""`debias-ssl features`: computes features of images with a pretrained network once, and stores them for training."""
 
 import json
 import os

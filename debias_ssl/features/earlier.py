@@ -1,4 +1,4 @@
-"""Whether features that are there may be used for a list of images, and for which of them."""
+"""Decides whether stored features fit a list of images, and which of them can be used again."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Features of images by a pretrained network, made once and kept."""
+"""`embed`: features of images from a pretrained network, computed once and stored."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Contents of images that have features, to be found among millions by their hash."""
+"""Looks up images by the hash of their contents, among millions that already have features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

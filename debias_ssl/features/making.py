@@ -1,4 +1,4 @@
-"""Makes what lacks of features: plans it shard by shard, and passes images and their views through the network."""
+"""Computes the missing features: plans them shard by shard, and passes images and views through the network."""
 
 import os
 from collections import deque

@@ -1,4 +1,4 @@
-"""What decoding processes make of image files: prepared images, or the features that they have already."""
+"""The work of the decoding processes: each image file becomes a prepared image, or its stored features are found."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Where features of images are kept, in shards: a folder, or memory."""
+"""Stores of features: a folder, or memory, in shards."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Weak and strong views of images whose features are kept: the same whatever else is in the list, and however often."""
+"""Weak and strong views of images for stored features. The views of an image do not depend on the rest of the list."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

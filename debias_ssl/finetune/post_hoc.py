@@ -1,4 +1,4 @@
-"""Methods without training: one number for each class changes the classifier, chosen on held-out images."""
+"""Methods without training: they change the classifier by one number for each class, chosen on held-out images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

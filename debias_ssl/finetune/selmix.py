@@ -1,4 +1,4 @@
-"""SelMix: trains the classifier on mixtures of two classes' features, chosen by their effect on the objective."""
+"""SelMix: trains the classifier on mixtures of the features of two classes, which it chooses by their gain."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

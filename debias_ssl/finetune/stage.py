@@ -1,4 +1,4 @@
-"""Stage two: what a method gets of a trained run, and how a method trains a classifier."""
+"""The input of a stage-two method from a trained run, and the training of a classifier."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

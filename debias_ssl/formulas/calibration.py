@@ -1,4 +1,4 @@
-"""Calibration: how far confidence is from accuracy, and the temperature that brings them together."""
+"""Calibration: the gap between confidence and accuracy (ECE), and the temperature that closes it."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Which of many images stand best for all: a greedy choice by a weighted coverage of their features."""
+"""Chooses the images that represent all images best: greedy, by weighted coverage of their features."""
 
 import torch
 from jaxtyping import Bool, Float

@@ -1,4 +1,4 @@
-"""Whether all classes are among the rows, by the labels that are sure, and how much of a preference is removed then."""
+"""Estimates from confident labels whether all classes occur among the rows, and how much class bias to remove then."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Class priors of a classifier, estimated from its logits: one function for each estimate of its bias.
 
-Each takes chunks of logits f, n x C, and gives a distribution q over the C classes. It passes over the chunks once, or
-once for each iteration, sums in fp64, and does not depend on where one chunk ends and the next begins.
+Each function takes chunks of logits f, n x C, and returns a distribution q over the C classes. It reads the chunks
+once, or once for each iteration, and sums in fp64. The result does not depend on the chunk boundaries.
 """
 
 import math

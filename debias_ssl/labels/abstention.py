@@ -1,4 +1,4 @@
-"""Rows that get no label, as it is not sure enough which class they are of, or whether they are of any."""
+"""Abstention: rows that get no label, because their class is uncertain or they may belong to no class."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

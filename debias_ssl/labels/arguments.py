@@ -1,4 +1,4 @@
-"""Arguments of functions for programs, which may be arrays where the flags of jobs name files."""
+"""Arguments of the Python functions: arrays are allowed where the flags of jobs name files."""
 
 import re
 import warnings

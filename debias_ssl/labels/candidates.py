@@ -1,4 +1,4 @@
-"""Images of which some are to be labeled next: what is said of their classes, and their features."""
+"""The candidates of `debias-ssl suggest`: unlabeled images with class probabilities and features."""
 
 import json
 import os

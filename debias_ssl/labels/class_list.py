@@ -1,4 +1,4 @@
-"""Classes: names that differ, what prompts call them, and the names above them."""
+"""`ClassList`: distinct names of classes, their names in prompts, and the names above them."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Files of classes: text, JSON, arrays, and ImageNet's list."""
+"""Reads files of class names: text, JSON, arrays, and ImageNet's list."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The vectors that images are compared with: of prompts, or of the user's own making."""
+"""The class vectors that images are compared with: from prompts, or from the user."""
 
 from collections.abc import Sequence
 from pathlib import Path

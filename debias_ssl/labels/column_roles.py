@@ -1,4 +1,4 @@
-"""What each column of a table of predictions is: a class, the names of the rows, or neither."""
+"""Finds the role of each column in a table of predictions: a class, the names of the rows, or neither."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Columns of a table, and what kind of values each of them has."""
+"""Columns of a table, and the kind of values of each column."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """Labels of rows of logits, before and after a class prior is removed. Nothing here reads or writes a file.
 
-`Rows` are logits and what is known of them, a `Removal` is what is subtracted from them, and `label_rows` gives their
-labels chunk by chunk.
+`Rows` are logits and what is known about them. A `Removal` is what is subtracted from them. `label_rows` returns their
+labels, chunk by chunk.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

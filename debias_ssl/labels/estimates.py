@@ -1,4 +1,4 @@
-"""The estimates of what a classifier prefers, by their names in the setting `prior`."""
+"""The estimates of a classifier's class prior, by their names in the setting `prior`."""
 
 from typing import Literal
 

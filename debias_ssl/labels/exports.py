@@ -1,4 +1,4 @@
-"""The folders that labels are exported to."""
+"""Writes the folder of each export format."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

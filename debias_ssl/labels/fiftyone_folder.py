@@ -1,8 +1,8 @@
-"""FiftyOne: a folder that `fiftyone.Dataset.from_dir` reads as a `FiftyOneDataset`, and what such a folder says.
+"""FiftyOne: writes and reads folders that `fiftyone.Dataset.from_dir` opens as a `FiftyOneDataset`.
 
-FiftyOne's present format is a dump of its database, with a version. Without the version it takes the folder for the
-format that its documentation calls LegacyFiftyOneDataset, which every version reads: metadata.json, and samples.json
-with an object for each image whose fields are values or labels with their class in `_cls`.
+FiftyOne's current format is a dump of its database, with a version. A folder without the version is read in the format
+that its documentation calls LegacyFiftyOneDataset, which every version reads. It has metadata.json, and samples.json
+with an object for each image. The fields of an object are values, or labels with their class in `_cls`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Names above classes: a name's probability is the sum of its classes'. Nothing here reads or writes a file."""
+"""Hierarchies: the probability of a name above classes is the sum over its classes. Nothing here touches a file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A folder for each class, with links to its images or copies of them, and what it says once images were moved."""
+"""Class folders with links to images or copies of them, and the labels that they mean after images were moved."""
 
 import csv
 import io

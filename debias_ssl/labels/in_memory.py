@@ -1,4 +1,4 @@
-"""Labels of arrays and images for programs: what `debias` and `label` write to a folder, as arrays in memory."""
+"""The Python functions `debias` and `label`: they return as arrays what the jobs write to a folder."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

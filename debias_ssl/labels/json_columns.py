@@ -1,4 +1,4 @@
-"""Columns of JSON files of predictions: a list of rows, or what pandas makes of a table."""
+"""Reads columns of JSON files of predictions: a list of rows, or a table as pandas writes it."""
 
 import json
 from collections.abc import Mapping, Sequence

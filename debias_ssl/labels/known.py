@@ -1,4 +1,4 @@
-"""Predictions whose labels are known, of a run or of a file, to judge them and to fit a temperature."""
+"""Predictions with known labels, from a run or a file, for metrics and to fit a temperature."""
 
 import sys
 from collections.abc import Sequence

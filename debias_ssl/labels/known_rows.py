@@ -1,4 +1,4 @@
-"""Rows of logits that are read a chunk at a time: all of them need not fit into memory."""
+"""Rows of logits, read chunk by chunk, so that they may be larger than memory."""
 
 import tempfile
 import weakref

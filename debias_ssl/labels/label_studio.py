@@ -1,4 +1,4 @@
-"""Label Studio: tasks with labels as pre-annotations, the labeling configuration, and what annotators made of them.
+"""Label Studio: writes tasks with pre-annotations and the labeling configuration, and reads the annotations.
 
 Formats: labelstud.io/guide/predictions, /guide/task_format and /guide/export.
 """

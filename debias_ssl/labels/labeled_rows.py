@@ -1,4 +1,4 @@
-"""Labels that are there already, with what they are known by: a folder of labels, or any table of path and label."""
+"""Reads existing labels with the names of their rows: from a folder of labels, or a table of path and label."""
 
 import json
 from array import array

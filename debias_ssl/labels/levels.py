@@ -1,4 +1,4 @@
-"""How many rows are named on each level of a hierarchy, and how many rightly."""
+"""Counts the rows that are named on each level of a hierarchy, and the correct ones among them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Predictions of any classifier: an N x C matrix of logits or probabilities, with names of classes."""
+"""Reads the predictions of any classifier: an N x C matrix of logits or probabilities, with names of classes."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What stands beside a matrix, in the folder that `label` and `debias` write: it is checked against the matrix."""
+"""Reads the files beside a matrix in a folder of `label` or `debias`, and checks them against the matrix."""
 
 from array import array
 from collections.abc import Iterator, Sequence

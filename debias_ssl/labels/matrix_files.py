@@ -1,4 +1,4 @@
-"""Files of matrices, with what they say of rows and columns."""
+"""Reads matrix files, with the names of rows and columns that they contain."""
 
 import json
 from collections import Counter

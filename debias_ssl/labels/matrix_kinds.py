@@ -1,4 +1,4 @@
-"""What the numbers of a matrix are: logits or probabilities."""
+"""Decides whether the numbers of a matrix are logits or probabilities."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is known of each classifier that votes: figures without labels, and against the truth where it is known."""
+"""Figures of each classifier that votes: without labels, and against the truth where it is known."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""Classifiers that vote: trained runs, and matrices of predictions that somebody has made before."""
+"""The classifiers that vote: trained runs, and existing matrices of predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

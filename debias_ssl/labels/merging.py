@@ -1,4 +1,4 @@
-"""Labels with corrections merged into them, and who said what."""
+"""Merges corrections into labels, and records who said what."""
 
 import csv
 import io

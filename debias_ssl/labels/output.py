@@ -1,4 +1,4 @@
-"""The folder that `label` and `debias` write, and the figures that they say at their end."""
+"""Writes the folder of `label` and `debias`, and prints their figures."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A preference for classes that is measured on other rows than those to be labeled, and its file."""
+"""A class preference (bias) that was measured on other rows than those to label, and its file."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Rows of a reference, in which the classes are about equally frequent, and the preference that they show."""
+"""A reference: rows in which the classes are about equally frequent, and the class preference measured on them."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Labels refined by where the rows lie: from the debiased probabilities to the posterior of an anchored mixture."""
+"""Refines labels by the positions of the rows: from debiased probabilities to the posterior of an anchored mixture."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence

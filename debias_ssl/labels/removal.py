@@ -1,4 +1,4 @@
-"""Which prior is removed from rows of logits, how much of it, and at which temperature."""
+"""Decides which prior is removed from rows of logits, at which strength, and at which temperature."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

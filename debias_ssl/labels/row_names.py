@@ -1,4 +1,4 @@
-"""Which row a file means by a path: rows are found by name, by another spelling of it, or below another folder."""
+"""Finds the row that a path in a file means: by its name, by another spelling of it, or in another folder."""
 
 import os.path
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Some rows of a matrix of predictions, in memory."""
+"""A sample of rows of a matrix of predictions, in memory."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What people or tools say of images: a label for each, and who says it."""
+"""Statements of people or tools about images: a label for each image, and its author."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which images to label next: those that stand for the most of what is unsure, and some of each class."""
+"""Chooses the images to label next: those that represent the most uncertain images, with some of each class."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

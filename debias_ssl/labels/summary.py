@@ -1,4 +1,4 @@
-"""The figures that `label` and `debias` say at their end, and write to summary.json."""
+"""The figures that `label` and `debias` print at the end and write to summary.json."""
 
 import math
 from collections.abc import Mapping, Sequence

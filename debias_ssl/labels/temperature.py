@@ -1,4 +1,4 @@
-"""Predictions before and after a temperature: fitted on some rows, judged on others."""
+"""Temperature scaling of predictions: fitted on some rows, and judged on others."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Columns of .csv, .tsv and .txt files, as programs and spreadsheets write them."""
+"""Reads columns of .csv, .tsv and .txt files, as programs and spreadsheets write them."""
 
 import csv
 import io

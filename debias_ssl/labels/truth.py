@@ -1,4 +1,4 @@
-"""What files say of the rows of a matrix: the labels of some of them, and the shares of the classes among them."""
+"""Reads the truth about rows of a matrix: labels of some rows, and class shares."""
 
 import json
 import math

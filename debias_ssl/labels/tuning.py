@@ -1,4 +1,4 @@
-"""Temperature and strength from the labels of a few rows, chosen together for the debiased probabilities."""
+"""Fits temperature and strength together on a few labeled rows, for the debiased probabilities."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

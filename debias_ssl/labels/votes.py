@@ -1,4 +1,4 @@
-"""Labels by the votes of several classifiers, before and after the preference of each is removed."""
+"""Labels by the votes of several classifiers, before and after the class bias of each is removed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Images and names of classes for CLIP, and the rows of logits that it makes of them."""
+"""Zero-shot labels: images and class names become rows of logits by CLIP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""AdaMatch: probabilities aligned to those of labeled images, and a threshold relative to the confidence in those."""
+"""AdaMatch: aligns probabilities to those of labeled images; the threshold is relative to the confidence on them."""
 
 import math
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The base classes of methods."""
+"""The base classes of all methods."""
 
 import math
 from collections.abc import Sequence

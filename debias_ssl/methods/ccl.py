@@ -1,4 +1,4 @@
-"""CCL: two heads that label together, corrected by estimated shares of the classes."""
+"""CCL: two heads label together, and estimated class shares correct them."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""CDMAD: what the network says of an image without content is its bias."""
+"""CDMAD: takes the network's prediction for an image without content as its class bias, and subtracts it."""
 
 from jaxtyping import Float
 from torch import Tensor

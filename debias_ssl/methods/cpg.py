@@ -1,4 +1,4 @@
-"""CPG: unlabeled images join the labeled ones once their pseudo-labels agree, and the shares of these are known."""
+"""CPG: unlabeled images with stable pseudo-labels join the labeled images, whose class shares are then known."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""DASO: pseudo-labels of the classifier where they are too few, of prototypes where they are too many."""
+"""DASO: mixes pseudo-labels of the classifier and of prototypes, by how often each class is predicted."""
 
 from dataclasses import replace
 

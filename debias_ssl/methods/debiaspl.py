@@ -1,4 +1,4 @@
-"""DebiasPL: pseudo-labels and margins that leave out the model's standing preference for classes."""
+"""DebiasPL: removes the model's average class bias from pseudo-labels, and uses it as a margin in the loss."""
 
 from collections.abc import Callable
 from dataclasses import replace

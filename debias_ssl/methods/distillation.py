@@ -1,4 +1,4 @@
-"""Distillation: a student learns what a trained teacher says of the same images."""
+"""Distillation: a student learns the predictions of a trained teacher on the same images."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""DyTrim: images that are learned, or of classes that the model prefers, are left out of a step's losses."""
+"""DyTrim: leaves out of the losses images that are already learned, or whose class the model prefers."""
 
 from collections.abc import Callable
 from dataclasses import replace

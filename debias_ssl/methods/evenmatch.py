@@ -1,4 +1,4 @@
-"""EvenMatch: this project's own method, without a preference for classes in targets, weights and either loss."""
+"""EvenMatch: this project's own method. It removes class bias from targets, from weights and from both losses."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""FineSSL: margins for classes that are learned less, and a confidence that the classifier itself does not give."""
+"""FineSSL: larger margins for less learned classes, and a confidence from a second classifier."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""FlexMatch: lower thresholds for classes that have been learned less."""
+"""FlexMatch: lower thresholds for classes that are learned less."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Losses of labeled images, for every method: cross-entropy, and losses for long-tailed labels."""
+"""Losses of labeled images, which every method can use: cross-entropy, and losses for long-tailed labels."""
 
 import torch
 import torch.nn.functional as F

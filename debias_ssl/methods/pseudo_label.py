@@ -1,4 +1,4 @@
-"""Pseudo-Label: the model's own confident predictions are labels of the same views."""
+"""Pseudo-Label: confident predictions of the model become labels of the same views."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""SCAD: a head for groups of similar classes says where frequent classes suppress rare ones that look alike."""
+"""SCAD: a second head for groups of similar classes finds frequent classes that suppress similar rare ones."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""SimPro: the class distribution of the unlabeled images is estimated along with the network."""
+"""SimPro: estimates the class distribution of the unlabeled images during training."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""SoftMatch: every pseudo-label counts, the less the farther its confidence is below the mean."""
+"""SoftMatch: every pseudo-label counts; its weight falls with the distance of its confidence below the mean."""
 
 import torch
 from jaxtyping import Float

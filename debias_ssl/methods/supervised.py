@@ -1,4 +1,4 @@
-"""Labeled images only: the floor that every semi-supervised method has to beat with the same budget."""
+"""Supervised: training on the labeled images only, the baseline of every semi-supervised method."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Adapters: small side paths that are trained in a frozen network, beside the layers that stay as they are."""
+"""Adapters: small trainable side paths in a frozen network."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""CLIP through open_clip: images and class names as vectors of one space."""
+"""CLIP by open_clip: encodes images and class names as vectors of one space."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Names of open_clip's models: whether weights, preprocessing and packages fit them, told before weights are loaded."""
+"""Names of open_clip's models: checks weights, preprocessing and packages before any weights are loaded."""
 
 import difflib
 import json

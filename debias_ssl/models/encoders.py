@@ -1,4 +1,4 @@
-"""Pretrained networks that make features of images: timm's, and open_clip's, which `clip.py` has."""
+"""Encoders: pretrained networks of timm and open_clip that compute features of images."""
 
 from dataclasses import dataclass
 from importlib import import_module

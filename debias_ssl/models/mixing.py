@@ -1,4 +1,4 @@
-"""Whether what a network says of an image depends on the other images of the batch."""
+"""Tests whether a network's output for an image depends on the other images of the batch."""
 
 from typing import Literal
 

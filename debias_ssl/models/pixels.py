@@ -1,4 +1,4 @@
-"""Images as pretrained networks take them: bytes at the network's size, which are normalized on its device."""
+"""Input of pretrained networks: bytes at the network's image size, normalized on its device."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence

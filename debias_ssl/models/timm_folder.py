@@ -1,4 +1,4 @@
-"""What makes a folder with `model.safetensors` a model folder of timm: its `config.json`."""
+"""Writes the `config.json` that makes a folder with `model.safetensors` a model folder of timm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

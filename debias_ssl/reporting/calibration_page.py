@@ -1,4 +1,4 @@
-"""The page of predictions before and after a temperature."""
+"""The page of `debias-ssl evaluate`: predictions before and after temperature scaling."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The page of several runs: whether unlabeled images paid, and variants side by side, each over its seeds."""
+"""The page of several runs: whether unlabeled images helped, and the variants side by side, each with its seeds."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The parts of a page, such as figures and tables, and how a page becomes one HTML file."""
+"""The parts of a page, such as figures and tables, and the rendering of a page to one HTML file."""
 
 import base64
 import io

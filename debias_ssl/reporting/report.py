@@ -1,4 +1,4 @@
-"""From run folders to a file: reads them, makes their page and writes it."""
+"""Reads run folders, makes their page and writes it to a file."""
 
 from dataclasses import replace
 from pathlib import Path

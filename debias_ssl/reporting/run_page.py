@@ -1,4 +1,4 @@
-"""The page of one run: its metrics and training curves, and the pseudo-labels of its model."""
+"""The page of one run: a summary in words, metrics, training curves, and the pseudo-labels of its model."""
 
 from collections.abc import Sequence
 from typing import Any

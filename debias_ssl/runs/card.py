@@ -1,4 +1,4 @@
-"""The model card of a run: its README.md, which says what the network is, how to use it, and what it cannot do."""
+"""Writes the model card of a run (README.md): what the network is, how to use it, and its limits."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""The run folder: its files, and when it may be written to."""
+"""The run folder: its files, and the check whether a job may write to it."""
 
 import json
 from collections.abc import Collection

@@ -1,7 +1,7 @@
-"""Whether unlabeled images help: runs on disjoint halves of the labels, and how far they agree.
+"""Estimates whether unlabeled images help: trains runs on disjoint halves of the labels, and measures their agreement.
 
-No label is held out for it, and no test image is looked at. Two runs that saw different labels agree about unlabeled
-images as far as both found what is in the images, and not what is in their labels.
+It holds out no label and reads no test image. Two runs that saw different labels agree on unlabeled images as far as
+both learned from the images, and not from chance in their labels.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The CSV file of labels that a trained run gives to images, which is written as they come."""
+"""Writes the CSV file of a trained run's labels, row by row."""
 
 import csv
 import hashlib

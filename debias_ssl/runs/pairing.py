@@ -1,4 +1,4 @@
-"""Which variants of a comparison are set side by side, and the labels-only run that each of them has to beat."""
+"""Pairs the variants of a comparison: each with the baseline on the labels alone, and with each other."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The runs of a comparison: what each is, and which of them can be trained next."""
+"""The planned runs of a comparison, and which of them can be trained next."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""A run, from its settings to its folder."""
+"""Trains a run: from its settings to its folder."""
 
 import signal
 import sys

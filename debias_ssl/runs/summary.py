@@ -1,4 +1,4 @@
-"""The summary of a finished run: the content of `summary.json`, and the table that is printed at the end."""
+"""The summary of a finished run: the content of `summary.json`, and the table printed at the end."""
 
 import statistics
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""A comparison in a terminal: what differs, a table for each setting, and whether the unlabeled images paid."""
+"""Tables of a comparison for the terminal: differing settings, the results, and the gain from unlabeled images."""
 
 import json
 from collections.abc import Mapping, Sequence

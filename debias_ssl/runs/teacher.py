@@ -1,4 +1,4 @@
-"""Class probabilities that the model of another run gives to the views of a step."""
+"""The teacher of a run: another run's model, which predicts class probabilities for the views of a step."""
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext

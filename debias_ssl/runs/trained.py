@@ -1,4 +1,4 @@
-"""A finished run, loaded to predict."""
+"""Loads a finished run to predict with it."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The processes of `compare --jobs`, seen from the one that starts them; `worker.py` is what they do."""
+"""Starts and watches the worker processes of `compare --jobs`. `worker.py` is their program."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The exceptions that are shown to users as a message instead of a traceback."""
+"""`InputError` and other exceptions that users see as a message instead of a traceback."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence

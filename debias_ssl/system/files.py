@@ -1,4 +1,4 @@
-"""Whole files: written aside and renamed, so that nobody sees half of one; and errors of writing as messages."""
+"""Writes files whole: to a temporary name that is then renamed. Turns errors of writing into messages."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""Objects that a setting names by their place in Python, as package.module.function."""
+"""Imports objects that a setting names by their Python path, as package.module.function."""
 
 import difflib
 import importlib

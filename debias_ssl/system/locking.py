@@ -1,4 +1,4 @@
-"""One job at a time in a folder, or at a file; or several that share a folder, each with a lock of its own."""
+"""Locks: one job at a time in a folder or at a file, or several jobs that share a folder, each with its own lock."""
 
 import glob
 import os

@@ -1,4 +1,4 @@
-"""What jobs write into folders: what is in the way, what they wrote and may remove, and what they read instead."""
+"""Output folders: files that are in the way, files that a job wrote and may remove, and results that it uses again."""
 
 import fnmatch
 import json

@@ -1,4 +1,4 @@
-"""Text files of rows and columns, as programs and spreadsheets write them."""
+"""Reads text files of rows and columns (CSV, TSV), as programs and spreadsheets write them."""
 
 import codecs
 import csv

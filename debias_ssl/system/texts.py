@@ -1,4 +1,4 @@
-"""Many texts in few arrays: of a list of strings, each element would be an object of some hundred bytes."""
+"""Many texts in a few arrays: in a list of strings, each string would be an object of about a hundred bytes."""
 
 import os
 from array import array

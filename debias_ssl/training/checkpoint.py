@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and resume exactly: tensors as safetensors, numbers as JSON, no code."""
+"""Checkpoints, complete or absent, exact on resume. Tensors are safetensors, numbers are JSON; neither holds code."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Classes that a setting can name: methods and losses of labeled images."""
+"""Classes that settings choose by name: methods and losses of labeled images."""
 
 from debias_ssl import methods
 from debias_ssl.methods import Method, labeled_loss

@@ -1,4 +1,4 @@
-"""The settings of a run."""
+"""`Config`: the settings of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

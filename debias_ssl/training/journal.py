@@ -1,4 +1,4 @@
-"""The journal of a run: statistics of its steps, the progress bar, lines in metrics.jsonl, and warnings."""
+"""The journal of a run: statistics of steps, the progress bar, the lines of metrics.jsonl, and warnings."""
 
 import json
 import math

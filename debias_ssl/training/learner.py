@@ -1,4 +1,4 @@
-"""Model, averaged model and method as one module: one forward pass from images to losses and pseudo-labels."""
+"""`Learner`: model, averaged model (EMA) and method as one module, from images to losses and pseudo-labels."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence

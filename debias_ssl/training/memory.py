@@ -1,4 +1,4 @@
-"""Memory that was not enough, told in a line that names the setting to change."""
+"""Turns out-of-memory errors into a line that names the setting to change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""jsonargparse's error messages in words for users."""
+"""Rewrites jsonargparse's error messages for users."""
 
 # jsonargparse's words for programmers, and ours for users.
 WORDING = (

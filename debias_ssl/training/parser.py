@@ -1,4 +1,4 @@
-"""Reads settings from defaults, YAML files and flags, in this order, by jsonargparse."""
+"""Reads settings with jsonargparse: from defaults, then YAML files, then flags."""
 
 import re
 import sys

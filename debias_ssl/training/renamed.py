@@ -1,4 +1,4 @@
-"""Settings that had another name once: a file or a flag with the old name is told the new one."""
+"""Renamed settings: a file or flag with an old name gets a message with the new name."""
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Settings that were saved with a run, read again."""
+"""Reads the settings that were saved with a run."""
 
 import json
 from argparse import ArgumentError

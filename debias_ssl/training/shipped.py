@@ -1,4 +1,4 @@
-"""The files of settings that come with the package, found by their names."""
+"""Finds by name the configs that come with the package."""
 
 from collections.abc import Sequence
 from pathlib import Path

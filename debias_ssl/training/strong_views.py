@@ -1,4 +1,4 @@
-"""Which strong views pass through the network: all, or those whose pseudo-labels count."""
+"""Decides which strong views pass through the network: all, or those whose pseudo-labels count."""
 
 import math
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""What the trackers of the setting `log_with` get: the settings, figures and pictures of a run, at its steps."""
+"""Sends a run's settings, metrics and pictures to the trackers of the setting `log_with`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

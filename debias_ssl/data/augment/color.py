@@ -1,4 +1,4 @@
-"""RandAugment's color operations: functions of images and their magnitudes."""
+"""RandAugment's color operations, as functions of images and magnitudes."""
 
 from functools import cache
 

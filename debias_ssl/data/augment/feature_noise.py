@@ -1,4 +1,4 @@
-"""Strong views of features: noise and dropout, taken from a pool of random numbers that is made once."""
+"""Strong views of features: noise and dropout, from a pool of random numbers that is filled once."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""RandAugment's geometric operations: one resampling with an affine matrix for each image."""
+"""RandAugment's geometric operations: one affine matrix and one resampling for each image."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Decoded images, and lists of unreadable files, that are kept in a cache on disk."""
+"""The cache on disk: decoded images, and lists of unreadable files."""
 
 import hashlib
 import io

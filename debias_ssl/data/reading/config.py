@@ -1,4 +1,4 @@
-"""The settings of reading: how files become pixels."""
+"""The settings of reading: how image files become pixels."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""Image files as pixels: decoding, and crops."""
+"""Decodes image files to pixels, and crops them."""
 
 import importlib.util
 import struct

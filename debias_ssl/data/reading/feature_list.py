@@ -1,4 +1,4 @@
-"""The list of files whose images have features: a table beside the features, with a row for each file."""
+"""The table of image files that stands beside stored features: one row for each file."""
 
 import os
 from collections.abc import Iterable, Sequence

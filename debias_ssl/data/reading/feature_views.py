@@ -1,6 +1,7 @@
-"""Features of weak and strong views of images, which lie beside the plain features of a folder.
+"""Stored features of weak and strong views of images.
 
-`weak_0`, `weak_1`, ..., `strong_0`, ... are folders in it with the layout of `features.py`, of the same list of files.
+A folder of features holds them in the folders `weak_0`, `weak_1`, ..., `strong_0`, .... Each of these has the layout
+of `features.py` and belongs to the same list of files.
 """
 
 import hashlib

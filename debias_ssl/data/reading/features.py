@@ -1,10 +1,10 @@
-"""Features of images that `features` and `label` keep on disk: a manifest, a list of files, and shards of their rows.
+"""The format of stored features, which `features` and `label` write: a manifest, a list of files, and shards of rows.
 
-Beside each shard of features stand the contents of its images, as hashes. Where images were added, changed or removed,
-the features of the new list are another generation of all these files, which the manifest names as soon as it is whole.
-The first generation is 0.
+Beside each shard of features stands a file with the hashes of its images' contents. When images are added, changed or
+removed, the features of the new list form a new generation of all these files. The manifest names a generation once it
+is complete. The first generation is 0.
 
-Features of weak and strong views of the images are folders of the same format below that one.
+Features of weak and strong views of the images are folders of the same format inside this one.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Pixels of images by position: from memory, from files decoded once (resident), or decoded as needed (streaming)."""
+"""`Reader` returns the pixels of images by position: decoded once and kept (resident), or when needed (streaming)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Processes that decode images in advance (workers), and how their errors reach the user."""
+"""Workers: processes that decode images in advance; their errors reach the user."""
 
 import os
 from collections.abc import Iterable, Iterator

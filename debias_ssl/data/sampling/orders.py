@@ -1,4 +1,4 @@
-"""Which images each global batch holds: a function of the step alone, so that there is no iterator to save."""
+"""Orders: which images each global batch takes. They are functions of the step, so a checkpoint saves no iterator."""
 
 from collections import OrderedDict
 from dataclasses import dataclass

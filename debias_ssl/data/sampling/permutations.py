@@ -1,4 +1,4 @@
-"""Permutations that an order of images draws from again and again."""
+"""Permutations of images, from which the orders draw."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

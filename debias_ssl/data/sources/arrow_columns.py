@@ -1,7 +1,8 @@
-"""Where the images of Arrow files lie in them, and their classes.
+"""Finds the images and their classes in Arrow files.
 
-The package datasets writes Arrow files without compression, so that each image has a place in its file and is read from
-there, by the readers of this package. Arrow maps the file into memory: what is not looked at takes none.
+The package datasets writes Arrow files without compression. So each image has a fixed position in its file, and the
+readers of this package read it from there. Arrow maps the file into memory, and only the pages that are read take
+memory.
 """
 
 import os

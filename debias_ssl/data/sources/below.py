@@ -1,4 +1,4 @@
-"""Names of files relative to a folder, made as they are asked for."""
+"""Names of files relative to a folder, computed on access."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The settings of a source: which images there are."""
+"""The settings of a source: which data set is read, and from where."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,6 +1,6 @@
-"""Map-style data sets of Hugging Face as lists of image bytes: Arrow files as they are, Parquet files by way of Arrow.
+"""Hugging Face's map-style data sets as lists of image bytes, from Arrow files or from Parquet files.
 
-The package datasets finds the Arrow files; Parquet files it converts once, and keeps the result in its cache.
+The package datasets finds the Arrow files. It converts Parquet files to Arrow once, and keeps the result in its cache.
 """
 
 import importlib

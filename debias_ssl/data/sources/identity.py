@@ -1,4 +1,4 @@
-"""Which images are one file, however often and by whatever path they are listed."""
+"""Finds images that are the same file, even if they are listed several times or by different paths."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What every source gives: lists of images with labels and names, and the hash by which they are known again."""
+"""`Images` and `Data`, which every source returns: images with labels and names, and a hash that identifies them."""
 
 import hashlib
 import os.path

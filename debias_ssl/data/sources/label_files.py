@@ -1,4 +1,4 @@
-"""Label files: which image has which class, how confidently, and the probabilities of all classes."""
+"""Reads label files: the class of each image, its confidence, and the probabilities of all classes."""
 
 import json
 import os.path

@@ -1,4 +1,4 @@
-"""Which files are images, by their suffix; and what of a folder or a tar file is left out, counted by reason."""
+"""Decides by the suffix which files are images, and counts the files of a folder or tar file that are left out."""
 
 import importlib.util
 import os

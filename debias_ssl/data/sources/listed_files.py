@@ -1,4 +1,4 @@
-"""The files that a list names: found below a folder, and kept in arrays."""
+"""Files that a list of paths names: looked up in a folder, and kept in arrays."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Lists of files as arrays, found in one pass over the disk, which the processes of a host share while they start."""
+"""Lists the files of a folder in one pass, as arrays. Processes of one host share the list while they start."""
 
 import hashlib
 import json

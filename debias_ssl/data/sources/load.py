@@ -1,4 +1,4 @@
-"""The data set that a setting names: one of the package's own, or a function of the user's."""
+"""Loads the data set that the settings name: a built-in one, or a function of the user."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A data set of the user's own: any function that takes the settings of a source and returns Data."""
+"""A data set of the user: a function that takes the settings of a source and returns `Data`."""
 
 import os
 from dataclasses import replace

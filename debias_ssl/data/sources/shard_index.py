@@ -1,7 +1,7 @@
-"""Where the images of a tar file (a shard, as WebDataset writes them) lie in it.
+"""Finds the positions of images in a tar file (a shard, as WebDataset writes it).
 
-Python's tarfile finds the members, and a member is then read by its place in the file. The package webdataset reads
-shards from their beginning to their end only, so that a step of a run could not be computed from its number.
+Python's tarfile finds the members. Each member is then read by its position in the file. The package webdataset reads
+shards only from start to end, so the batch of a step could not be computed from the number of the step.
 """
 
 import hashlib

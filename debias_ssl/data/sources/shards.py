@@ -1,4 +1,4 @@
-"""Images in tar files (shards, as WebDataset writes them), as a list of names that are made when they are asked for."""
+"""Images in tar files (shards, as WebDataset writes them), as a list of names that are computed on access."""
 
 import glob
 import io

@@ -1,6 +1,6 @@
-"""What all figures share: colors and styles, names along an axis, and how a matplotlib figure becomes SVG for a page.
+"""The base of all figures: colors and styles, names along an axis, and the conversion of matplotlib figures to SVG.
 
-Colors are those of the page, so that a figure fits its light and its dark theme.
+Figures use the colors of the page, so that they fit its light and its dark theme.
 """
 
 import html

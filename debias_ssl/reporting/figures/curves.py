@@ -1,4 +1,4 @@
-"""Curves over training steps or over ranks of classes."""
+"""Line charts: curves over training steps, or over ranks of classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

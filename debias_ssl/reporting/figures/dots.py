@@ -1,4 +1,4 @@
-"""Dots: numbers of classes, points of a plane, and the bins of a reliability diagram."""
+"""Dot charts: numbers of classes, points of a plane, and reliability diagrams."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Heat maps: a matrix over classes, and the similarity of classes to their nearest ones."""
+"""Heat maps: a matrix over classes, and the similarity of classes to their nearest classes."""
 
 from collections.abc import Sequence
 

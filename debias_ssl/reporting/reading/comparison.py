@@ -1,4 +1,4 @@
-"""Several runs side by side: the folder of a comparison, or run folders that are grouped into variants."""
+"""Reads several runs to compare: the folder of a comparison, or run folders, which it groups into variants."""
 
 import json
 from collections.abc import Sequence

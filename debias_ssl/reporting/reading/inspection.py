@@ -1,4 +1,4 @@
-"""The pseudo-labels that a run's exported model gives to its unlabeled images."""
+"""Computes the pseudo-labels of a run's exported model for its unlabeled images."""
 
 from dataclasses import dataclass, replace
 

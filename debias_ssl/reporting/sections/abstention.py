@@ -1,4 +1,4 @@
-"""Rows without a label: how many and which they are, and the risk of the labels at each coverage."""
+"""The section about abstention: the rows without a label, and the risk of the labels at each coverage."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int

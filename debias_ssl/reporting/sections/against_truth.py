@@ -1,4 +1,4 @@
-"""Predictions against the truth: their confusion and their reliability."""
+"""Predictions against the truth: confusion matrix and reliability diagram."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How similar the mean features of classes are: of a run as one matrix, of labels as lists of the nearest classes."""
+"""Similarity of the classes' mean features: one matrix for a run, lists of the nearest classes for labels."""
 
 from collections.abc import Iterable, Sequence
 

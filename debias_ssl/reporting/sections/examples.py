@@ -1,4 +1,4 @@
-"""Sheets of example images: confident mistakes, and labels that debiasing changes."""
+"""Example images: confident mistakes, and labels that debiasing changes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import PurePath

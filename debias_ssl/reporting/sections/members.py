@@ -1,4 +1,4 @@
-"""The classifiers that vote: how they agree, and which of them is best by figures that need no labels."""
+"""The classifiers that vote: their agreement, and the best of them by figures that need no labels."""
 
 from collections.abc import Sequence
 

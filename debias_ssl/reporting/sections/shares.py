@@ -1,4 +1,4 @@
-"""Which classes are among the rows: estimated shares with intervals."""
+"""The estimated class shares of the rows, with intervals."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Variants side by side in figures: curves, shares of pseudo-labels, recalls, confusions and errors."""
+"""Figures that compare variants: curves, shares of pseudo-labels, recalls, confusion matrices and errors."""
 
 from collections.abc import Sequence
 from typing import Any
