@@ -127,7 +127,7 @@ def test_it_is_reported_with_its_images(moved, tmp_path: Path, capsys):
     run, flags = moved
     report.main([str(run), "--out", str(tmp_path / "without.html")])
     report.main([str(run), *flags, "--out", str(tmp_path / "with.html")])
-    gone = "images are not there any more"
+    gone = "images of the run are missing"
     assert gone in (tmp_path / "without.html").read_text() and gone not in (tmp_path / "with.html").read_text()
     message = refused(report.main, [str(run), str(run), *flags, "--out", str(tmp_path / "two.html")], capsys)
     assert "name that run alone" in message

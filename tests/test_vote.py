@@ -94,7 +94,7 @@ def test_the_summary_has_the_members_and_both_kinds_of_votes(runs, images, voted
         right = [int(row[column]) == k for row, k in zip(rows_of(voted), truth, strict=True)]
         assert summary[key]["accuracy"] == pytest.approx(np.mean(right))
     page = (voted / "report.html").read_text()
-    assert "Those that vote" in page and "RankMe" in page and page.count("<img") > 3
+    assert "Classifiers that vote" in page and "RankMe" in page and page.count("<img") > 3
 
 
 def test_the_same_again_is_the_same_and_nothing_is_overwritten(runs, images, voted, tmp_path, capsys):

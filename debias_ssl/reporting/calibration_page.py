@@ -23,8 +23,8 @@ def calibration_page(rescaled: Rescaled, source: str, rows: str) -> Page:
             [name, *(percent(each[key]) for key in PERCENTS), *(f"{each[key]:.4f}" for key in SCORES)]
             for name, each in figures.items()
         ],
-        caption="ECE is over 15 bins of equal width, equal mass over 15 bins of as many rows; class-wise is the mean "
-        "over classes. NLL is in nats.",
+        caption="ECE uses 15 bins of equal width. Equal mass uses 15 bins with equally many rows. Class-wise is the "
+        "mean over classes. NLL is in nats.",
     )
     drawn = []
     for name, judged in rescaled.judged.items():

@@ -169,7 +169,7 @@ def test_the_job_writes_what_the_function_says(folder: Path, capsys):
         assert float(row["score"]) == pytest.approx(score, abs=1e-6)
     assert f"labeled   120 of 400 rows (30.00%), by entropy of at least {figures['threshold']:.4g}; right where" in said
     page = (folder / "out" / "report.html").read_text()
-    assert "Risk against coverage" in page and "What abstains" in page
+    assert "Risk against coverage" in page and "Classes of rows without a label" in page
 
 
 def test_without_a_setting_nothing_else_is_written(folder: Path):

@@ -28,8 +28,8 @@ DASHES += ((0, (6, 2, 1.5, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "os^Dv*"
 # Up to this number of classes, an axis names each of them and a matrix has a cell for each pair.
 NAMED = 30
-# Inches. A figure is as wide as a phone's page, so that its letters keep their size there.
-WIDTH, PANEL = 5.0, 2.75
+# Inches. A figure is as wide as a phone's page, so that its letters keep their size there. FULL is for a wide page.
+WIDTH, PANEL, FULL = 5.0, 2.75, 10.5
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -82,7 +82,7 @@ class Canvas:
 @contextmanager
 def canvas(width: float, height: float, alt: str) -> Iterator[Canvas]:
     """An empty figure of so many inches; `alt` is its description for those who cannot see it."""
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": printable(alt)}), warnings.catch_warnings():
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"{printable(alt)} {width}"}), warnings.catch_warnings():
         # The reader's font draws the letters that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))

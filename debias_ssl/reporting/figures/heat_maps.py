@@ -95,7 +95,7 @@ def neighbors(
         _cells(axes, shares, texts)
         name_axis(axes, names, "y")
         name_axis(axes, [str(rank) for rank in range(1, num_neighbors + 1)], "x")
-        axes.set_xlabel("neighbor, nearest first; named is the nearest")
+        axes.set_xlabel("neighbor, nearest first (its name on the right)")
         right = axes.secondary_yaxis("right")
         right.set_yticks(range(num), [truncated(name, 12) for name in nearest], fontsize=9)
         right.tick_params(length=0)
