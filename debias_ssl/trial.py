@@ -62,7 +62,7 @@ class _Half:
 @entry_point
 def main(arguments: list[str]) -> None:
     if num_launched() > 1:
-        raise InputError("trial starts its own processes: start it without accelerate launch, and set --jobs")
+        raise InputError("trial starts its own processes: run it without accelerate launch, and set --jobs")
     parsed, settings = parse_with_settings("trial", _add_flags, arguments)
     for name, least in (("divisions", 1), ("judged", 1), ("jobs", 1)):
         if parsed[name] < least:
@@ -98,7 +98,7 @@ def _plan(parsed: Any, settings: list[str], out: Path) -> ComparisonPlan:
     if not plan.floors:
         raise InputError("there is nothing to try: all variants are trained on the labels alone")
     if len(blocks_of(plan.variants, plan.floors)) > 1:
-        raise InputError("variants have different images or labels: debias-ssl compare is for these")
+        raise InputError("the variants have different images or labels: compare them with debias-ssl compare")
     for run in planned_runs(plan, out):
         check_apart(out, "--out", run.inputs)
     for note in notes:
@@ -116,7 +116,7 @@ def _verdict(parsed: Any, plan: ComparisonPlan, out: Path, last: LastTask, place
     task = task_of(next(iter(plan.floors.values())))
     images = judged_images(task.split, seed, parsed.judged)
     if not len(images):
-        raise InputError("all unlabeled images have labels: there is nothing to judge by")
+        raise InputError("all unlabeled images have labels: the trial needs unlabeled images without labels")
     halves = [*_halves(parsed.divisions, plan, out, task)]
     runs = [run for half in halves for run in half.runs]
     titled = [replace(run, title=f"[{i}/{len(runs)}] {run.title}") for i, run in enumerate(runs, start=1)]

@@ -146,7 +146,7 @@ def test_a_copy_of_the_images_is_labeled_by_the_same_features(tmp_path, images, 
     for name in ("labels.csv", "probs.npy"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     # The blank image of the content-free prior, and no other.
-    assert encoded == [1] and "10 images are of known content" in capsys.readouterr().err
+    assert encoded == [1] and "10 images have known contents" in capsys.readouterr().err
     Image.new("RGB", (20, 16), "red").save(tmp_path / "copy" / "new.png")
     main(arguments(out=tmp_path / "more", **copy))
     assert encoded == [1, 1, 1] and len(rows_of(tmp_path / "more")) == 11
@@ -396,7 +396,7 @@ def test_lists_of_absolute_paths_are_used_with_their_root(tmp_path, images, argu
     assert "1 empty rows are left out" in capsys.readouterr().err
     summaries = [json.loads((tmp_path / out / "summary.json").read_text()) for out in ("of_table", "of_folder")]
     assert summaries[0]["plain"] == summaries[1]["plain"]
-    assert "--root is for lists" in refused(main, arguments(root=root, out=tmp_path / "x"), capsys)
+    assert "--root works with lists" in refused(main, arguments(root=root, out=tmp_path / "x"), capsys)
     # The trainer finds them by the same root.
     found = read_label_file(tmp_path / "out" / "labels.csv", root)
     assert [Path(file) for file in found.files] == images

@@ -186,7 +186,7 @@ def test_wrong_input_is_told_before_the_model_is_loaded(tmp_path, run, capsys, m
         (('{"0": "cat", "2": "dog"}', "c.json"), {}, "has no class with the number 1"),
         ((TREE,), {"floor": 0}, "floor is 0.0, must be in (0, 1]"),
         ((names,), {"templates": None, "class_vectors": vectors}, "has 3 rows of 8 numbers; 4 rows are needed"),
-        ((names,), {"class_vectors": vectors}, "--templates is for prompts, and --class_vectors takes their place"),
+        ((names,), {"class_vectors": vectors}, "--class_vectors replaces prompts, so --templates has no effect"),
         ((names,), {"templates": None, "class_vectors": tmp_path / "w.npy"}, "cannot read --class_vectors"),
     ):
         assert message in refused(main, run(classes, *file, **settings), capsys)
@@ -321,6 +321,6 @@ def test_debias_knows_imagenets_ids(tmp_path, capsys):
     (tmp_path / "truth.csv").write_text("row,label\n" + "".join(f"{k},{name}\n" for k, name in enumerate(truth)))
     flags = ["--predictions", str(tmp_path / "logits.npy"), "--prior", "none", "--out", str(tmp_path / "out")]
     message = refused(debias, [*flags, "--truth", str(tmp_path / "truth.csv")], capsys)
-    assert "'n01514668' is no class" in message and "for ImageNet's ids pass --classes imagenet" in message
+    assert "'n01514668' is not a class" in message and "for ImageNet's ids pass --classes imagenet" in message
     debias([*flags, "--classes", "imagenet", "--truth", str(tmp_path / "truth.csv")])
     assert {*_summary(tmp_path)["debiased"]["recalls"]} == {"rooster", "tench", "toilet paper"}

@@ -24,5 +24,6 @@ class DataConfig(StreamConfig, ReadingConfig, SplitConfig, SourceConfig):
         of_files += [each for each in ("min_confidence", "probs", "seeds_per_class") if getattr(self, each) is not None]
         if of_files:
             raise InputError(
-                f"data.{of_files[0]} is for image files: set data.name to folder, and data.labeled and data.test"
+                f"data.{of_files[0]} works with image files only: set data.name to folder, and set data.labeled "
+                "and data.test"
             )

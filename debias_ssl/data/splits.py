@@ -175,7 +175,9 @@ def _take(
     """The first images of each pool, and the others."""
     for name, pool, count in zip(classes, pools, counts, strict=True):
         if count > len(pool):
-            raise InputError(f"class {name!r} has {len(pool)} images left, {count} are asked for: lower data.{setting}")
+            raise InputError(
+                f"class {name!r} has {len(pool)} images left, but {count} are requested: lower data.{setting}"
+            )
     pairs = list(zip(pools, counts, strict=True))
     return [pool[:count] for pool, count in pairs], [pool[count:] for pool, count in pairs]
 
@@ -234,7 +236,9 @@ def check_inputs(path: Path, inputs: Mapping[str, str]) -> None:
     saved = saved_inputs(path) or {}
     differing = [name for name in sorted(saved) if saved[name] != inputs.get(name)]
     if differing:
-        raise InputError(f"{differing[0]} is not what the run was begun with, by {path}: name a copy of what that was")
+        raise InputError(
+            f"{differing[0]} has changed since the run started, by {path}: set it to the original, or to a copy of it"
+        )
 
 
 def load_split(

@@ -144,11 +144,13 @@ class TrainingStream(Dataset):
         lanes, size = self.lanes, sampling.unlabeled_batch_size
         if size % lanes or lanes % self.place.num_processes:
             raise InputError(
-                f"{lanes} lanes do not fit an unlabeled batch of {size} and {self.place.num_processes} processes: "
+                f"{lanes} lanes do not divide an unlabeled batch of {size} and {self.place.num_processes} processes: "
                 "set data.lanes to a divisor of the first and a multiple of the second"
             )
         if len(self.images.unlabeled) < lanes:
-            raise InputError(f"{lanes} lanes need as many unlabeled images, there are {len(self.images.unlabeled)}")
+            raise InputError(
+                f"{lanes} lanes need at least as many unlabeled images, but there are only {len(self.images.unlabeled)}"
+            )
 
     @property
     def lanes(self) -> int:

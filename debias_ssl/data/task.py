@@ -129,11 +129,12 @@ class Task:
         needs = method.needs
         if (needs.teacher_probs or needs.labeled_teacher_probs) and self.teacher_probs is None and not has_teacher:
             raise InputError(
-                f"{type(method).__name__} needs class probabilities from outside: set data.probs or teacher"
+                f"{type(method).__name__} needs class probabilities of the images: set data.probs or teacher"
             )
         if needs.blank and self.config.features:
             raise InputError(
-                f"{type(method).__name__} needs a blank image, which no features are of: unset data.features"
+                f"{type(method).__name__} needs the prediction for a blank image, which stored features do not "
+                "include: leave out data.features"
             )
         if needs.validation and not len(self.split.validation):
             raise InputError(f"{type(method).__name__} needs validation images: set data.validation_per_class")

@@ -93,7 +93,7 @@ def _check_folder(out: Path) -> None:
     """Raises InputError where a folder has other files and no features."""
     others = sorted(name for name in os.listdir(out) if not OWN.fullmatch(name))
     if others and not (out / MANIFEST).exists():
-        raise InputError(f"--out {str(out)!r} holds {shortened(others)} and no features: name another folder")
+        raise InputError(f"--out {str(out)!r} holds {shortened(others)} but no features: choose another folder")
 
 
 def _make(parsed: Namespace, views: list[KeptView], store: FolderStore) -> None:

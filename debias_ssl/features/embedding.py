@@ -173,7 +173,7 @@ def _made(
             time.sleep(LOOKED_AT_EVERY)
     failed, known = int(_of_all(failed, place).min()), int(_of_all(known, place).sum())
     if known and progress:
-        print(f"note: {known:,} images are of known content, and keep their features", file=sys.stderr)
+        print(f"note: {known:,} images have known contents, and their stored features are used", file=sys.stderr)
     if failed < len(files):
         raise preparing.error(failed)
     num_lacked = int(_of_all(plan.num_lacking, place).sum())

@@ -80,7 +80,9 @@ class Preparing:
             self(row)
         except InputError as error:
             return error
-        return InputError(f"the features of {self.files[row]!r} are no numbers; remove it or skip it (--on_error skip)")
+        return InputError(
+            f"the features of {self.files[row]!r} are not finite numbers; remove it or skip it (--on_error skip)"
+        )
 
     def reason(self, row: int) -> str:
         """Why an image has no features."""

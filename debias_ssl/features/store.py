@@ -178,8 +178,8 @@ class FolderStore:
         if same is None:
             if self.member is not None and (others := self.member.others()):
                 raise InUseError(
-                    f"{str(self.folder)!r} is in use by {others[0]} for another list of images: wait for it, or name "
-                    f"another folder by {self.flag}"
+                    f"{str(self.folder)!r} is in use by {others[0]} for another list of images: wait for it, or "
+                    f"choose another folder with {self.flag}"
                 )
             moved = None if found[0][0]["root"] == own["root"] else (found[0][0]["root"], own["root"])
             note = compared(self.folder, store.earlier[0], moved, files, store.has, self.flag)
@@ -239,8 +239,8 @@ class FolderStore:
             return read_array(path, "r")
         except (OSError, ValueError) as error:
             raise StoppedError(
-                f"{str(path)!r} is gone or damaged ({getattr(error, 'strerror', None) or reason(error)}): does another "
-                "job use the folder? Run the same command again"
+                f"{str(path)!r} is missing or damaged ({getattr(error, 'strerror', None) or reason(error)}): "
+                "another job may use the folder. Run the same command again"
             ) from error
 
     def lock(self, number: int) -> ExitStack | None:
@@ -316,7 +316,7 @@ class FolderStore:
             listed.write(list_path(self.folder, manifest["generation"]))
             write_aside(self.folder / name, json.dumps(manifest))
         except WriteError as error:
-            raise InputError(f"{error}; name another folder by {self.flag}") from error
+            raise InputError(f"{error}; choose another folder with {self.flag}") from error
 
 
 @contextmanager

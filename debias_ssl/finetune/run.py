@@ -99,7 +99,9 @@ def _linear_classifier(run: TrainedRun) -> nn.Linear:
         raise InputError(f"the classifier of {run.config.model.name} is not a linear layer with biases")
     if not run.predictor.is_plain:
         name = type(method).__name__
-        raise InputError(f"{name} predicts with more than the network's classifier, which is what stage two changes")
+        raise InputError(
+            f"{name} predicts with more than the network's classifier, but stage two changes only the classifier"
+        )
     return classifier
 
 
@@ -112,15 +114,16 @@ def _held_out_labels(task: Task, folder: RunFolder) -> Int[Tensor, " V"]:
     labels = task.evaluation_labels("validation")
     if not len(labels):
         raise InputError(
-            f"{str(folder.path)!r} has no held-out images to measure the objective on: "
-            "train with --data.validation_per_class"
+            f"{str(folder.path)!r} has no held-out images, on which the objective is measured: train with "
+            "--data.validation_per_class"
         )
     counts = class_counts(labels.numpy(), len(task.data.classes))
     without = [name for name, count in zip(task.data.classes, counts, strict=True) if not count]
     if without or (labels < 0).any():
         what = f"none of {shortened(without)}" if without else "some of unknown classes"
         raise InputError(
-            f"the held-out images of {str(folder.path)!r} are {what}: each class needs one, and each a label"
+            f"the held-out images of {str(folder.path)!r} are {what}: each class needs at least one, and each "
+            "image a label"
         )
     return labels
 

@@ -72,7 +72,9 @@ class Settings:
             return read_target(str(target_prior), classes, has_reference=self.given.get("reference") is not None)
         weights = array(target_prior)
         if weights.shape != (len(classes),) or weights.dtype.kind not in "fiu":
-            raise InputError(f"target_prior is of shape {weights.shape}, must be {len(classes)} weights, one a class")
+            raise InputError(
+                f"target_prior is of shape {weights.shape}, must be {len(classes)} weights, one for each class"
+            )
         if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
             raise InputError("target_prior must be weights of at least 0, and not all 0")
         target = torch.from_numpy(weights.astype(np.float64))
@@ -143,7 +145,7 @@ def _class_numbers(
     numbers = array(labels)
     if numbers.shape != (len(names),) or numbers.dtype.kind not in "iu":
         raise InputError(
-            f"{name} is {numbers.dtype} of shape {numbers.shape}, must be {len(names)} class numbers, one a row"
+            f"{name} is {numbers.dtype} of shape {numbers.shape}, must be {len(names)} class numbers, one for each row"
         )
     if numbers.max() >= len(classes):
         raise InputError(f"{name}: row {int(numbers.argmax())} has class {numbers.max()}, but there are {len(classes)}")

@@ -144,8 +144,8 @@ def _rows_of(member: Matrix, names: Sequence[str]) -> tuple[Int64[np.ndarray, " 
     if not found.num_matched:
         first = member.predictions.names[0]
         raise InputError(
-            f"--labels {member.name!r} has rows such as {first!r}, which are none of the images, such as {names[0]!r}: "
-            "pass the --images that it was made of"
+            f"--labels {member.name!r} has rows such as {first!r}, which are not among the images, such as "
+            f"{names[0]!r}: pass the --images that it was computed from"
         )
     if found.doubled is not None:
         raise InputError(f"--labels {member.name!r}: rows {found.doubled} (from 0) are of the same image")

@@ -101,8 +101,8 @@ def with_parents(entry: Entry, source: str, unit: str) -> Entry:
     name, *above = (part.strip() for part in ABOVE.split(entry.name))
     if above and not all([name, *above]):
         raise InputError(
-            f"{source}, {unit} {entry.number}: {entry.name!r} has nothing beside a <; a name with a < goes into a list "
-            "in JSON"
+            f"{source}, {unit} {entry.number}: {entry.name!r} has no name on one side of a <; write names that "
+            "contain < in a JSON list"
         )
     return replace(entry, name=name, above=above)
 
@@ -125,7 +125,7 @@ def listed(entries: Sequence[Entry], source: str, unit: str = "entry", units: st
     for entry in entries:
         name, line = entry.name, entry.number
         if not name.strip():
-            raise InputError(f"{source}, {unit} {line}: the name of a class is blank; remove it or fill it in")
+            raise InputError(f"{source}, {unit} {line}: the class name is blank; remove it or fill it in")
         try:
             "".join((name, *entry.prompts, *entry.above)).encode()
         except UnicodeEncodeError as error:

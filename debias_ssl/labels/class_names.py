@@ -48,7 +48,9 @@ def negatives_of(where: str | Classes, classes: ClassList) -> ClassList:
     known = prompts | {name.casefold() for name in classes.names}
     wrong = next((each.text for own in listed.prompts for each in own if each.text.casefold() in known), None)
     if wrong is not None:
-        raise InputError(f"--negatives has {wrong!r}, which is a class: its rows would never be sure; leave it out")
+        raise InputError(
+            f"--negatives has {wrong!r}, which is also a class: its rows would never get a label; leave it out"
+        )
     return listed
 
 
@@ -73,7 +75,7 @@ def read_class_list(path: Path) -> ClassList:
     if suffix == ".json":
         return listed(entries_of_json(text, path), str(path))
     if suffix in (".yaml", ".yml"):
-        raise InputError(f"{path} is YAML: save the names as text, one a line, or as a JSON list")
+        raise InputError(f"{path} is YAML: save the names as text, one per line, or as a JSON list")
     raw = {
         number: line.strip(" \r")
         for number, line in enumerate(text.rstrip().splitlines(), start=1)

@@ -79,8 +79,8 @@ def check_different(clip: Clip, vectors: ClassVectors, classes: ClassList) -> No
     else:
         why = "the model's tokenizer does not tell their names apart, as it may take capital letters for small ones"
     raise InputError(
-        f"the classes {one} and {other} have the same prompts, and the second would never be predicted: {why}; "
-        "give one of them another name for prompts, behind a tab in --classes"
+        f"the classes {one} and {other} have the same prompts, so the second would never be predicted: {why}; "
+        "give one of them another name for prompts, after a tab in --classes"
     )
 
 
@@ -106,7 +106,10 @@ def read_class_vectors(given: str | np.ndarray, num_classes: int) -> Float[np.nd
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {source}: {reason(error)}; numpy.save writes such a file") from error
     if values.ndim != 2 or values.dtype.kind != "f":
-        raise InputError(f"{source} holds {values.dtype} of shape {values.shape}; fractions are needed, a row a class")
+        raise InputError(
+            f"{source} holds {values.dtype} of shape {values.shape}; floating-point numbers are needed, one row for "
+            "each class"
+        )
     if len(values) != num_classes:
         turned = ": pass its transpose" if values.shape[1] == num_classes else ""
         raise InputError(
@@ -117,7 +120,7 @@ def read_class_vectors(given: str | np.ndarray, num_classes: int) -> Float[np.nd
     wrong = np.flatnonzero(~np.isfinite(values).all(1) | (values == 0).all(1))
     if len(wrong):
         what = "is 0 everywhere" if (values[wrong[0]] == 0).all() else "has a number that is not finite"
-        raise InputError(f"{source}: row {wrong[0]} (from 0) {what}; a vector needs a direction: make it anew")
+        raise InputError(f"{source}: row {wrong[0]} (from 0) {what}; a vector needs a direction: compute it again")
     return values
 
 
@@ -143,7 +146,7 @@ def own_vectors(clip: Clip, values: Float[np.ndarray, "C D"], classes: ClassList
     if same:
         one, other = (repr(classes.names[k]) for k in same[0])
         raise InputError(
-            f"--class_vectors: rows {same[0][0]} and {same[0][1]} (from 0) are the same, so that {other} would never "
-            f"be predicted beside {one}: remove one of the classes, or make its vector anew"
+            f"--class_vectors: rows {same[0][0]} and {same[0][1]} (from 0) are the same, so {other} would never "
+            f"be predicted beside {one}: remove one of the classes, or compute its vector again"
         )
     return ClassVectors(weights=weights.T.contiguous().to(clip.device), same=(), cut=(), num_prompts=0)

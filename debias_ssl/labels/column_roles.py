@@ -86,7 +86,7 @@ def _asked_for(names: Sequence[str], by_name: dict[str, Column], path: Path) -> 
         )
     twice = [name for name, num in Counter(names).items() if num > 1]
     if twice:
-        raise InputError(f"{twice[0]!r} is asked for twice as a class of {path}; name each column once")
+        raise InputError(f"{twice[0]!r} is named twice as a class of {path}; name each column once")
     return _all_numbers([by_name[name] for name in names], path)
 
 

@@ -64,7 +64,7 @@ class DebiasConfig(AbstentionConfig):
         check_ranges(self, "")
         super().__post_init__()
         if self.min_precision is not None and self.tune_on is None:
-            raise InputError("--min_precision needs the labels of some rows: give them by --tune_on FILE")
+            raise InputError("--min_precision needs the labels of some rows: pass them with --tune_on FILE")
 
     @property
     def estimate(self) -> PriorName:

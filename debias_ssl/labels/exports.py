@@ -48,7 +48,7 @@ class ExportConfig:
         own = {"url_prefix": "label-studio", "model_version": "label-studio", "files": "imagefolder"}
         for name, format_ in {**own, "truth": "cleanlab"}.items():
             if getattr(self, name) is not None and to != format_:
-                raise InputError(f"--{name} is for --to {format_}, and this is --to {to}: leave it out")
+                raise InputError(f"--{name} works with --to {format_}, not with --to {to}: leave it out")
 
 
 def outputs_in(out: Path) -> Outputs:
@@ -113,8 +113,8 @@ def _label_studio(
     if prefix is None:
         if root is None:
             raise InputError(
-                f"nothing says where the images of {rows.table} are: pass --root their folder, or --url_prefix, what "
-                "their addresses begin with"
+                f"the place of the images of {rows.table} is unknown: pass their folder as --root, or the start "
+                "of their addresses as --url_prefix"
             )
         check_on_disk(rows.files(root).files, "Label Studio does not read tar files: pass --url_prefix of the images")
         prefix = local_prefix(root)
@@ -130,8 +130,8 @@ def _cleanlab(rows: LabeledRows, config: ExportConfig, out: Path) -> list[str]:
     probs, lines = rows.probabilities(), []
     if probs is None:
         raise InputError(
-            f"cleanlab needs the probabilities of all classes, which {rows.table} has not beside it: name a folder of "
-            "label, debias or vote with probs.npy, or a file of predict"
+            f"cleanlab needs the probabilities of all classes, but there are none beside {rows.table}: name a "
+            "folder of label, debias or vote with probs.npy, or a file of predict"
         )
     label = rows.label
     if config.truth is not None:

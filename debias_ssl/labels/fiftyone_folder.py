@@ -77,4 +77,4 @@ def read_samples(path: Path, field: str | None) -> Iterator[Statement]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{file} is no samples.json of FiftyOne: {reason(error)}") from error
+        raise InputError(f"{file} is not a samples.json of FiftyOne: {reason(error)}") from error

@@ -28,7 +28,7 @@ def check_tree(classes: Sequence[str], files: Sequence[str], how: How) -> None:
     """
     for name in classes:
         if name.startswith(".") or name != os.path.basename(name) or "\\" in name or name != name.strip():
-            raise InputError(f"class {name!r} is no name for a folder: rename it, or export --to hf")
+            raise InputError(f"class {name!r} is not a valid folder name: rename it, or export --to hf")
     if how == "link":
         check_on_disk(files, "no link leads there: pass --files copy")
 

@@ -151,7 +151,7 @@ def rows_of_matrix(
         said += more
         truth = torch.where(tuning >= 0, -1, truth)
         if not (truth >= 0).any():
-            raise InputError(f"--tune_on {tune_on} leaves no row with a label in {truth_file} to judge it on")
+            raise InputError(f"--tune_on {tune_on} leaves no row with a label in {truth_file} to evaluate on")
         held_out = KnownRows(matrix=predictions, labels=tuning)
     return Evaluated(
         rows=KnownRows(matrix=predictions, labels=truth),
@@ -176,11 +176,13 @@ def _tuning_labels(
     try:
         share = float(tune_on)
     except ValueError:
-        raise InputError(f"there is no file {tune_on!r}, and it is not a share of the rows, such as 0.2") from None
+        raise InputError(
+            f"--tune_on {tune_on!r} is neither an existing file nor a share of the rows, such as 0.2"
+        ) from None
     known = (truth >= 0).nonzero().squeeze(1)
     number = round(share * len(known)) if 0 < share < 1 else 0
     if not 0 < number < len(known):
-        raise InputError(f"--tune_on {tune_on} of {len(known)} rows leaves none to fit on, or none to judge it on")
+        raise InputError(f"--tune_on {tune_on} of {len(known)} rows leaves no row to fit on, or no row to evaluate on")
     drawn = known[permutation(seed, Purpose.TUNING, 0, len(known))[:number]]
     return torch.full_like(truth, -1).index_copy(0, drawn, truth[drawn]), "other rows, drawn at random", ()
 

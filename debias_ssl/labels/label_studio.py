@@ -79,7 +79,7 @@ def _address(name: str, prefix: str, root: str | None, table: Path) -> str:
     if root is not None:
         path = path.removeprefix(PureWindowsPath(root).as_posix().rstrip("/") + "/")
     if path.startswith("/") or PureWindowsPath(path).drive:
-        raise InputError(f"{table}: {name!r} is an absolute path: pass as --root the folder that such paths begin with")
+        raise InputError(f"{table}: {name!r} is an absolute path: pass the folder at the start of such paths as --root")
     # Storage such as s3:// takes names as they are.
     is_url = prefix.startswith(("/", "http://", "https://"))
     return quote(path, errors="surrogateescape") if is_url else path
@@ -97,7 +97,7 @@ def read_tasks(tasks: Sequence[Any], path: Path, field: str | None) -> Iterator[
         InputError: the file is no such export, or an image has several choices.
     """
     if not all(isinstance(task, dict) for task in tasks):
-        raise InputError(f"{path} is no export of Label Studio: a list of objects is expected")
+        raise InputError(f"{path} is not an export of Label Studio: it must be a list of objects")
     is_whole = any("annotations" in task or "completions" in task for task in tasks)
     annotations = [*(_annotations(tasks) if is_whole else _flat_annotations(tasks, field))]
     names = {name for _, _, choices in annotations for name in choices}
@@ -109,7 +109,7 @@ def read_tasks(tasks: Sequence[Any], path: Path, field: str | None) -> Iterator[
             continue
         where = f"{path}, annotation {number}"
         if len(chosen) > 1:
-            raise InputError(f"{where} has {len(chosen)} choices, {', '.join(chosen)}: an image has one label here")
+            raise InputError(f"{where} has {len(chosen)} choices, {', '.join(chosen)}: an image must have one label")
         yield Statement(
             name=_name_of(data, where),
             label=chosen[0],

@@ -196,8 +196,8 @@ def column_order(others: Predictions, predictions: Predictions, others_name: str
     kinds = [WORDS[each.kind] for each in (others, predictions)]
     if kinds[0] != kinds[1]:
         raise InputError(
-            f"{others_name} has {kinds[0]} ({others.found.words}), {name} has {kinds[1]}: pass numbers of one kind, or "
-            "--kind"
+            f"{others_name} has {kinds[0]} ({others.found.words}), {name} has {kinds[1]}: pass numbers of the "
+            "same kind, or set --kind"
         )
     if others.classes == predictions.classes or not others.has_class_names or not predictions.has_class_names:
         return None

@@ -55,7 +55,7 @@ def read_matrix(path: Path, asked: Sequence[str] | None = None, named: Sequence[
         raise InputError(f"{str(path)!r} is a folder: name a file")
     check_whole(path)
     if path.name in TOP5:
-        raise InputError(f"{str(path)!r} is of the five largest probabilities of each row; for those of all, {FULL}")
+        raise InputError(f"{str(path)!r} has only the five largest probabilities of each row; for all of them, {FULL}")
     if not path.is_file():
         mend = f"; {FULL}" if path.name == "probs.npy" and table_beside(path).is_file() else ""
         raise InputError(f"there is no file {str(path)!r}{mend}")
@@ -71,7 +71,9 @@ def read_matrix(path: Path, asked: Sequence[str] | None = None, named: Sequence[
     content = arrays[suffix](path) if suffix in arrays else tables[suffix](path)
     if isinstance(content, np.ndarray):
         if asked is not None:
-            raise InputError(f"--columns names columns of a table, and {path} has none with names: leave it out")
+            raise InputError(
+                f"--columns names columns of a table, but the columns of {path} have no names: leave it out"
+            )
         return Matrix(values=content)
     return _of_columns(content, path, asked, named)
 

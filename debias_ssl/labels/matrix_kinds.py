@@ -104,7 +104,7 @@ def find_kind(values: Num[np.ndarray, "N C"], classes: Sequence[str], asked: Ask
         return Found(kind=asked, words="as told")
     if seen.lowest >= 0 and np.ptp(sums) <= 0.02 * sums.max() and seen.highest > 1:
         raise InputError(
-            f"{source} has rows without a negative number that all sum to {sums.max():g}, as parts of a whole do: "
+            f"{source} has rows of numbers of at least 0 that all sum to {sums.max():g}, as percentages do: "
             "divide them by that, or pass --kind logits"
         )
     if in_range:
@@ -124,7 +124,7 @@ def _look(values: Num[np.ndarray, "N C"], classes: Sequence[str], source: str) -
         low, high = float(lowest.min()), float(highest.max())
         if low <= 0 <= high and len(zeros := ((lowest == 0) & (highest == 0)).nonzero()):
             raise InputError(
-                f"{source}: row {first + int(zeros[0])} (from 0) is all zeros, which is not a prediction; "
+                f"{source}: row {first + int(zeros[0])} (from 0) has only zeros, which is not a prediction; "
                 "remove the row, or fill it in"
             )
         seen.lowest, seen.highest = min(seen.lowest, low), max(seen.highest, high)

@@ -76,8 +76,7 @@ def _predictions_of(folder: Path) -> Path:
     found = Path(summary_with(folder, "predictions", "debias", "a matrix of predictions")["predictions"])
     if not found.is_file():
         raise InputError(
-            f"--reference {str(folder)!r}: its predictions {str(found)!r} are not there any more: pass them from where "
-            "they are now"
+            f"--reference {str(folder)!r}: its predictions {str(found)!r} are missing: pass the file itself"
         )
     return found
 

@@ -51,8 +51,8 @@ class Matrix:
         if (rows < 0).any():
             missing = names[int((rows < 0).argmax())]
             raise InputError(
-                f"--runs {self.name!r} has no row of {missing!r}: all must be of the same images; its first row is "
-                f"{own[0]!r}"
+                f"--runs {self.name!r} has no row of {missing!r}: all members need the same images; its first row "
+                f"is {own[0]!r}"
             )
         found, first = LogitFile(len(classes)), 0
         for logits in self.predictions.at(rows):
@@ -134,22 +134,22 @@ def read_members(given: Sequence[str], features: Sequence[str], device: torch.de
         InputError: there are fewer than two, one cannot be loaded, or its classes are others.
     """
     if len(given) < 2:
-        raise InputError(f"--runs names {len(given)} run; votes need two or more")
+        raise InputError(f"--runs names {len(given)} run; a vote needs two or more")
     places = [Path(each).resolve() for each in given]
     if twice := [each for i, each in enumerate(given) if places[i] in places[:i]]:
-        raise InputError(f"--runs names {twice[0]!r} twice, which would be two votes of one: leave one out")
+        raise InputError(f"--runs names {twice[0]!r} twice, so it would have two votes: leave one out")
     members = [read_member(each, features, device) for each in given]
     first = members[0]
     for other in members[1:]:
         if {*other.classes} != {*first.classes}:
             differing = sorted({*first.classes} ^ {*other.classes})
             raise InputError(
-                f"--runs {other.name!r} has other classes than {first.name!r}: {shortened(differing)} in one of them "
-                "alone; those that vote need the same classes"
+                f"--runs {other.name!r} has other classes than {first.name!r}: {shortened(differing)} in only one "
+                "of them; all members need the same classes"
             )
     used = {folder for member in members if isinstance(member, Run) for folder in member.features}
     if unused := [folder for folder in features if folder not in used]:
-        raise InputError(f"--features {unused[0]!r} has features of a model that none of --runs was trained on")
+        raise InputError(f"--features {unused[0]!r} has features of a model on which none of --runs was trained")
     return members
 
 
@@ -181,9 +181,7 @@ def _features_of(name: str, run: TrainedRun, features: Sequence[str], flag: str)
     trained_on = (saved_inputs(RunFolder(Path(name)).split) or {}).get("data.features")
     found = tuple(folder for folder in features if trained_on in (None, hash_of_model(folder)))
     if not found:
-        raise InputError(
-            f"--features has none of the model that {flag} {name!r} was trained on; those were {', '.join(own)}"
-        )
+        raise InputError(f"--features lacks the model on which {flag} {name!r} was trained: {', '.join(own)}")
     return found
 
 

@@ -76,8 +76,8 @@ def merge(rows: LabeledRows, several: Sequence[Statements], conflicts: Conflicts
         if decided.label not in classes and decided.label:
             if not new_classes:
                 raise InputError(
-                    f"{decided.where}: {decided.label!r} is no class; the classes are {shortened([*classes])}. Mend "
-                    "it, or pass --new_classes to have it as one"
+                    f"{decided.where}: {decided.label!r} is not a class; the classes are {shortened([*classes])}. "
+                    "Correct it, or pass --new_classes to add it as a class"
                 )
             classes[decided.label] = None
         label[row], source[row] = decided.label, decided.source
@@ -107,11 +107,11 @@ def _by_row(rows: LabeledRows, several: Sequence[Statements]) -> tuple[dict[int,
         found = match(names, rows.names)
         if found.doubled is not None:
             first, second = (names[i] for i in found.doubled)
-            raise InputError(f"{statements.path}: {first!r} and {second!r} are both one row of {rows.table}: keep one")
+            raise InputError(f"{statements.path}: {first!r} and {second!r} mean the same row of {rows.table}: keep one")
         why = "" if found.unmatched is None else f": {found.unmatched[0]!r}"
         why += f"; {found.cause}" if found.cause else ""
         if not found.num_matched:
-            raise InputError(f"{statements.path} is of none of the images in {rows.table}{why}")
+            raise InputError(f"{statements.path} names none of the images in {rows.table}{why}")
         if missing := len(names) - found.num_matched:
             notes.append(f"{statements.path}: {missing} of {len(names)} images are not in {rows.table}{why}")
         notes += [f"{statements.path}: {note}" for note in found.notes]
@@ -139,7 +139,7 @@ def _decided(name: str, said: Sequence[Statement], conflicts: Conflicts) -> Stat
     one, other = said[0], next(each for each in said if each.label != said[0].label)
     raise InputError(
         f"{name!r} is {one.label!r} by {one.source} ({one.where}) and {other.label!r} by {other.source} "
-        f"({other.where}): pass --conflicts last or majority, or mend it"
+        f"({other.where}): pass --conflicts last or majority, or correct one"
     )
 
 

@@ -64,7 +64,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
     What a job that was interrupted has left is replaced: the same command goes on.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"cannot write to --out {str(out)!r}: it is not a folder")
+        raise InputError(f"cannot write to --out {str(out)!r}: this is not a folder")
     check_writable(out, "--out")
     outputs_in(out).check_replaceable(overwrite)
 

@@ -39,7 +39,9 @@ class ReferenceRows:
             InputError: the estimate is none of rows.
         """
         if estimate in GIVEN:
-            raise InputError(f"the prior {estimate} is not measured on rows: leave out --reference, or --prior")
+            raise InputError(
+                f"the prior {estimate} is not measured on reference rows: leave out --reference, or --prior"
+            )
         chunks, notes = [logits / temperature if temperature != 1 else logits for logits in self.sample], ()
         if estimate in BALANCED:
             solution = balanced(chunks, estimate, uniform(len(self.classes)))

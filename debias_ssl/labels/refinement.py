@@ -43,7 +43,7 @@ def check_given(config: DebiasConfig, has_features: bool, has_anchors: bool) -> 
     """Raises InputError where what refines is not there, or would not be made use of."""
     if config.refine == "none" and (has_features or has_anchors):
         given = "--features" if has_features else "--anchors"
-        raise InputError(f"{given} would do nothing: it refines labels with --refine mixture")
+        raise InputError(f"{given} has an effect only with --refine mixture: pass that too, or leave it out")
     if config.refine != "none" and not (has_features and has_anchors):
         raise InputError(
             f"--refine {config.refine} needs --features, a vector for each row, and --anchors, one for each class in "

@@ -37,7 +37,7 @@ def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) ->
         InputError: a number is not finite, or the settings need what is not there.
     """
     if config.estimate == "content_free" and rows.blank is None and rows.reference is None:
-        raise InputError("the prior content_free needs the logits of a blank image: give them by --blank FILE")
+        raise InputError("the prior content_free needs the logits of a blank image: pass them with --blank FILE")
     supported, notes = supported_by(rows, config)
     tuning = None if rows.tuning is None else read_tuning(rows, config, is_quiet)
     source = _source_of(rows, tuning, _is_cautious(rows, config), is_quiet)
@@ -201,7 +201,13 @@ def _find_shift(seen: _Seen, rows: Rows, config: DebiasConfig, supported: float,
             towards = _target_of(_shares(seen, uniform(num_classes), tell), config, seen.num_rows)
         solution = balanced(seen.chunks, estimate, towards)
         if not solution.is_settled:
-            tell(_unsettled(f"the prior {estimate}", solution, "the labels' shares miss the target by that much"))
+            tell(
+                _unsettled(
+                    f"the prior {estimate}",
+                    solution,
+                    "the class shares of the labels differ from the target by that much",
+                )
+            )
         # Its classes are all possible: cut off, a rare one would stay unbalanced. Of the known target all remains.
         log_q = supported * finite_log(solution.prior) - (1 - supported) * log_target
         return _Found(prior=solution.prior, log_own=torch.zeros_like(log_q), shift_of=lambda strength: strength * log_q)
@@ -239,7 +245,7 @@ def _target_of(pi: Float[Tensor, " C"], config: DebiasConfig, num_rows: int) -> 
 def _shares(seen: _Seen, source: Float[Tensor, " C"], tell: Callable[[str], None]) -> Float[Tensor, " C"]:
     found = priors.expectation_maximization(seen.sample, source)
     if not found.is_settled:
-        tell(_unsettled("the shares of the classes", found, "they are still on their way; give the target as a file"))
+        tell(_unsettled("the shares of the classes", found, "they had not converged; pass the target as a file"))
     return found.prior
 
 

@@ -108,7 +108,7 @@ def suggest_images(
     num_unreadable = int((~readable).sum())
     rows, features = rows[readable.numpy()], features[readable]
     if not len(rows):
-        raise InputError("none of the images to choose from has features that are numbers: make them anew")
+        raise InputError("none of the candidate images has finite features: compute them again")
     directions = Directions(features)
     weight = torch.ones(len(rows)) if seen is None else unsure(seen.gap[rows])
     coverage = Coverage(directions(features), weight)

@@ -95,9 +95,9 @@ def read_request(
     names = listed.names
     if len(names) < 2:
         source = classes if isinstance(classes, str) else "classes"
-        raise InputError(f"{source} names one class, {''.join(names)!r}; at least two are needed to tell apart")
+        raise InputError(f"{source} names one class, {''.join(names)!r}; at least two classes are needed")
     if vectors is not None and templates != "simple":
-        raise InputError("--templates is for prompts, and --class_vectors takes their place: leave one of them out")
+        raise InputError("--class_vectors replaces prompts, so --templates has no effect: leave one of them out")
     others = None if negatives is None else negatives_of(negatives, listed)
     sentences = read_templates(templates)
     target = read_target(config.target_prior, names, has_reference=config.reference is not None)
@@ -132,7 +132,7 @@ def check_several(clip: Clip, multi_label: float | None) -> None:
     if clip.logit_bias is None:
         raise InputError(
             "--multi_label needs a model that was trained with sigmoids and has a logit bias, such as SigLIP and "
-            "SigLIP 2: the probabilities of this one say which class fits best, and not whether a class fits"
+            "SigLIP 2: the probabilities of this model tell which class fits best, but not whether a class fits at all"
         )
 
 

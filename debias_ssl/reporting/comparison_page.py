@@ -76,10 +76,10 @@ def payoffs(compared: ComparedRuns) -> list[Section]:
     if not judged:
         return []
     text = (
-        "The accuracy of each variant minus that of a run on the same labels alone. Runs are paired by seed, and have "
-        "the same network, split and steps. Unlabeled images paid if the 95 % interval is above 0, and cost accuracy if it is "
-        "below 0. Each interval is for one variant: of twenty variants without any effect, one is expected to seem to "
-        "pay or to cost."
+        "The accuracy of each variant minus that of a run on the same labels alone. Runs are paired by seed, and "
+        "have the same network, split and steps. Unlabeled images paid if the 95 % interval is above 0, and cost "
+        "accuracy if it is below 0. Each interval is for one variant: of twenty variants without any effect, one "
+        "is expected to seem to pay or to cost."
     )
     by_block, values = by_setting(judged), read_gains(judged)
     drawn = [Figure(title="", svg=gains_figure(values))] if values else []

@@ -139,7 +139,10 @@ def test_check_of_embedded_data_finds_no_fault(capsys: pytest.CaptureFixture[str
     [
         ([], "usage: debias-ssl data check|split"),
         (["inspect"], "usage: debias-ssl data check|split"),
-        (["check", "--data.labels_per_class", "999"], "images left, 999 are asked for: lower data.labels_per_class"),
+        (
+            ["check", "--data.labels_per_class", "999"],
+            "images left, but 999 are requested: lower data.labels_per_class",
+        ),
         (["check", "--data.name", "folder"], "needs data.labeled and data.test"),
         (["check", "--data.labels_per_class", "0"], "data.labels_per_class is 0, must be at least 1"),
         (["check", "--data.lables_per_class", "4"], "--data.lables_per_class"),

@@ -287,7 +287,10 @@ def test_an_unlabeled_set_of_its_own_is_drawn_independently_of_the_labels():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (SplitConfig(labels_per_class=6), "class 'b' has 5 images left, 6 are asked for: lower data.labels_per_class"),
+        (
+            SplitConfig(labels_per_class=6),
+            "class 'b' has 5 images left, but 6 are requested: lower data.labels_per_class",
+        ),
         (SplitConfig(validation_per_class=7), "class 'b' has 5 images left, 7 .* data.validation_per_class"),
         (
             SplitConfig(labels_per_class=3, validation_per_class=3),

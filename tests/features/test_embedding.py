@@ -326,7 +326,7 @@ def test_the_same_images_in_another_copy_keep_their_features(
     assert rows_of(cached(clip, copies, progress=True)) == before and not encoded
     said = capsys.readouterr().err
     assert "features of 0 of 10 images are used again; 10 images are new or have another" in said
-    assert "note: 10 images are of known content, and keep their features" in said
+    assert "note: 10 images have known contents, and their stored features are used" in said
     # They are known by their times from now on, and are not read again.
     for path in copies:
         spoil(path)
@@ -592,7 +592,7 @@ def test_a_process_makes_its_own_shards_alone(clip: Clip, images: list[Path], mo
     before = shards(cache)
     (folder_of(cache) / "shard_00001.npy").unlink()
     monkeypatch.setattr(features, "_of_all", lambda number, place: torch.tensor([number]))
-    with pytest.raises(StoppedError, match=r"shard_00001\.npy' is gone or damaged \(No such file or directory\)"):
+    with pytest.raises(StoppedError, match=r"shard_00001\.npy' is missing or damaged \(No such file or directory\)"):
         cached(clip, images, place=Place(rank=0, num_processes=2))
     cached(clip, images, place=Place(rank=1, num_processes=2))
     assert shards(cache) == before

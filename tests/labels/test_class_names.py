@@ -146,7 +146,7 @@ def test_digits_may_have_prompts_in_lists(tmp_path):
             "cat\ndog # the pet\n",
             "line 2: 'dog # the pet' has a # in it: put a comment into a line of its own",
         ),
-        ("c.txt", "cat\na <  < b\n", "line 2: 'a <  < b' has nothing beside a <"),
+        ("c.txt", "cat\na <  < b\n", "line 2: 'a <  < b' has no name on one side of a <"),
         ("c.txt", "# pets\ncat < a\ndog < b < a\nb < a", "'b' is a class in line 4 and stands above 'dog' in line 3"),
         ("c.txt", "cat < a\ncat < b\n", "lines 1 and 2 are both 'cat'"),
         ("c.json", '{"cat": "x", "dog": "y", "cat": "z"}', "entries 1 and 3 are both 'cat'"),

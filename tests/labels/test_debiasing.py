@@ -311,7 +311,7 @@ def test_labels_by_path_row_and_number(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("path,label\nc.png,fox\n", "line 2: 'fox' is no class; the classes are ant, bee, cat, dog"),
+        ("path,label\nc.png,fox\n", "line 2: 'fox' is not a class; the classes are ant, bee, cat, dog"),
         ("path,label\nc.png,0\n", "'0' is no class"),
         ("path,label\nc.png,ant\nc.png,bee\n", "lines 2 and 3 are both path 'c.png'"),
         ("path,label\nd.png,ant\n", "none of the rows: the first is 'd.png', and the first row without one 'a.png'"),

@@ -175,7 +175,7 @@ def test_a_preference_of_another_estimate_or_temperature_is_refused(files: Path,
         ({"made_with": {"kinds of numbers": "probs"}}, "was made with other kinds of numbers"),
         ({"version": 2}, "its version is 2, not 1"),
         ({"log_prior": [0.0]}, "does not have a finite number for each class"),
-        ({"draws": [[0.0]]}, "is no preference.json"),
+        ({"draws": [[0.0]]}, "is not a preference.json"),
     ],
 )
 def test_a_preference_that_does_not_fit_is_refused(
@@ -192,7 +192,7 @@ def test_a_preference_that_does_not_fit_is_refused(
 def test_references_that_are_none_are_refused(files: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--predictions", str(files / "logits.npy"), "--out", str(files / "out"), "--reference"]
     (files / "folder").mkdir()
-    assert "is no folder that debias has written" in refused(main, [*arguments, str(files / "folder")], capsys)
+    assert "is not a folder of debias" in refused(main, [*arguments, str(files / "folder")], capsys)
     np.save(files / "folder" / "five.npy", OTHERS[:, :5])
     five = str(files / "folder" / "five.npy")
     assert "--reference has 5 classes, --predictions has 6" in refused(main, [*arguments, five], capsys)

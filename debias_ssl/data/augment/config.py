@@ -54,7 +54,7 @@ class AugmentConfig:
         for name in self.ops:
             if "." not in name and name not in OPERATIONS:
                 raise InputError(
-                    f"data.augment.ops: there is no operation {name!r}; the operations are {', '.join(OPERATIONS)}, "
+                    f"data.augment.ops: unknown operation {name!r}; the operations are {', '.join(OPERATIONS)}, "
                     f"or package.module.function of your own{near(name, OPERATIONS)}"
                 )
 

@@ -92,5 +92,5 @@ def check_own_operations(config: AugmentConfig, shape: tuple[int, int, int], dev
             raise InputError(f"data.augment.ops: {name!r} returned {found} of torch.uint8 {[*noise.shape]}")
         if not first.equal(second):
             raise InputError(
-                f"data.augment.ops: {name!r} gives other images at a second call: it must use no random numbers"
+                f"data.augment.ops: {name!r} returns different images at a second call: it must not use random numbers"
             )

@@ -77,7 +77,9 @@ def decoded_array(
     shutil.rmtree(parts, ignore_errors=True)
     found = _whole_array(path, shape)
     if found is None:
-        raise InputError(f"{str(path)!r} is not what was written to it: set data.cache to a folder on another disk")
+        raise InputError(
+            f"{str(path)!r} does not contain what was written to it: set data.cache to a folder on another disk"
+        )
     return found
 
 

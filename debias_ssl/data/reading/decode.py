@@ -54,8 +54,8 @@ def decode(path: str, channels: int = 3, side: int | None = None, decoding: Deco
     image = _by_pillow(path, mode, decoding) if pixels is None else Image.fromarray(pixels).convert(mode)
     if side is not None and image.size != (side, side):
         raise InputError(
-            f"{path!r} has {image.width} x {image.height} pixels, the first image {side} x {side}: "
-            "set data.image_size to the side to crop to"
+            f"{path!r} has {image.width} x {image.height} pixels, but the first image has {side} x {side}: set "
+            "data.image_size to the side to crop to"
         )
     return image
 

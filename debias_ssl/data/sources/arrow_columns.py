@@ -51,7 +51,7 @@ class Columns:
             InputError: a row has no image or a wrong class, or the rows are not those of the files.
         """
         if dataset._indices is not None:
-            raise InputError(f"{where}: its rows are chosen by an index: save it again, after flatten_indices()")
+            raise InputError(f"{where}: its rows are selected by an index: call flatten_indices() and save it again")
         if label is not None and label not in dataset.features:
             label = None
         feature = None if label is None else dataset.features[label]
@@ -129,7 +129,7 @@ def _places(column: pa.Array, whole: pa.Buffer, where: str, first: int) -> Int64
 def _texts(column: pa.Array, where: str) -> pa.Array:
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise InputError(f"{where} is of type {kind}: classes are texts or whole numbers")
+        raise InputError(f"{where} has the type {kind}: classes must be texts or whole numbers")
     return column.cast(pa.large_string())
 
 

@@ -100,7 +100,7 @@ def each_once(images: Images, classes: Sequence[str], where: str) -> Listed:
         named = f"rows {i + 1} and {j + 1}, {images.names[i]!r}," if os.path.isfile(where) else f"{images.names[i]!r}"
         named += f" and {images.names[j]!r}" if images.names[i] != images.names[j] else ""
         raise InputError(
-            f"{where}: {named} are the same file, as {classes[now[i]]!r} and as {classes[now[j]]!r}: keep one of them"
+            f"{where}: {named} are the same file, labeled {classes[now[i]]!r} and {classes[now[j]]!r}: keep one of them"
         )
     rows = np.sort(first)
     note = f"{where} has {len(images) - len(rows)} files more than once: each is one image"
@@ -191,11 +191,11 @@ def separated(
     number, tested, both = len(unlabeled.images), among(unlabeled, test), among(unlabeled, labeled)
     if not number:
         raise InputError(
-            "no image is left without a label: lower data.seeds_per_class, raise data.min_confidence, or name "
-            "unlabeled images by data.unlabeled"
+            "all images have a label, so none is unlabeled: lower data.seeds_per_class, raise "
+            "data.min_confidence, or set data.unlabeled"
         )
     if tested.all():
-        raise InputError("all unlabeled images are test images too: data.unlabeled must be others")
+        raise InputError("all unlabeled images are also test images: set data.unlabeled to other images")
     if tested.any():
         notes.append(f"{tested.sum()} of {number} unlabeled images are test images: left out")
     if both.any():

@@ -203,7 +203,7 @@ def read_probs(
     check_whole(folder / "probs.npy")
     if not (folder / "probs.npy").is_file():
         cut = ", but the five largest of each row alone" if (folder / TOP5[0]).is_file() else ""
-        raise InputError(f"data.probs: {str(folder)!r} has no probs.npy{cut}; where label or debias made it, {FULL}")
+        raise InputError(f"data.probs: {str(folder)!r} has no probs.npy{cut}; if label or debias wrote it, {FULL}")
     table = table_beside(folder / "probs.npy")
     own = read_classes(table)
     if set(own) != set(classes):
@@ -238,8 +238,8 @@ def _check_rows(path: Path, listed: LabelFile, classes: tuple[str, ...], probs: 
         told = "" if confidence is None else f" with confidence {confidence[i]:.3f}"
         raise InputError(
             f"{path}, line {listed.lines[i]}: {listed.labels[i]!r}{told}, but row {i} of probs.npy has "
-            f"{classes[int(probs[i].argmax())]!r} with {probs[i].max():.3f}: {path.name} was sorted or changed; put it "
-            "back as it was written, or make the folder anew"
+            f"{classes[int(probs[i].argmax())]!r} with {probs[i].max():.3f}: {path.name} was sorted or changed; "
+            "restore the file, or write the folder again"
         )
 
 

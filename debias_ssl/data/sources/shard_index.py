@@ -163,7 +163,7 @@ def make_index(path: str) -> dict[str, np.ndarray]:
         with open(path, "rb", buffering=8 * BLOCK) as file:
             start = file.read(BLOCK)
             if start.startswith(COMPRESSED_STARTS):
-                raise InputError(f"shard {path!r} is compressed: uncompress it, so that images can be read singly")
+                raise InputError(f"shard {path!r} is compressed: uncompress it, so that single images can be read")
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                 while (member := tar.next()) is not None:

@@ -154,7 +154,7 @@ def read_member(member: Member) -> bytes:
         raise StoppedError(
             f"cannot read shard {shard.path!r}: {error.strerror}; put it back and start again"
         ) from error
-    raise StoppedError(f"shard {shard.path!r} has changed since it was read first; put it back and start again")
+    raise StoppedError(f"shard {shard.path!r} has changed since it was read first; restore it and start again")
 
 
 class OpenMember(io.BytesIO):
@@ -253,7 +253,7 @@ def shard_paths(where: str, setting: str) -> list[str]:
     paths: list[str] = []
     for pattern in [where] if Path(where).is_file() else expanded(where):
         if pattern.lower().endswith(COMPRESSED):
-            raise InputError(f"{setting}: {pattern!r} is compressed: uncompress it, so that images can be read singly")
+            raise InputError(f"{setting}: {pattern!r} is compressed: uncompress it, so that single images can be read")
         found = [pattern] if Path(pattern).is_file() or not glob.has_magic(pattern) else sorted(glob.glob(pattern))
         if not found or not Path(found[0]).is_file():
             raise InputError(f"{setting}: there is no shard {pattern!r}")

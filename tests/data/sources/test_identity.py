@@ -58,7 +58,7 @@ def test_two_labels_of_a_file_are_refused_with_their_rows(tree: Path, config: Da
     shutil.copy(tree / "test" / "cat" / "0.png", tree / "test" / "dog" / "copy.png")
     load_data(config)
     (tree / "test" / "dog" / "link.png").symlink_to(tree / "test" / "cat" / "0.png")
-    with pytest.raises(InputError, match=r"cat/0\.png' and '.*link\.png' are the same file, as 'cat' and as 'dog'"):
+    with pytest.raises(InputError, match=r"cat/0\.png' and '.*link\.png' are the same file, labeled 'cat' and 'dog'"):
         load_data(config)
 
 
@@ -117,7 +117,7 @@ def test_a_set_without_common_files_is_as_it_was(config: DataConfig):
 
 
 def test_unlabeled_images_that_are_all_test_images_are_refused(tree: Path, config: DataConfig):
-    with pytest.raises(InputError, match="all unlabeled images are test images too"):
+    with pytest.raises(InputError, match="all unlabeled images are also test images"):
         load_data(replace(config, unlabeled=str(tree / "test")))
 
 
@@ -165,7 +165,7 @@ def test_check_finds_the_same_pixels_under_two_names(tree: Path, config: DataCon
     shutil.copy(tree / "labeled" / "cat" / "1.png", tree / "unlabeled" / "copy.png")
     main(["check", *(f"--data.{name}={getattr(config, name)}" for name in ("name", "labeled", "unlabeled", "test"))])
     said = capsys.readouterr().out
-    assert "duplicates 1 training images are there before, 1 of them with another label" in said
+    assert "duplicates 1 training images occur more than once, 1 of them with different labels" in said
     assert f"{tree}/labeled/dog/copy.png = {tree}/labeled/cat/0.png" in said
     assert "duplicates 1 unlabeled images are training images too" in said
 
@@ -183,10 +183,10 @@ def test_a_folder_that_is_one_level_off_is_refused_with_the_one_that_is_meant(tr
     (tmp_path / "parts").rename(tree / "test" / "data")
     for job, arguments in ((train.main, run), (main, ["check", *flags])):
         message = refused(job, arguments, capsys)
-        assert "it has the one class folder 'data'" in message
+        assert "it has only the class folder 'data'" in message
         assert f"set it to {str(tmp_path / 'L' / 'data')!r}, which has several" in message
     rows = listed(tree / "rows.csv", "test/data/cat/0.png,data", "test/data/cat/1.png,data")
-    assert "rows.csv has the one class 'data'" in refused(train.main, [*run, f"--data.labeled={rows}"], capsys)
+    assert "rows.csv has only the class 'data'" in refused(train.main, [*run, f"--data.labeled={rows}"], capsys)
 
 
 def test_keys_are_small_and_need_no_look_at_each_file(tmp_path: Path):

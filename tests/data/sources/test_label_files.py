@@ -130,7 +130,7 @@ def test_a_class_tree_has_no_confidences(labels: Path):
 
 
 def test_labels_of_all_images_leave_none_unlabeled(labels: Path):
-    with pytest.raises(InputError, match=r"no image is left without a label: lower data\.seeds_per_class"):
+    with pytest.raises(InputError, match=r"all images have a label, so none is unlabeled: lower data\.seeds_per_class"):
         load_data(setting(labels, seeds_per_class=9))
 
 
@@ -140,8 +140,8 @@ def test_labels_of_all_images_leave_none_unlabeled(labels: Path):
         ({"min_confidence": 1.5}, "min_confidence is 1.5, must be in"),
         ({"seeds_per_class": 0}, "seeds_per_class is 0, must be at least 1"),
         ({"seeds_per_class": 1, "min_confidence": 0.5}, "exclude each other"),
-        ({"name": "digits", "probs": "x"}, r"data\.probs is for image files"),
-        ({"name": "digits", "features": ("x",)}, r"data\.features is for image files"),
+        ({"name": "digits", "probs": "x"}, r"data\.probs works with image files only"),
+        ({"name": "digits", "features": ("x",)}, r"data\.features works with image files only"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str):
@@ -184,7 +184,7 @@ def test_images_that_are_not_listed_get_zeros(labels: Path, paint):
 def test_a_method_that_needs_probabilities_says_what_to_set(labels: Path, tmp_path: Path):
     task = task_of(setting(labels, seeds_per_class=1), tmp_path)
     method = DebiasPL(task.problem(1), assist_threshold=0.4)
-    with pytest.raises(InputError, match=r"DebiasPL needs class probabilities from outside: set data\.probs"):
+    with pytest.raises(InputError, match=r"DebiasPL needs class probabilities of the images: set data\.probs"):
         task.training_stream(method, seed=0, batch_size=2, unlabeled_ratio=3, balanced=False)
 
 
