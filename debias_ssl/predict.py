@@ -120,8 +120,8 @@ def _listed(parsed: Namespace, run: TrainedRun, accelerator: "accelerate.Acceler
         trained_on = (saved_inputs(RunFolder(Path(parsed.run)).split) or {}).get("data.features")
         if trained_on not in (None, hash_of_model(parsed.features)):
             notes.append(
-                f"the features in {parsed.features} were made by another model, precision or settings than those that "
-                "the run was trained on"
+                f"the features in {parsed.features} come from another model, precision or settings than the "
+                "features that the run was trained on"
             )
     for note in notes if accelerator.is_main_process else ():
         print(f"note: {note}", file=sys.stderr)

@@ -90,7 +90,9 @@ def _check(parsed: Namespace, config: DebiasConfig) -> None:
             raise InputError(f"{name} is {parsed[name]}, must be at least {least}")
     config.check_kind("probs")
     if config.prior == "content_free":
-        raise InputError("--prior content_free needs logits of a blank image, which votes have not: choose another")
+        raise InputError(
+            "--prior content_free needs logits of a blank image, which votes do not have: choose another prior"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,7 @@ def _electorate(parsed: Namespace, accelerator: "accelerate.Accelerator") -> _El
     runs = [member for member in members if isinstance(member, Run)]
     if parsed.images is None:
         if runs:
-            raise InputError(f"--runs {runs[0].name!r} is a run, which needs images to vote on: pass --images")
+            raise InputError(f"--runs {runs[0].name!r} is a run, which needs images: pass --images")
         return _Electorate(members=members, images=None, root=Path(), bad={})
     with first_of_each_host_first(accelerator):
         images, root = images_to_label(parsed.images, members[0].classes, parsed.root, of="those that vote")
@@ -248,7 +250,7 @@ def _page(labeling: Labeling, table: list[list[str]], given: _Electorate, parsed
         return [_picture(images.names[row]) for row in rows]
 
     facts = [f"{len(labeling.names):,} rows" + (f" of {parsed.images}" if parsed.images else "")]
-    facts.append(f"votes of {len(given.members)} members; confidences are the shares of those that agree")
+    facts.append(f"votes of {len(given.members)} members; confidences are the shares of members that agree")
     page = labels_page(labeling, facts=facts, features=None, pictures=None if images is None else pictures)
     return render(replace(page, sections=[members_section(table), *page.sections]), __version__)
 

@@ -116,7 +116,7 @@ def test_a_row_without_a_label_or_a_confidence_is_a_task_without_them(tmp_path: 
 
 def test_images_that_nothing_locates_are_asked_for(labels: Path, capsys):
     message = refused(main, ["labels", "--to", "label-studio", "--out", "out"], capsys)
-    assert "pass --root" in message and "--url_prefix" in message
+    assert "as --root" in message and "--url_prefix" in message
     Path("given.csv").write_text("path,label\n/data/1.png,ant\n")
     flags = ["given.csv", "--to", "label-studio", "--url_prefix", "http://host/", "--out", "out"]
     assert "such paths as --root" in refused(main, flags, capsys)

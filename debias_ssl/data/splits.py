@@ -27,18 +27,18 @@ class SplitConfig:
     """How the training images are split.
 
     Args:
-        labels_per_class: N1, labeled images of the first class; null labels every image that is not held out.
-        labeled_fraction: share of each class that is labeled, rounded up, instead of a number.
+        labels_per_class: N1, labeled images of the first class; null labels all images that are not held out.
+        labeled_fraction: share of labeled images in each class, rounded up, instead of a number.
         labeled_imbalance: n_max / n_min of the labeled images; class k gets int(N1 * imbalance^(-k / (C - 1))).
         unlabeled_per_class: M1, unlabeled images of the most frequent class; null takes all that are left.
         unlabeled_imbalance: n_max / n_min of the unlabeled images.
-        unlabeled_order: which classes are frequent among the unlabeled: those that are among the labeled (same), none
-            (uniform), the rare ones (reversed), those in the middle, or those at both ends.
-        unlabeled_includes_labeled: whether the labeled images are unlabeled images too, as in FixMatch.
-        train_imbalance: makes the training set itself long-tailed first, for a fraction of it to be labeled.
+        unlabeled_order: the frequent classes among the unlabeled images: the same as among the labeled ones (same),
+            none (uniform), the rare ones (reversed), those in the middle, or those at both ends.
+        unlabeled_includes_labeled: whether labeled images are also unlabeled images, as in FixMatch.
+        train_imbalance: makes the training set itself long-tailed, before `labeled_fraction` of it is labeled.
         validation_per_class: images of each class held out from training for validation, never from the test set.
         split_seed: seed of the draw; null takes the run's seed.
-        split: a split.json to use instead of drawing one; with `labels` in it, these are the labeled images' classes.
+        split: a split.json to use instead of a drawn split; `labels` in it are the classes of the labeled images.
     """
 
     labels_per_class: AtLeastOne | None = None

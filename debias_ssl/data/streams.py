@@ -33,8 +33,8 @@ class StreamConfig:
     """How the batches of a run are made of the images that were read.
 
     Args:
-        lanes: of unlabeled images in shards: how many places of them a batch is read from. Processes share the lanes,
-            and each reads the shards of its own; null is the largest divisor of the batch that is at most 64.
+        lanes: for unlabeled images in shards: the number of places from which a batch is read. Processes share the
+            lanes, and each reads its own shards; null is the largest divisor of the batch up to 64.
         augment: weak and strong views.
     """
 

@@ -89,7 +89,7 @@ class Task:
         border = len(self.data.train) - self.data.num_separate
         shared = int((self.split.validation >= border - self.data.num_shared).sum())
         if shared:
-            notes.append(f"{shared} validation images are unlabeled images too: not trained on")
+            notes.append(f"{shared} validation images are also unlabeled images: training leaves them out")
         return notes
 
     @property

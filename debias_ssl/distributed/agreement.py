@@ -47,8 +47,9 @@ def difference(gathered: list[dict[str, tuple[str, str]]]) -> str | None:
     (ours, _), (theirs, _) = (own.get(name, ("not known", "")) for own in (first, here))
     further = f"; they also differ in {shortened(differing[1:])}" if differing[1:] else ""
     return (
-        f"the processes do not agree: {name} is {ours} in process 0, and {theirs} in process {there}{further}\n"
-        "start all with the same package, flags and files; --out must be the same folder on a disk that all hosts share"
+        f"the processes do not agree: {name} is {ours} in process 0, and {theirs} in process "
+        f"{there}{further}\nstart all processes with the same package, flags and files; --out must be one folder "
+        "on a disk that all hosts share"
     )
 
 

@@ -15,7 +15,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 # A process may do one job after another.
 JOBS = itertools.count()
-GONE = "another process is gone: start all of them again (a run: with --resume)"
+GONE = "another process has ended: start all of them again (a run: with --resume)"
 # How long hosts may take to start one after the other.
 START_TIMEOUT = timedelta(minutes=10)
 # Seconds between two looks at whether others have failed.

@@ -63,13 +63,13 @@ def difference(found: dict[str, Any], own: dict[str, Any], flag: str) -> str | N
         return f"features of other views ({' and '.join(names)} differ): {elsewhere(flag)}"
     if before.get("decoder") != DECODER:
         return (
-            "features of another version, which read some images otherwise (EXIF orientation, transparency): "
+            "features from another version, which read some images differently (EXIF orientation, transparency): "
             + elsewhere(flag)
         )
     if differing == [RESIZED]:
         return (
-            "features of another version, which resized images otherwise (their pixels differ by a level or two): "
-            + elsewhere(flag)
+            "features from another version, which resized images differently (pixels differ by one or two "
+            "levels): " + elsewhere(flag)
         )
     return f"features of another model ({' and '.join(differing)} differ): {elsewhere(flag)}"
 
@@ -114,6 +114,7 @@ def compared(
                 f"{len(current.rows):,} as they were: {elsewhere(flag)}"
             )
     return (
-        f"{folder}: features of {kept:,} of {current.num:,} images are used again; {len(others):,} images are new or "
-        "have another name, size or time, and are read: those of known content keep their features"
+        f"{folder}: features of {kept:,} of {current.num:,} images are used again; {len(others):,} images are "
+        "new, or have another name, size or time: they are read, and those with known contents keep their "
+        "features"
     )

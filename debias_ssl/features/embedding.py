@@ -169,7 +169,7 @@ def _made(
         before, left = len(left), [shard for shard in left if shard.is_lacking()]
         if left and len(left) == before and failed == len(files):
             if not wait:
-                raise LeftToOthers(f"shards of features that are left to other processes: {len(left):,}")
+                raise LeftToOthers(f"shards of features left to other processes: {len(left):,}")
             time.sleep(LOOKED_AT_EVERY)
     failed, known = int(_of_all(failed, place).min()), int(_of_all(known, place).sum())
     if known and progress:

@@ -18,8 +18,8 @@ class StrengthSearch(StageTwo):
     """Chooses one strength tau: the one whose head is best on held-out images.
 
     Args:
-        largest: the largest strength that is tried; the smallest is 0.
-        num: number of strengths that are tried.
+        largest: the largest strength to try; the smallest is 0.
+        num: number of strengths to try.
     """
 
     largest: NotNegative = 3.0
@@ -73,9 +73,9 @@ class BiasSearch(StageTwo):
     of one b_y alone cannot raise the coverage of several classes.
 
     Args:
-        candidates: number of values of each b_y that are tried, evenly spaced among those that change a prediction;
-            the same number is tried again around the best of them.
-        rounds: the most passes through all classes.
+        candidates: number of values to try for each b_y, evenly spaced among those that change a prediction; the same
+            number is tried again around the best of them.
+        rounds: largest number of passes through all classes.
     """
 
     candidates: AtLeastOne = 100

@@ -198,12 +198,12 @@ class SelMix(Mixup):
 
     Args:
         temperature: T; 0.1 for ten and 0.05 for a hundred classes in the paper.
-        slope: where the derivative of the objective is taken: at each held-out image, or at the prototypes as in the
+        slope: where to take the derivative of the objective: at each held-out image, or at the prototypes as in the
             paper.
         softness: for `images`: the confusion matrix is the expected one of softmax(f / softness).
-        added: held-out images that are added to each row of the confusion matrix, spread evenly, so that a class that
-            is never right has a gradient. The paper has thousands of held-out images, and adds none.
-        settle: whether biases are moved where a coverage is missed.
+        added: number of images to add to each row of the confusion matrix, spread evenly, so that a class without
+            correct predictions has a gradient. The paper has thousands of held-out images, and adds none.
+        settle: whether to move biases if a coverage is missed.
     """
 
     temperature: Positive = 0.1

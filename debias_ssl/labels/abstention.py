@@ -24,12 +24,13 @@ class AbstentionConfig:
     """Which rows get a label. Where any of these is set, rows have a score, and those of low scores get no label.
 
     Args:
-        unknown: the score: `max_prob` is the largest probability, `margin` that less the second one, `entropy` is 1 - H
-            / log C, and `energy` the logarithm of the sum of exp(f / T), of logits as they are; null is `entropy`.
-        coverage: the share of the rows that get a label.
-        min_precision: the share of the labels that are to be right, by the rows of `tune_on`: as many rows get a label
-            as this allows.
-        min_score: rows of at least this score get a label.
+        unknown: the score: `max_prob` is the largest probability, `margin` is the largest minus the second largest,
+            `entropy` is 1 - H / log C, and `energy` is the logarithm of the sum of exp(f / T) of the logits before
+            debiasing; null is `entropy`.
+        coverage: the share of rows that get a label.
+        min_precision: the required share of right labels, measured on the rows of `tune_on`: as many rows as possible
+            get a label.
+        min_score: rows with at least this score get a label.
     """
 
     unknown: ScoreName | None = None
@@ -137,12 +138,12 @@ def _unreached(precision: float, num: int) -> str:
     least = int(np.ceil(1 / (1 - precision) - 1 - 1e-9))
     if num < least:
         return (
-            f"--min_precision {precision:g} cannot be told by {num} rows of --tune_on: {least} that are all right are "
-            "the fewest that can; label more rows, or pass --coverage"
+            f"--min_precision {precision:g} cannot be verified with {num} rows of --tune_on: at least {least} "
+            "rows are needed, even if all are right; label more rows, or pass --coverage"
         )
     return (
-        f"--min_precision {precision:g} is not reached by the surest of the {num} rows of --tune_on (where one more "
-        "wrong row than there are is counted): label more rows, lower it, or pass --coverage"
+        f"--min_precision {precision:g} is not reached, even by the most certain of the {num} rows of --tune_on "
+        "(one more wrong row than observed is counted): label more rows, lower it, or pass --coverage"
     )
 
 
@@ -158,6 +159,6 @@ def _notes(config: AbstentionConfig, coverage: float, on_tuned: OnTuned | None) 
         low, _ = on_tuned.interval
         if low < config.min_precision - FAR_BELOW:
             yield (
-                f"{on_tuned.num_labeled} rows of tune_on above the threshold are few to tell a precision by: it may be "
-                f"{low:.1%} too; label more rows"
+                f"{on_tuned.num_labeled} rows of tune_on above the threshold are few to measure a precision: it "
+                f"may be as low as {low:.1%}; label more rows"
             )

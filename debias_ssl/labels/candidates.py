@@ -106,7 +106,7 @@ def read_candidates(asked: Asked, place: Place) -> Candidates:
 def _why_images(labels: str | None) -> str:
     if labels is None:
         return "without --labels they are to be named, as for debias-ssl features"
-    return f"--labels {labels!r} does not say which images it is of, relative to which its paths are"
+    return f"--labels {labels!r} does not say which images it belongs to, or what its paths are relative to"
 
 
 def _summary(labels: str | None) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _rows_of(member: Matrix, names: Sequence[str]) -> tuple[Int64[np.ndarray, " 
         raise InputError(f"--labels {member.name!r}: rows {found.doubled} (from 0) are of the same image")
     notes, lacking = [*found.notes], int((found.entry_of < 0).sum())
     if lacking:
-        notes.append(f"{lacking:,} of {len(names):,} images have no row in {member.name!r}, and are not suggested")
+        notes.append(f"{lacking:,} of {len(names):,} images have no row in {member.name!r}: they cannot be suggested")
     return found.entry_of, notes
 
 

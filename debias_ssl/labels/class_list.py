@@ -64,8 +64,8 @@ class ClassList:
         sentences = [prompt.text for prompt in prompts if prompt.is_sentence]
         if sentences:
             lines.append(
-                f"note: {len(sentences)} of {len(prompts)} prompts end with a period: as sentences, they go through no "
-                f"template; the first one is {shorten(repr(sentences[0]), 100, placeholder=' ...')}"
+                f"note: {len(sentences)} of {len(prompts)} prompts end with a period: they are used as sentences, "
+                f"without templates; the first one is {shorten(repr(sentences[0]), 100, placeholder=' ...')}"
             )
         return tuple(lines)
 

@@ -103,13 +103,13 @@ def _check_line(line: str, raw: str, path: Path, number: int) -> None:
         number: of the line, from 1.
     """
     name, *prompts = line.split("\t")
-    is_table, fix = path.suffix.lower() in (".csv", ".tsv"), "write a name a line, and its prompts behind tabs"
+    is_table, fix = path.suffix.lower() in (".csv", ".tsv"), "write one name per line, and its prompts after tabs"
     if re.search(r"\s#\s", line):
-        wrong, fix = "has a # in it", "put a comment into a line of its own; a name with a # goes into a JSON list"
+        wrong, fix = "has a # in it", "write comments on separate lines; write names that contain # in a JSON list"
     elif prompts and not any(map(str.strip, prompts)):
-        wrong, fix = "has a blank prompt behind the tab", "remove the tab or fill it in"
+        wrong, fix = "has a blank prompt after the tab", "remove the tab or fill it in"
     elif line.endswith(",") or (is_table and "," in line and '"' not in raw):
-        wrong, fix = "has a comma", f"{fix}; a name with a comma stands in quotes"
+        wrong, fix = "has a comma", f"{fix}; put names that contain a comma in quotes"
     elif is_table and number == 1 and name.strip().lower() in (*LABELS, "name", "names"):
         wrong, fix = "seems to name the column", "remove this line, or save the names as .txt if it is a class"
     else:

@@ -75,9 +75,9 @@ def check_different(clip: Clip, vectors: ClassVectors, classes: ClassList) -> No
     if names[0] == names[1]:
         why = "their names in prompts are the same"
     elif vectors.cut and [name.lower() for name in names[0]] != [name.lower() for name in names[1]]:
-        why = f"the model reads {tokens_read(clip)} tokens, and up to there they are the same"
+        why = f"the model reads {tokens_read(clip)} tokens, and the prompts differ only after that"
     else:
-        why = "the model's tokenizer does not tell their names apart, as it may take capital letters for small ones"
+        why = "the model's tokenizer maps their names to the same tokens; it may ignore upper and lower case"
     raise InputError(
         f"the classes {one} and {other} have the same prompts, so the second would never be predicted: {why}; "
         "give one of them another name for prompts, after a tab in --classes"

@@ -24,7 +24,7 @@ FIGURES = {
     *("confidence", "conf", "score", "prob", "probability", "maxprob", "entropy", "margin", "loss", "top2gap"),
     *("uncertainty", "weight", "width", "height", "channels", "size", "filesize", "bytes", "count"),
 }
-MEND = "say which columns are classes by --columns NAME,NAME,... or by --classes FILE of their names"
+MEND = "name the columns that are classes by --columns NAME,NAME,... or by --classes FILE"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,11 @@ class ExportConfig:
     """How labels are exported; each setting is for one format.
 
     Args:
-        url_prefix: of Label Studio: what the address of each image begins with, before its path; None is that of local
-            files, in a folder that lies in LOCAL_FILES_DOCUMENT_ROOT.
-        model_version: of Label Studio: the maker of the predictions.
-        files: of an image folder: links to the images, or copies.
-        truth: of cleanlab: labels to check, as for `debias`; None checks the labels themselves.
+        url_prefix: for Label Studio: the start of each image's address, before its path; None is the prefix of local
+            files in a folder inside LOCAL_FILES_DOCUMENT_ROOT.
+        model_version: for Label Studio: the name of the model that predicted.
+        files: for class folders: links to the images, or copies.
+        truth: for cleanlab: labels to check, as for `debias`; None checks the labels themselves.
     """
 
     url_prefix: str | None = None
@@ -139,8 +139,8 @@ def _cleanlab(rows: LabeledRows, config: ExportConfig, out: Path) -> list[str]:
         label, lines = known.labels, [*known.said]
     elif (label == probs.argmax(1)).all():
         lines.append(
-            "note: each label is the largest of its probabilities, so that cleanlab finds none wrong: name the labels "
-            "to check by --truth FILE"
+            "note: each label is the class with the largest probability, so cleanlab will find no errors: pass "
+            "the labels to check with --truth FILE"
         )
     known_rows = np.flatnonzero(label >= 0)
     if not len(known_rows):

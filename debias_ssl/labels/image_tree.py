@@ -30,7 +30,7 @@ def check_tree(classes: Sequence[str], files: Sequence[str], how: How) -> None:
         if name.startswith(".") or name != os.path.basename(name) or "\\" in name or name != name.strip():
             raise InputError(f"class {name!r} is not a valid folder name: rename it, or export --to hf")
     if how == "link":
-        check_on_disk(files, "no link leads there: pass --files copy")
+        check_on_disk(files, "links into it are not possible: pass --files copy")
 
 
 def check_on_disk(files: Sequence[str], mend: str) -> None:

@@ -68,7 +68,7 @@ def rows_of_run(
     run = load_trained(folder, accelerator.device)
     held_out = None
     if needs_held_out:
-        hint = ", or pass --folds 5 to fit and judge the temperature on test images in turns"
+        hint = ", or pass --folds 5 for cross-validation of the temperature on test images"
         held_out = _predict(run, folder, data, "validation", batch_size, accelerator, hint)
     rows = _predict(run, folder, data, part, batch_size, accelerator)
     if not accelerator.is_main_process:

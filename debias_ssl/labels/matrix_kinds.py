@@ -160,7 +160,7 @@ def _told_probs(
     words = ["as told" if asked == "probs" else f"all rows are in [0, {whole:g}] and sum to {whole:g}"]
     if off[row] > SUM_TOLERANCE:
         digits = "" if seen.decimals is None else f", of numbers with {seen.decimals} decimals"
-        words.append(f"up to {off[row] * whole:.2g} off, {farthest}{digits}: divided by their sums")
+        words.append(f"up to {off[row] * whole:.2g} off, {farthest}{digits}: rows are divided by their sums")
     if whole != 1:
         words.append("read as percent")
     if seen.lowest < 0:

@@ -83,7 +83,7 @@ def merge(rows: LabeledRows, several: Sequence[Statements], conflicts: Conflicts
         label[row], source[row] = decided.label, decided.source
         corrected.append(row)
     if undecided:
-        notes.append(f"{undecided} images have no majority among their labels: their labels stay")
+        notes.append(f"{undecided} images have no majority among their corrections: their labels stay")
     if added := [name for name in classes if name not in rows.classes]:
         notes.append(f"new classes: {shortened(added)}")
     return Merged(
@@ -218,7 +218,7 @@ def told(merged: Merged, several: Sequence[Statements]) -> list[str]:
     lines = [f"{each.path}: {len(each.given)} of {each.kind}" for each in several]
     for source, number in Counter(merged.source[row] for row in merged.corrected).most_common(10):
         own = sum(merged.source[row] == source for row in changed)
-        lines.append(f"{source}: {number} images, {own} of them with another label")
+        lines.append(f"{source}: {number} images, {own} of them with a different label")
     moves = Counter((merged.before(row) or "none", merged.label[row] or "none") for row in changed)
     if moves:
         pairs = (f"{before} -> {after} ({number})" for (before, after), number in moves.most_common(10))

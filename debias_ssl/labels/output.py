@@ -40,7 +40,7 @@ class OutputConfig:
 
     Args:
         probs: `full` is probs.npy, the probabilities of all classes; `top5` the five largest of each row, in
-            top5_probs.npy, and the numbers of their classes, in top5_classes.npy; `none` is neither.
+            top5_probs.npy, and the numbers of their classes, in top5_classes.npy; `none` writes neither.
         table: `csv` is labels.csv, `parquet` is labels.parquet.
     """
 

@@ -47,7 +47,7 @@ class ReferenceRows:
             solution = balanced(chunks, estimate, uniform(len(self.classes)))
             prior = solution.prior
             if not solution.is_settled:
-                notes = (f"the prior {estimate} of the reference did not settle: {solution.left:.2%} are left",)
+                notes = (f"the prior {estimate} of the reference did not converge: {solution.left:.2%} are left",)
         else:
             prior = estimated(chunks, estimate, momentum, None)
         return Preference(

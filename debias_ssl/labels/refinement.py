@@ -119,11 +119,11 @@ def refined(rows: Rows, config: DebiasConfig, removal: Removal, *, is_quiet: boo
     with memory_told("while labels were refined", "leave out --refine, or label the rows in several parts"):
         features = _unit(rows.features, num_rows, dim)
         if float(features.mean(0, dtype=torch.float64).norm()) > ALL_THE_SAME:
-            note = "the features of all rows are the same: labels are debiased, and not refined"
+            note = "the features of all rows are equal: labels are debiased, but not refined"
             return rows, replace(removal, notes=(*removal.notes, note))
         if not is_quiet:
             held = 4 * num_rows * (2 * dim + 4 * num_classes) + BLOCKS
-            told = f"refining holds {held / 1e6:,.0f} MB in memory, and compares {num_rows:,} rows with each other"
+            told = f"refining needs {held / 1e6:,.0f} MB of memory, and compares {num_rows:,} rows with each other"
             print(f"note: {told}", file=sys.stderr)
         probs = torch.empty(num_rows, num_classes)
         first = 0

@@ -51,15 +51,15 @@ def match(entries: Sequence[str], names: Sequence[str]) -> Matched:
         return rounds.matched()
     spelled = texts_of(map(canonical, rounds.names))
     known = texts_of(map(canonical, rounds.entries.part(rounds.left)))
-    rounds.take(known, spelled, np.arange(len(names)), "are spelled otherwise than the rows")
+    rounds.take(known, spelled, np.arange(len(names)), "are spelled differently from the rows")
     spelled, known = spelled.part(rounds.open), texts_of(map(canonical, rounds.entries.part(rounds.left)))
     prefix = _common_prefix({*known}, {*spelled})
     if prefix is not None:
         front, is_of_entries = prefix
         if is_of_entries:
-            inner, said = (name.removeprefix(front) for name in known), "begin with {!r}, which the rows do not"
+            inner, said = (name.removeprefix(front) for name in known), "start with {!r}, but the rows do not"
         else:
-            inner, said = (front + name for name in known), "lack {!r}, with which the rows begin"
+            inner, said = (front + name for name in known), "lack {!r}, the start of the rows"
         rounds.take(texts_of(inner), spelled, rounds.open, said.format(front))
     return rounds.matched()
 
@@ -102,7 +102,7 @@ class _Rounds:
         if words:
             i = int(means.argmax())
             entry, row = self.entries[int(self.left[i])], self.names[int(rows[(found == i).argmax()])]
-            self.notes.append(f"{means.sum()} paths {words}: {entry!r} is taken for {row!r}")
+            self.notes.append(f"{means.sum()} paths {words}: {entry!r} is matched to {row!r}")
         self.entry_of[hit[before < 0]] = places[before < 0]
         self.left = self.left[~means]
 
@@ -152,8 +152,8 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 def _cause(known: Texts, rows: Texts) -> str:
     """What the names that are left over on both sides have in common."""
     same: dict[str, Callable[[str], str]] = {
-        "names differ by upper and lower case": str.lower,
-        "names differ by what comes after the last dot": lambda name: os.path.splitext(name)[0],
+        "names differ in upper and lower case": str.lower,
+        "names differ in their suffix": lambda name: os.path.splitext(name)[0],
         "the same files lie in other folders": os.path.basename,
     }
     for said, form in same.items():

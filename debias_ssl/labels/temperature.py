@@ -50,8 +50,8 @@ class Rescaled:
         if self.fold_temperatures:
             low, high = min(self.fold_temperatures), max(self.fold_temperatures)
             text += (
-                f"; judged in {len(self.fold_temperatures)} folds, each with the temperature of the others, "
-                f"{low:.4g} to {high:.4g}"
+                f"; evaluated in {len(self.fold_temperatures)} folds, each with the temperature fitted on the "
+                f"others, {low:.4g} to {high:.4g}"
             )
         return text
 
@@ -60,8 +60,8 @@ class Rescaled:
         if not self.bound:
             return None
         return (
-            f"a temperature is at {self.bound:g}, the limit of the search: the {self.num_tuned_on} {self.tuned_on} "
-            "that it is fitted on are all right, or no better than chance; fit it on more"
+            f"a temperature is at {self.bound:g}, the limit of the search: the {self.num_tuned_on} "
+            f"{self.tuned_on} that it is fitted on are all right, or no better than chance; fit it on more rows"
         )
 
     @cached_property

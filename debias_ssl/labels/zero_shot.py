@@ -175,16 +175,19 @@ def zero_shot_rows(
         negatives = Logits(cache=cache, weights=clip.logit_scale * others)
     notes = []
     if vectors.not_kept:
-        notes.append(f"the vectors of the prompts are not kept for the next time: {vectors.not_kept}")
+        notes.append(f"the vectors of the prompts could not be cached: {vectors.not_kept}")
     if vectors.cut:
         first = shorten(repr(vectors.cut[0]), SHOWN, placeholder=" ...'")
         notes.append(
-            f"{len(vectors.cut):,} of {vectors.num_prompts:,} prompts are cut, as the model reads {tokens_read(clip)} "
-            f"tokens; the first one is {first}"
+            f"{len(vectors.cut):,} of {vectors.num_prompts:,} prompts are cut, because the model reads only "
+            f"{tokens_read(clip)} tokens; the first one is {first}"
         )
     if vectors.same:
         pairs = ", ".join(f"{request.classes[k]!r} (as {request.classes[first]!r})" for first, k in vectors.same[:5])
-        notes.append(f"the prompts of {len(vectors.same):,} classes are those of others; never predicted: {pairs}")
+        notes.append(
+            f"the prompts of {len(vectors.same):,} classes equal those of other classes, so these are never "
+            f"predicted: {pairs}"
+        )
     return Rows(
         chunks=Logits(cache=cache, weights=weights),
         names=cache.names,

@@ -98,7 +98,9 @@ class RunFolder:
         movable = MOVABLE if saved_inputs(self.split) is None else MOVABLE | MOVABLE_BY_HASH
         differs = difference(completed(read_yaml(self.path / "config.yaml")), resolved, RESUMABLE, movable)
         if differs:
-            raise InputError(f"{str(self.path)!r} cannot be resumed: {differs}; leave it so, or choose another --out")
+            raise InputError(
+                f"{str(self.path)!r} cannot be resumed: {differs}; keep the earlier value, or choose another --out"
+            )
 
     def changed(self, resolved: dict[str, Any]) -> list[str]:
         """The settings in which a resumed run will differ from what it was, in words."""

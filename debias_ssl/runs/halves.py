@@ -104,8 +104,8 @@ class Verdict:
         gain = 100 * self.gain(self.best)
         said = (
             f"with {self.best}, runs on disjoint halves of the labels agree about the unlabeled images "
-            f"{abs(gain):.1f} points {'more' if gain >= 0 else 'less'} than with the labels alone; at least "
-            f"{100 * self.margin:g} more are asked for"
+            f"{abs(gain):.1f} points {'more' if gain >= 0 else 'less'} than with the labels alone; the choice "
+            f"requires at least {100 * self.margin:g} more"
         )
         return f"{said}: the choice is {self.best if self.helps else 'the labels alone'}"
 

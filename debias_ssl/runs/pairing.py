@@ -138,8 +138,8 @@ def find_floors(
             floor = inside(setting, f"{LABELS_ONLY}-{own_name(judged[0])}" if several else LABELS_ONLY)
             if floor in variants:
                 raise InputError(
-                    f"variant {floor!r} has the name of the labels-only run but other settings: call it something "
-                    "else, or pass --floor false"
+                    f"variant {floor!r} has the name of the labels-only run but other settings: rename it, or "
+                    "pass --floor false"
                 )
             added[floor] = wanted
         if floor is not None:

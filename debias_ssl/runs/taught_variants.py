@@ -27,7 +27,7 @@ def teachers_first(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
     def add(name: str, students: tuple[str, ...]) -> None:
         if name in students:
             circle = " <- ".join(own_name(each) for each in (*students[students.index(name) :], name))
-            raise InputError(f"variants are each other's teachers in a circle: {circle}")
+            raise InputError(f"variants are teachers of each other in a circle: {circle}")
         if name in order:
             return
         teacher = teacher_of(name, variants[name])

@@ -73,8 +73,8 @@ class Member:
         """Raises StoppedError where another process took this one for dead."""
         if not self.lock.exists():
             raise StoppedError(
-                f"another process did not see the lock of this one in {str(self.folder)!r}: the file system does not "
-                "share locks between machines; docs/scale.md says what it needs. Work there on one machine at a time"
+                f"another process did not see the lock of this process in {str(self.folder)!r}: the file system "
+                "does not share locks between machines (see docs/scale.md). Work there on one machine at a time"
             )
 
     def end_first_turn(self) -> None:

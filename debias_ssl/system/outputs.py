@@ -47,8 +47,8 @@ class Outputs:
         ]
         if foreign:
             raise InputError(
-                f"{str(self.folder)!r} holds {shortened(foreign)}, which {MANIFEST} there does not name as written for "
-                f"{self.kind}: choose another --out, or move it away"
+                f"{str(self.folder)!r} holds {shortened(foreign)}, which is not listed in its {MANIFEST} as "
+                f"written for {self.kind}: choose another --out, or move it away"
             )
 
     def held(self) -> list[str]:
@@ -76,8 +76,8 @@ class Outputs:
         """Raises InputError where an earlier job ended while it was replacing what is there."""
         if self.is_incomplete():
             raise InputError(
-                f"{str(self.folder)!r} holds parts of {self.kind}, as a job that replaced it was interrupted: pass "
-                "--overwrite to begin anew"
+                f"{str(self.folder)!r} holds parts of {self.kind}, because a job that replaced it was "
+                "interrupted: pass --overwrite to start again"
             )
 
     def claim(self, *names: str) -> None:
@@ -157,7 +157,7 @@ class Outputs:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
-        raise InputError(f"{str(path)!r} does not say what was written there: choose another --out, or move it away")
+        raise InputError(f"{str(path)!r} does not list what was written there: choose another --out, or move it away")
 
 
 def check_whole(path: Path) -> None:
@@ -175,7 +175,8 @@ def check_whole(path: Path) -> None:
         return
     if kinds and not (path.parent / SUMMARY).exists() and (path.name in known or not path.exists()):
         raise InputError(
-            f"{str(path.parent)!r} holds parts of {kinds[0]}, as the job that wrote them was interrupted: run it again"
+            f"{str(path.parent)!r} holds parts of {kinds[0]}, because the job that wrote them was interrupted: "
+            "run it again"
         )
 
 

@@ -142,11 +142,11 @@ def load_checkpoint(
         found = {key: state[key] for key in ("step", "scaler", "machine")} | {"is_evaluation_due": due}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"checkpoint {str(path)!r} cannot be loaded ({reason(error)}): remove it to use the one before"
+            f"checkpoint {str(path)!r} cannot be loaded ({reason(error)}): remove it to use the previous one"
         ) from error
     if state.get("base") not in (None, base.hash):
         raise InputError(
-            f"checkpoint {str(path)!r} was trained beside other frozen weights: pass the file with which the run began "
+            f"checkpoint {str(path)!r} belongs to other frozen weights: pass the file that the run started with "
             "as --model.weights"
         )
     return found

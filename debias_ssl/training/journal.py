@@ -101,8 +101,9 @@ def warnings_for(
         # Two classes are unequal more easily than ten.
         if share > max(0.5, 1.8 / len(class_names)):
             found["one"] = (
-                f"class {most!r} takes {share:.0%} of the pseudo-labels: unless it has that share of the images, the "
-                "model is collapsing; try a larger --method.strength (DebiasPL), more labels or a smaller learning rate"
+                f"class {most!r} has {share:.0%} of the pseudo-labels: unless it has that share of the images, "
+                "the model is collapsing; try a larger --method.strength (DebiasPL), more labels or a smaller "
+                "learning rate"
             )
     return found
 

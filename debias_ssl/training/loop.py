@@ -87,7 +87,7 @@ class Trainer:
         here = machine()
         differing = [f"{key} was {was}, is {here[key]}" for key, was in state["machine"].items() if was != here[key]]
         if differing and self.accelerator.is_main_process:
-            print(f"note: the last bits may differ from an unbroken run: {'; '.join(differing)}", file=sys.stderr)
+            print(f"note: the last bits may differ from an uninterrupted run: {'; '.join(differing)}", file=sys.stderr)
 
     def train(self, asked: Asked) -> dict[Part, dict[str, Tensor]]:
         """Takes all steps that are left; returns the logits of the last evaluation.

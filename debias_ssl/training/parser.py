@@ -78,7 +78,8 @@ class Parser(ArgumentParser):
                 check_names(flat(settings).items(), name)
                 if "config" in settings:
                     raise InputError(
-                        f"{name}: 'config' is not a setting: a file includes no other, but --config can be repeated"
+                        f"{name}: 'config' is not a setting: a file cannot include another file, but --config can "
+                        "be repeated"
                     )
                 files.append(name)
         check_flags(arguments)
@@ -155,7 +156,7 @@ def refuse_misplaced(hints: dict[str, Any], values: dict[str, Any], prefix: str 
             raise InputError(f"{prefix}{name} is null, which it must not be")
         if is_dataclass(hint):
             if not isinstance(value, dict):
-                raise InputError(f"{prefix}{name} is {value!r}, where a section of settings is expected")
+                raise InputError(f"{prefix}{name} is {value!r}, must be a section of settings")
             refuse_misplaced(get_type_hints(hint), value, f"{prefix}{name}.")
 
 

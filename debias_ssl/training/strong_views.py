@@ -36,7 +36,7 @@ def passes_counted(setting: StrongViews, method: Method, model: Classifier, shap
     obstacle = _obstacle(method)
     mixing = mixing_of(model, shape) if obstacle is None else None
     if mixing == "other":
-        obstacle = "what the network says of an image depends on the other images of a step"
+        obstacle = "the network's output for an image depends on the other images of a step"
     if setting == "counted" and obstacle is not None:
         raise InputError(f"strong_views is counted, but {obstacle}: {REST}, or auto")
     return obstacle is None and (setting == "counted" or (mixing is None and not _is_classifier_alone(model)))
@@ -63,7 +63,8 @@ class Unpassed(View):
 
     def __getattr__(self, name: str) -> Any:
         raise InputError(
-            f"the method reads {name} of labeled or strong views before it says which count (Views.counted): {REST}"
+            f"the method reads {name} of labeled or strong views before it marks the ones that count "
+            f"(Views.counted): {REST}"
         )
 
 
@@ -110,4 +111,6 @@ def in_their_rows(passed: View, rows: Int[Tensor, " n"], number: int, *, is_watc
 
 def _check_rest(gradient: Float[Tensor, "U K"], rows: Int[Tensor, " n"]) -> None:
     if gradient.index_fill(0, rows, 0.0).any():
-        raise InputError(f"the method's losses depend on strong views that do not count, and have not passed: {REST}")
+        raise InputError(
+            f"the method's losses depend on strong views that do not count and did not pass through the network: {REST}"
+        )

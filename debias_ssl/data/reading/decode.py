@@ -124,8 +124,8 @@ def _tell_large(path: str, number: int) -> None:
     if not _LARGE_TOLD.is_set():
         _LARGE_TOLD.set()
         print(
-            f"note: {path!r} has {number:,} pixels, and decoding it takes {3 * number / 2**30:.1f} GiB; if it may, say "
-            f"so (--max_pixels {number}, train: --data.max_pixels {number})",
+            f"note: {path!r} has {number:,} pixels, and decoding it takes {3 * number / 2**30:.1f} GiB; to allow "
+            f"that without this note, pass --max_pixels {number} (train: --data.max_pixels {number})",
             file=sys.stderr,
         )
 

@@ -92,8 +92,8 @@ def feature_notes(folders: Sequence[str]) -> list[str]:
     """What people should know of features that another version of this program has made."""
     older = [folder for folder in folders if read_manifest(Path(folder))["model"].get("decoder") != DECODER]
     return [
-        f"the features in {folder} are of another version, which may have read photos sideways and transparency as "
-        f"black: {MAKERS} makes new ones in another folder"
+        f"the features in {folder} are from another version, which may have read rotated photos and transparency "
+        f"differently: let {MAKERS} write new ones in another folder"
         for folder in older
     ]
 

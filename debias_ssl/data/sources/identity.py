@@ -103,7 +103,7 @@ def each_once(images: Images, classes: Sequence[str], where: str) -> Listed:
             f"{where}: {named} are the same file, labeled {classes[now[i]]!r} and {classes[now[j]]!r}: keep one of them"
         )
     rows = np.sort(first)
-    note = f"{where} has {len(images) - len(rows)} files more than once: each is one image"
+    note = f"{where} has {len(images) - len(rows)} duplicate files: each counts once"
     return Listed(images=images.part(rows), keys=keys[rows], rows=rows, notes=(*images.notes, note))
 
 
@@ -183,7 +183,7 @@ def separated(
     """
     notes, known = [], np.flatnonzero(among(test, labeled))
     if len(known):
-        notes.append(f"{len(known)} test images are labeled images too: figures of the test are too good")
+        notes.append(f"{len(known)} test images are also labeled images: test results are too optimistic")
     if are_certain:
         _check_labels(test, known, "data.test", labeled, classes)
     if unlabeled is None:
@@ -197,9 +197,9 @@ def separated(
     if tested.all():
         raise InputError("all unlabeled images are also test images: set data.unlabeled to other images")
     if tested.any():
-        notes.append(f"{tested.sum()} of {number} unlabeled images are test images: left out")
+        notes.append(f"{tested.sum()} of {number} unlabeled images are also test images: left out")
     if both.any():
-        notes.append(f"{both.sum()} of {number} unlabeled images are labeled images too: each is one image")
+        notes.append(f"{both.sum()} of {number} unlabeled images are also labeled images: each counts once")
     if are_certain:
         _check_labels(unlabeled, np.flatnonzero(both), "data.unlabeled", labeled, classes)
     train = labeled.images

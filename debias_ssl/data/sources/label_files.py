@@ -82,7 +82,7 @@ def read_label_file(
             # "None" may be a class.
             if is_unknown(word, classes) and not (word and word in beside()):
                 if needs_labels:
-                    meant = f": {word!r} says that it is unknown, unless a classes.json beside the file lists it"
+                    meant = f": {word!r} means unknown, unless a classes.json beside the file lists it as a class"
                     mend = "; with data.min_confidence 0, such rows are unlabeled" if has_confidence(path) else ""
                     raise InputError(f"{path}, line {line}: {name} has no label{meant if word else mend}")
                 if word:
@@ -94,7 +94,7 @@ def read_label_file(
     listed = find_listed(path, root, root_setting, labeled_rows(), rows)
     notes = table.notes(PATHS, LABELS)
     if words:
-        notes.append(f"{path}: {len(words)} labels, such as {words[0]!r}, say that the class is unknown")
+        notes.append(f"{path}: {len(words)} labels, such as {words[0]!r}, mean that the class is unknown")
     return LabelFile(files=listed.files, labels=labels, lines=listed.lines, notes=(*notes, *listed.notes))
 
 
@@ -202,7 +202,7 @@ def read_probs(
     """
     check_whole(folder / "probs.npy")
     if not (folder / "probs.npy").is_file():
-        cut = ", but the five largest of each row alone" if (folder / TOP5[0]).is_file() else ""
+        cut = ", only the five largest of each row" if (folder / TOP5[0]).is_file() else ""
         raise InputError(f"data.probs: {str(folder)!r} has no probs.npy{cut}; if label or debias wrote it, {FULL}")
     table = table_beside(folder / "probs.npy")
     own = read_classes(table)

@@ -26,7 +26,7 @@ NO_IMAGES |= {".parquet", ".pkl", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", "
 # Reasons, beside suffixes.
 HIDDEN, HIDDEN_IMAGES, HIDDEN_FOLDERS = "hidden files", "hidden images", "hidden folders"
 NOWHERE, TO_FOLDERS = "links to nothing", "links to folders"
-CLOSED, UNSEEN, NO_FILES = "folders that may not be read", "files that may not be looked at", "no regular files"
+CLOSED, UNSEEN, NO_FILES = "folders without permission to read", "files without permission to read", "no regular files"
 NO_SUFFIX, OTHER_SUFFIXES = "without a suffix", "of other suffixes"
 # In a folder with a folder for each class, and in tar files.
 BESIDE, LINKS, SPARSE = "images beside the folders of the classes", "links, devices and the like", "files with holes"

@@ -151,9 +151,7 @@ def read_member(member: Member) -> bytes:
                 file.seek(member.offset)
                 return file.read(member.length)
     except OSError as error:
-        raise StoppedError(
-            f"cannot read shard {shard.path!r}: {error.strerror}; put it back and start again"
-        ) from error
+        raise StoppedError(f"cannot read shard {shard.path!r}: {error.strerror}; restore it and start again") from error
     raise StoppedError(f"shard {shard.path!r} has changed since it was read first; restore it and start again")
 
 
