@@ -106,7 +106,10 @@ def test_sentences_and_names_above_are_told(tmp_path, run, capsys):
     main(run(FORMATS["tree.txt"]))
     said = capsys.readouterr()
     assert "3 of 4 classes have names above them, such as maine coon < cat < animal\n" in said.out
-    assert "note: 1 of 5 prompts end with a period: as sentences" in said.err and "'It is a striped cat.'" in said.err
+    assert (
+        "note: 1 of 5 prompts end with a period: they are used as sentences" in said.err
+        and "'It is a striped cat.'" in said.err
+    )
     main([*run("\n".join(NAMES)), "--overwrite"])
     said = capsys.readouterr()
     assert "names above" not in said.out and "sentences" not in said.err
@@ -274,7 +277,7 @@ def test_debias_names_rows_from_the_classes_file(predictions, tmp_path, capsys):
     # Read as truth, the table's path is path, without a note.
     again = ["--truth", str(tmp_path / "out" / "labels.csv"), "--out", str(tmp_path / "again")]
     debias([*predictions[:-2], *again])
-    assert "is taken for" not in capsys.readouterr().err
+    assert "is matched to" not in capsys.readouterr().err
 
 
 def test_debias_says_nothing_of_levels_where_there_are_none(predictions, tmp_path, capsys):

@@ -241,7 +241,7 @@ def test_rows_that_a_matrix_lacks_are_told(runs, images, tmp_path, capsys):
     message = refused(vote.main, flags([runs[0], table], tmp_path / "v", "--images", images), capsys)
     assert f"--runs '{table}' has no row of '0/" in message
     message = refused(vote.main, flags([runs[0], table], tmp_path / "v"), capsys)
-    assert "which needs images to vote on: pass --images" in message
+    assert "which needs images: pass --images" in message
 
 
 @pytest.mark.parametrize(

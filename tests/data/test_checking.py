@@ -121,7 +121,7 @@ def test_check_names_test_images_that_are_trained_on(tree: Path, flags: list[str
     told = capsys.readouterr().out
     assert lines_starting(told, "duplicates") == [
         "duplicates 1 test images are training images too",
-        "duplicates 1 test images are unlabeled images too",
+        "duplicates 1 test images are also unlabeled images",
     ]
     assert f" {tree}/test/cat/0.png = {tree}/labeled/dog/copy.png\n" in told
     assert f" {tree}/test/dog/3.png = {tree}/unlabeled/c/copy.png\n" in told

@@ -202,8 +202,11 @@ def test_a_folder_with_rows_without_labels_is_read_again(folder: Path):
         (["--coverage", "90"], "coverage is 90"),
         (["--min_precision", "0.9"], "--min_precision needs the labels of some rows: pass them with --tune_on FILE"),
         (["--min_precision", "1"], "min_precision is 1"),
-        (["--min_precision", "0.995", "--tune_on", "FEW"], "100 rows of --tune_on: 199 that are all right are the"),
-        (["--min_precision", "0.98", "--tune_on", "FEW"], "is not reached by the surest of the 100 rows of --tune_on"),
+        (["--min_precision", "0.995", "--tune_on", "FEW"], "100 rows of --tune_on: at least 199 rows are needed"),
+        (
+            ["--min_precision", "0.98", "--tune_on", "FEW"],
+            "is not reached, even by the most certain of the 100 rows of --tune_on",
+        ),
         (["--unknown", "confidence"], "'max_prob', 'margin', 'entropy', 'energy'"),
         (
             ["--unknown", "energy", "--predictions", "PROBS"],

@@ -410,7 +410,7 @@ def test_a_folder_with_labels_is_not_written_to(tmp_path: Path):
         check_folder(tmp_path, overwrite=False)
     check_folder(tmp_path, overwrite=True)
     (tmp_path / "probs.npy").write_text("of somebody else")
-    with pytest.raises(InputError, match=r"holds probs\.npy, which .* does not name"):
+    with pytest.raises(InputError, match=r"holds probs\.npy, which is not listed in its .* as"):
         check_folder(tmp_path, overwrite=True)
     for out in (tmp_path / "mine.txt", tmp_path / "mine.txt" / "below"):
         with pytest.raises(InputError, match="not a folder"):

@@ -236,7 +236,7 @@ def test_the_claim_about_rare_classes_is_checked():
         labels = np.repeat(order, [5, 4, 2, 1])
         labeling = labeled(labels, labels, labels, "abcd")
         section = nearest_classes_section(labeling, np.arange(12), 12, [features[labels]])
-        assert said in section.text and "(true)" in section.text
+        assert said in section.text and "true classes" in section.text
         assert [row[0] for row in section.tables[0].rows] == ["abcd"[k] for k in order]
 
 
@@ -247,7 +247,7 @@ def test_without_truth_nothing_is_judged():
     assert {"What is predicted", "The class prior", "Labels that debiasing changes"} < set(titles)
     for word in ("recall", "true share", "ECE", "became right"):
         assert word not in text, word
-    assert "(by plain label)" in text and "true class unknown" in text
+    assert "classes by plain label" in text and "true class unknown" in text
     check_self_contained(text, min_figures=4)
 
 
@@ -257,7 +257,7 @@ def test_everything_is_there_where_it_is_known(page: Page):
     )
     assert {"The 2 most predicted classes", "The 2 least predicted classes"} < set(titles_of(page))
     text = render(page, "1.2.3")
-    assert "true share" in text and "(true)" in text
+    assert "true share" in text and "(true classes)" in text
     check_self_contained(text, min_figures=9)
 
 

@@ -155,8 +155,8 @@ def test_an_unlabeled_split_may_hold_labeled_and_test_images(arrow: Path, tmp_pa
     assert (len(data.train), data.num_shared, data.num_separate) == (13, 4, 9)
     assert [*data.train.names[4:]] == [f"{arrow}/train[{i}]" for i in (3, 4, *range(9, 16))]
     assert data.notes == (
-        "3 of 16 unlabeled images are test images: left out",
-        "4 of 16 unlabeled images are labeled images too: each is one image",
+        "3 of 16 unlabeled images are also test images: left out",
+        "4 of 16 unlabeled images are also labeled images: each counts once",
     )
 
 

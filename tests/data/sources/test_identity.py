@@ -47,7 +47,7 @@ def test_rows_that_are_there_twice_are_one_image(tree: Path, config: DataConfig)
     task = task_of(replace(config, labeled=labels, unlabeled=None, validation_per_class=2))
     assert len(task.split.validation) == 4 and len(task.split.labeled) == 5
     assert not files_of(task, "validation") & (files_of(task, "labeled") | files_of(task, "unlabeled"))
-    assert f"{labels} has 12 files more than once: each is one image" in task.notes
+    assert f"{labels} has 12 duplicate files: each counts once" in task.notes
 
 
 def test_two_labels_of_a_file_are_refused_with_their_rows(tree: Path, config: DataConfig):
@@ -105,9 +105,9 @@ def test_what_is_held_out_is_not_unlabeled(way: str, includes: bool, tree: Path,
     assert len(unlabeled_files) == len(task.split.unlabeled) == 3 + rest + 2 * includes, "each is there once"
     assert not {str(path) for path in (tree / "test").rglob("*.png")} & unlabeled_files
     told = " ".join(task.notes)
-    assert "unlabeled images are labeled images too: each is one image" in told
-    assert "4 validation images are unlabeled images too: not trained on" in told
-    assert ("4 of 19 unlabeled images are test images: left out" in told) == (way == "a folder above")
+    assert "unlabeled images are also labeled images: each counts once" in told
+    assert "4 validation images are also unlabeled images: training leaves them out" in told
+    assert ("4 of 19 unlabeled images are also test images: left out" in told) == (way == "a folder above")
 
 
 def test_a_set_without_common_files_is_as_it_was(config: DataConfig):
@@ -124,7 +124,7 @@ def test_unlabeled_images_that_are_all_test_images_are_refused(tree: Path, confi
 def test_a_test_image_with_another_label_than_in_training_is_refused(tree: Path, config: DataConfig):
     same = listed(tree / "same.csv", "labeled/cat/0.png,cat", "labeled/dog/0.png,dog", "test/dog/2.png,dog")
     data = load_data(replace(config, test=same))
-    assert data.notes == ("2 test images are labeled images too: figures of the test are too good",)
+    assert data.notes == ("2 test images are also labeled images: test results are too optimistic",)
     other = listed(tree / "other.csv", "labeled/cat/0.png,dog")
     with pytest.raises(InputError, match=r"0\.png' is 'cat' in data\.labeled and 'dog' in data\.test"):
         load_data(replace(config, test=other))
@@ -148,11 +148,11 @@ def test_a_run_and_data_check_say_it(tree: Path, config: DataConfig, tmp_path: P
     flags = [f"--data.{name}={getattr(config, name)}" for name in names] + [f"--data.unlabeled={tree / 'labeled'}"]
     flags += ["--data.validation_per_class=1", "--data.labels_per_class=1", "--data.image_size=8"]
     main(["check", *flags])
-    assert "note: 9 of 9 unlabeled images are labeled images too" in capsys.readouterr().out
+    assert "note: 9 of 9 unlabeled images are also labeled images" in capsys.readouterr().out
     run = ["--config", str(DIGITS), "--steps", "1", "--batch_size", "2", "--unlabeled_ratio", "1", *flags]
     train.main([*run, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().err
-    assert "note: 2 validation images are unlabeled images too: not trained on" in said
+    assert "note: 2 validation images are also unlabeled images: training leaves them out" in said
     split = json.loads((tmp_path / "run" / "split.json").read_text())
     assert not {*split["validation"]} & {*split["unlabeled"], *split["labeled"]}
 

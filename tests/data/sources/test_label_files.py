@@ -262,7 +262,7 @@ def test_the_more_exact_column_is_taken_and_told(images):
 def test_paths_may_be_spelled_as_elsewhere(images, name):
     found = listed(images, f"path,label\n{name},cat\n")
     assert paths_of(found) == [images / "deep" / "c d.png"]
-    assert ("1 paths are spelled otherwise than their files" in "".join(found.notes)) == (not name.startswith("./"))
+    assert ("1 paths are spelled differently from their files" in "".join(found.notes)) == (not name.startswith("./"))
 
 
 def test_the_file_that_is_named_exactly_is_meant(images):
@@ -296,9 +296,9 @@ def test_a_class_that_is_no_text_is_refused_with_its_line(images):
 def test_words_for_no_label_are_unknown_unless_they_are_classes(images, word):
     text = f"path,label\na.png,cat\nb.png,{word}\n"
     assert listed(images, text).labels == ["cat", ""]
-    assert f"1 labels, such as {word!r}, say that the class is unknown" in listed(images, text).notes[0]
+    assert f"1 labels, such as {word!r}, mean that the class is unknown" in listed(images, text).notes[0]
     assert listed(images, text, classes=(word,)).labels == ["cat", word]
-    with pytest.raises(InputError, match=rf"line 3: b\.png has no label: '{word}' says that it is unknown, unless a"):
+    with pytest.raises(InputError, match=rf"line 3: b\.png has no label: '{word}' means unknown, unless a"):
         listed(images, text, needs_labels=True)
     (images / "classes.json").write_text(json.dumps(["cat", word]))
     assert listed(images, text, needs_labels=True).labels == ["cat", word]
