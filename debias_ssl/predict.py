@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
     with ExitStack() as held, dead_workers_told("--workers", goes_on), ends_told(goes_on):
 
         def run_of(parsed: Namespace) -> str:
-            """The run, once it is known that what is asked for may be written."""
+            """Loads the run, after the check that the output may be written."""
             out = Path(parsed.out)
             check_apart(out, "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
             if is_first():

@@ -22,7 +22,7 @@ SHOWN = 5
 
 
 def check(config: DataConfig, seed: int) -> bool:
-    """Prints what is there; returns whether every image can be read."""
+    """Describes the data set on stdout. Returns whether every image can be read."""
     data = load_data(config)
     check_classes(config, data.classes)
     print(f"{len(data.classes)} classes: {', '.join(data.classes[:20])}{' ...' if len(data.classes) > 20 else ''}")

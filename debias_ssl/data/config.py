@@ -12,7 +12,7 @@ from debias_ssl.system.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(StreamConfig, ReadingConfig, SplitConfig, SourceConfig):
-    """Which images, how they are split, read and augmented; each stage of `data/` is given its own part of it."""
+    """The images of a run, and how they are split, read and augmented. Each stage of `data/` gets its own part."""
 
     def __post_init__(self):
         for stage in (SourceConfig, SplitConfig, ReadingConfig, StreamConfig):

@@ -68,7 +68,7 @@ class SplitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Which training images are labeled, unlabeled and held out, as ascending positions in the list of them."""
+    """The labeled, unlabeled and held-out training images, as ascending positions in the list of training images."""
 
     labeled: Indices
     unlabeled: Indices

@@ -30,7 +30,7 @@ MOST_LANES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """How the batches of a run are made of the images that were read.
+    """How the batches of a run are made from images.
 
     Args:
         lanes: for unlabeled images in shards: the number of places from which a batch is read. Processes share the
@@ -47,7 +47,7 @@ class StreamConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingImages:
-    """What is known of the training images and of their split, on the CPU."""
+    """The training images and their split, on the CPU."""
 
     labels: Int[Tensor, " N"]
     """Class of each training image, negative where unknown."""

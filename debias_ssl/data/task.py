@@ -60,7 +60,7 @@ class Task:
 
     @property
     def training_labels(self) -> Int64[np.ndarray, " N"]:
-        """Class of each training image, negative where unknown; of the labeled ones it is what the split says."""
+        """Class of each training image, negative where unknown; for labeled images it is the class in the split."""
         labels = self.data.train.labels.copy()
         if self.split.labels is not None:
             labels[self.split.labeled] = self.split.labels
@@ -99,7 +99,7 @@ class Task:
 
     @property
     def augment(self) -> AugmentConfig:
-        """The settings of views, where the data set decides what is left to it."""
+        """The settings of views, with the defaults of the data set filled in."""
         augment = self.config.augment
         return replace(augment, flip=self.data.flips if augment.flip is None else augment.flip)
 
@@ -180,7 +180,7 @@ class Task:
 
     @property
     def parts(self) -> list[Part]:
-        """The parts that there are images of to evaluate on."""
+        """The parts that have images to evaluate on."""
         return ["test", "validation"] if len(self.split.validation) else ["test"]
 
 

@@ -37,7 +37,7 @@ def check_agreement(facts: Callable[[], Mapping[str, str]]) -> None:
 
 
 def difference(gathered: list[dict[str, tuple[str, str]]]) -> str | None:
-    """In what the processes differ, in words; None where they agree. Each gives shown values and hashes by names."""
+    """The difference between processes in words; None if they agree. Each gives printable values and hashes by name."""
     first, *others = gathered
     differing = [name for name in dict.fromkeys(name for own in gathered for name in own) if _differs(name, gathered)]
     if not differing:

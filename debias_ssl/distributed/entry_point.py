@@ -13,7 +13,7 @@ OTHERS_GO_ON = 75
 
 
 def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
-    """A command: what the user got wrong is told in a line or two on stderr, with exit status 2."""
+    """Makes a command: an error of the user is one or two lines on stderr, with exit status 2."""
 
     @wraps(main)
     def command(arguments: list[str] | None = None) -> None:

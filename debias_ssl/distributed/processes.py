@@ -48,7 +48,7 @@ def says_that_another_is_gone(error: Exception) -> bool:
 
 
 class Companions:
-    """Those that this process was launched with, through the store by which they meet.
+    """The other processes of this launch, reached through their common store.
 
     A thread of each process looks for word that another cannot go on, and then ends this one, whatever it waits for:
     the message of a process that is gone never comes, and on GPUs nothing says so. The store itself is kept by a

@@ -49,7 +49,7 @@ def asked_to_stop() -> Iterator[Asked]:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise an error, so that a job cleans up; those that somebody handles stay as they are.
+    """Inside, SIGTERM and SIGHUP raise an error, so that a job cleans up; existing handlers are kept.
 
     Raises:
         Terminated: such a signal came. Later ones are ignored, as launchers and schedulers may send them twice.
@@ -79,7 +79,7 @@ def ignore_signals(_: int) -> None:
 
 
 class StopVote:
-    """Lets all processes stop after the same step, whichever of them was asked to.
+    """Lets all processes stop after the same step, if any of them was asked to stop.
 
     A call is a vote of one number, on its way while the next step is computed: nothing waits for it, no GPU either.
     """

@@ -19,7 +19,7 @@ SAMPLE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """Features of another list of images, and where in it the images of the list that is made are."""
+    """Features of an earlier list of images, and the positions in it of the images of the present list."""
 
     generation: int
     num: int

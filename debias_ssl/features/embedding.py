@@ -39,7 +39,7 @@ LOOKED_AT_EVERY = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """Features of images; those that could not be read have none."""
+    """Features of images; unreadable images have none."""
 
     store: FeatureStore
     root: Path
@@ -64,7 +64,7 @@ class FeatureCache:
         return {os.path.relpath(self.files[place], self.root): why for place, why in self.unreadable.items()}
 
     def chunks(self) -> Iterator[Float[Tensor, "n D"]]:
-        """The features, in the order of the names, read from where they are kept as they are asked for."""
+        """The features in the order of the names, read from the store chunk by chunk."""
         for number, shard in enumerate(_shards(len(self.files))):
             start, stop = np.searchsorted(self.places, (shard.start, shard.stop))
             if start == stop:
@@ -74,7 +74,7 @@ class FeatureCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Logits:
-    """Logits of images, computed from their features each time they are gone through."""
+    """Logits of images, computed from their features in each pass."""
 
     cache: FeatureCache
     weights: Float[Tensor, "D C"]

@@ -26,7 +26,7 @@ from debias_ssl.models.encoders import Encoder
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Features to make, and where they are kept."""
+    """Features to compute, and their store."""
 
     store: FeatureStore
     view: KeptView | None = None
@@ -35,7 +35,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A shard to make, of all targets that lack the same images of it."""
+    """A shard to compute, for all targets that lack the same images of it."""
 
     number: int
     rows: range
@@ -55,7 +55,7 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What this process has to make."""
+    """The shards that this process computes."""
 
     shards: Sequence[Planned]
     num_lacking: int
@@ -64,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What was made of a planned shard."""
+    """The results for a planned shard."""
 
     shard: Planned
     rows: tuple[ShardRows, ...]

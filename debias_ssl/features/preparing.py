@@ -27,7 +27,7 @@ TOGETHER = 3 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Preparing:
-    """How image files become what the network takes."""
+    """How image files become the input of the network."""
 
     files: Sequence[str]
     preprocess: Preprocessing
@@ -90,14 +90,14 @@ class Preparing:
 
 
 class Known(NamedTuple):
-    """Images of a batch whose content has features already, in one of the stores."""
+    """Images of a batch whose contents already have features in one of the stores."""
 
     positions: Int64[Tensor, " k"]
     features: Float16[Tensor, "k D"] | Float16[Tensor, " 0"]
 
 
 class Prepared(NamedTuple):
-    """A batch; positions are those in it, and an image that cannot be read has none."""
+    """A prepared batch; positions are positions in it, and an unreadable image has none."""
 
     images: UInt8[Tensor, "n H W K"] | UInt8[Tensor, " 0"]
     """Of the images that have to pass through the network, for one of the stores at least."""

@@ -24,7 +24,7 @@ from debias_ssl.system.locking import Member, joined, lock_if_free
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRows:
-    """What is kept of a shard's images, or known of them before it is made."""
+    """The stored data of a shard's images, or what is known about them before the shard is computed."""
 
     features: Float16[np.ndarray, "n D"]
     """Rows of images without features are no numbers."""
@@ -87,7 +87,7 @@ class FeatureStore(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryStore:
-    """Shards that are there as long as the process."""
+    """Shards in memory, for the lifetime of the process."""
 
     shards: dict[int, Float16[np.ndarray, "_ D"]] = field(default_factory=dict)
     note: str | None = None

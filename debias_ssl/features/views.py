@@ -19,7 +19,7 @@ STRONG_SETTINGS = (*WEAK_SETTINGS, "num_ops", "ops", "op_probability", "magnitud
 
 @dataclass(frozen=True, kw_only=True)
 class KeptView:
-    """One view of each image: what is random in it is a function of (seed, kind, number, content of the file)."""
+    """One view of each image. Its random numbers are a function of (seed, kind, number, contents of the file)."""
 
     kind: ViewKind
     number: int

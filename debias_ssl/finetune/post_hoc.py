@@ -15,7 +15,7 @@ from debias_ssl.system.ranges import AtLeastOne, NotNegative
 
 @dataclass(frozen=True, kw_only=True)
 class StrengthSearch(StageTwo):
-    """Chooses one strength tau: the one whose head is best on held-out images.
+    """Chooses the strength tau whose head is best on held-out images.
 
     Args:
         largest: the largest strength to try; the smallest is 0.
@@ -37,7 +37,7 @@ class StrengthSearch(StageTwo):
 
 @dataclass(frozen=True, kw_only=True)
 class TauNormalization(StrengthSearch):
-    """f_y / ||w_y||^tau (arXiv 1910.09217). The paper's classifiers have no biases; here they are divided too."""
+    """f_y / ||w_y||^tau (arXiv 1910.09217). The paper's classifiers have no biases; here, biases are divided too."""
 
     def at(self, stage: Stage, strength: float) -> Head:
         norms = stage.head.weight.norm(dim=1).clamp(min=SMALLEST_PROBABILITY)
@@ -46,7 +46,7 @@ class TauNormalization(StrengthSearch):
 
 @dataclass(frozen=True, kw_only=True)
 class LogitAdjustment(StrengthSearch):
-    """f_y - tau log pi_y (arXiv 2007.07314), pi the labeled shares; a class without labels counts as one with one."""
+    """f_y - tau log pi_y (arXiv 2007.07314), pi the labeled shares; a class without labels counts as if it had one."""
 
     def at(self, stage: Stage, strength: float) -> Head:
         counts = stage.labeled_counts.clamp(min=1).to(stage.head.bias)

@@ -61,7 +61,7 @@ class FeatureExtractor(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A trained run, and what a method of stage two needs of it."""
+    """A trained run, and the data that a stage-two method needs from it."""
 
     run: TrainedRun
     task: Task

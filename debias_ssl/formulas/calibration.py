@@ -162,7 +162,7 @@ def fit_temperature_to(chunks: Chunks) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What the figures below and a reliability diagram need of rows: numbers of each row, and sums over them."""
+    """The data for the metrics below and for a reliability diagram: numbers of each row, and sums over rows."""
 
     confidence: Float[Tensor, " N"]
     correct: Bool[Tensor, " N"]

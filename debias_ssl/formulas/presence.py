@@ -15,7 +15,7 @@ ENOUGH_SHARE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Presence:
-    """The surer half of the labels."""
+    """The more confident half of the labels."""
 
     shares: Float[Tensor, " C"]
     """Of the classes among them."""

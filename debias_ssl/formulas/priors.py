@@ -42,7 +42,7 @@ RESTART = 1e-14
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """Where iterations ended."""
+    """The result of iterations."""
 
     prior: Prior
     left: float

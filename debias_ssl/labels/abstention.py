@@ -21,7 +21,7 @@ ShareBelowOne = Annotated[float, Range(0, 1, above=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class AbstentionConfig:
-    """Which rows get a label. Where any of these is set, rows have a score, and those of low scores get no label.
+    """Which rows get a label. If any setting is given, each row has a score, and rows with low scores get no label.
 
     Args:
         unknown: the score: `max_prob` is the largest probability, `margin` is the largest minus the second largest,
@@ -64,7 +64,7 @@ class AbstentionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OnTuned:
-    """What a threshold leaves of the rows of `tune_on`."""
+    """The rows of `tune_on` that get a label at a threshold."""
 
     num: int
     num_labeled: int

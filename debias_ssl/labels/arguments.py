@@ -27,7 +27,7 @@ TargetPrior = np.ndarray | Tensor | Sequence[float] | str | Path
 
 
 class DebiasSettings(TypedDict, total=False):
-    """The settings of `DebiasConfig` as arguments: arrays may stand where flags name files."""
+    """The settings of `DebiasConfig` as arguments: arrays are allowed where flags name files."""
 
     prior: EstimateName
     reference: np.ndarray | Tensor | str | Path | Sequence[str | Path] | None

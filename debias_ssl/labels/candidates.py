@@ -27,7 +27,7 @@ FeaturesOf = Callable[[Int64[np.ndarray, " R"]], Float[Tensor, "R D"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Images with what is known of them."""
+    """Images that may be suggested, with their predictions and features."""
 
     names: Sequence[str]
     """Their paths below a folder."""
@@ -44,7 +44,7 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The flags by which candidates are named."""
+    """The flags that name the candidates."""
 
     labels: str | None
     images: str | None

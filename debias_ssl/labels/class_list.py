@@ -17,7 +17,7 @@ Classes = Sequence[str] | Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What an image is compared with: a name that goes through the templates, or a sentence as it is."""
+    """A text that images are compared with: a name for the templates, or a complete sentence."""
 
     text: str
     is_sentence: bool = False
@@ -25,7 +25,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a list says of one class."""
+    """The entry of one class in a list."""
 
     number: int
     """Of its line or entry, from 1."""

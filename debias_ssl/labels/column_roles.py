@@ -29,7 +29,7 @@ MEND = "name the columns that are classes by --columns NAME,NAME,... or by --cla
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """What the columns of a table are."""
+    """The roles of the columns of a table."""
 
     classes: Sequence[Column]
     names: Column | None

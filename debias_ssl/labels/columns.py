@@ -28,7 +28,7 @@ ROWS = (*tables.PATHS, *filter(str.isalpha, tables.ROWS), "level0")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Column:
-    """A column of a table as its file has it."""
+    """A column of a table, as in its file."""
 
     name: str
     """Blank where it has none."""

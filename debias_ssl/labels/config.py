@@ -17,7 +17,7 @@ LABEL_FILES = ("truth", "tune_on", "target_prior", "reference")
 
 @dataclass(frozen=True, kw_only=True)
 class DebiasConfig(AbstentionConfig):
-    """Which class prior is removed from predictions, and how; and which rows get a label.
+    """How the class prior is removed from predictions, and which rows get a label.
 
     Args:
         prior: the estimate of the class prior to remove: `marginal` is the mean probability; `fixed_point` and

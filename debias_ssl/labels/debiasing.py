@@ -35,14 +35,14 @@ CHUNK_NUMBERS = 2**22
 
 @runtime_checkable
 class Posterior(Protocol):
-    """Probabilities of rows, which may be computed when they are asked for."""
+    """Probabilities of rows; they may be computed on access."""
 
     def __getitem__(self, rows: slice, /) -> Float32[np.ndarray, "n C"]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Logits, and what is known of the rows that they are of."""
+    """Logits, and what is known about their rows."""
 
     chunks: Chunks
     """The logits in row order, which can be gone through again and again."""
@@ -82,7 +82,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """What is subtracted from logits."""
+    """The numbers that are subtracted from logits."""
 
     prior: Float[Tensor, " C"]
     """What the classifier prefers."""
@@ -104,7 +104,7 @@ class Removal:
 
 @dataclass(frozen=True, kw_only=True)
 class RowLabels:
-    """What becomes of each of some rows."""
+    """The labels of a chunk of rows."""
 
     plain: Int64[np.ndarray, " N"]
     plain_confidence: Float32[np.ndarray, " N"]
@@ -124,7 +124,7 @@ class RowLabels:
 
 @dataclass(frozen=True, kw_only=True)
 class Labeling(RowLabels):
-    """What became of all rows: arrays of N, however large the matrix was."""
+    """The labels of all rows: arrays of length N, for a matrix of any size."""
 
     classes: tuple[str, ...]
     names: Sequence[str]
@@ -176,7 +176,7 @@ def check_finite(logits: Float[Tensor, "n C"], first_row: int, classes: Sequence
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """f / T of all rows, checked, with a progress bar each time that they are gone through."""
+    """f / T of all rows, checked, with a progress bar in each pass."""
 
     chunks: Chunks
     temperature: float

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Rows whose labels are known, to be judged, and others that a temperature may be fitted on."""
+    """Rows with known labels to evaluate, and other rows to fit a temperature on."""
 
     rows: KnownRows
     name: str

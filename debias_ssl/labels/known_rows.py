@@ -21,7 +21,7 @@ MOST_NUMBERS = 2**19
 
 @dataclass(frozen=True, kw_only=True)
 class KnownRows:
-    """Rows whose labels are known, of a matrix that may have others; they can be read again and again."""
+    """The rows of a matrix whose labels are known; they can be read several times."""
 
     matrix: Iterable[Float[Tensor, "_ C"]]
     """Logits of all rows, in order, in chunks."""
@@ -58,7 +58,7 @@ def _small(matrix: Iterable[Float[Tensor, "_ C"]]) -> Iterator[Float[Tensor, "_ 
 
 
 class LogitFile:
-    """A matrix of fp32 in a file without a name, which is gone with this object."""
+    """A matrix of fp32 in a temporary file without a name, which is deleted with this object."""
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes

@@ -110,7 +110,7 @@ TABLES = {"csv": csv_parts, "parquet": parquet_parts}
 
 
 class Written(io.RawIOBase):
-    """A file whose parts are taken out as they are written."""
+    """A file object that returns its parts as they are written."""
 
     def __init__(self):
         self.parts: list[bytes] = []

@@ -26,7 +26,7 @@ from debias_ssl.system.errors import InputError, reason
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A matrix whose rows are known to be finite and to say something."""
+    """A checked matrix: its rows are finite, and each is a prediction."""
 
     values: Num[np.ndarray, "N C"]
     """Memory-mapped where the file allows it."""

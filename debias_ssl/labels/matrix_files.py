@@ -27,7 +27,7 @@ from debias_ssl.system.outputs import check_whole
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """What a file holds, not yet checked."""
+    """The contents of a file, not yet checked."""
 
     values: np.ndarray
     classes: tuple[str, ...] | None = None

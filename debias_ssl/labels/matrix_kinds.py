@@ -30,7 +30,7 @@ WHOLES = (1, 100)
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the numbers of a matrix were taken for."""
+    """The kind that the numbers of a matrix were found to be."""
 
     kind: Kind
     words: str

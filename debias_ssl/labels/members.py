@@ -28,7 +28,7 @@ from debias_ssl.training.learner import Predictor
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """Predictions that are there already; nothing is known of what they were made from."""
+    """Existing predictions of unknown origin."""
 
     name: str
     """As it was given."""
@@ -63,7 +63,7 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trained run, which looks at images, or at features of them."""
+    """A trained run, which predicts from images or from their features."""
 
     name: str
     """As it was given."""

@@ -27,7 +27,7 @@ MODEL, GIVEN = "model", "given"
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """Labels with the corrections in them."""
+    """Labels after the corrections."""
 
     rows: LabeledRows
     """As they were."""

@@ -36,7 +36,7 @@ NAMES += ("classes.json", "unreadable.json", PREFERENCE)
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """In which files labels are written.
+    """The files that labels are written to.
 
     Args:
         probs: `full` is probs.npy, the probabilities of all classes; `top5` the five largest of each row, in

@@ -25,7 +25,7 @@ DECIMALS = 5
 
 @runtime_checkable
 class Reference(Protocol):
-    """Where a preference is from: rows that it is measured on, or itself, measured before."""
+    """The source of a class preference: rows to measure it on, or an earlier measurement."""
 
     def at(self, estimate: PriorName, momentum: float, temperature: float) -> "Preference":
         """The preference at a temperature."""
@@ -38,7 +38,7 @@ class Reference(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """What a classifier prefers, measured on rows in which the classes are about equally frequent."""
+    """The class preference (bias) of a classifier, measured on rows in which all classes are about equally frequent."""
 
     classes: tuple[str, ...]
     made_with: Mapping[str, str]

@@ -20,7 +20,7 @@ TIMM = "timm's inference.py writes all with --topk 0 --results-separate-col --fu
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """As many values in each row, K."""
+    """Columns that hold K values in each row."""
 
     name: str
     columns: tuple[Column, ...]
@@ -31,7 +31,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """A matrix that columns together hold."""
+    """A matrix that several columns hold together."""
 
     values: np.ndarray
     classes: tuple[str, ...] | None

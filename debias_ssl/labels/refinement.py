@@ -29,7 +29,7 @@ ALL_THE_SAME = 1 - 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors:
-    """Features of the rows, and what they would be for each class, as arrays or files bring them."""
+    """Features of the rows, and an anchor for each class, from arrays or files."""
 
     features: Num[np.ndarray, "N D"]
     anchors: Float[Tensor, "C D"]

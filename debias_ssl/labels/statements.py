@@ -23,7 +23,7 @@ class Statement:
 
 @dataclass(frozen=True, kw_only=True)
 class Statements:
-    """What a file says."""
+    """The statements of a file."""
 
     path: Path
     given: Sequence[Statement]

@@ -31,7 +31,7 @@ NOTHING = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What predictions say of images."""
+    """The predictions for images, in the form that suggestions need."""
 
     label: Int64[np.ndarray, " N"]
     second: Int64[np.ndarray, " N"]
@@ -47,7 +47,7 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """One image."""
+    """One suggested image."""
 
     row: int
     covers: float

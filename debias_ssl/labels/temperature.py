@@ -25,7 +25,7 @@ SCORES = {"nll": "NLL", "brier": "Brier"}
 
 @dataclass(frozen=True, kw_only=True)
 class Rescaled:
-    """What a temperature makes of the rows that it is judged on, whose labels are known."""
+    """Predictions of labeled rows before and after a temperature."""
 
     rows: KnownRows
     temperatures: Float[Tensor, " N"]

@@ -26,7 +26,7 @@ from debias_ssl.system.texts import texts_of
 
 
 class RowNumbers(Sequence[str]):
-    """Names of rows that have no names: "0", "1", ..., made when they are asked for."""
+    """Names of rows without names: "0", "1", ..., computed on access."""
 
     def __init__(self, num: int):
         self.num = num
@@ -50,7 +50,7 @@ def are_numbers(names: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownLabels:
-    """What a file says of the classes of rows."""
+    """The classes of rows that a file contains."""
 
     labels: Int64[np.ndarray, " N"]
     """Class numbers, negative where unknown."""

@@ -96,7 +96,7 @@ def read_tuning(rows: Rows, config: DebiasConfig, is_quiet: bool) -> Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What was chosen, and the change of the temperature (of its logarithm) that one more round would bring."""
+    """The chosen values, and the change of the temperature (of its logarithm) in one more round."""
 
     temperature: float
     strength: float

@@ -35,7 +35,7 @@ from debias_ssl.system.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be labeled as what; it fits together, and no model is loaded for it."""
+    """The images and classes of a labeling job, checked against each other before any model is loaded."""
 
     files: Sequence[str]
     root: Path

@@ -9,7 +9,7 @@ from debias_ssl.system.ranges import Fraction, Positive, check_ranges
 
 
 class Distillation(Method):
-    """Distillation (arXiv 1503.02531) from class probabilities p that a teacher gives to the views of the student.
+    """Distillation (arXiv 1503.02531) from a teacher's class probabilities p for the views of the student.
 
     With z(x) the student's logits of a weak view, and p_T the teacher's softmax at temperature T,
 

@@ -105,7 +105,7 @@ class DyTrim(PseudoLabeling):
 
 
 class TrimmedLoss(nn.Module):
-    """A loss of labeled images with the gradient of its mean over those that are not left out."""
+    """A loss of labeled images, with the gradient of its mean over the images that are not left out."""
 
     prior: Float[Tensor, " C"]
 

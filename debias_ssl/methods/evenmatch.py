@@ -13,7 +13,7 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class EvenMatch(PseudoLabeling):
-    """Debiased targets, weights with no threshold to set, and a labeled loss for even classes (docs/evenmatch.md).
+    """Debiased targets, weights without a threshold, and a labeled loss for even classes (docs/evenmatch.md).
 
     With pi_l the shares of the classes among the labeled images of steps, C their number, q and r the running means of
     softmax(f(weak(u))) and of p, and mu and sigma^2 those of the mean and the variance of p^ (q and r are uniform at

@@ -131,7 +131,7 @@ class AdaptiveMargin(LabeledLoss):
 
 
 class Equalized(LabeledLoss):
-    """Softmax equalization loss (arXiv 2003.05176): rare classes are often spared from being the wrong answer.
+    """Softmax equalization loss (arXiv 2003.05176): rare classes are often left out of the negatives.
 
     -log e^f_y / sum_k w_k e^f_k, with w_k = 0 for a rare k != y with probability gamma, drawn for each image, else 1.
     What rare classes are spared is the gradient of the many images of others in a step. Where classes are drawn equally
@@ -174,7 +174,7 @@ class LabelSmoothing(LabeledLoss):
 
 
 class LabelAwareSmoothing(LabeledLoss):
-    """Label smoothing that frequent classes, of which a model is too sure, get more of (MiSLAS, arXiv 2104.00466).
+    """Label smoothing that is stronger for frequent classes, where models are overconfident (arXiv 2104.00466).
 
     eps_y = tail + (head - tail) sin(pi (n_y - n_K) / (2 (n_1 - n_K))), n the labeled images of each class, however they
     are drawn: MiSLAS trains only the classifier by it, in a second stage in which classes are drawn equally often. Here

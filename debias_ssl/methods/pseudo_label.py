@@ -10,7 +10,7 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class PseudoLabel(PseudoLabeling):
-    """Pseudo-Label (Lee, ICML 2013 workshop on challenges in representation learning; it is on no arXiv).
+    """Pseudo-Label (Lee, ICML 2013 workshop on challenges in representation learning; not on arXiv).
 
     p = softmax(f(weak(u))),
     L = CE(f(weak(x)), y) + lambda_u * mean_u alpha(t) 1[max p >= threshold] CE(f(weak(u)), argmax p)

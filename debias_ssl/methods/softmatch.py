@@ -12,7 +12,7 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class GaussianWeights(nn.Module):
-    """Weights of pseudo-labels with no threshold to set (arXiv 2301.10921), and the running means that they need.
+    """Weights of pseudo-labels without a threshold (arXiv 2301.10921), and the running means that they need.
 
     With p~ = SumNorm(p / q^tau), q the marginal, and mu and sigma^2 the running means of the mean and the variance of
     max p~ over a batch (1 / C and 1 at first):

@@ -19,7 +19,7 @@ NAME = "adapter"
 
 
 class Adapter(nn.Module):
-    """A side path: its output times `scale` is added to that of the layer beside it, which is in `adapter`'s place.
+    """A side path: `scale` times its output is added to the output of the layer beside it.
 
     Its last layer is zero at first, so that the network gives what it gave before, in every bit.
 

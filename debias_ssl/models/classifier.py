@@ -93,7 +93,7 @@ class ModelConfig:
 
 
 class Classifier(nn.Module):
-    """A network that gives its logits together with the features that its classifier takes.
+    """A network that returns its logits together with the features before its classifier.
 
     Args:
         net: a model of timm, or one of your own with timm's four names: `forward_features(images)`,

@@ -178,7 +178,7 @@ def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Te
 
 @dataclass(frozen=True, kw_only=True)
 class ClassVectors:
-    """Vectors of classes, and what the tokenizer made of their prompts."""
+    """Class vectors, and what the tokenizer did to their prompts."""
 
     weights: Float[Tensor, "D C"]
     same: Sequence[tuple[int, int]]
@@ -288,6 +288,6 @@ def zero_shot_weights(
 
 
 def blank_features(clip: Clip) -> Float[Tensor, "1 D"]:
-    """The vector of a white image, whose logits show what the model prefers when it sees nothing (CDMAD 2403.10391)."""
+    """The vector of a white image. Its logits show the model's class bias without content (CDMAD 2403.10391)."""
     image = clip.preprocess(Image.new("RGB", (256, 256), "white"))
     return clip.encode(image[None].to(clip.device))

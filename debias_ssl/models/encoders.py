@@ -25,7 +25,7 @@ TIMM_CONFIG = "config.json"
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What makes features of images."""
+    """A network that computes features of images."""
 
     @property
     def preprocess(self) -> Preprocessing: ...
@@ -50,7 +50,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TimmEncoder:
-    """A network of timm's: its features are what its classifier takes, of whatever length."""
+    """A network of timm: its features are the input of its classifier, at their own length."""
 
     network: Any  # timm's models share methods, but no class
     preprocess: Preprocessing

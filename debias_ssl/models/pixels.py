@@ -42,7 +42,7 @@ class Normalized:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How RGB images become bytes at a network's size; processes that decode take it with them."""
+    """How RGB images become bytes at a network's size. It can be sent to decoding processes."""
 
     transform: Callable[[Any], Any]
     """Resizes and crops: an image of Pillow's; or uint8 tensors N x K x H x W, where `takes_tensors`."""

@@ -18,7 +18,7 @@ OF_ARCHITECTURE = ("first_conv", "classifier")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFormat:
-    """How an image becomes what a network takes."""
+    """How an image becomes the input of a network."""
 
     size: int
     """Side in pixels; 1 where the network takes features."""

@@ -71,7 +71,7 @@ def predicted(run: Path, task: Task, images: Int64[np.ndarray, " N"], place: Pla
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the halves say of each variant."""
+    """The agreement of the halves for each variant, and the choice."""
 
     agreements: Mapping[str, Float64[np.ndarray, " D"]]
     """Mean agreement over classes, in each division of the labels; the run on the labels alone is there too."""

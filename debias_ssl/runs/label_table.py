@@ -137,7 +137,7 @@ def _remove_parts(folder: Path) -> None:
 
 
 def key_of(run: Path, names: Sequence[str], *settings: Any) -> str:
-    """A hash of what the rows of a table depend on.
+    """A hash of everything that the rows of a table depend on.
 
     Args:
         run: the run folder.

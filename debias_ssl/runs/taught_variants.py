@@ -11,7 +11,7 @@ PREFIX = "variant:"
 
 
 def teacher_of(variant: str, resolved: Mapping[str, Any]) -> str | None:
-    """The variant, of the same setting, whose run of the same seed is the teacher; None where it is none of them."""
+    """The variant of the same setting whose run of the same seed is the teacher; None for any other teacher."""
     given = resolved.get("teacher") or ""
     return inside(setting_of(variant), given.removeprefix(PREFIX).strip()) if given.startswith(PREFIX) else None
 

@@ -22,7 +22,7 @@ from debias_ssl.training.learner import Predictor
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtStream:
-    """The batches of a stream, with what a trained model says of their weak views.
+    """The batches of a stream, with a trained model's predictions for their views.
 
     It sees the very pixels that are trained on, so that what step k holds stays a function of (seed, k).
     """

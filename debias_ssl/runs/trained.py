@@ -101,7 +101,7 @@ class TrainedRun:
         return Reader(pixels=None, files=images.names, config=config, channels=len(self.mean))
 
     def reading(self, workers: int) -> DataConfig:
-        """The data setting by which files are read."""
+        """The data settings for reading files."""
         return replace(self.data, image_size=self.size, workers=workers, input="streaming")
 
     def check_features(self, are_given: bool) -> None:

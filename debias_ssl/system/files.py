@@ -49,14 +49,14 @@ def writes(path: Path) -> Iterator[None]:
 
 
 def unfinished(path: Path) -> Path:
-    """A path beside `path` for what is not whole yet."""
+    """A path beside `path` for a file that is not complete yet."""
     # Not the process's number: containers that share a folder give the same ones.
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; what is written there takes the place of `path` once it is whole.
+    """A path beside `path` to write to; the written file replaces `path` once it is complete.
 
     The body only writes: `writing_parts` is for what is computed meanwhile.
 
@@ -77,7 +77,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class Parts:
-    """Writes parts of a file, each behind the one before, while the next ones are computed."""
+    """Writes parts of a file one after another, while the next parts are computed."""
 
     def __init__(self, path: Path, file: int, threads: ThreadPoolExecutor):
         self.path, self.file, self.threads = path, file, threads
@@ -161,7 +161,7 @@ def read_array(path: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.nda
 
 @contextmanager
 def ends_told(mend: str = "--resume goes on") -> Iterator[None]:
-    """Adds how to go on to what is said of a file that cannot be written, or of a signal.
+    """Adds how to go on to the message about a file that cannot be written, or about a signal.
 
     Other errors stay as they are.
 

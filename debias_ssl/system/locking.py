@@ -161,7 +161,7 @@ def _member_locks(folder: Path) -> list[Path]:
 
 
 def lock_if_free(path: Path, flag: str) -> ExitStack | None:
-    """Holds a lock, which what is returned gives back; None where another process holds it.
+    """Takes a lock and returns a function that releases it; None if another process holds the lock.
 
     Args:
         path: of the lock.

@@ -20,7 +20,7 @@ Given = str | Path | Sequence[str] | Sequence[Path] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """The files that jobs of one kind write into a folder; a manifest in it says which of them they wrote.
+    """The files that jobs of one kind write into a folder; a manifest lists the files that they wrote.
 
     A name that is there and not in the manifest is foreign: it is refused, and never replaced or removed. What the
     manifest names is an earlier output of the same kind.
@@ -81,7 +81,7 @@ class Outputs:
             )
 
     def claim(self, *names: str) -> None:
-        """Says in the manifest what is written next.
+        """Lists in the manifest the files that are written next.
 
         Raises:
             InputError: something of a name is there that no job of this kind wrote.
@@ -93,7 +93,7 @@ class Outputs:
             self._record([*claimed, *new], self.is_incomplete())
 
     def clear(self) -> None:
-        """Removes what was written, and nothing else; whoever is killed meanwhile leaves what is said to be incomplete.
+        """Removes the written files, and nothing else. A job that is killed meanwhile leaves them marked as incomplete.
 
         Raises:
             WriteError: something cannot be removed.
@@ -103,11 +103,11 @@ class Outputs:
             self.complete()
 
     def mark_incomplete(self) -> None:
-        """Says that what is there is not to be gone on with, until `complete` or `clear` has been called."""
+        """Marks the files as incomplete, until `complete` or `clear` is called."""
         self._record(self._claimed(), True)
 
     def begin_replacing(self) -> None:
-        """Removes what was written; until `complete` is called, what is there is said to be incomplete.
+        """Removes the written files, and marks the folder as incomplete until `complete` is called.
 
         Raises:
             WriteError: something cannot be removed.

@@ -77,7 +77,7 @@ class StepStatistics:
 
 
 def threshold_flag(method: Method) -> str | None:
-    """The flag of the threshold that pseudo-labels pass, which over a base is the base's; None where there is none."""
+    """The flag of the threshold for pseudo-labels, which may belong to a base method; None without a threshold."""
     base = getattr(method, "base", None)
     if not hasattr(method if base is None else base, "threshold"):
         return None
@@ -232,7 +232,7 @@ def write_confusions(path: Path, figures: dict[Any, dict[str, dict[str, Any]]]) 
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of `metrics.jsonl` one by one; what is no record, as a line that was not finished, is left out."""
+    """The records of `metrics.jsonl` one by one, without damaged lines such as an unfinished last line."""
     if path.exists():
         with path.open("rb") as file:
             yield from (record for line in file if (record := _record(line)) is not None)

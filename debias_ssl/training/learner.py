@@ -26,7 +26,7 @@ LOGGED_MOMENTUM = 0.99
 
 
 class Predictor(nn.Module):
-    """What is used at test time: images to logits."""
+    """The part of a learner that is used at test time: images to logits."""
 
     pixel: Tensor
 
@@ -39,14 +39,14 @@ class Predictor(nn.Module):
         self._network: list[Callable] = [model]
 
     def compile_network(self) -> None:
-        """Compiles the pass of images; that of a blank one stays as it is."""
+        """Compiles the forward pass of images; that of a blank image is not compiled."""
         self._network = [torch.compile(self.model)]
 
     def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
         return self.predict(images)[0]
 
     def predict(self, images: Float[Tensor, "N K H W"]) -> tuple[Float[Tensor, "N C"], View]:
-        """The method's logits at test time, and what the network alone says of the images."""
+        """The method's logits at test time, and the network's own output for the images."""
         view = self.view(images)
         blank = self.blank(images) if self.method.needs.blank else None
         # In the precision of training, where the network's pass alone is in the run's.
@@ -55,7 +55,7 @@ class Predictor(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the method predicts what the network alone says."""
+        """Whether the method's predictions are those of the network itself."""
         device = next(self.model.parameters()).device
         logits = torch.zeros(1, self.method.problem.num_classes, device=device)
         view = View(logits=logits, features=torch.zeros(1, self.method.problem.num_features, device=device))
@@ -63,7 +63,7 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def blank(self, images: Float[Tensor, "N K H W"]) -> View:
-        """What the network says of a blank image of the size of others, with averaged statistics."""
+        """The network's output for a blank image of the same size, with averaged statistics."""
         was_training = self.model.training
         self.model.eval()
         image = self.pixel[:, None, None].expand(images.shape[1:])
@@ -72,7 +72,7 @@ class Predictor(nn.Module):
         return view
 
     def view(self, images: Float[Tensor, "N K H W"]) -> View:
-        """What the network alone says of images."""
+        """The network's own output for images."""
         return _view(self._network[0], images)
 
 

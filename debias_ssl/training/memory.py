@@ -10,7 +10,7 @@ from debias_ssl.system.errors import StoppedError
 
 @contextmanager
 def memory_told(when: str, fix: str) -> Iterator[None]:
-    """Tells people of memory that was not enough for what is done inside.
+    """Turns an out-of-memory error of its block into a message for users.
 
     Raises:
         StoppedError: it was not.

@@ -27,7 +27,7 @@ set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=F
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are an InputError of one line."""
+    """A parser that raises errors as an InputError of one line."""
 
     choices: dict[str, tuple[type, dict[str, Any], tuple[str, str]]] = CHOICES
 

@@ -24,7 +24,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_names(settings: Iterable[tuple[str, Any]], where: str) -> None:
-    """Raises InputError at a setting whose name is an old one; `where` is a file, or `--` for flags."""
+    """Raises InputError for a setting with an old name; `where` is a file, or `--` for flags."""
     before = where if where == "--" else f"{where}: "
     for name, value in settings:
         if name in RENAMED:

@@ -65,7 +65,7 @@ def switched_method(resolved: dict[str, Any], files: Sequence[Path]) -> str | No
 def parse_data(
     parser: Parser, arguments: list[str], run_of: Callable[[Namespace], str] = lambda parsed: parsed.run
 ) -> tuple[Namespace, DataConfig]:
-    """Parses a command line that names a run, whose data settings hold unless flags --data.NAME change them."""
+    """Parses a command line that names a run. Its data settings apply unless flags --data.NAME change them."""
     parser.add_class_arguments(DataConfig, "data")
     run = run_of(parser.read_arguments(arguments))
     if not (Path(run) / "config.yaml").exists():

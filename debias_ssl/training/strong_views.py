@@ -56,7 +56,7 @@ def _obstacle(method: Method) -> str | None:
 
 
 class Unpassed(View):
-    """Stands for views of images that have not passed through the network."""
+    """A placeholder for views that did not pass through the network."""
 
     def __init__(self):
         pass
@@ -72,7 +72,7 @@ UNPASSED = Unpassed()
 
 
 def rows_to_pass(weight: Float[Tensor, " U"]) -> Int[Tensor, " n"] | None:
-    """The unlabeled images whose strong views pass, in an order of sizes that are few; None where all do.
+    """The unlabeled images whose strong views pass, filled up to one of a few sizes; None if all pass.
 
     Those that count come first, then some of the others. It waits for the device once, for the number of those that
     count.
@@ -89,7 +89,7 @@ def rounded_up(number: int, largest: int) -> int:
 
 
 def in_their_rows(passed: View, rows: Int[Tensor, " n"], number: int, *, is_watched: bool) -> View:
-    """Views of all unlabeled images, of which those that have not passed are zeros.
+    """Views of all unlabeled images; those that did not pass are zeros.
 
     Args:
         passed: what the network says of those that have passed.

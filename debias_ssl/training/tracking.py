@@ -26,7 +26,7 @@ MOST_POINTS = 400
 
 
 class Tracking:
-    """The trackers of a run; with none of them, or in another process than the first, nothing is done.
+    """The trackers of a run. Without trackers, or in any process but the first, it does nothing.
 
     Args:
         accelerator: that has the trackers.

@@ -120,7 +120,7 @@ def test_check_names_test_images_that_are_trained_on(tree: Path, flags: list[str
     main(["check", *flags])
     told = capsys.readouterr().out
     assert lines_starting(told, "duplicates") == [
-        "duplicates 1 test images are training images too",
+        "duplicates 1 test images are also training images",
         "duplicates 1 test images are also unlabeled images",
     ]
     assert f" {tree}/test/cat/0.png = {tree}/labeled/dog/copy.png\n" in told

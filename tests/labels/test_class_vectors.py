@@ -131,7 +131,7 @@ WRONG = np.arange(24, dtype=np.float32).reshape(3, 8)
         (WRONG[:, :5] + 1, "have 5 numbers each, and vectors of --model 8: make them by its encode_text"),
         (
             np.stack([WRONG[1], WRONG[2], 2 * WRONG[1]]),
-            r"rows 0 and 2 \(from 0\) are the same, so that 'ant' would never",
+            r"rows 0 and 2 \(from 0\) are the same, so 'ant' would never",
         ),
     ],
 )

@@ -173,7 +173,7 @@ def test_a_preference_of_another_estimate_or_temperature_is_refused(files: Path,
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"class_prior": {"ant": 0.5, "bug": 0.5}, "log_prior": [0, 0], "draws": []}, "is of other classes (bee, bug"),
+        ({"class_prior": {"ant": 0.5, "bug": 0.5}, "log_prior": [0, 0], "draws": []}, "has other classes (bee, bug"),
         ({"made_with": {"kinds of numbers": "probs"}}, "was made with other kinds of numbers"),
         ({"version": 2}, "its version is 2, not 1"),
         ({"log_prior": [0.0]}, "does not have a finite number for each class"),

@@ -25,7 +25,7 @@ NOTHING = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """What the names of operations mean."""
+    """The operations by their names."""
 
     functions: tuple[Operation, ...]
     """Each once: of colors, and of the user's own."""

@@ -16,7 +16,7 @@ WHITE = (255, 255, 255)
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the numbers in an image file become bytes, and how many of them may be decoded.
+    """How an image file becomes bytes, and how many pixels it may have.
 
     Args:
         bits: of gray images with 16 bits, how many hold the picture; null is what the file says of itself, else 16.
@@ -59,7 +59,7 @@ STANDARD = Decoding()
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig:
-    """How images become the numbers that a network takes.
+    """How images become the input of a network.
 
     Args:
         features: folders of features of these images, from `debias-ssl features` or `label`; the run then trains on

@@ -30,7 +30,7 @@ KINDS: tuple[ViewKind, ...] = ("weak", "strong")
 
 
 def find_views(folders: Sequence[str], paths: Sequence[str]) -> dict[ViewKind, Float16[np.ndarray, "V N D"]]:
-    """The features of the views of images, by their kind; a kind of which there are none is left out.
+    """The features of the images' views, by kind. A kind without views is left out.
 
     Raises:
         InputError: folders hold different numbers of views, or views of other images than their plain features.

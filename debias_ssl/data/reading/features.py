@@ -40,7 +40,7 @@ ViewKind = Literal["weak", "strong"]
 
 
 def view_folder(folder: Path, kind: ViewKind, number: int) -> Path:
-    """Of the features of view `number`, 0 first, of a kind: they are beside those of the images as they are."""
+    """The folder of the features of view `number` (from 0) of a kind, inside the folder of the plain features."""
     return folder / f"{kind}_{number}"
 
 
@@ -106,7 +106,7 @@ class _Asked:
 
     @classmethod
     def of(cls, paths: Sequence[str]) -> "_Asked":
-        """Images by their paths, of which some may go on into tar files."""
+        """Images by their paths, some of which may lead into tar files."""
         if isinstance(paths, FileNames):
             return cls(names=paths)
         return cls(names=[path if isinstance(path, Member) else member_named(path) or path for path in paths])
@@ -120,7 +120,7 @@ class _Asked:
         return [path.shard.path if isinstance(path, Member) else path for path in self.names]
 
     def on_disk(self, positions: Int64[np.ndarray, " P"]) -> Int64[np.ndarray, "P 2"]:
-        """Sizes and times of some; what a list says of its files is not asked of the disk again."""
+        """Sizes and times of some files; those that a list contains are not read from the disk again."""
         if isinstance(self.names, FileNames):
             return np.stack([self.names.sizes[positions], self.names.mtimes[positions]], axis=1)
         found = on_disk(picked(self.names, positions))

@@ -25,7 +25,7 @@ Word = TypeVar("Word", int, Tensor, np.ndarray)
 
 
 class Purpose(IntEnum):
-    """What a stream of numbers is for: streams of different purposes never share numbers."""
+    """The purpose of a stream of random numbers: streams of different purposes never share numbers."""
 
     SPLIT = 0
     LABELED_ORDER = 1

@@ -97,7 +97,7 @@ class Columns:
 
 
 def bytes_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type of the bytes of images: of the column itself, or of its field `bytes`; None where there is none."""
+    """The type of the bytes of images: of the column itself, or of its field `bytes`; None without such bytes."""
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return None if place < 0 else bytes_type(kind.field(place).type)

@@ -11,7 +11,7 @@ from debias_ssl.data.sources.listing import FileNames
 
 @dataclass(frozen=True, kw_only=True)
 class NamesBelow(Sequence[str]):
-    """Paths of files relative to a folder, which are in no memory of their own."""
+    """Paths of files relative to a folder, which take no memory."""
 
     files: Sequence[str]
     root: Path

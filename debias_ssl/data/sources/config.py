@@ -9,7 +9,7 @@ from debias_ssl.system.ranges import AtLeastOne, Fraction, Range, check_ranges
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Which images there are, and what is known of them.
+    """The images of a data set, and what is known about them.
 
     Args:
         name: `digits` is scikit-learn's; `folder` uses `labeled`, `unlabeled` and `test`; `hf` uses `path`; CIFAR10,

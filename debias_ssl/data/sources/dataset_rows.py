@@ -43,7 +43,7 @@ class Rows:
     """Whether the column itself lists the classes, in their order."""
 
     def labels(self, number: Mapping[str, int]) -> Int64[np.ndarray, " N"]:
-        """The numbers of the classes by their names; negative where there is none."""
+        """The numbers of the classes by their names; negative for rows without a class."""
         return np.array([*(number.get(name, NO_CLASS) for name in self.classes), NO_CLASS], dtype=np.int64)[self.codes]
 
 
@@ -246,7 +246,7 @@ def _path_and_split(where: str) -> tuple[str, str | None]:
 
 
 def row_named(name: str) -> Member | None:
-    """The image in a data set of Hugging Face that has this name, as in a label file; None where it is none."""
+    """The image with this name in a Hugging Face data set, as in a label file; None if the name is of another kind."""
     found = ROW.fullmatch(name)
     if found is None or not _is_dataset(found["where"]):
         return None

@@ -28,7 +28,7 @@ from debias_ssl.system.errors import InputError, shortened
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Files, and names of their classes, which are empty where they are unknown."""
+    """Files, and names of their classes; the name is empty where the class is unknown."""
 
     paths: FileNames | list[str]
     labels: list[str]
@@ -74,7 +74,7 @@ def is_table(path: Path) -> bool:
 
 
 def listed_images(paths: Sequence[str | Path], setting: str) -> Images:
-    """Images whose paths are given one by one; they may go on into tar files. Labels are left out."""
+    """Images whose paths are given one by one. Paths may lead into tar files. Labels are not read."""
     names = [str(path) for path in paths]
     if not names:
         raise InputError(f"{setting} lists no images")

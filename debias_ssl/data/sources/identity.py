@@ -16,7 +16,7 @@ from debias_ssl.system.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A list of images in which each file is once."""
+    """A list of images in which each file occurs once."""
 
     images: Images
     keys: Int64[np.ndarray, " N"] | None
@@ -76,7 +76,7 @@ def _links_in(folder: str) -> set[str] | None:
 
 
 def each_once(images: Images, classes: Sequence[str], where: str) -> Listed:
-    """A list of images without those whose file was there before.
+    """A list of images without repeated files.
 
     Args:
         images: a list of files.
@@ -157,7 +157,7 @@ def _check_labels(
 
 @dataclass(frozen=True, kw_only=True)
 class Sets:
-    """Lists of images that have no file in common but for the test images among the labeled ones."""
+    """Lists of images without common files, except for test images among the labeled ones."""
 
     train: Images
     num_separate: int

@@ -147,7 +147,7 @@ def has_confidence(path: Path) -> bool:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """The class names of the folder that a label file lies in, some of which no row may have; none where unknown."""
+    """The class names of a label file's folder, including classes without rows; empty if they are unknown."""
     names = path.parent / "classes.json"
     if not names.is_file():
         return ()
@@ -169,7 +169,7 @@ def confident(
     at_least: float | None,
     per_class: int | None,
 ) -> Bool[np.ndarray, " N"]:
-    """Rows whose confidence is `at_least` so high, or else the `per_class` most confident rows of each class."""
+    """Rows with a confidence of `at_least`, or else the `per_class` most confident rows of each class."""
     if at_least is not None:
         return (confidence >= at_least) & (labels >= 0)
     chosen = np.zeros(len(labels), dtype=bool)
@@ -246,7 +246,7 @@ def _check_rows(path: Path, listed: LabelFile, classes: tuple[str, ...], probs: 
 def contradicting_row(
     probs: Num[np.ndarray, "N C"], labels: Int64[np.ndarray, " N"], confidence: Float64[np.ndarray, " N"] | None
 ) -> int | None:
-    """The first row whose label or confidence is not that of its probabilities; None where all rows agree.
+    """The first row whose label or confidence contradicts its probabilities; None if all rows agree.
 
     Of two classes whose probabilities differ by the rounding of float16 alone, either may be the label.
 

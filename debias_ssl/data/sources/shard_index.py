@@ -40,7 +40,7 @@ class Shard(NamedTuple):
 
 
 class Member(str):
-    """The name of an image in a shard, `SHARD.tar/MEMBER.jpg`, which knows where its bytes are.
+    """The name of an image in a shard, `SHARD.tar/MEMBER.jpg`, with the position of its bytes.
 
     A row of a data set of Hugging Face is such a member too, of an Arrow file, and has a name of its own.
     """
@@ -66,7 +66,7 @@ class Member(str):
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """Where the images of a shard lie in it."""
+    """The positions of the images in a shard."""
 
     shard: Shard
     offsets: Int64[np.ndarray, " n"]

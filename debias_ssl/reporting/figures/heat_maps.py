@@ -26,7 +26,7 @@ def heat_map(
     texts: Sequence[Sequence[str]] = (),
     border: int | None = None,
 ) -> str:
-    """A matrix whose cells are the more opaque the larger their value in [0, 1]; many classes become one image.
+    """A matrix: the larger the value of a cell in [0, 1], the more opaque it is. Many classes become one image.
 
     Args:
         shares: the matrix.

@@ -33,7 +33,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedRuns:
-    """What a page of several runs is made of."""
+    """The data of a page of several runs."""
 
     variants: Sequence[Variant]
     """Variants with at least one finished run."""

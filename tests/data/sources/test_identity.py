@@ -53,7 +53,7 @@ def test_rows_that_are_there_twice_are_one_image(tree: Path, config: DataConfig)
 def test_two_labels_of_a_file_are_refused_with_their_rows(tree: Path, config: DataConfig):
     rows = ["labeled/cat/0.png,cat", "labeled/dog/1.png,dog", "labeled/../labeled/cat/0.png,dog"]
     labels = listed(tree / "rows.csv", *rows)
-    with pytest.raises(InputError, match=r"rows\.csv: rows 1 and 3, '.*0\.png'.* as 'cat' and as 'dog': keep one"):
+    with pytest.raises(InputError, match=r"rows\.csv: rows 1 and 3, '.*0\.png'.* labeled 'cat' and 'dog': keep one"):
         load_data(replace(config, labeled=labels))
     shutil.copy(tree / "test" / "cat" / "0.png", tree / "test" / "dog" / "copy.png")
     load_data(config)
@@ -167,7 +167,7 @@ def test_check_finds_the_same_pixels_under_two_names(tree: Path, config: DataCon
     said = capsys.readouterr().out
     assert "duplicates 1 training images occur more than once, 1 of them with different labels" in said
     assert f"{tree}/labeled/dog/copy.png = {tree}/labeled/cat/0.png" in said
-    assert "duplicates 1 unlabeled images are training images too" in said
+    assert "duplicates 1 unlabeled images are also training images" in said
 
 
 # One class.
