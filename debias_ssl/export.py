@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     parsed = parser.parse_args(arguments)
-    # There is nothing that processes could share.
+    # Several processes would have nothing to share.
     if not is_first():
         return
     out = Path(parsed.out)

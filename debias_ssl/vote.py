@@ -47,7 +47,7 @@ from debias_ssl.training.parser import Parser
 if TYPE_CHECKING:
     import accelerate
 
-# Settings that need what votes have not: vectors of the classes, and logits of other images of each run.
+# Settings that votes cannot use: they need class vectors, or logits of other images from each run.
 WITHOUT = ("refine", "reference")
 # Side in pixels of the pictures on the report's page.
 PICTURE = 96
@@ -219,7 +219,7 @@ def _write(
     if parsed.images is not None:
         further["images"] = os.path.abspath(parsed.images) if os.path.exists(parsed.images) else parsed.images
     unreadable = {os.path.relpath(path, given.root): why for path, why in given.bad.items()}
-    # Shares of votes have a temperature of 1, whatever those of the voters are.
+    # Shares of votes have a temperature of 1, for all temperatures of the voters.
     config = replace(config, temperature=1.0)
     files = OutputConfig(probs=parsed.probs, table=parsed.table)
     said = write_removed(rows, config, removal, out, page, further, unreadable, files)
@@ -238,7 +238,7 @@ def _agreed(given: _Electorate) -> dict[str, str]:
 
 
 def _page(labeling: Labeling, table: list[list[str]], given: _Electorate, parsed: Namespace) -> str:
-    # What draws is slow to import, and not needed to find what is wrong with the input.
+    # The drawing code is slow to import, and not needed to find errors in the input.
     from debias_ssl.reporting.labels_page import labels_page
     from debias_ssl.reporting.page import render
     from debias_ssl.reporting.sections.members import members_section

@@ -227,7 +227,7 @@ def saved_inputs(path: Path) -> dict[str, str] | None:
     try:
         inputs = json.loads(path.read_text()).get("inputs")
     except (OSError, ValueError, AttributeError):
-        return None  # what is wrong with the file is told by who needs it
+        return None  # the code that needs the file reports its errors
     return inputs if isinstance(inputs, dict) else None
 
 

@@ -66,7 +66,7 @@ class Companions:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        # Where nobody ever keeps a store, torch says so.
+        # If no process ever opens a store, torch raises an error.
         with suppress(RuntimeError):
             self._store = _open_store()
         if self._store is None:

@@ -14,7 +14,7 @@ from debias_ssl.distributed.collectives import num_processes
 from debias_ssl.system.errors import Terminated
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Those by which Python would end at once, with its locks and unfinished files left behind.
+# Signals that end Python immediately, so that locks and unfinished files would remain.
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -24,7 +24,7 @@ class Asked:
     number: int = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        # Launchers and schedulers may send SIGTERM twice; a second Ctrl-C is of somebody who does not want to wait.
+        # Launchers and schedulers may send SIGTERM twice; after a second Ctrl-C the user does not want to wait.
         if number == self.number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = self.number or number

@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
     inputs = {f"--{name}": parsed[name] for name in ("images", "pretrained", "weights")}
     check_apart(out, "--out", inputs | {"--model": parsed.model.removeprefix("local-dir:")})
     store = FolderStore(folder=out, flag="--out")
-    # One process looks after the folder; the others end when it may not. They may come before it has made the folder.
+    # One process checks the folder; the others end if the check fails. They may come before the folder exists.
     with shared(store) if is_first() else nullcontext(store) as store, dead_workers_told("--workers", AGAIN):
         if is_first():
             _check_folder(out)
@@ -84,7 +84,7 @@ def _views(parsed: Namespace, parser: Parser) -> list[KeptView]:
     if not 0 <= parsed.views < 1000:
         raise InputError(f"views is {parsed.views}, must be in 0..999")
     config = parser.instantiate(parsed).data.augment
-    # Only a data set could say that its images must not be mirrored.
+    # Only a data set could forbid that its images are mirrored.
     config = replace(config, flip=config.flip is None or config.flip)
     return kept_views(parsed.views, parsed.seed, config)
 

@@ -13,7 +13,7 @@ from debias_ssl.data.reading.feature_list import FeatureList
 from debias_ssl.models.resizing import RESIZED
 from debias_ssl.system.errors import InputError
 
-# Images whose content is looked at before the features of a list that may be another one are given up.
+# Images whose contents are compared before the features of a list count as those of another list.
 SAMPLE = 256
 
 

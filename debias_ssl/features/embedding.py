@@ -33,7 +33,7 @@ from debias_ssl.models.encoders import Encoder
 from debias_ssl.system.errors import InputError, LeftToOthers
 
 SHARD_SIZE = 1024
-# Seconds after which shards that other jobs make are looked at again.
+# Seconds between looks at the shards that other jobs make.
 LOOKED_AT_EVERY = 1.0
 
 
@@ -162,7 +162,7 @@ def _made(
     plan = planned(targets, _shards(len(files)), dim, place)
     left, failed, known = plan.shards, len(files), 0
     while left and failed == len(files):
-        # Closed before an error is told: its progress bar would stand in front of the message.
+        # Closed before an error is printed: its progress bar would stand in front of the message.
         with closing(make(left, preparing)) as made:
             failed, num_known = kept(made, len(files), on_error, stops=place.num_processes == 1)
         known += num_known
@@ -191,7 +191,7 @@ def _absolute(files: Sequence[str], root: Path) -> Sequence[str]:
     if isinstance(files, ShardedNames | RowNames):
         return files
     if any(isinstance(file, Member) for file in files):
-        # As text, the absolute path of a member would not know any more where in its tar file it is.
+        # As plain text, the path of a member would lose its position in the tar file.
         return [file if isinstance(file, Member) else os.path.abspath(file) for file in files]
     listed = ((os.path.relpath(file.path, root), file.size, file.mtime_ns, False) for file in on_disk(files))
     return FileNames.of(listed, prefix)

@@ -41,7 +41,7 @@ class KnownContents:
     def find(self, content: Int64[np.ndarray, " 2"]) -> Place | None:
         """The place of the first image with these contents; None if there is no such image."""
         i = int(np.searchsorted(self.first, content[0]))
-        # Of ten million, two share the first half with a probability of 3e-6, and one of them is not found then.
+        # Among ten million hashes, two share the first half with a probability of 3e-6; then one of them is not found.
         if i == len(self.first) or (self.first[i], self.second[i]) != tuple(content):
             return None
         return Place(*self.places[i].tolist())

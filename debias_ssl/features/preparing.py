@@ -19,7 +19,7 @@ from debias_ssl.features.store import FeatureStore
 from debias_ssl.models.pixels import Preprocessing
 from debias_ssl.system.errors import InputError, reason
 
-# What resizing and cropping have been seen to raise for images of odd sides.
+# Exceptions that resizing and cropping raise for images of unusual sizes.
 UNPREPARED = (ValueError, MemoryError, RuntimeError)
 # Bytes of pixels that may wait for others of the same size.
 TOGETHER = 3 * 2**20

@@ -248,7 +248,7 @@ class FolderStore:
         return lock_if_free(path.with_name(f".{path.name}{LOCK}"), self.flag)
 
     def write(self, number: int, rows: ShardRows) -> None:
-        # The features last: they say that the shard is there.
+        # The features last: they mark the shard as complete.
         write_array(contents_path(self.folder, number, self.generation), rows.contents)
         write_array(shard_path(self.folder, number, self.generation), rows.features)
 
@@ -266,7 +266,7 @@ class FolderStore:
             path for path in [*others, *self.folder.glob("files*.parquet")] if _generation_of(path) != self.generation
         ]
         for path in [*self.folder.glob(_name("*")), *others]:
-            # What stays is in nobody's way, and is removed the next time.
+            # Remaining files do no harm, and the next job removes them.
             with suppress(OSError):
                 path.unlink()
 
@@ -312,7 +312,7 @@ class FolderStore:
 
     def _say(self, name: str, manifest: dict[str, Any], listed: FeatureList) -> None:
         try:
-            # The manifest last: it says that the list is there.
+            # The manifest last: it marks the list as complete.
             listed.write(list_path(self.folder, manifest["generation"]))
             write_aside(self.folder / name, json.dumps(manifest))
         except WriteError as error:

@@ -12,7 +12,7 @@ from debias_ssl.data.augment.views import WEAK_NUMBERS, num_numbers, strong, wea
 from debias_ssl.data.reading.features import ViewKind
 from debias_ssl.data.sampling.keyed import WORD, Purpose, philox
 
-# On which settings the two kinds depend.
+# The settings that the two kinds depend on.
 WEAK_SETTINGS = ("flip", "shift")
 STRONG_SETTINGS = (*WEAK_SETTINGS, "num_ops", "ops", "op_probability", "magnitude", "cutout")
 

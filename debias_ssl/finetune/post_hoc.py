@@ -30,7 +30,7 @@ class StrengthSearch(StageTwo):
         raise NotImplementedError
 
     def __call__(self, stage: Stage) -> Head:
-        # From small to large: max takes the first of equals, which changes least.
+        # From small to large: max takes the first of equal values, which changes the classifier least.
         strengths = torch.linspace(0, self.largest, self.num).tolist()
         return max((self.at(stage, strength) for strength in strengths), key=stage.rank)
 

@@ -44,7 +44,7 @@ from debias_ssl.training.saved import completed
 
 # Images of a forward pass.
 BATCH_SIZE = 500
-# What says that a folder holds a run, and that it is finished.
+# The files that mark a folder as a run, and as a finished run.
 LAST = ("model.json", "config.yaml", "summary.json")
 
 
@@ -191,7 +191,7 @@ def finetune_run(
     check_apart(out, "--out", {"--run": source, **(inputs_of(saved) if saved else {})})
     with locked(out), ends_told("run the same command again"):
         target = RunFolder(out)
-        # What an interrupted job has left of a run is replaced: the same command goes on.
+        # Remains of an interrupted job are replaced: the same command goes on.
         replaces = overwrite or target.outputs.is_incomplete()
         if not replaces and target.outputs.held():
             raise InputError(f"{str(out)!r} holds a run: choose another --out, or pass --overwrite to replace it")
@@ -235,7 +235,7 @@ def _written_at_once(target: RunFolder) -> Iterator[RunFolder]:
             aside.path.mkdir(parents=True)
         yield aside
         written = {path.name: path for path in aside.path.iterdir()}
-        # What says that there is a run, and that it is finished, moves last.
+        # The files that mark a run, and a finished run, move last.
         order = [name for name in reversed([name.split("/")[0] for name in WRITTEN]) if name in written]
         order = [*(name for name in dict.fromkeys(order) if name not in LAST), *LAST]
         target.outputs.begin_replacing()

@@ -104,7 +104,7 @@ def pair_draws(pairs: Float[Tensor, "C C"]) -> Callable[[int, torch.Generator], 
     reached = flat.double().cumsum(0)
 
     def draw(number: int, random: torch.Generator) -> Int[Tensor, " _"]:
-        # Below the last sum, so that a pair of probability 0 at the end is none.
+        # Below the last sum, so that a pair of probability 0 at the end is never drawn.
         numbers = torch.rand(number, dtype=torch.float64, generator=random) * reached[-1]
         largest = reached[-1].nextafter(torch.zeros((), dtype=torch.float64))
         return torch.searchsorted(reached, numbers.clamp(max=largest), right=True)

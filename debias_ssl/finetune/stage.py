@@ -122,7 +122,7 @@ class Training(StageTwo):
 
     def __call__(self, stage: Stage) -> Head:
         heads = list(self.heads(stage))
-        # The last of equals: many states are equal on a few held-out images, and later ones are trained longer.
+        # The last of equal states: many are equal on few held-out images, and later ones are trained longer.
         return max(reversed(heads), key=stage.rank) if self.keep == "best" else heads[-1]
 
     def heads(self, stage: Stage) -> Iterator[Head]:

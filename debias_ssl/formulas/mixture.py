@@ -184,7 +184,7 @@ def refine(
         anchors: t, of length 1.
         graph: W + W^T.
         anchor_rows: alpha_k of a class of average share.
-        mixture_spread: .3 of the formulas; 0 leaves the mixture out.
+        mixture_spread: the factor 0.3 of the formulas; 0 leaves the mixture out.
         neighbor_weight: lambda; 0 leaves the neighbors out.
         rounds: updates of the mixture and of z.
     """

@@ -36,7 +36,7 @@ SEARCH_PASSES = 100
 ENOUGH_ROWS, HALF_ROWS = 10, 2
 # Up to so many, each class is a state of the chain of `stationary`, in fp64 and in one pass.
 FEW_CLASSES = 4096
-# How seldom that chain begins anew.
+# The probability that the chain restarts.
 RESTART = 1e-14
 
 

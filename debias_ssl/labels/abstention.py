@@ -12,9 +12,9 @@ from debias_ssl.formulas.selective import ScoreName, threshold_of_coverage, thre
 from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import Finite, Range, Share
 
-# Chosen by measurement: of the scores that tell wrong labels best, it tells unknown classes best too.
+# Chosen by measurement: among the scores that detect wrong labels best, it also detects unknown classes best.
 DEFAULT_SCORE: ScoreName = "entropy"
-# By how much the coverage, or the low end of the precision, may miss what was asked for without a note.
+# How far the coverage, or the low end of the precision, may differ from the request without a note.
 MISSED, FAR_BELOW = 0.01, 0.05
 ShareBelowOne = Annotated[float, Range(0, 1, above=True)]
 
@@ -115,7 +115,7 @@ def abstain(
         InputError: no rows of `tune_on` have labels of the precision that is asked for.
     """
     tuned = np.zeros(len(score), dtype=bool) if tuning is None else tuning >= 0
-    # Where all rows are of `tune_on`, there are no others.
+    # If all rows are in `tune_on`, there are no other rows.
     counted = ~tuned if not tuned.all() else tuned
     threshold = config.min_score
     if config.coverage is not None:

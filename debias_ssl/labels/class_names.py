@@ -27,7 +27,7 @@ def class_list(where: str, setting: str = "--classes") -> ClassList:
         InputError: there is no such file, or it cannot be understood.
     """
     if where == "imagenet":
-        # What knows ImageNet is slow to import.
+        # The list of ImageNet is slow to import.
         from debias_ssl.labels.imagenet import imagenet_names, imagenet_prompts
 
         prompts = tuple((Prompt(text=text),) for text in imagenet_prompts())

@@ -141,7 +141,7 @@ def own_vectors(clip: Clip, values: Float[np.ndarray, "C D"], classes: ClassList
             "by its encode_text, or name the model that they are of"
         )
     weights = F.normalize(torch.from_numpy(values), dim=1).float()
-    # Alike but for the rounding of their normalization; 0 has no sign.
+    # Equal except for the rounding of their normalization; 0 has no sign.
     same = _repeated([row.tobytes() for row in np.round(weights.numpy(), 5) + 0.0])
     if same:
         one, other = (repr(classes.names[k]) for k in same[0])

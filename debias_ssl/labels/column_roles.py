@@ -15,7 +15,7 @@ from debias_ssl.system.errors import InputError, shortened
 PREFIX = "p_"
 # The columns of labels.csv that say it is one.
 OF_LABELS = {"label", "confidence", "top2_gap"}
-# What a column of whole numbers is no class by, and what a column of fractions need not be one by.
+# Names by which a column of whole numbers is not a class, and a column of fractions may not be one.
 TRUTHS = {
     *("label", "labels", "target", "targets", "truth", "groundtruth", "gt", "y", "ytrue", "class", "classid", "true"),
     *("truelabel", "split", "fold", "pred", "prediction", "predicted", "predictedlabel", "predictedclass", "argmax"),
@@ -155,7 +155,7 @@ def _cannot_be_names(column: Column) -> bool:
 
 def _check_no_mixture(columns: Sequence[Column], path: Path) -> None:
     for column in columns:
-        # Names of rows may look like numbers, but hardly like fractions.
+        # Names of rows may look like integers, but rarely like fractions.
         if column.kind != "text" or (column.key in ROWS and column.share_of(FRACTION) < 0.5):
             continue
         if share := column.share_of_numbers():

@@ -18,7 +18,7 @@ from debias_ssl.system.tables import read_text
 
 METADATA, SAMPLES = "metadata.json", "samples.json"
 FIELD = "label"
-# Fields of labels that people use, the more likely ones first.
+# Usual names of label fields, the most likely ones first.
 FIELDS = (FIELD, "ground_truth", "classification", "predictions")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from debias_ssl.system.errors import InputError
 
-# Sums of probabilities in fp32 are so close to what they would be without rounding.
+# The largest rounding error of sums of probabilities in fp32.
 ROUNDING = 1e-6
 
 

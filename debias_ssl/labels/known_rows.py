@@ -15,7 +15,7 @@ from torch import Tensor
 from debias_ssl.labels.debiasing import rows_of_chunk
 from debias_ssl.system.files import writes
 
-# Of a chunk: what is computed of it takes some ten arrays of fp64.
+# The size of a chunk: computing on it takes about ten arrays of fp64.
 MOST_NUMBERS = 2**19
 
 

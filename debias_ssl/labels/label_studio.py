@@ -19,7 +19,7 @@ from debias_ssl.system.tables import PATHS
 
 # Of the choices in the labeling configuration; in exports that are tables it is the column of the labels.
 FIELD = "label"
-# What Label Studio's own template for images calls them.
+# The name in Label Studio's own template for images.
 FIELDS = (FIELD, "choice")
 LOCAL_FILES = "/data/local-files/?d="
 # Before the files that Label Studio serves itself.
@@ -73,14 +73,14 @@ def local_prefix(root: Path) -> str:
 def _address(name: str, prefix: str, root: str | None, table: Path) -> str:
     """What the address of an image has behind the prefix."""
     path = name
-    # A backslash is Windows' slash, unless the file is called so.
+    # A backslash is a Windows path separator, unless a file name contains it.
     if "\\" in name and not os.path.exists(os.path.join(root or "", name)):
         path = PureWindowsPath(name).as_posix()
     if root is not None:
         path = path.removeprefix(PureWindowsPath(root).as_posix().rstrip("/") + "/")
     if path.startswith("/") or PureWindowsPath(path).drive:
         raise InputError(f"{table}: {name!r} is an absolute path: pass the folder at the start of such paths as --root")
-    # Storage such as s3:// takes names as they are.
+    # Storage such as s3:// takes names without changes.
     is_url = prefix.startswith(("/", "http://", "https://"))
     return quote(path, errors="surrogateescape") if is_url else path
 

@@ -18,7 +18,7 @@ from debias_ssl.labels.several import SeveralLabels
 from debias_ssl.labels.truth import RowNumbers
 from debias_ssl.system.tables import is_text
 
-# Rows whose text is held at a time.
+# Rows whose text is in memory at the same time.
 ROWS = 2**16
 # Of fractions in CSV.
 DECIMALS = 6

@@ -92,7 +92,7 @@ def _read_npz(path: Path) -> np.ndarray:
             arrays = {name: archive[name] for name in archive.files}
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("it does not hold an array")
-    # NumPy and zipfile raise nearly anything for files that are damaged.
+    # NumPy and zipfile raise many kinds of exceptions for damaged files.
     except (OSError, ValueError, EOFError, AttributeError, SyntaxError, TokenError, BadZipFile, RuntimeError) as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
     return _of_archive(arrays, path)
@@ -118,7 +118,7 @@ def _read_parquet(path: Path) -> list[Column]:
         names = table.column_names
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text") from error
-    # Of an index that numbers the rows pandas writes no column.
+    # pandas writes no column for an index that numbers the rows.
     indexes = {index for index in pandas.get("index_columns", []) if isinstance(index, str)}
     return [
         Column(

@@ -63,7 +63,7 @@ def chunks_of(values: Num[np.ndarray, "N C"]) -> Iterator[tuple[int, Float[Tenso
             # NumPy converts them eight times as slowly.
             yield first, torch.from_numpy(np.array(part)).float()
             continue
-        # Too large a number becomes infinite, which is told of as such.
+        # A number that is too large becomes infinite, and the message says so.
         with np.errstate(over="ignore"):
             yield first, torch.from_numpy(np.array(part, dtype=np.float32))
 

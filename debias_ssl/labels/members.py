@@ -46,7 +46,7 @@ class Matrix:
         """
         own = self.predictions.names
         both_are_numbers = isinstance(own, RowNumbers) and isinstance(names, RowNumbers)
-        # Names of rows that have none are the same as far as both go.
+        # Rows without names are numbered, and equal up to the shorter list.
         rows = np.arange(len(names)) if both_are_numbers and len(own) >= len(names) else match(own, names).entry_of
         if (rows < 0).any():
             missing = names[int((rows < 0).argmax())]

@@ -21,7 +21,7 @@ Conflicts = Literal["stop", "last", "majority"]
 LABELS, CORRECTIONS, CLASSES = "labels.csv", "corrections.csv", "classes.json"
 # In the order in which they are removed.
 NAMES = (LABELS, CORRECTIONS, CLASSES)
-# Who gave labels of which nobody says it: a model, which says how sure it is, or somebody.
+# The author of labels without one: a model, if there are confidences, else a person.
 MODEL, GIVEN = "model", "given"
 
 

@@ -168,7 +168,7 @@ def write_labels(
             write_table(text)
         for write in (write_table, *write_probs):
             write.wait()
-        # Nothing was wrong with a row or the disk: now the labels that were there go, whole.
+        # All rows and the disk were fine: now the earlier labels are removed together.
         outputs.begin_replacing()
         outputs.claim(*files.names, "classes.json", "report.html", "summary.json")
     write_aside(out / "classes.json", json.dumps(rows.classes, ensure_ascii=False) + "\n")

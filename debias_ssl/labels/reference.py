@@ -16,7 +16,7 @@ from debias_ssl.labels.preference import Preference
 from debias_ssl.labels.sample import read_sample
 from debias_ssl.system.errors import InputError
 
-# Bootstrap draws, and the most rows and numbers that they are of.
+# Bootstrap draws, and the largest numbers of rows and of values for them.
 DRAWS, DRAWN_ROWS, DRAWN_NUMBERS = 200, 2**14, 2**24
 SEED = 1
 

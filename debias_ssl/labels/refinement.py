@@ -23,7 +23,7 @@ from debias_ssl.training.memory import memory_told
 
 # Bytes that are held of blocks, whatever the number of rows.
 BLOCKS = 20 * mixture.BLOCK
-# Length of the mean of unit vectors that are all the same but for rounding.
+# Length of the mean of unit vectors that are equal except for rounding.
 ALL_THE_SAME = 1 - 1e-6
 
 

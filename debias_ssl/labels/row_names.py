@@ -33,7 +33,7 @@ class Matched:
 def match_numbers(entries: Int64[np.ndarray, " E"], num_rows: int) -> Matched:
     """The rows that entries mean by their numbers, all of which there are."""
     entry_of, places = np.full(num_rows, -1), np.arange(len(entries))
-    # Of several entries the first is written last.
+    # If several entries match, the first one is written last.
     entry_of[entries[::-1]] = places[::-1]
     return Matched(entry_of=entry_of, num_matched=len(entries), doubled=_first_pair(entry_of[entries], places))
 

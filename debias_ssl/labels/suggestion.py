@@ -20,11 +20,11 @@ from debias_ssl.system.errors import InputError
 # Images that are chosen among, where there are more: so many for each that is chosen, within these limits. Time grows
 # with their square.
 FOR_EACH, FEWEST, MOST = 16, 2**13, 2**15
-# Of each predicted class so many are among them, where there are.
+# The number of candidates of each predicted class, if it has as many.
 OF_EACH_CLASS = 16
 # Of labeled images, features that are in memory at a time.
 BLOCK = 4096
-# Rows that intervals of shares are computed on, where there are more, and their bootstrap draws.
+# The largest number of rows for intervals of shares, and the number of bootstrap draws.
 MOST_ROWS, DRAWS, SEED = 4096, 100, 3
 NOTHING = -1
 

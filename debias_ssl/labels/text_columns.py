@@ -17,9 +17,9 @@ from debias_ssl.labels.columns import FRACTION, NUMBER, ROWS, Column, pc
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.tables import DELIMITERS, UTF_16, Table, is_text, read_table
 
-# Bytes of a file that say how it is written, and rows that are looked at for it.
+# Bytes, and rows, at the start of a file from which its format is found.
 HEAD, LOOKED_AT = 2**22, 20
-# What pandas calls columns without a name: an index that was written with the others.
+# The name that pandas gives to columns without one: an index written with the other columns.
 UNNAMED = re.compile(r"(Unnamed: \d+|__index_level_\d+__)(\.\d+)*|")
 
 

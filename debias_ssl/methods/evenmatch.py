@@ -52,7 +52,7 @@ class EvenMatch(PseudoLabeling):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.strength = strength
         check_ranges(self, "method.")
-        # Plain cross-entropy is what a run has whose user asked for nothing else.
+        # Plain cross-entropy is the default: the user did not choose another loss.
         if isinstance(self.criterion, CrossEntropy):
             self.criterion = Balanced(problem)
         self.marginal = uniform_marginal(problem.num_classes, momentum)

@@ -12,7 +12,7 @@ FILE = "config.json"
 REGISTERING = "debias_ssl.models.timm_models"
 # Where the weights of the package's networks depend on the number of channels and of classes.
 FIRST, LAST = "stem", "fc"
-# What timm says of an architecture, beside its preprocessing and its source.
+# Entries that timm has for an architecture, beside its preprocessing and its source.
 OF_ARCHITECTURE = ("first_conv", "classifier")
 
 

@@ -29,7 +29,7 @@ def calibration_page(rescaled: Rescaled, source: str, rows: str) -> Page:
     drawn = []
     for name, judged in rescaled.judged.items():
         correct = judged.correct.long().numpy()
-        # As of two classes, of which a row is the second where its prediction is right.
+        # As a problem of two classes: the second class means that the prediction is right.
         figure = reliability_figure(judged.confidence.numpy(), np.ones_like(correct), correct, f"Reliability, {name}")
         drawn.append(figure)
     return Page(

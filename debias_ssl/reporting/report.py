@@ -32,7 +32,7 @@ def write_report(runs: list[Path], out: Path, data: DataConfig | None = None) ->
         InputError: a folder holds no finished run, or its files do not fit together.
         WriteError: the page cannot be written.
     """
-    # What draws is slow to import, and not needed to find what is wrong with the folders.
+    # The drawing code is slow to import, and not needed to find errors in the folders.
     from debias_ssl.reporting.comparison_page import comparison_page
     from debias_ssl.reporting.page import render
     from debias_ssl.reporting.run_page import run_page

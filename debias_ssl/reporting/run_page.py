@@ -179,7 +179,7 @@ def bias(run: FinishedRun, inspection: Inspection | None) -> Section:
     names, counts, logs = run.classes, true_counts(run, inspection), moments_of(run)
     true = None if counts is None else np.array(counts) / sum(counts)
     pairs = [pseudo_label_shares(log) for log in logs]
-    # Where nothing is drawn, the axis has some height all the same.
+    # An axis needs some height, even if nothing is drawn.
     top = 1.08 * max(share.max() for pair in pairs for share in (*pair, pair[0] if true is None else true)) or 1
     kinds = ("line-0", "line-1", "line-2") if len(names) > NAMED else ("bar-0", "outline", "tick-1")
     meanings = [

@@ -30,7 +30,7 @@ FIGURES = {
 MOST_LETTERS = 100
 # Fewer test images leave the accuracy uncertain by several percent.
 FEW = 1000
-# In front of the tags, for whoever publishes the folder.
+# Comes before the tags, for people who publish the folder.
 LICENSE = "# license: choose one that your data and the initial weights allow\n"
 
 

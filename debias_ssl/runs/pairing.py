@@ -18,7 +18,7 @@ LABELS_ONLY = "LabelsOnly"
 LABELS_ONLY_METHOD = "Supervised"
 # What changes a run on the labels alone in nothing.
 OF_UNLABELED = {"teacher", "target_model", "unlabeled_ratio", "data.probs", "data.lanes"}
-# Which images there are, and which of them have labels: variants that differ in these cannot be paired by seed.
+# Settings that select the images and the labels: variants that differ in these cannot be paired by seed.
 IMAGES = {f"data.{field.name}" for stage in (SourceConfig, SplitConfig) for field in fields(stage)}
 IMAGES -= RESUMABLE | OF_UNLABELED
 

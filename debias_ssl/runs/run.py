@@ -232,7 +232,7 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
     # What was logged after the checkpoint will be logged again, and so will an evaluation that comes after it.
     is_due = trainer.is_evaluation_due or trainer.start == config.steps
     cut_journal(folder.metrics, trainer.start, with_evaluation=not is_due)
-    # Last, as it says that there is a run.
+    # Last, because this file marks the folder as a run.
     folder.write_config(resolved)
     for note in [*changed, *_notes(config, task)]:
         print(f"note: {note}", file=sys.stderr)

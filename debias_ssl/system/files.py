@@ -228,7 +228,7 @@ def is_whole(path: Path) -> bool:
 def remove_unfinished(folder: Path) -> None:
     """Removes what jobs that were killed had begun to write, in a folder that is locked and in those in it."""
     inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    # Another job may write in a folder that has a lock of its own.
+    # Another job may write in a folder with its own lock.
     for place in [folder, *(path for path in inner if not any(path.glob(f"*{LOCK}")))]:
         for path in place.glob(f".*{UNFINISHED}"):
             if path.is_dir():

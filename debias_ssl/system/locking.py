@@ -47,7 +47,7 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
             check_writable(folder, "--out")
             yield
         finally:
-            # What a signal has kept from being removed; somebody may have taken the folder away.
+            # Files that remained after a signal; the folder may have been removed.
             with undisturbed(), suppress(OSError):
                 remove_unfinished(folder)
 
@@ -227,7 +227,7 @@ def _held(path: Path, what: Path, flag: str, patience: float | None, work: str =
         _remove_empty(made)
         raise InputError(f"cannot write to {flag} {str(what)!r}: {error.strerror}") from error
     try:
-        # For people; on Windows nobody else can read it.
+        # For people; on Windows, other processes cannot read it.
         with suppress(OSError):
             path.write_text(f"process {os.getpid()} on {platform.node()}" + (f"\n{work}" if work else ""))
         yield

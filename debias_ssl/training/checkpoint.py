@@ -115,7 +115,7 @@ def _write(path: Path, files: dict[str, dict[str, Tensor]], state: dict[str, Any
 def _remove(checkpoint: Path) -> None:
     """Removes a checkpoint, if it is there, so that whoever is killed meanwhile leaves none that is half gone."""
     if checkpoint.exists():
-        # What is left under this name goes when the folder is locked again.
+        # Remains under this name are removed when the folder is locked again.
         gone = unfinished(checkpoint)
         checkpoint.rename(gone)
         shutil.rmtree(gone)

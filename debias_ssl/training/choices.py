@@ -12,7 +12,7 @@ METHODS = {
 }
 # What DebiasPL can go over.
 BASES = {name: value for name, value in METHODS.items() if issubclass(value, PseudoLabeling) and has_common_step(value)}
-# What DyTrim can go over beside these.
+# Further methods that DyTrim can use as a base.
 TRIMMED = {
     name: value
     for name, value in METHODS.items()

@@ -20,7 +20,7 @@ from debias_ssl.distributed.collectives import all_sum_, num_processes
 from debias_ssl.methods import Method
 from debias_ssl.system.files import replacing, writes
 
-# Of the numbers of classes in a file: they are drawn, and a thousand classes with all digits make a line of 60 kB.
+# Digits of numbers of classes: they are only drawn, and a thousand classes with all digits make a line of 60 kB.
 DIGITS = 5
 # The confusion matrices of the last evaluation, beside metrics.jsonl: a million numbers each at a thousand classes.
 CONFUSION_FILE = "confusion.npz"
@@ -69,7 +69,7 @@ class StepStatistics:
             "pseudo_counts": counts.long().tolist(),
             "pseudo_weights": (weights / counts.clamp(min=1)).tolist(),
             "pseudo_accuracy": correct / known if known else None,
-            # One process is enough to spoil a step.
+            # One process with a non-finite loss spoils the step.
             "nonfinite_steps": math.ceil(bad / num_processes()),
         }
         self._reset()
@@ -95,10 +95,10 @@ def warnings_for(
     elif record["mask_rate"] > 0.9999 and threshold:
         found["all"] = f"every pseudo-label passes the threshold, right or wrong; raise {threshold}"
     passed = [count * weight for count, weight in zip(record["pseudo_counts"], record["pseudo_weights"], strict=True)]
-    # Of a few labels, most are easily of one class.
+    # With few labels, most can be of one class by chance.
     if sum(passed) >= 10 * len(class_names):
         share, most = max(zip((n / sum(passed) for n in passed), class_names, strict=True))
-        # Two classes are unequal more easily than ten.
+        # With two classes, one has a large share more often than with ten.
         if share > max(0.5, 1.8 / len(class_names)):
             found["one"] = (
                 f"class {most!r} has {share:.0%} of the pseudo-labels: unless it has that share of the images, "
@@ -267,7 +267,7 @@ def _lines_from_the_end(path: Path) -> Iterator[tuple[int, dict[str, Any] | None
     with path.open("rb") as file:
         start, rest = file.seek(0, os.SEEK_END), b""
         while start > 0 or rest:
-            # Where a line begins: after the break before it, which may be in a part that is not read yet.
+            # A line starts after the line break before it, which may be in a part that is not read yet.
             at = rest.rfind(b"\n", 0, -1) + 1
             if at == 0 and start > 0:
                 size = min(READ_BYTES, start)

@@ -21,7 +21,7 @@ from debias_ssl.models import batch_norms
 from debias_ssl.training.strong_views import UNPASSED, in_their_rows, rows_to_pass
 
 TargetModel = Literal["raw", "ema"]
-# Of the marginal that is logged for every method: 100 steps, so that a change is seen in short runs too.
+# Momentum of the marginal that is logged for every method: about 100 steps, so that short runs show changes too.
 LOGGED_MOMENTUM = 0.99
 
 
@@ -196,7 +196,7 @@ class Learner(nn.Module):
             strong = passed["strong"]
             if rows is not None:
                 strong = [in_their_rows(view, rows, len(weight), is_watched=self._is_watched) for view in strong]
-                # A method whose losses need others shows it at once.
+                # If the method's losses need other views, this fails immediately.
                 self._is_watched = False
             return replace(
                 views,
@@ -257,7 +257,7 @@ class Learner(nn.Module):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Averages weights after optimizer step number `step` (from 0), and running statistics over processes."""
-        moved = [norm for norm in self._batch_norms if norm.training]  # those of a frozen network stay as they are
+        moved = [norm for norm in self._batch_norms if norm.training]  # those of a frozen network do not change
         all_mean_([buffer for norm in moved for buffer in norm.buffers() if buffer.is_floating_point()])
         weight = 1 - ema_decay(step, self.decay)
         parameters = zip(self.ema.parameters(), self.raw.parameters(), strict=True)

@@ -18,7 +18,7 @@ def memory_told(when: str, fix: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # Of a CPU's memory, torch says it in a plain RuntimeError.
+        # For CPU memory, torch raises a plain RuntimeError.
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
         raise StoppedError(f"out of memory {when}: {fix}") from error

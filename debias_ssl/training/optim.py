@@ -12,7 +12,7 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import imported
 from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, check_ranges
 
-# What an optimizer is called with beside `args`.
+# The arguments that an optimizer gets beside `args`.
 OWN = {"params", "lr", "weight_decay"}
 # Methods of torch's optimizers, beside a step, that are wrapped for its compiler.
 BOOKKEEPING = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
@@ -80,7 +80,7 @@ def make_optimizer(
     taken = inspect.signature(make).parameters
     arguments = _arguments(make, config)
     if is_scaled and make is torch.optim.SGD:
-        # Where the first step overflows, torch's fused kernel leaves momentum as the memory was that it has got.
+        # If the first step overflows, torch's fused kernel leaves the momentum uninitialized.
         if arguments.get("fused"):
             raise InputError("optim.args.fused is not right with precision fp16: leave it out")
     elif "fused" in taken and "fused" not in arguments:

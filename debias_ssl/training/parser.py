@@ -88,7 +88,7 @@ class Parser(ArgumentParser):
         except InputError as error:
             raise self._blamed(error, files) from error
         for setting in self.choices:
-            # jsonargparse hands the defaults of the class that another one takes the place of on to it.
+            # If a class replaces another one, jsonargparse passes the defaults of the old class on to it.
             if setting in given and (chosen := named_class(given[setting])):
                 asked = given[setting].get("init_args", {})
                 for name, parameter in signature(chosen).parameters.items():
@@ -116,7 +116,7 @@ def named_class(value: Any) -> type | None:
 
 def make_parser(job: str, settings: type, skip: Collection[str] = ()) -> Parser:
     """A parser of the fields of a settings dataclass, but for those to skip, from --config FILE and flags."""
-    # argparse's own usage is every flag once more.
+    # argparse's own usage would list every flag again.
     usage = f"debias-ssl {job} [--config FILE]... [--SETTING VALUE]..."
     parser = Parser(
         prog=f"debias-ssl {job}", usage=usage, description=(settings.__doc__ or "").splitlines()[0], allow_abbrev=False

@@ -11,7 +11,7 @@ RENAMED = {
     "optim.momentum": "optim.args.momentum",
     "optim.nesterov": "optim.args.nesterov",
 }
-# The setting `teacher` was once whose weak views make the pseudo-labels; now it is a run folder.
+# The setting `teacher` once named the model that makes the pseudo-labels; now it is a run folder.
 OLD_TEACHERS = {"student": "raw", "ema": "ema"}
 
 

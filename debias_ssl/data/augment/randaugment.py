@@ -85,7 +85,7 @@ def check_own_operations(config: AugmentConfig, shape: tuple[int, int, int], dev
         magnitudes = torch.tensor([1, config.magnitude - 1], device=device)
         try:
             first, second = (operation(noise.to(device, copy=True), magnitudes.clone()) for _ in range(2))
-        except Exception as error:  # whatever somebody else's function raises
+        except Exception as error:  # a function of the user can raise any exception
             raise InputError(f"data.augment.ops: {name!r} raised {told(error)}") from error
         if not isinstance(first, Tensor) or first.shape != noise.shape or first.dtype != noise.dtype:
             found = f"{first.dtype} {[*first.shape]}" if isinstance(first, Tensor) else f"a {type(first).__name__}"

@@ -9,7 +9,7 @@ from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import AtLeastOne, Finite, Natural, Positive, Range, Share, check_ranges
 
 Bits = Annotated[int, Range(8, 16, below=False)]
-# Raised wherever a file begins to give other pixels: caches of pixels are made anew then, and old features refused.
+# Increased whenever a file gives other pixels than before: then caches are made again, and old features are refused.
 DECODER = 3
 WHITE = (255, 255, 255)
 

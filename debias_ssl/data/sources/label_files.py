@@ -19,7 +19,7 @@ from debias_ssl.system.outputs import check_whole
 from debias_ssl.system.tables import LABELS, PATHS, check_text, read_lines, read_table, read_text
 from debias_ssl.system.texts import places_in, texts_of
 
-# What programs write where there is no label, in any case of its letters; -1 is scikit-learn's.
+# Words that programs write for an unknown label, in upper or lower case; -1 is scikit-learn's.
 UNKNOWN_WORDS = {"", "nan", "none", "null", "na", "<na>", "n/a", "#n/a", "-1"}
 # By what part of itself float16 rounds a probability at most, or decides a tie; and what six decimals leave out.
 ROUNDING, DECIMALS = 2**-9, 1e-6

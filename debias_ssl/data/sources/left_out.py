@@ -30,7 +30,7 @@ CLOSED, UNSEEN, NO_FILES = "folders without permission to read", "files without 
 NO_SUFFIX, OTHER_SUFFIXES = "without a suffix", "of other suffixes"
 # In a folder with a folder for each class, and in tar files.
 BESIDE, LINKS, SPARSE = "images beside the folders of the classes", "links, devices and the like", "files with holes"
-# Names like "scan.1", "scan.2" have as many suffixes as there are files: some are counted, and the others together.
+# Names like "scan.1", "scan.2" make one suffix for each file: some suffixes are counted, and the others together.
 MOST_SUFFIXES, LONGEST_SUFFIX = 500, 10
 # Reasons in a note.
 SHOWN = 5

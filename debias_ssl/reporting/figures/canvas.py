@@ -106,7 +106,7 @@ def _for_page(svg: str, alt: str) -> str:
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"(<(?:use|image) [^>]*)xlink:href=", r"\1href=", body)
     body = re.sub(r'style="[^"]*"', lambda style: _page_style(style[0]), body)
-    # Nobody sees less than a hundredth of a pixel, and cutting digits shortens a page by a third.
+    # A hundredth of a pixel is invisible, and fewer digits make a page a third shorter.
     body = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
     return opening + re.sub(r"\s*\n\s*", "\n", body).strip()
 

@@ -17,7 +17,7 @@ from debias_ssl.training.renamed import flat
 
 # Columns that `compare.json` must have.
 METRICS = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece", "median_accuracy", "best_test_accuracy")
-# What lines of comparisons without labels-only runs lack.
+# Keys that are missing in comparisons without labels-only runs.
 OLDER: dict[str, Any] = {"setting": "", "floor": None, "difference_to_floor": None}
 # Settings in which runs of one variant may differ.
 SEEDS = {"seed", "data.split_seed"}

@@ -16,7 +16,7 @@ from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError, reason
 
-# Of more unlabeled images, this number is labeled, evenly spread over all of them.
+# The largest number of unlabeled images to label; they are spread evenly over all unlabeled images.
 MOST_IMAGES = 5000
 
 

@@ -11,7 +11,7 @@ from debias_ssl.reporting.figures import Series
 from debias_ssl.reporting.page import Figure, Picture, Section, Sheet, Table, between, percent, picture
 from debias_ssl.reporting.sections.examples import PICTURES, Pictures, short_name
 
-# Points of a curve, and classes in the table of what abstains.
+# Points of a curve, and classes in the table of rows without a label.
 POINTS, MOST_ABSTAINED = 200, 30
 
 

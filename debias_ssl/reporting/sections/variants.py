@@ -95,9 +95,9 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None, where: str = "
     )
     without = sorted_shares.sum((0, 2)) == 0
     sorted_shares[:, without] = np.nan
-    # Where nothing is drawn, the axis has some height all the same.
+    # An axis needs some height, even if nothing is drawn.
     top = 1.08 * max(np.nan_to_num(sorted_shares).max(), 0 if truth is None else truth.max()) or 1
-    # Its own look, even where the variants have all colors.
+    # A separate look, even if the variants use all colors.
     true_look = max(NUM_COLORS - 1, len(variants))
     legend = keys(variants) + ([] if truth is None else [(f"line-{true_look}", "true shares")])
     for shares, m in zip(sorted_shares, range(-number, 0), strict=True):
