@@ -35,7 +35,7 @@ def read_rows(
     Raises:
         InputError: a number is not finite.
     """
-    # One array for all chunks: small arrays between them would keep freed memory from being used again.
+    # One array for each selection: small arrays between the chunks would keep their memory from being used again.
     found, first = [torch.empty(len(places), len(rows.classes)) for places in wanted], 0
     for logits in pass_over(rows, 1.0, title, is_quiet):
         for own, places in zip(found, wanted, strict=True):
