@@ -35,8 +35,8 @@ class AdaMatch(PseudoLabeling):
         problem: what is fixed before training.
         threshold: tau, relative to the mean confidence of the labeled images of the step.
         momentum: of q and pi.
-        prior: pi: labeled is the running mean of labeled images' predictions, uniform or a list is fixed, null is no
-            alignment.
+        prior: pi: `labeled` is the running mean of labeled images' predictions; `uniform` or a list is fixed; null
+            turns alignment off.
         unlabeled_weight: lambda_u.
     """
 

@@ -22,8 +22,8 @@ class Distillation(Method):
     Args:
         problem: what is fixed before training.
         temperature: T of both.
-        soft_weight: w, the share of the teacher's word; 1 trains without labels. The paper says: most of the weight.
-        unlabeled: whether the teacher speaks of unlabeled images, or of the labeled ones alone.
+        soft_weight: w, the weight of the teacher's loss; 1 trains without labels. The paper advises a large weight.
+        unlabeled: whether the student learns from the teacher on unlabeled images too, or only on labeled ones.
     """
 
     def __init__(

@@ -100,9 +100,9 @@ class AdaptiveMargin(LabeledLoss):
     Args:
         problem: what is fixed before training.
         max_margin: margin of the rarest class; 0 with reweight_from 1 is CrossEntropy.
-        scale: s, which multiplies logits and margins.
-        reweight_from: progress from which rare classes weigh more; 160 of 200 epochs in the paper.
-        beta: of the effective number of images.
+        scale: s, a factor of logits and margins.
+        reweight_from: progress from which rare classes have larger weights; 160 of 200 epochs in the paper.
+        beta: beta of the effective number of images.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class Equalized(LabeledLoss):
     Args:
         problem: what is fixed before training.
         drop: gamma; 0 is CrossEntropy.
-        rare: classes with less than this times the mean number of images, as they are drawn, are rare; the paper has
-            another share of all images for each data set.
+        rare: a class is rare if it has fewer images, as they are drawn, than this factor times the mean; the paper sets
+            a share of all images for each data set.
     """
 
     def __init__(self, problem: Problem, *, drop: Fraction = 0.95, rare: NotNegative = 0.3):
@@ -183,7 +183,7 @@ class LabelAwareSmoothing(LabeledLoss):
     Args:
         problem: what is fixed before training.
         head: eps of the most frequent class; 0.3 for CIFAR-10, 0.4 for CIFAR-100 in the paper.
-        tail: eps of the rarest class, 0 and 0.1; both 0 is CrossEntropy.
+        tail: eps of the rarest class; 0 for CIFAR-10, 0.1 for CIFAR-100 in the paper. 0 for both is CrossEntropy.
     """
 
     def __init__(self, problem: Problem, *, head: BelowOne = 0.3, tail: BelowOne = 0.0):

@@ -21,7 +21,7 @@ class PseudoLabel(PseudoLabeling):
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts.
-        ramp: fraction of the run over which pseudo-labels come to count wholly.
+        ramp: fraction of the run in which the weight of pseudo-labels rises to its full value.
         unlabeled_weight: lambda_u.
     """
 

@@ -66,7 +66,7 @@ class SoftMatch(PseudoLabeling):
 
     Args:
         problem: what is fixed before training.
-        num_sigma: n_sigma, how fast weights fall off; how many of them the deviation is.
+        num_sigma: n_sigma, how fast weights fall: the deviation is divided by it.
         momentum: of the running means.
         uniform_alignment: whether weights are those of aligned probabilities; else of p.
         unlabeled_weight: lambda_u.
