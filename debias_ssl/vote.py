@@ -97,13 +97,13 @@ def _check(parsed: Namespace, config: DebiasConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Electorate:
-    """Those that vote, and on what."""
+    """The classifiers that vote, and the rows that they vote on."""
 
     members: Sequence[Member]
     images: Images | None
     """None where all members are matrices."""
     root: Path
-    """What the names of images are relative to."""
+    """The folder that the names of images are relative to."""
     bad: dict[str, str]
     """Images that were left out, and why."""
 
@@ -164,7 +164,7 @@ def _electorate(parsed: Namespace, accelerator: "accelerate.Accelerator") -> _El
 
 
 def _rows(given: _Electorate, config: DebiasConfig, is_main: bool) -> Rows:
-    """What is known of the rows beside logits."""
+    """What is known about the rows, besides logits."""
     names, classes = given.names, given.classes
     known = [read_labels(Path(file), names, classes) if file else None for file in (config.truth, config.tune_on)]
     if is_main:
@@ -231,7 +231,7 @@ def _write(
 
 
 def _agreed(given: _Electorate) -> dict[str, str]:
-    """What all processes must have in common."""
+    """The facts that must be equal in all processes."""
     runs = [member for member in given.members if isinstance(member, Run)]
     facts = {f"the hash of {run.name}": RunFolder(Path(run.name)).hash_of_model() for run in runs}
     return facts if given.images is None else facts | {"the hash of --images": fingerprint(given.images)}

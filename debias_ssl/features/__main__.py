@@ -126,7 +126,7 @@ def _make(parsed: Namespace, views: list[KeptView], store: FolderStore) -> None:
 
 
 def _agreed(parsed: Namespace, images: Images, encoder: Encoder, views: list[KeptView], out: Path) -> dict[str, str]:
-    """What all processes must have in common, of which each makes features of some images."""
+    """The facts that must be equal in all processes, each of which computes features of some images."""
     return {
         "the hash of --images": fingerprint(images),
         "the model": json.dumps(encoder.description),
@@ -137,7 +137,7 @@ def _agreed(parsed: Namespace, images: Images, encoder: Encoder, views: list[Kep
 
 
 def _summary(parsed: Namespace, encoder: Encoder, cache: FeatureCache, out: Path) -> str:
-    """What was made, where it is, and what it is for."""
+    """The message at the end: the features, their folder, and how to use them."""
     number, lacking = len(cache.files), len(cache.unreadable)
     lines = [
         f"features of {number - lacking:,} images in {out}: {encoder.embed_dim:,} numbers each, shards: "

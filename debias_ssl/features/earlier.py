@@ -44,7 +44,7 @@ def is_same(found: dict[str, Any], found_list: FeatureList, own: dict[str, Any],
 
 
 def elsewhere(flag: str) -> str:
-    """What to do about features that may not be used, which a flag has named."""
+    """The advice for features that a flag names and that may not be used."""
     return f"name another folder by {flag}, or delete that one"
 
 
@@ -82,7 +82,7 @@ def compared(
     has: Callable[[str], bool],
     flag: str,
 ) -> str:
-    """What is said of features that are used again for a list of images that is not quite the same.
+    """The note about features that are used again for a list of images that differs a little.
 
     Where names, sizes and times tell that more than half of them would be lost, some images are read: they may be the
     same with other names or times.

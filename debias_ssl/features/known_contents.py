@@ -14,7 +14,7 @@ class Place(NamedTuple):
     source: int
     """Number of the list."""
     row: int
-    """Of the image in it."""
+    """The row of the image in it."""
 
 
 @dataclass(frozen=True, kw_only=True)

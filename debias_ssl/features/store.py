@@ -44,7 +44,7 @@ class FeatureStore(Protocol):
 
     @property
     def note(self) -> str | None:
-        """What people should know of features that are used again."""
+        """A note for users about features that are used again."""
         ...
 
     @property
@@ -61,7 +61,7 @@ class FeatureStore(Protocol):
         ...
 
     def known(self, number: int, rows: range, dim: int) -> ShardRows:
-        """What is known of a shard's images before it is made, by their names, sizes and times."""
+        """What is known about a shard's images before the shard is computed, by names, sizes and times."""
         ...
 
     def at(self, place: Place) -> Float16[np.ndarray, " D"] | None:

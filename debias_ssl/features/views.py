@@ -28,7 +28,7 @@ class KeptView:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the view depends on beside the image, as JSON."""
+        """Everything that the view depends on besides the image, as JSON."""
         names = WEAK_SETTINGS if self.kind == "weak" else STRONG_SETTINGS
         settings = asdict(self.config)
         return {

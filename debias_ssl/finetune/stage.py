@@ -113,7 +113,7 @@ class Training(StageTwo):
         return 1.0, 0.0
 
     def prepare(self, stage: Stage, head: Head) -> Any:
-        """What `loss` needs up to the next refresh; None ends the training, where nothing is left to gain."""
+        """The data that `loss` needs until the next refresh; None ends the training, because nothing can be gained."""
         raise NotImplementedError
 
     def loss(self, stage: Stage, head: Head, prepared: Any, random: torch.Generator) -> Float[Tensor, ""]:

@@ -90,7 +90,7 @@ class Abstention:
     tuned: OnTuned | None = None
     """None where there is no `tune_on`, or where none of its rows has a label."""
     notes: tuple[str, ...] = ()
-    """What is to be known about it, for people."""
+    """Notes for users about it."""
 
 
 def abstain(

@@ -110,7 +110,7 @@ def _why_images(labels: str | None) -> str:
 
 
 def _summary(labels: str | None) -> dict[str, Any]:
-    """What `label` and `vote` say in a folder of labels of the images and features that it was made of."""
+    """The images and features that a folder of labels of `label` or `vote` was computed from."""
     try:
         known = json.loads((Path(labels or "") / "summary.json").read_text(encoding="utf-8"))
         return {key: known[key] for key in ("images", "root", "features") if known.get(key)}

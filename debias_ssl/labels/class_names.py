@@ -118,7 +118,7 @@ def _check_line(line: str, raw: str, path: Path, number: int) -> None:
 
 
 def _unquoted(line: str) -> str:
-    """What a spreadsheet has put into quotes, as there is a comma in it."""
+    """The text in a line that a spreadsheet put into quotes because it contains a comma."""
     inner = line[1:-1]
     is_quoted = len(line) > 1 and line[0] == line[-1] == '"' and '"' not in inner.replace('""', "")
     return inner.replace('""', '"') if is_quoted else line

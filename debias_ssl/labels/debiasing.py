@@ -58,7 +58,7 @@ class Rows:
     blank: Float[Tensor, "K C"] | None = None
     """Logits of images that show nothing."""
     reference: Reference | None = None
-    """What the prior is measured on, if not on these rows."""
+    """The rows that the prior is measured on, if not these rows."""
     logit_bias: float | None = None
     """Of a model of sigmoids (SigLIP): sigmoid(logit + bias) is how sure it is of a class by itself. A softmax of the
     logits does not see it, so that it is not in them."""
@@ -67,15 +67,15 @@ class Rows:
     negatives: Iterable[Float[Tensor, "_ M"]] | None = None
     """Logits of names that are none of the classes, in the same chunks."""
     said: tuple[str, ...] = ()
-    """What is to be said of the files that this is known from, line by line."""
+    """Lines to print about the files that this is known from."""
     notes: tuple[str, ...] = ()
-    """What is to be known about the logits, for people."""
+    """Notes for users about the logits."""
     hierarchy: Hierarchy | None = None
     """The names above the classes; None where there are none."""
     features: Callable[[], Iterable[Float[Tensor, "_ D"]]] | None = None
     """Gives vectors of the rows, in row order, in chunks."""
     anchors: Float[Tensor, "C D"] | None = None
-    """What the vectors of each class would be."""
+    """The anchor vector of each class."""
     posterior: Float32[np.ndarray, "N C"] | Posterior | None = None
     """Probabilities that labels are of, refined ones or shares of votes; None where they are of the debiased ones."""
 
@@ -85,9 +85,9 @@ class Removal:
     """The numbers that are subtracted from logits."""
 
     prior: Float[Tensor, " C"]
-    """What the classifier prefers."""
+    """The class prior of the classifier."""
     shift: Float[Tensor, " C"]
-    """What is subtracted from f / T."""
+    """The numbers that are subtracted from f / T."""
     strength: float
     temperature: float
     supported: float = 1.0
@@ -97,9 +97,9 @@ class Removal:
     presence: Presence | None = None
     """The surer labels, where these say how much is removed."""
     preference: Preference | None = None
-    """What was measured on other rows."""
+    """The preference that was measured on other rows."""
     notes: tuple[str, ...] = ()
-    """What is to be known about it, for people."""
+    """Notes for users about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class Labeling(RowLabels):
     """False for rows of `tune_on`."""
     prior: Float[np.ndarray, " C"]
     shift: Float[np.ndarray, " C"]
-    """What is subtracted from the logits."""
+    """The numbers that are subtracted from the logits."""
     config: DebiasConfig
     strength: float
     temperature: float

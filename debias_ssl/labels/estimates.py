@@ -27,7 +27,7 @@ BALANCED = ("fixed_point", "transport")
 
 
 def balanced(chunks: Chunks, name: PriorName, target: Prior) -> Solution:
-    """What must be removed for the probabilities (`fixed_point`) or the counts (`transport`) to follow a target."""
+    """The prior whose removal makes the probabilities (`fixed_point`) or counts (`transport`) follow a target."""
     balance = priors.balancing if name == "fixed_point" else priors.transport
     return balance(chunks, target)
 

@@ -52,7 +52,7 @@ class ExportConfig:
 
 
 def outputs_in(out: Path) -> Outputs:
-    """What an export writes into a folder."""
+    """The files that an export writes into a folder."""
     return Outputs(folder=out, kind="exported labels", names=NAMES)
 
 

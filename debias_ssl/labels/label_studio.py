@@ -71,7 +71,7 @@ def local_prefix(root: Path) -> str:
 
 
 def _address(name: str, prefix: str, root: str | None, table: Path) -> str:
-    """What the address of an image has behind the prefix."""
+    """The part of an image's address after the prefix."""
     path = name
     # A backslash is a Windows path separator, unless a file name contains it.
     if "\\" in name and not os.path.exists(os.path.join(root or "", name)):
@@ -86,7 +86,7 @@ def _address(name: str, prefix: str, root: str | None, table: Path) -> str:
 
 
 def read_tasks(tasks: Sequence[Any], path: Path, field: str | None) -> Iterator[Statement]:
-    """What annotators say in an export of the kind JSON or JSON-MIN; tasks that they skipped say nothing.
+    """The annotations in an export of the kind JSON or JSON-MIN, without skipped tasks.
 
     Args:
         tasks: the entries of the file.

@@ -52,7 +52,7 @@ class LabeledRows:
     positions: Int64[np.ndarray, " N"]
     """Which rows of the table these are."""
     notes: tuple[str, ...] = ()
-    """What people should know of how the table was read."""
+    """Notes for users about how the table was read."""
 
     def __len__(self) -> int:
         return len(self.label)

@@ -47,7 +47,7 @@ def levels_of(labeling: Labeling) -> dict[str, Any]:
 
 
 def levels_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """What `levels_of` says, as a table whose first row names the columns; empty where it says nothing."""
+    """The result of `levels_of` as a table whose first row names the columns; empty if there is none."""
     levels = summary.get("levels", [])
     has_floor = "floor" in summary
     is_known = any("accuracy" in level for level in levels)

@@ -23,7 +23,7 @@ def matrix_reference(
     classes_file: Path | None,
     columns: Sequence[str] | None,
 ) -> tuple[Reference, str]:
-    """What `--reference` names, and what it was taken for, in words.
+    """The reference that `--reference` names, and its kind in words.
 
     Args:
         path: of it.

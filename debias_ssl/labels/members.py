@@ -100,7 +100,7 @@ class Run:
     def vectors(
         self, reader: Reader, rows: Int64[np.ndarray, " S"], place: Place, batch_size: int
     ) -> Float[Tensor, "S D"]:
-        """What its classifier sees of some images: the features of its network, on every process."""
+        """The input of its classifier for some images: the features of its network, in every process."""
         network = self.trained.predictor.model
         assert isinstance(network, Classifier)
         stream = self.trained.stream(reader, rows, place, batch_size=batch_size)

@@ -30,7 +30,7 @@ class Merged:
     """Labels after the corrections."""
 
     rows: LabeledRows
-    """As they were."""
+    """The rows before the corrections."""
     classes: tuple[str, ...]
     label: Sequence[str]
     """The names of the classes; empty where unknown."""
@@ -92,7 +92,7 @@ def merge(rows: LabeledRows, several: Sequence[Statements], conflicts: Conflicts
 
 
 def _by_row(rows: LabeledRows, several: Sequence[Statements]) -> tuple[dict[int, list[Statement]], list[str]]:
-    """What is said of each row, in the order of the files and, in each of them, of the times."""
+    """The statements about each row, in the order of the files and, within each file, of time."""
     by_row: dict[int, list[Statement]] = {}
     notes: list[str] = []
     for statements in several:
@@ -127,7 +127,7 @@ def _by_row(rows: LabeledRows, several: Sequence[Statements]) -> tuple[dict[int,
 
 
 def _decided(name: str, said: Sequence[Statement], conflicts: Conflicts) -> Statement | None:
-    """What is taken of all that is said of an image; None where it is undecided."""
+    """The statement that decides about an image; None if it is undecided."""
     counts = Counter(each.label for each in said).most_common(2)
     if len(counts) == 1:
         return _joined(said)
@@ -151,7 +151,7 @@ def _joined(said: Sequence[Statement]) -> Statement:
 
 
 def outputs_in(out: Path) -> Outputs:
-    """What merged labels are in a folder."""
+    """The files of merged labels in a folder."""
     return Outputs(folder=out, kind="merged labels", names=NAMES)
 
 
@@ -213,7 +213,7 @@ def _csv(lines: Iterator[Sequence[str]]) -> str:
 
 
 def told(merged: Merged, several: Sequence[Statements]) -> list[str]:
-    """What was merged, line by line."""
+    """The summary of the merge, line by line."""
     changed = {*merged.changed}
     lines = [f"{each.path}: {len(each.given)} of {each.kind}" for each in several]
     for source, number in Counter(merged.source[row] for row in merged.corrected).most_common(10):

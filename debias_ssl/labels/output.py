@@ -54,7 +54,7 @@ class OutputConfig:
 
 
 def outputs_in(out: Path) -> Outputs:
-    """What `label` and `debias` write into a folder."""
+    """The files that `label` and `debias` write into a folder."""
     return Outputs(folder=out, kind="labels", names=NAMES)
 
 
@@ -112,7 +112,7 @@ def write_removed(
     unreadable: Mapping[str, str] | None = None,
     files: OutputConfig = OutputConfig(),
 ) -> str:
-    """As `write_folder`, where it is known what is removed from the rows."""
+    """The same as `write_folder`, for a given removal."""
     for note in removal.notes:
         print(f"note: {note}", file=sys.stderr)
     labeling = write_labels(rows, config, removal, out, files)

@@ -42,7 +42,7 @@ class Preference:
 
     classes: tuple[str, ...]
     made_with: Mapping[str, str]
-    """What it is a preference of: of the model and the prompts, or the kind of the numbers."""
+    """Where the preference belongs to: the model and the prompts, or the kind of the numbers."""
     estimate: PriorName
     temperature: float
     num_rows: int

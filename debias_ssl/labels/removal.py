@@ -125,7 +125,7 @@ def _is_cautious(rows: Rows, config: DebiasConfig) -> bool:
 
 
 def _caution(sure: Presence) -> list[str]:
-    """What is to be said where less is removed."""
+    """The note for users if less is removed."""
     if sure.removed == 1:
         return []
     num = len(sure.shares)

@@ -66,7 +66,7 @@ def match(entries: Sequence[str], names: Sequence[str]) -> Matched:
 
 @dataclass(kw_only=True)
 class _Rounds:
-    """What is known of entries and rows, round after round of looking for them."""
+    """The matches of entries and rows, which grow in each round of the search."""
 
     entries: Texts
     names: Texts
@@ -150,7 +150,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _cause(known: Texts, rows: Texts) -> str:
-    """What the names that are left over on both sides have in common."""
+    """The likely reason why names on both sides do not match."""
     same: dict[str, Callable[[str], str]] = {
         "names differ in upper and lower case": str.lower,
         "names differ in their suffix": lambda name: os.path.splitext(name)[0],

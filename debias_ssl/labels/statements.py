@@ -32,4 +32,4 @@ class Statements:
     are_reviewed: bool
     """Whether somebody looked at each of these images, so that a label that stays as it is was confirmed."""
     notes: tuple[str, ...] = ()
-    """What people should know of how the file was read."""
+    """Notes for users about how the file was read."""

@@ -51,7 +51,7 @@ class Suggestion:
 
     row: int
     covers: float
-    """What it adds to the coverage, as a part of what is unsure among all candidates."""
+    """Its gain in coverage, as a share of the uncertainty of all candidates."""
     of_class: int = NOTHING
     """The class that it was chosen for; negative where it was chosen among all."""
 

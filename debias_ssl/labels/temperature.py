@@ -56,7 +56,7 @@ class Rescaled:
         return text
 
     def warning(self) -> str | None:
-        """What is wrong with a temperature that has no minimum, in words."""
+        """The warning about a temperature without a minimum."""
         if not self.bound:
             return None
         return (

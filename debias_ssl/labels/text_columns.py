@@ -51,7 +51,7 @@ def is_unnamed(name: str) -> bool:
 
 
 def _of_blanks(path: Path, first: str) -> list[Column] | np.ndarray:
-    """As numpy.savetxt writes a matrix: its header is a comment in the first line."""
+    """A matrix as numpy.savetxt writes it: its header is a comment in the first line."""
     try:
         values = np.loadtxt(path, ndmin=2, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -63,7 +63,7 @@ def _of_blanks(path: Path, first: str) -> list[Column] | np.ndarray:
 
 
 def _of_decimal_commas(rows: list[list[str]]) -> str | None:
-    """What divides the cells, where commas do only if those in numbers such as 0,5 are taken for it."""
+    """The delimiter, if the first rows contain decimal commas, as in 0,5; None otherwise."""
     for delimiter in DELIMITERS[1:]:
         for row in rows[:2]:
             cells = ",".join(row).split(delimiter)

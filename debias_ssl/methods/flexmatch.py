@@ -24,7 +24,7 @@ class FlexMatch(PseudoLabeling):
 
     Args:
         problem: what is fixed before training.
-        threshold: tau, the largest threshold, which a fully learned class gets.
+        threshold: tau, the confidence from which a prediction counts for sigma, and the largest threshold.
         warm_up: whether N' is in the denominator, so that thresholds start low for all classes.
         unlabeled_weight: lambda_u.
     """

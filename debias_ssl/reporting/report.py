@@ -16,7 +16,7 @@ NAME = "report.html"
 
 
 def outputs_of(run: Path) -> Outputs:
-    """What is written into the folder of a run or of a comparison."""
+    """The files that a report adds to the folder of a run or of a comparison."""
     return comparison_outputs(run) if holds_comparison(run) else RunFolder(run).outputs
 
 

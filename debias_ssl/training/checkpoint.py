@@ -50,7 +50,7 @@ def base_of(learner: Learner, *, is_found_again: bool) -> Base:
 
 
 def machine() -> dict[str, Any]:
-    """What the last bits of floating-point sums depend on."""
+    """The facts that the last bits of floating-point sums depend on."""
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -185,7 +185,7 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `_without_tensors` was given."""
+    """The input of `_without_tensors`, restored."""
     match value:
         case {"tensor": name}:
             return tensors[name]

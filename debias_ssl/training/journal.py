@@ -87,7 +87,7 @@ def threshold_flag(method: Method) -> str | None:
 def warnings_for(
     record: dict[str, Any], class_names: tuple[str, ...], threshold: str | None = "--method.threshold"
 ) -> dict[str, str]:
-    """What is wrong with the pseudo-labels of a line of the log, by kind; without a threshold all may count."""
+    """Warnings about the pseudo-labels of a line of the log, by kind; without a threshold, all of them may count."""
     found = {}
     if record["mask_rate"] == 0:
         fix = f"lower {threshold}, or train longer" if threshold else "train longer"

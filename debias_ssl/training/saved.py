@@ -44,7 +44,7 @@ def _resolve_saved(saved: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
 
 
 def switched_method(resolved: dict[str, Any], files: Sequence[Path]) -> str | None:
-    """What became of a method's settings in files when a flag switched the method; None where none was switched."""
+    """The settings that were kept and dropped when a flag switched the method; None if it was not switched."""
     chosen, own = resolved["method"]["class_path"], resolved["method"]["init_args"]
     others, settings = [], []
     for file in files:

@@ -16,7 +16,7 @@ POINTS, MOST_ABSTAINED = 200, 30
 
 
 def abstention_section(labeling: Labeling, pictures: Pictures | None) -> Section:
-    """What gets a label and what does not; empty where rows have no score.
+    """The rows with and without a label; empty if rows have no score.
 
     Args:
         labeling: the rows that are shown.
