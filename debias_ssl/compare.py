@@ -44,7 +44,7 @@ def _write_page(out: Path) -> None:
 @entry_point
 def main(arguments: list[str]) -> None:
     if num_launched() > 1:
-        raise InputError("compare starts its own processes: run it without accelerate launch, and set --jobs")
+        raise InputError("compare starts its own processes: start it without accelerate launch, and set --jobs")
     parsed, settings = parse_with_settings("compare", _add_flags, arguments)
     if parsed.jobs < 1:
         raise InputError(f"--jobs is {parsed.jobs}, which must be at least 1")

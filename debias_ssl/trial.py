@@ -62,7 +62,7 @@ class _Half:
 @entry_point
 def main(arguments: list[str]) -> None:
     if num_launched() > 1:
-        raise InputError("trial starts its own processes: run it without accelerate launch, and set --jobs")
+        raise InputError("trial starts its own processes: start it without accelerate launch, and set --jobs")
     parsed, settings = parse_with_settings("trial", _add_flags, arguments)
     for name, least in (("divisions", 1), ("judged", 1), ("jobs", 1)):
         if parsed[name] < least:

@@ -116,7 +116,7 @@ def named_class(value: Any) -> type | None:
 
 def make_parser(job: str, settings: type, skip: Collection[str] = ()) -> Parser:
     """A parser of the fields of a settings dataclass, but for those to skip, from --config FILE and flags."""
-    # argparse's own usage would list every flag again.
+    # argparse's own usage is every flag once more.
     usage = f"debias-ssl {job} [--config FILE]... [--SETTING VALUE]..."
     parser = Parser(
         prog=f"debias-ssl {job}", usage=usage, description=(settings.__doc__ or "").splitlines()[0], allow_abbrev=False
