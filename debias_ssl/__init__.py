@@ -1,6 +1,6 @@
 """Semi-supervised image classification with the bias of pseudo-labels removed.
 
-The names in `__all__` are for users, and are loaded when they are first used; everything else may change.
+The names in `__all__` are the public API. Each is loaded when it is first used. Everything else may change.
 """
 
 import importlib
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# OpenMP's threads wait for one another busily, for long: beside other programs, a step then takes many times as long.
+# OpenMP's threads wait for each other in a busy loop. Beside other programs, a step then takes many times as long.
 # GNU's OpenMP, which torch brings, reads this when torch is imported; after a thousand turns its threads go to sleep.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,4 +1,4 @@
-"""`python -m debias_ssl`, which is `debias-ssl`."""
+"""Runs `debias-ssl` as `python -m debias_ssl`."""
 
 from debias_ssl.cli import main
 

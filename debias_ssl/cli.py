@@ -1,4 +1,4 @@
-"""`debias-ssl <job>`: names the jobs, and imports one only when it is asked for."""
+"""`debias-ssl <job>`: lists the jobs and runs one of them. It imports only the job that it runs."""
 
 import importlib
 import sys

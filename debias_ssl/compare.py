@@ -1,4 +1,4 @@
-"""`debias-ssl compare`: trains several variants, which differ in the settings that it prints, over several seeds."""
+"""`debias-ssl compare`: trains several variants of a run, each with several seeds, and compares them."""
 
 import argparse
 from pathlib import Path

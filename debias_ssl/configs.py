@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     shipped = shipped_configs()
     if parsed.copy is None:
         if parsed.out is not None:
-            raise InputError("--out is for a copy: name the config with --copy")
+            raise InputError("--out is where the copy goes: name the config with --copy")
         width = max(map(len, shipped))
         for name, path in shipped.items():
             print(f"{name:<{width}}  {first_comment(path)}".rstrip())

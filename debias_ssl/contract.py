@@ -1,4 +1,4 @@
-"""What the layers hand to each other.
+"""Types that the layers pass to each other: batches, views, pseudo-labels, and what a method needs to know.
 
 Axes: L labeled images, U unlabeled images of this process's part of the global batch, N images, C classes, D features.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is fixed before training."""
+    """The facts of a run that are fixed before training."""
 
     num_classes: int
     num_features: int
@@ -47,7 +47,7 @@ BlankKind = Literal["ones", "white"]
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a method asks for, in the images of a step and beside them."""
+    """What a method needs, in the images of a step and beside them."""
 
     num_weak: int = 1
     num_strong: int = 1
@@ -75,7 +75,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What the network says of a batch of images, in fp32 whatever the precision of the run."""
+    """The network's output for a batch of images, in fp32 for every precision of the run."""
 
     logits: Float[Tensor, "N C"]
     features: Float[Tensor, "N D"]
@@ -83,7 +83,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """What the network says of the images of one step."""
+    """The network's output for the images of one step."""
 
     labeled: View
     labels: Int[Tensor, " L"]
@@ -133,7 +133,7 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabels:
-    """What the unlabeled images were trained towards, and how much each counted."""
+    """The pseudo-labels of the unlabeled images of a step, and their weights."""
 
     target: Int[Tensor, " U"] | Float[Tensor, "U C"]
     weight: Float[Tensor, " U"]
@@ -141,7 +141,7 @@ class PseudoLabels:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a method returns: the sum of `losses` is the loss, their names are the log."""
+    """The result of a method: the sum of `losses` is minimized, and their names are those in the log."""
 
     losses: dict[str, Float[Tensor, ""]]
     pseudo: PseudoLabels
@@ -154,7 +154,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where this process stands among those that share the work, and its device."""
+    """The number of this process among those that share the work, and its device."""
 
     rank: int = 0
     num_processes: int = 1

@@ -1,4 +1,4 @@
-"""`debias-ssl debias`: the labels of any classifier's predictions, without its preference for classes."""
+"""`debias-ssl debias`: labels from any classifier's predictions, with its class bias removed."""
 
 import os
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ def _debias(parsed: Namespace, config: DebiasConfig, out: Path) -> None:
 
 
 def _page(labeling: Labeling, facts: Sequence[str]) -> str:
-    # What draws is slow to import, and not needed to find what is wrong with the input.
+    # The drawing code is slow to import, and not needed to find errors in the input.
     from debias_ssl.reporting.labels_page import labels_page
     from debias_ssl.reporting.page import render
 

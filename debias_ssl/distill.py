@@ -1,4 +1,4 @@
-"""`debias-ssl distill`: a student learns what the model of another run says of its views."""
+"""`debias-ssl distill`: trains a student on the predictions of another run's model."""
 
 import json
 from collections.abc import Sequence

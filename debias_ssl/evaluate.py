@@ -1,4 +1,4 @@
-"""`debias-ssl evaluate`: the figures of a trained run, or of a matrix of predictions, and what a temperature does."""
+"""`debias-ssl evaluate`: metrics of a trained run or a matrix of predictions, before and after temperature scaling."""
 
 import json
 import sys
@@ -118,13 +118,15 @@ def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
     source = "--predictions" if unknown is OF_RUN else "--run"
     wrong = sorted(unknown & {*vars(given)})
     if wrong == ["tune_on"]:
-        raise InputError("--tune_on is for --predictions: a run's temperature is fitted on its validation images")
+        raise InputError(
+            "--tune_on works with --predictions only: the temperature of a run is fitted on its validation images"
+        )
     if wrong:
         raise InputError(f"--{wrong[0]} does not go with {source}: leave it out")
     if not parsed.calibrate and (
         asked := [flag for flag in ("tune_on", "folds", "report") if parsed[flag] is not None]
     ):
-        raise InputError(f"--{asked[0]} is for calibration: pass --calibrate too")
+        raise InputError(f"--{asked[0]} needs --calibrate: pass it too")
     if parsed.tune_on is not None and parsed.folds is not None:
         raise InputError("--tune_on and --folds are two ways to fit a temperature: pass one of them")
     if parsed.folds is not None and parsed.folds < 2:
@@ -141,8 +143,8 @@ def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
         _check_rows(parsed)
     elif parsed.calibrate and parsed.folds is None and parsed.part == "validation":
         raise InputError(
-            "validation images are what the temperature is fitted on: take --part test, or --folds 5 to fit and judge "
-            "it on them in turns"
+            "the temperature is fitted on the validation images: pass --part test, or --folds 5 for "
+            "cross-validation on them"
         )
 
 
@@ -152,8 +154,8 @@ def _check_rows(parsed: Namespace) -> None:
         raise InputError("--predictions needs --truth: CSV of path,label or row,label, or .npy of class numbers")
     if parsed.calibrate and parsed.tune_on is None and parsed.folds is None:
         raise InputError(
-            "--calibrate needs rows to fit a temperature on: --tune_on FILE of their labels, --tune_on 0.2 for a fifth "
-            "of the rows, or --folds 5 to fit and judge it in turns"
+            "--calibrate needs rows to fit a temperature on: --tune_on FILE with their labels, --tune_on 0.2 for "
+            "a fifth of the rows, or --folds 5 for cross-validation"
         )
 
 

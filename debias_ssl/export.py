@@ -1,4 +1,4 @@
-"""`debias-ssl export`: a trained run as one file that other programs run, from the pixels of an image to classes."""
+"""`debias-ssl export`: exports a trained run to one file that other programs run, from pixels to classes."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     parsed = parser.parse_args(arguments)
-    # There is nothing that processes could share.
+    # Several processes would have nothing to share.
     if not is_first():
         return
     out = Path(parsed.out)

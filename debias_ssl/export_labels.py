@@ -1,4 +1,4 @@
-"""`debias-ssl export-labels`: labels for annotation tools, as image folders, or as data sets."""
+"""`debias-ssl export-labels`: exports labels to annotation tools, class folders or data sets."""
 
 from dataclasses import fields
 from pathlib import Path

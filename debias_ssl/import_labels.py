@@ -1,4 +1,4 @@
-"""`debias-ssl import-labels`: labels with the corrections that people or tools made of them, and who said what."""
+"""`debias-ssl import-labels`: merges corrections by people or tools into labels, and records who said what."""
 
 from pathlib import Path
 from typing import get_args

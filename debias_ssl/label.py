@@ -1,4 +1,4 @@
-"""`debias-ssl label`: CLIP's labels of images, without its preference for classes."""
+"""`debias-ssl label`: labels images with CLIP, and removes CLIP's class bias."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`debias-ssl predict`: a trained run's labels for images, as a CSV file."""
+"""`debias-ssl predict`: labels images with a trained run, and writes a CSV file."""
 
 import sys
 from contextlib import ExitStack, suppress
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     with ExitStack() as held, dead_workers_told("--workers", goes_on), ends_told(goes_on):
 
         def run_of(parsed: Namespace) -> str:
-            """The run, once it is known that what is asked for may be written."""
+            """Loads the run, after the check that the output may be written."""
             out = Path(parsed.out)
             check_apart(out, "--out", {f"--{name}": parsed[name] for name in ("run", "images", "features")})
             if is_first():
@@ -131,8 +131,8 @@ def _listed(parsed: Namespace, run: TrainedRun, accelerator: "accelerate.Acceler
         trained_on = (saved_inputs(RunFolder(Path(parsed.run)).split) or {}).get("data.features")
         if trained_on not in (None, hash_of_model(parsed.features)):
             notes.append(
-                f"the features in {parsed.features} were made by another model, precision or settings than those that "
-                "the run was trained on"
+                f"the features in {parsed.features} come from another model, precision or settings than the "
+                "features that the run was trained on"
             )
     for note in notes if accelerator.is_main_process else ():
         print(f"note: {note}", file=sys.stderr)

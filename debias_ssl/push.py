@@ -1,4 +1,4 @@
-"""`debias-ssl push`: a trained run, uploaded to the Hugging Face hub."""
+"""`debias-ssl push`: uploads a trained run to the Hugging Face hub."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`debias-ssl report`: one self-contained page of a run, or of several runs side by side."""
+"""`debias-ssl report`: writes one self-contained HTML page of a run, or of several runs side by side."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     # A page of the run's own belongs to what is written into its folder.
     with locked(runs[0]) if is_own else locked_file(out, "--out"), ends_told("run the same command again"):
         if is_own:
-            # What was made of the same run is replaced; what somebody else put there is not.
+            # An earlier page of the same run is replaced; any other file is kept.
             outputs_of(runs[0]).check_foreign([NAME])
         check_new_file(out, "--out", is_own or parsed.overwrite)
         write_report(runs, out, data)

@@ -1,4 +1,4 @@
-"""`debias-ssl suggest`: a list of the images that are worth most to label next."""
+"""`debias-ssl suggest`: lists the images that are most useful to label next."""
 
 import csv
 import io
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     parsed = parser.parse_args(arguments)
     if num_launched() > 1:
-        raise InputError("suggest is one process: start it without accelerate launch")
+        raise InputError("suggest runs in one process: run it without accelerate launch")
     for name, least in (("num", 1), ("per_class", 0), ("batch_size", 1), ("workers", 0)):
         if parsed[name] < least:
             raise InputError(f"--{name} is {parsed[name]}, must be at least {least}")

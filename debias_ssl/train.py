@@ -1,4 +1,4 @@
-"""`debias-ssl train`: a semi-supervised run, from its settings to its folder."""
+"""`debias-ssl train`: trains a semi-supervised run, from settings to a run folder."""
 
 import sys
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
     out = Path(parsed.out or f"runs/{files[-1].stem if files else 'train'}")
     if parsed.resume and not files:
         if not RunFolder(out).holds_run():
-            raise InputError(f"{str(out)!r} holds no run to go on with: pass --config to begin one")
+            raise InputError(f"{str(out)!r} holds no run to resume: pass --config to start one")
         parsed = parser.read_arguments(["--config", str(out / "config.yaml"), *arguments])
     train_parsed(parser, parsed, files, out)
 

@@ -1,4 +1,4 @@
-"""`debias-ssl trial`: finds out on halves of the labels whether unlabeled images help, and trains accordingly."""
+"""`debias-ssl trial`: tests on halves of the labels whether unlabeled images help, then trains the better choice."""
 
 import argparse
 import json
@@ -109,7 +109,7 @@ def _plan(parsed: Any, settings: list[str], out: Path) -> ComparisonPlan:
     if not plan.floors:
         raise InputError("there is nothing to try: all variants are trained on the labels alone")
     if len(blocks_of(plan.variants, plan.floors)) > 1:
-        raise InputError("variants have different images or labels: debias-ssl compare is for these")
+        raise InputError("the variants have different images or labels: compare them with debias-ssl compare")
     for run in planned_runs(plan, out):
         check_apart(out, "--out", run.inputs)
     for note in notes:
@@ -127,7 +127,7 @@ def _verdict(parsed: Any, plan: ComparisonPlan, out: Path, last: LastTask, place
     task = task_of(next(iter(plan.floors.values())))
     images = judged_images(task.split, seed, parsed.judged)
     if not len(images):
-        raise InputError("all unlabeled images have labels: there is nothing to judge by")
+        raise InputError("all unlabeled images have labels: the trial needs unlabeled images without labels")
     halves = [*_halves(parsed.divisions, plan, out, task)]
     runs = [run for half in halves for run in half.runs]
     titled = [replace(run, title=f"[{i}/{len(runs)}] {run.title}") for i, run in enumerate(runs, start=1)]

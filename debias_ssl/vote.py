@@ -1,4 +1,4 @@
-"""`debias-ssl vote`: the labels that most of several runs give to images, without what each of them prefers."""
+"""`debias-ssl vote`: labels images by the votes of several runs, with each run's class bias removed."""
 
 import os
 import sys
@@ -48,7 +48,7 @@ from debias_ssl.training.parser import job_parser
 if TYPE_CHECKING:
     import accelerate
 
-# Settings that need what votes have not: vectors of the classes, and logits of other images of each run.
+# Settings that votes cannot use: they need class vectors, or logits of other images from each run.
 WITHOUT = ("refine", "reference")
 # Side in pixels of the pictures on the report's page.
 PICTURE = 96
@@ -101,18 +101,20 @@ def _check(parsed: Namespace, config: DebiasConfig) -> None:
             raise InputError(f"{name} is {parsed[name]}, must be at least {least}")
     config.check_kind("probs")
     if config.prior == "content_free":
-        raise InputError("--prior content_free needs logits of a blank image, which votes have not: choose another")
+        raise InputError(
+            "--prior content_free needs logits of a blank image, which votes do not have: choose another prior"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Electorate:
-    """Those that vote, and on what."""
+    """The classifiers that vote, and the rows that they vote on."""
 
     members: Sequence[Member]
     images: Images | None
     """None where all members are matrices."""
     root: Path
-    """What the names of images are relative to."""
+    """The folder that the names of images are relative to."""
     bad: dict[str, str]
     """Images that were left out, and why."""
 
@@ -152,7 +154,7 @@ def _electorate(parsed: Namespace, accelerator: "accelerate.Accelerator") -> _El
     runs = [member for member in members if isinstance(member, Run)]
     if parsed.images is None:
         if runs:
-            raise InputError(f"--runs {runs[0].name!r} is a run, which needs images to vote on: pass --images")
+            raise InputError(f"--runs {runs[0].name!r} is a run, which needs images: pass --images")
         return _Electorate(members=members, images=None, root=Path(), bad={})
     with first_of_each_host_first(accelerator):
         images, root = images_to_label(parsed.images, members[0].classes, parsed.root, of="those that vote")
@@ -173,7 +175,7 @@ def _electorate(parsed: Namespace, accelerator: "accelerate.Accelerator") -> _El
 
 
 def _rows(given: _Electorate, config: DebiasConfig, is_main: bool) -> Rows:
-    """What is known of the rows beside logits."""
+    """What is known about the rows, besides logits."""
     names, classes = given.names, given.classes
     known = [read_labels(Path(file), names, classes) if file else None for file in (config.truth, config.tune_on)]
     if is_main:
@@ -228,7 +230,7 @@ def _write(
     if parsed.images is not None:
         further["images"] = os.path.abspath(parsed.images) if os.path.exists(parsed.images) else parsed.images
     unreadable = {os.path.relpath(path, given.root): why for path, why in given.bad.items()}
-    # Shares of votes have a temperature of 1, whatever those of the voters are.
+    # Shares of votes have a temperature of 1, for all temperatures of the voters.
     config = replace(config, temperature=1.0)
     files = OutputConfig(probs=parsed.probs, table=parsed.table)
     said = write_removed(rows, config, removal, out, page, further, unreadable, files)
@@ -240,14 +242,14 @@ def _write(
 
 
 def _agreed(given: _Electorate) -> dict[str, str]:
-    """What all processes must have in common."""
+    """The facts that must be equal in all processes."""
     runs = [member for member in given.members if isinstance(member, Run)]
     facts = {f"the hash of {run.name}": RunFolder(Path(run.name)).hash_of_model() for run in runs}
     return facts if given.images is None else facts | {"the hash of --images": fingerprint(given.images)}
 
 
 def _page(labeling: Labeling, table: list[list[str]], given: _Electorate, parsed: Namespace) -> str:
-    # What draws is slow to import, and not needed to find what is wrong with the input.
+    # The drawing code is slow to import, and not needed to find errors in the input.
     from debias_ssl.reporting.labels_page import labels_page
     from debias_ssl.reporting.page import render
     from debias_ssl.reporting.sections.members import members_section
@@ -259,7 +261,7 @@ def _page(labeling: Labeling, table: list[list[str]], given: _Electorate, parsed
         return [_picture(images.names[row]) for row in rows]
 
     facts = [f"{len(labeling.names):,} rows" + (f" of {parsed.images}" if parsed.images else "")]
-    facts.append(f"votes of {len(given.members)} members; confidences are the shares of those that agree")
+    facts.append(f"votes of {len(given.members)} members; confidences are the shares of members that agree")
     page = labels_page(labeling, facts=facts, features=None, pictures=None if images is None else pictures)
     return render(replace(page, sections=[members_section(table), *page.sections]), __version__)
 

@@ -1,4 +1,4 @@
-"""Images a second of weak and strong views: whole batches as the trainer makes them, and one image at a time.
+"""Speed of weak and strong views, in images a second: whole batches as in the trainer, and one image at a time.
 
     python scripts/bench_augment.py
 

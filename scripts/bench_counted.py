@@ -1,4 +1,4 @@
-"""What `bench_step.py --strong_views` measures: a small ViT, and a method of which so many images count."""
+"""The parts of `bench_step.py --strong_views`: a small ViT, and a method in which a given share of images counts."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What scripts/bench_memory.py gives to the jobs: folders, tar files, lists and matrices of any number of rows."""
+"""Makes the inputs of scripts/bench_memory.py: folders, tar files, lists and matrices with any number of rows."""
 
 import io
 import os

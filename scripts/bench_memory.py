@@ -1,4 +1,4 @@
-"""Peak memory of the jobs against the number of rows or images that they are given, which are made here.
+"""Peak memory of the jobs against the number of rows or images. The script makes the inputs.
 
     python scripts/bench_memory.py                                      # 10^4 and 10^6: half an hour on two cores
     python scripts/bench_memory.py --rows 10000 1000000 --matrix_rows 10000 10000000 --cases predict_folder,debias

@@ -1,4 +1,4 @@
-"""What it takes to find which images a step holds: milliseconds a step, which must be at most 2.5.
+"""Time to find the images of a step: at most 2.5 milliseconds a step are allowed.
 
     python scripts/bench_orders.py
 

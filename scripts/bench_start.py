@@ -1,4 +1,4 @@
-"""What a user waits for before anything happens: seconds of one core, as multiples of `import torch`.
+"""Start-up time of the jobs: seconds of one core, as multiples of `import torch`.
 
     python scripts/bench_start.py
     python scripts/bench_start.py --quickstart      # also the whole run of configs/digits.yaml

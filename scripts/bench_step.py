@@ -1,4 +1,4 @@
-"""Time of the trainer's step beside the least that it could take, and beside the usual way.
+"""Time of the trainer's step, compared with a lower bound and with the usual implementation.
 
     python scripts/bench_step.py                       # 16 + 112 + 112 images, wrn_28_2: some minutes on two cores
     python scripts/bench_step.py --batch_size 64       # the protocol's 64 + 448 + 448

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: rounds in which programs take turns, and what is said of them."""
+"""Code that the benchmarks share: rounds in which programs take turns, and the report of their times."""
 
 import json
 import resource

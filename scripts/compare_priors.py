@@ -1,4 +1,4 @@
-"""What each prior does to predictions whose truth is known: on balanced images, and on long-tailed parts of them.
+"""Compares the priors on predictions with known truth: on balanced images, and on long-tailed parts of them.
 
 Reads the matrix of `debias-ssl label --prior none`, or of any classifier, and a class for each row. Prints a line for
 each prior: figures on all rows, and their means over long-tailed parts in which another class is frequent each time.

@@ -1,4 +1,4 @@
-"""Draws what the unlabeled images gave in a comparison of several settings, as pictures for a light and a dark page.
+"""Draws the gain from unlabeled images in a comparison of several settings, for light and dark pages.
 
     python scripts/draw_gains.py runs/compare_pretrained_features --out docs/pictures/gains
 

@@ -1,4 +1,4 @@
-"""Labels of few rows, and confidences tuned on few labels: what is left of the errors that these make.
+"""Measures the errors of labels from few rows, and of confidences that are tuned on few labels.
 
 Two tables. The first has batches of a few rows of a matrix whose truth is known: points of accuracy that `debias` gains
 over the plain labels, with the part of the prior that so few rows support, and with all of it (strength 1). The

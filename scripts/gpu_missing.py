@@ -1,4 +1,4 @@
-"""What a machine lacks for `gpu_evidence.py`, told by Python's own library alone."""
+"""Lists what a machine lacks for `gpu_evidence.py`. It needs only Python's standard library."""
 
 import importlib.metadata
 import json

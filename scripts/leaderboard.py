@@ -1,4 +1,4 @@
-"""Draws docs/leaderboard.md from the tables in docs/leaderboard/, and puts rows of a comparison into them.
+"""Writes docs/leaderboard.md from the tables in docs/leaderboard/, and adds the rows of a comparison to them.
 
     python scripts/leaderboard.py                          # draws the page anew
     python scripts/leaderboard.py runs/suites/digits-lt    # first takes the finished runs of that comparison of a suite

@@ -1,11 +1,11 @@
 """The synthetic check of logit adjustment (arXiv 2007.07314): which linear scorers reach the balanced-error oracle.
 
 Two Gaussians with means +(1, 1) and -(1, 1) and identity covariance; 5 % of the training points are positive. The best
-balanced error is Phi(-sqrt 2) = .0786. By Theorem 1 of the paper a loss with alpha_y = delta_y / pi_y and
+balanced error is Phi(-sqrt 2) = 0.0786. By Theorem 1 of the paper a loss with alpha_y = delta_y / pi_y and
 Delta_yy' = log(delta_y' / delta_y) reaches it, as the balanced and the logit-adjusted one do, and so does the plain one
 whose logits are adjusted by tau = 1 after training. Adaptive margins do not. Division cannot: the two scores are each
 other's negatives. With two classes, sparing the rare one from being wrong weighs the others by 1 - gamma, and
-gamma = .95 happens to be their share here, so that the equalized loss is about balanced.
+gamma = 0.95 happens to be their share here, so that the equalized loss is about balanced.
 
     python scripts/logit_adjustment.py --out runs/logit_adjustment
 """

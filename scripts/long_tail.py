@@ -1,4 +1,4 @@
-"""What long-tailed labels do to a classifier, and what mends it: weight norms, order flips, losses (arXiv 2007.07314).
+"""Effects of long-tailed labels on a classifier, and corrections: weight norms, order flips, losses (arXiv 2007.07314).
 
 Trains `Supervised` with every loss of labeled images under SGD with momentum and under AdamW, and corrects what
 cross-entropy has learned after training. Asked are: do the norms of the class weights follow the frequency of the

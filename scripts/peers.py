@@ -1,4 +1,4 @@
-"""Our methods beside the code of their authors or of a peer, whose formulas stand here again in NumPy.
+"""Compares our methods with the formulas in the code of their authors or of a peer, written again in NumPy.
 
 Both get the same random logits for some steps. A line for each method says the largest difference of its losses, of the
 weights and targets of its pseudo-labels, and of its state, relative where a value is above 1. Where ours departs on

@@ -1,4 +1,4 @@
-"""Methods for uneven classes of 2024 to 2026 beside their authors' formulas, for scripts/peers.py."""
+"""The formulas of methods for uneven classes from 2024 to 2026, after their authors' code, for scripts/peers.py."""
 
 from collections import Counter
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What scripts/peers.py compares with: steps of random logits, and NumPy's softmax and cross-entropy."""
+"""The inputs of scripts/peers.py: steps of random logits, and softmax and cross-entropy in NumPy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Methods for uneven classes beside their authors' formulas, for scripts/peers.py."""
+"""The formulas of methods for uneven classes, after their authors' code, for scripts/peers.py."""
 
 from dataclasses import replace
 

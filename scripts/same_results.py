@@ -1,4 +1,4 @@
-"""Two versions of the package give the same results: weights, metrics, labels and probabilities, bit for bit.
+"""Checks that two versions of the package give the same weights, metrics, labels and probabilities, bit for bit.
 
     python scripts/same_results.py BEFORE AFTER
 

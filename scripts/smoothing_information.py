@@ -1,4 +1,4 @@
-"""How much the logits say of which training image is seen, over training (arXiv 1906.02629, figure 6).
+"""Measures during training how much information the logits have about the single image (arXiv 1906.02629, figure 6).
 
 The mutual information of an image x, one of N of two classes, and f, the difference of the two classes' logits at a
 random weak view of x. With smoothing it is to fall to log 2, the class alone, while without it more of x is kept.

@@ -1,4 +1,4 @@
-"""What label smoothing does to the penultimate layer (arXiv 1906.02629, figure 1).
+"""The effect of label smoothing on the penultimate layer (arXiv 1906.02629, figure 1).
 
 Images of three classes, in the plane through the classes' templates, which are the rows of the last layer's matrix.
 With smoothing each class is to be a tight cluster, as far from one of the other classes as from the other.

@@ -1,4 +1,4 @@
-"""What the scripts about label smoothing (arXiv 1906.02629) share: runs, what they say of images, and a page."""
+"""Code that the scripts about label smoothing (arXiv 1906.02629) share: runs, their predictions, and a page."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Whether the images that `debias-ssl suggest` chooses are worth more than as many chosen at random.
+"""Compares the images that `debias-ssl suggest` chooses with the same number of random images.
 
     python scripts/suggest_pays.py --digits
     python scripts/suggest_pays.py --features runs/cifar-features --train data/cifar10-jpeg/train \

@@ -1,4 +1,4 @@
-"""What the choices of `debias-ssl trial` are worth, by the runs of a finished comparison.
+"""Measures the value of the choices of `debias-ssl trial`, with the runs of a finished comparison.
 
     python scripts/trial_pays.py --comparison runs/pretrained --variants DebiasPL,FixMatch --out runs/trials
 

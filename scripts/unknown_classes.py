@@ -1,4 +1,4 @@
-"""How well scores tell images of unknown classes, and wrong labels among the known ones.
+"""Measures how well scores detect images of unknown classes, and wrong labels among known classes.
 
 Classes are held out of the list of classes, but their images are labeled all the same. For each score of `--unknown`
 two figures, in percent: AUROC of known against held-out classes (50 is chance, more is better), and the area under the

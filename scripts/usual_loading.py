@@ -1,4 +1,4 @@
-"""How images are usually loaded: one by one as PIL images, by torchvision's transforms, in workers of a DataLoader."""
+"""The usual way to load images: one by one as PIL images, with torchvision's transforms, in DataLoader workers."""
 
 from collections.abc import Iterator
 from typing import Any

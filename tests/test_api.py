@@ -396,7 +396,7 @@ def test_images_that_a_run_cannot_take_are_refused(images: Any, words: str, fini
 def test_features_and_sizes_of_a_run_are_checked(finished: Path, tmp_path: Path):
     trained = debias_ssl.load_run(str(finished))
     paint_images(tmp_path / "images", num=2)
-    with pytest.raises(InputError, match=r"^features are of no use"):
+    with pytest.raises(InputError, match=r"^the run was trained on pixels"):
         trained.predict(tmp_path / "images", features=tmp_path)
     with pytest.raises(InputError, match=r"^batch_size is 0"):
         trained.predict(tmp_path / "images", batch_size=0)

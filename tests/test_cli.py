@@ -162,7 +162,7 @@ def test_no_job_writes_over_a_folder(tmp_path: Path, capsys):
 
 def test_nothing_is_resumed_where_there_is_nothing(tmp_path: Path, capsys):
     message = refused(train.main, ["--resume", "--out", str(tmp_path / "typo")], capsys)
-    assert "holds no run to go on with" in message and not (tmp_path / "typo").exists()
+    assert "holds no run to resume" in message and not (tmp_path / "typo").exists()
     assert "--config FILE" in refused(train.main, [], capsys)
 
 

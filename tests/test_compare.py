@@ -638,7 +638,7 @@ def test_a_student_waits_for_its_teacher_in_another_process(tmp_path: Path, monk
         ('a: {teacher: "variant:b"}\nb: {teacher: "variant:a"}', ["in a circle", "a <- b <- a"]),
         ('a: {teacher: "variant:a"}', ["in a circle", "a <- a"]),
         ('a: {teacher: "variant:Labels"}\nb: {method: FixMatch}', ["'a'", "'variant:Labels'", "LabelsOnly, b"]),
-        ("LabelsOnly: {method: FixMatch}", ["'LabelsOnly'", "call it something else", "--floor false"]),
+        ("LabelsOnly: {method: FixMatch}", ["'LabelsOnly'", "rename it", "--floor false"]),
     ],
 )
 def test_bad_teachers_and_names_are_refused(variants: str, words: list[str], tmp_path: Path, capsys):

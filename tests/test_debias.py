@@ -120,17 +120,17 @@ def test_truth_whose_paths_differ_is_told(predictions: Path, capsys):
     summary = json.loads((run(file, *flags) / "summary.json").read_text())
     said = capsys.readouterr()
     assert summary["num_known"] == NUM and f"{NUM} of {NUM} rows of {truth} matched" in said.out
-    assert f"note: {truth}: {NUM - 2} paths lack 'img/', with which the rows begin: '2.png' is taken for" in said.err
+    assert f"note: {truth}: {NUM - 2} paths lack 'img/', the start of the rows: '2.png' is matched to" in said.err
     truth.write_text("path,label\n" + "\n".join(lines[:2] + [line.replace("img", "IMG") for line in lines[2:]]))
     summary = json.loads((run(file, *flags) / "summary.json").read_text())
     said = capsys.readouterr()
     assert summary["num_known"] == 2 and f"2 of {NUM} rows of {truth} matched" in said.out
-    assert "the first is 'IMG/2.png', and the first row without one 'img/2.png'; names differ by upper" in said.err
+    assert "the first is 'IMG/2.png', and the first row without one 'img/2.png'; names differ in upper" in said.err
     truth.write_text("path,label\n" + "\n".join(line.replace(".png", ".jpg") for line in lines))
     before = (predictions.parent / "out" / "labels.csv").read_bytes()
     arguments = ["--predictions", str(file), "--out", str(predictions.parent / "out"), *flags]
     message = refused(main, arguments, capsys)
-    assert "lists none of the rows" in message and "differ by what comes after the last dot" in message
+    assert "lists none of the rows" in message and "differ in their suffix" in message
     assert (predictions.parent / "out" / "labels.csv").read_bytes() == before
 
 

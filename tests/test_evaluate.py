@@ -169,9 +169,9 @@ def test_rows_that_are_all_right_end_at_a_bound_and_it_is_said(predictions: Path
     ("flags", "words"),
     [
         (["--calibrate"], ["--tune_on", "--folds"]),
-        (["--calibrate", "--tune_on", "few.csv"], ["no file 'few.csv'"]),
+        (["--calibrate", "--tune_on", "few.csv"], ["'few.csv' is neither"]),
         (["--calibrate", "--tune_on", "1.5"], ["--tune_on 1.5", "3000 rows"]),
-        (["--calibrate", "--tune_on", "0.00001"], ["none to fit on"]),
+        (["--calibrate", "--tune_on", "0.00001"], ["no row to fit on"]),
         (["--calibrate", "--tune_on", "nan"], ["--tune_on nan"]),
         (["--calibrate", "--tune_on", ".2", "--folds", "5"], ["pass one of them"]),
         (["--calibrate", "--folds", "1"], ["--folds is 1", "at least 2"]),

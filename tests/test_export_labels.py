@@ -116,10 +116,10 @@ def test_a_row_without_a_label_or_a_confidence_is_a_task_without_them(tmp_path: 
 
 def test_images_that_nothing_locates_are_asked_for(labels: Path, capsys):
     message = refused(main, ["labels", "--to", "label-studio", "--out", "out"], capsys)
-    assert "pass --root" in message and "--url_prefix" in message
+    assert "as --root" in message and "--url_prefix" in message
     Path("given.csv").write_text("path,label\n/data/1.png,ant\n")
     flags = ["given.csv", "--to", "label-studio", "--url_prefix", "http://host/", "--out", "out"]
-    assert "pass as --root" in refused(main, flags, capsys)
+    assert "such paths as --root" in refused(main, flags, capsys)
     message = refused(main, ["labels", "--to", "fiftyone", "--root", "labels", "--out", "out"], capsys)
     assert "there is no file" in message and "--root" in message
 
@@ -189,7 +189,7 @@ def test_a_class_that_is_no_folder_is_refused(labels: Path, capsys):
         Path("given.csv").write_text(f"path,label\nim.png,{name}\n")
         shutil.copy("images/s0/im 00.png", "im.png")
         message = refused(main, ["given.csv", "--to", "imagefolder", "--out", "out"], capsys)
-        assert "is no name for a folder" in message and not (Path("out") / "images").exists()
+        assert "is not a valid folder name" in message and not (Path("out") / "images").exists()
 
 
 # -- data sets
@@ -322,9 +322,9 @@ def test_an_export_is_replaced_when_asked_and_by_any_format(labels: Path, capsys
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--to", "fiftyone", "--url_prefix", "x"], "--url_prefix is for --to label-studio"),
-        (["--to", "hf", "--files", "copy"], "--files is for --to imagefolder"),
-        (["--to", "parquet", "--truth", "x.csv"], "--truth is for --to cleanlab"),
+        (["--to", "fiftyone", "--url_prefix", "x"], "--url_prefix works with --to label-studio"),
+        (["--to", "hf", "--files", "copy"], "--files works with --to imagefolder"),
+        (["--to", "parquet", "--truth", "x.csv"], "--truth works with --to cleanlab"),
         (["--to", "yolo"], "yolo"),
     ],
 )

@@ -192,7 +192,7 @@ def test_a_label_that_is_no_class_is_a_slip_or_a_new_class(labels: Path, capsys)
     (a, _), *_ = named(labels)
     file = write_table("new.csv", [(a, "emu")])
     message = refused(main, ["labels", "--corrections", file, "--out", "merged"], capsys)
-    assert "new.csv, line 2: 'emu' is no class" in message and "--new_classes" in message
+    assert "new.csv, line 2: 'emu' is not a class" in message and "--new_classes" in message
     path = merged(file, flags=("--new_classes",))
     assert differing(path, labels / "labels.csv") == {a: "emu"}
     assert json.loads((path.parent / "classes.json").read_text()) == [*CLASSES, "emu"]
@@ -202,7 +202,7 @@ def test_files_of_other_images_and_other_kinds_are_refused(labels: Path, capsys)
     def message(file: str, *flags: str) -> str:
         return refused(main, ["labels", "--corrections", file, "--out", "merged", *flags], capsys)
 
-    assert "of none of the images" in message(write_table("other.csv", [("nowhere.png", "ant")]))
+    assert "names none of the images" in message(write_table("other.csv", [("nowhere.png", "ant")]))
     assert "there is no such file" in message("gone.json")
     assert "must name the columns" in message(write_table("t.csv", [("1", "2")], "a,b"))
     Path("broken.json").write_text("[{]")
@@ -210,7 +210,7 @@ def test_files_of_other_images_and_other_kinds_are_refused(labels: Path, capsys)
     Path("coco.json").write_text('{"images": []}')
     assert "neither an export" in message("coco.json")
     Path("numbers.json").write_text("[1, 2]")
-    assert "no export of Label Studio" in message("numbers.json")
+    assert "not an export of Label Studio" in message("numbers.json")
     assert "has no samples.json" in message("images")
     Path("samples.json").write_text('{"samples": [{"filepath": "a.png", "animal": {"_cls": "Classification"}}]}')
     assert "name one of ['animal'] by --field" in message("samples.json")

@@ -146,7 +146,7 @@ def test_a_copy_of_the_images_is_labeled_by_the_same_features(tmp_path, images, 
     for name in ("labels.csv", "probs.npy"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     # The blank image of the content-free prior, and no other.
-    assert encoded == [1] and "10 images are of known content" in capsys.readouterr().err
+    assert encoded == [1] and "10 images have known contents" in capsys.readouterr().err
     Image.new("RGB", (20, 16), "red").save(tmp_path / "copy" / "new.png")
     main(arguments(out=tmp_path / "more", **copy))
     assert encoded == [1, 1, 1] and len(rows_of(tmp_path / "more")) == 11
@@ -191,7 +191,7 @@ def test_features_of_another_precision_are_told_with_the_flag_that_takes_them(tm
     for number, folder in enumerate(features):
         capsys.readouterr()
         predict.main([*flags, "--features", folder, "--out", str(tmp_path / "p.csv")])
-        assert capsys.readouterr().err.count("made by another model, precision or settings") == number
+        assert capsys.readouterr().err.count("from another model, precision or settings") == number
 
 
 @pytest.mark.usefixtures("no_page")
@@ -325,9 +325,12 @@ LONG = "a very long description of a small animal that lives in the old wood "
 @pytest.mark.parametrize(
     ("names", "why"),
     [
-        (f"ant\t{LONG}and is black\nbee\t{LONG}and is yellow\n", "reads 16 tokens, and up to there they are the same"),
+        (
+            f"ant\t{LONG}and is black\nbee\t{LONG}and is yellow\n",
+            "reads 16 tokens, and the prompts differ only after that",
+        ),
         ("ant\tfly\nbee\tfly\n", "their names in prompts are the same"),
-        ("ant\nAnt\n", "does not tell their names apart"),
+        ("ant\nAnt\n", "maps their names to the same tokens"),
     ],
 )
 def test_classes_that_the_model_cannot_tell_apart_are_refused_before_images_are_read(
@@ -344,7 +347,7 @@ def test_prompts_that_are_cut_are_told(tmp_path, arguments, capsys):
     (tmp_path / "classes.txt").write_text(f"ant\nbee\t{LONG}\n")
     # Of the second sentence only that of the long name is too long; the end of the third is not read for either.
     main(arguments(templates=_templates(tmp_path, "{}", "an image of {}", f"{{}} {LONG}{LONG}")))
-    told = "3 of 6 prompts are cut, as the model reads 16 tokens; the first one is 'ant a very long"
+    told = "3 of 6 prompts are cut, because the model reads only 16 tokens; the first one is 'ant a very long"
     assert told in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["notes"][0].startswith(told)
     assert "3 of 6 prompts are cut" in (tmp_path / "out" / "report.html").read_text()
@@ -396,7 +399,7 @@ def test_lists_of_absolute_paths_are_used_with_their_root(tmp_path, images, argu
     assert "1 empty rows are left out" in capsys.readouterr().err
     summaries = [json.loads((tmp_path / out / "summary.json").read_text()) for out in ("of_table", "of_folder")]
     assert summaries[0]["plain"] == summaries[1]["plain"]
-    assert "--root is for lists" in refused(main, arguments(root=root, out=tmp_path / "x"), capsys)
+    assert "--root works with lists" in refused(main, arguments(root=root, out=tmp_path / "x"), capsys)
     # The trainer finds them by the same root.
     found = read_label_file(tmp_path / "out" / "labels.csv", root)
     assert [Path(file) for file in found.files] == images
@@ -409,7 +412,7 @@ def test_truth_below_another_folder_is_told(tmp_path, images, arguments, capsys)
     truth.write_text("file,class\n" + "".join(f"data\\{name}, bee\n".replace("/", "\\") for name in names))
     main(arguments(truth=truth))
     said = capsys.readouterr()
-    assert f"10 of 10 rows of {truth} matched" in said.out and "10 paths begin with 'data/'" in said.err
+    assert f"10 of 10 rows of {truth} matched" in said.out and "10 paths start with 'data/'" in said.err
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_known"] == 10
 
 

@@ -133,14 +133,14 @@ def test_the_second_time_no_prompt_is_encoded_and_nothing_changes(tmp_path, argu
     main(arguments(out=tmp_path / "third"))
     assert (tmp_path / "third" / "labels.csv").read_bytes() == (tmp_path / "out" / "labels.csv").read_bytes()
     said = capsys.readouterr().err
-    assert "note: the vectors of the prompts are not kept for the next time: cannot make the folder" in said
+    assert "note: the vectors of the prompts could not be cached: cannot make the folder" in said
     assert "vectors of the prompts" in str(json.loads((tmp_path / "third" / "summary.json").read_text())["notes"])
 
 
 def test_prompts_that_siglip_cuts_are_told(tmp_path, arguments, capsys):
     (tmp_path / "classes.txt").write_text("ant\nbee\t" + "big " * 20 + "bee\n")
     main(arguments())
-    assert "7 of 14 prompts are cut, as the model reads 16 tokens" in capsys.readouterr().err
+    assert "7 of 14 prompts are cut, because the model reads only 16 tokens" in capsys.readouterr().err
 
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "label-images.md").read_text()

@@ -106,7 +106,10 @@ def test_sentences_and_names_above_are_told(tmp_path, run, capsys):
     main(run(FORMATS["tree.txt"]))
     said = capsys.readouterr()
     assert "3 of 4 classes have names above them, such as maine coon < cat < animal\n" in said.out
-    assert "note: 1 of 5 prompts end with a period: as sentences" in said.err and "'It is a striped cat.'" in said.err
+    assert (
+        "note: 1 of 5 prompts end with a period: they are used as sentences" in said.err
+        and "'It is a striped cat.'" in said.err
+    )
     main([*run("\n".join(NAMES)), "--overwrite"])
     said = capsys.readouterr()
     assert "names above" not in said.out and "sentences" not in said.err
@@ -186,7 +189,7 @@ def test_wrong_input_is_told_before_the_model_is_loaded(tmp_path, run, capsys, m
         (('{"0": "cat", "2": "dog"}', "c.json"), {}, "has no class with the number 1"),
         ((TREE,), {"floor": 0}, "floor is 0.0, must be in (0, 1]"),
         ((names,), {"templates": None, "class_vectors": vectors}, "has 3 rows of 8 numbers; 4 rows are needed"),
-        ((names,), {"class_vectors": vectors}, "--templates is for prompts, and --class_vectors takes their place"),
+        ((names,), {"class_vectors": vectors}, "--class_vectors replaces prompts, so --templates has no effect"),
         ((names,), {"templates": None, "class_vectors": tmp_path / "w.npy"}, "cannot read --class_vectors"),
     ):
         assert message in refused(main, run(classes, *file, **settings), capsys)
@@ -274,7 +277,7 @@ def test_debias_names_rows_from_the_classes_file(predictions, tmp_path, capsys):
     # Read as truth, the table's path is path, without a note.
     again = ["--truth", str(tmp_path / "out" / "labels.csv"), "--out", str(tmp_path / "again")]
     debias([*predictions[:-2], *again])
-    assert "is taken for" not in capsys.readouterr().err
+    assert "is matched to" not in capsys.readouterr().err
 
 
 def test_debias_says_nothing_of_levels_where_there_are_none(predictions, tmp_path, capsys):
@@ -321,6 +324,6 @@ def test_debias_knows_imagenets_ids(tmp_path, capsys):
     (tmp_path / "truth.csv").write_text("row,label\n" + "".join(f"{k},{name}\n" for k, name in enumerate(truth)))
     flags = ["--predictions", str(tmp_path / "logits.npy"), "--prior", "none", "--out", str(tmp_path / "out")]
     message = refused(debias, [*flags, "--truth", str(tmp_path / "truth.csv")], capsys)
-    assert "'n01514668' is no class" in message and "for ImageNet's ids pass --classes imagenet" in message
+    assert "'n01514668' is not a class" in message and "for ImageNet's ids pass --classes imagenet" in message
     debias([*flags, "--classes", "imagenet", "--truth", str(tmp_path / "truth.csv")])
     assert {*_summary(tmp_path)["debiased"]["recalls"]} == {"rooster", "tench", "toilet paper"}

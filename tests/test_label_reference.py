@@ -112,7 +112,7 @@ def test_a_preference_of_other_prompts_or_another_model_is_refused(
     # No image was read for that.
     assert not (tmp_path / "other" / "features").exists()
     (tmp_path / "classes.txt").write_text("ant\nbug")
-    assert "is of other classes (bug, bumble bee)" in refused(
+    assert "has other classes (bug, bumble bee)" in refused(
         main, arguments(tmp_path, model, "out", reference=preference), capsys
     )
 
@@ -123,7 +123,7 @@ def test_references_without_images_are_refused(tmp_path: Path, model: str, capsy
     assert "--reference" in said and "empty" in said and "--images" not in said
     (tmp_path / "empty" / "summary.json").write_text("{}")
     said = refused(main, arguments(tmp_path, model, "out", reference=tmp_path / "empty"), capsys)
-    assert "is no folder that label has written" in said
+    assert "is not a folder of label" in said
 
 
 def work(rank: int, port: int, command: list[str]) -> None:

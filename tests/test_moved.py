@@ -81,7 +81,7 @@ def test_other_images_at_the_new_root_are_refused(part: str, moved, tmp_path: Pa
     path = next((tmp_path / "new" / part[0]).rglob("*.png"))
     path.rename(path.with_name("renamed.png"))
     message = refused(train.main, ["--out", str(run), "--resume", *flags], capsys)
-    assert ("data.test is not what the run was begun with" if part == "test" else "fingerprint differs") in message
+    assert ("data.test has changed since the run started" if part == "test" else "fingerprint differs") in message
 
 
 def test_a_run_of_an_earlier_version_says_nothing_of_its_test_images(moved, capsys):
@@ -127,7 +127,7 @@ def test_it_is_reported_with_its_images(moved, tmp_path: Path, capsys):
     run, flags = moved
     report.main([str(run), "--out", str(tmp_path / "without.html")])
     report.main([str(run), *flags, "--out", str(tmp_path / "with.html")])
-    gone = "images are not there any more"
+    gone = "images of the run are missing"
     assert gone in (tmp_path / "without.html").read_text() and gone not in (tmp_path / "with.html").read_text()
     message = refused(report.main, [str(run), str(run), *flags, "--out", str(tmp_path / "two.html")], capsys)
     assert "name that run alone" in message
@@ -156,7 +156,7 @@ def test_another_teacher_is_refused(moved, tmp_path: Path, capsys):
     shutil.copy(run / "split.json", tmp_path / "other" / "split.json")
     arguments[1] = str(tmp_path / "other")
     message = refused(distill.main, [*arguments, "--resume"], capsys)
-    assert "teacher is not what the run was begun with" in message
+    assert "teacher has changed since the run started" in message
 
 
 def test_predict_takes_settings_of_data(moved, tmp_path: Path, capsys):

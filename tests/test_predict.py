@@ -213,4 +213,6 @@ def test_lists_of_absolute_paths_are_used_with_their_root(finished: Path, images
     predict.main(flags(finished, listed, out, "--root", str(images)))
     assert out.read_bytes() == whole
     out.unlink()
-    assert "--root is for lists" in refused(predict.main, flags(finished, images, out, "--root", str(images)), capsys)
+    assert "--root works with lists" in refused(
+        predict.main, flags(finished, images, out, "--root", str(images)), capsys
+    )

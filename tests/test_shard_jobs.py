@@ -145,8 +145,8 @@ def test_images_of_a_shard_that_was_written_anew_are_known_by_their_content(labe
     arguments = [*labeled_folder, "--images", where, "--out", str(tmp_path / "b")]
     label.main([*arguments, "--features", str(tmp_path / "out" / "features")])
     said = capsys.readouterr().err
-    assert "features of 5 of 10 images are used again; 5 images are new or have" in said
-    assert "note: 5 images are of known content" in said
+    assert "features of 5 of 10 images are used again; 5 images are new, or have" in said
+    assert "note: 5 images have known contents" in said
     assert rows_of(tmp_path / "b") == rows_of(tmp_path / "out")
     assert find_features([str(tmp_path / "out" / "features")], [member]).shape == (1, 8)
 

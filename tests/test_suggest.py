@@ -159,7 +159,7 @@ def test_a_run_on_the_list_suggests_the_next_images(place):
         (("--images", "images"), "pass --features"),
         (("--images", "images", "--features", "other"), "holds no features"),
         (("--labels", "images", "--images", "images"), "--labels 'images' holds neither a run"),
-        (("--labels", "strange.csv", *SECOND[2:]), "which are none of the images"),
+        (("--labels", "strange.csv", *SECOND[2:]), "which are not among the images"),
         ((*SECOND, "--num", "0"), "--num is 0, must be at least 1"),
         ((*SECOND, "--per_class", "-1"), "--per_class is -1"),
         ((*SECOND, "--labeled", "strange.csv"), "strange.csv"),

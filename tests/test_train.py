@@ -312,7 +312,7 @@ def test_classes_without_a_test_image_are_named(tmp_path: Path, monkeypatch, cap
 
     monkeypatch.setattr(run_module, "make_task", without_three)
     run(tmp_path / "a", "--steps", "2")
-    assert "note: no test image is of 3; recalls are of the other classes" in capsys.readouterr().err
+    assert "note: no test image of 3: recalls are those of the other classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -108,4 +108,6 @@ def test_wrong_flags_are_refused(flags: list[str], said: str, tmp_path: Path, ca
 def test_variants_must_have_the_same_labels(tmp_path: Path, capsys):
     (tmp_path / "v.yaml").write_text("four: {}\nfive: {data: {labels_per_class: 5}}\n")
     arguments = [*FLAGS, "--variants", str(tmp_path / "v.yaml"), "--out", str(tmp_path / "t")]
-    assert "variants have different images or labels: debias-ssl compare" in refused(arguments, capsys)
+    assert "the variants have different images or labels: compare them with debias-ssl compare" in refused(
+        arguments, capsys
+    )

@@ -55,7 +55,7 @@ def test_a_score_against_negatives_is_a_probability_among_all_names(tmp_path, mo
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["negatives"] == str(tmp_path / "others.txt") and summary["abstention"]["score"] == "max_prob"
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "2 names of" in page and "Least sure" in page
+    assert "2 names of" in page and "Least certain" in page
     found: Any = debias_ssl.label_images(
         tmp_path / "images",
         ["ant", "bee"],

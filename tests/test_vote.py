@@ -94,7 +94,7 @@ def test_the_summary_has_the_members_and_both_kinds_of_votes(runs, images, voted
         right = [int(row[column]) == k for row, k in zip(rows_of(voted), truth, strict=True)]
         assert summary[key]["accuracy"] == pytest.approx(np.mean(right))
     page = (voted / "report.html").read_text()
-    assert "Those that vote" in page and "RankMe" in page and page.count("<img") > 3
+    assert "Classifiers that vote" in page and "RankMe" in page and page.count("<img") > 3
 
 
 def test_the_same_again_is_the_same_and_nothing_is_overwritten(runs, images, voted, tmp_path, capsys):
@@ -210,8 +210,8 @@ def test_a_round_of_self_training_reads_the_votes(weighted, images, voted, tmp_p
 
 def test_one_run_is_no_vote(runs, images, tmp_path, capsys):
     for given, words in (
-        ([runs[0]], "--runs names 1 run; votes need two or more"),
-        ([runs[0], runs[0]], "twice, which would be two votes of one"),
+        ([runs[0]], "--runs names 1 run; a vote needs two or more"),
+        ([runs[0], runs[0]], "twice, so it would have two votes"),
         ([runs[0], tmp_path / "none"], "there is no file"),
         ([runs[0], images], "holds neither a run"),
     ):
@@ -241,7 +241,7 @@ def test_rows_that_a_matrix_lacks_are_told(runs, images, tmp_path, capsys):
     message = refused(vote.main, flags([runs[0], table], tmp_path / "v", "--images", images), capsys)
     assert f"--runs '{table}' has no row of '0/" in message
     message = refused(vote.main, flags([runs[0], table], tmp_path / "v"), capsys)
-    assert "which needs images to vote on: pass --images" in message
+    assert "which needs images: pass --images" in message
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_rows_that_a_matrix_lacks_are_told(runs, images, tmp_path, capsys):
         (["--unknown", "energy"], "--unknown energy"),
         (["--batch_size", "0"], "batch_size is 0, must be at least 1"),
         (["--refine", "mixture"], "refine"),
-        (["--features", "nowhere"], "has features of a model that none of --runs was trained on"),
+        (["--features", "nowhere"], "has features of a model on which none of --runs was trained"),
     ],
 )
 def test_settings_that_votes_do_not_have_are_refused(further, words, runs, images, tmp_path, capsys):
@@ -313,4 +313,4 @@ def test_runs_on_features_of_different_networks_vote(tmp_path, capsys):
     message = refused(vote.main, flags(runs, tmp_path / "w", *new[:2]), capsys)
     assert "lack features of" in message
     message = refused(vote.main, flags(runs, tmp_path / "w", *new[:-1]), capsys)
-    assert "--features has none of the model that --runs" in message and "r0" in message
+    assert "--features lacks the model on which --runs" in message and "r0" in message

@@ -1,1 +1,1 @@
-"""Data from its source to the batches of a run: images, their split, their pixels, and views of them."""
+"""Data: lists of images, their split, their pixels, their views, and the batches of a run."""

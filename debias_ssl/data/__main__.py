@@ -1,4 +1,4 @@
-"""`debias-ssl data check|split`: says what a data setting holds, or writes its split."""
+"""`debias-ssl data check|split`: describes the images that data settings select, or writes their split."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ SHOWN = 5
 
 
 def check(config: DataConfig, seed: int) -> bool:
-    """Prints what is there; returns whether every image can be read."""
+    """Describes the data set on stdout. Returns whether every image can be read."""
     data = load_data(config)
     check_classes(config, data.classes)
     print(f"{len(data.classes)} classes: {', '.join(data.classes[:20])}{' ...' if len(data.classes) > 20 else ''}")
@@ -61,7 +61,10 @@ def _print_doubles(data: Data, found: dict[str, Findings]) -> None:
     training = parts_of(data)["training"]
     pairs, contradicting = doubles(training, found["training"].hashes)
     if pairs:
-        print(f"duplicates {len(pairs)} training images are there before, {contradicting} of them with another label")
+        print(
+            f"duplicates {len(pairs)} training images occur more than once, {contradicting} of them with different "
+            "labels"
+        )
         _print_pairs(pairs)
     for part, name in (("unlabeled", "training"), ("test", "training"), ("test", "unlabeled")):
         if part not in found or name not in found:
@@ -69,7 +72,7 @@ def _print_doubles(data: Data, found: dict[str, Findings]) -> None:
         known = {digest: image for image, digest in found[name].hashes.items()}
         shared = [(image, known[digest]) for image, digest in found[part].hashes.items() if digest in known]
         if shared or part == "test":
-            print(f"duplicates {len(shared)} {part} images are {name} images too")
+            print(f"duplicates {len(shared)} {part} images are also {name} images")
             _print_pairs(shared)
 
 
@@ -151,7 +154,7 @@ def main(arguments: list[str]) -> None:
     elif not check(config.data, config.seed):
         if config.data.on_error == "stop":
             raise InputError("some files cannot be read: remove them, or pass --data.on_error skip, here and to train")
-        print("note: files that cannot be read are left out of the split and of training", file=sys.stderr)
+        print("note: the split and training leave out the unreadable files", file=sys.stderr)
 
 
 if __name__ == "__main__":

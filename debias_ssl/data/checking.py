@@ -1,4 +1,4 @@
-"""What `debias-ssl data check` finds in a data set: counts, sizes, files that cannot be read, and duplicates."""
+"""Checks a data set for `debias-ssl data check`: counts, sizes, unreadable files and duplicates."""
 
 import hashlib
 from collections import Counter
@@ -16,7 +16,7 @@ from debias_ssl.system.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What was found in one list of images."""
+    """The findings about one list of images."""
 
     sizes: Counter[str]
     """How many images there are of each size; a size is the text width x height."""
@@ -76,7 +76,7 @@ def scale_told(findings: Findings) -> str | None:
 
 
 def doubles(images: Images, hashes: dict[str, str]) -> tuple[list[tuple[str, str]], int]:
-    """Images whose pixels another one before has, each with that one, and how many of them have another label."""
+    """Images with the pixels of an earlier image, each with that one, and how many of them have a different label."""
     first: dict[str, tuple[str, int]] = {}
     pairs, contradicting = [], 0
     for name, label in zip(images.names, images.labels.tolist(), strict=True):

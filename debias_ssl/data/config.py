@@ -1,4 +1,4 @@
-"""The settings of data: those of all its stages, under one name."""
+"""`DataConfig`: the settings of the data, which join those of source, split, reading and augmentation."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from debias_ssl.system.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(StreamConfig, ReadingConfig, SplitConfig, SourceConfig):
-    """Which images, how they are split, read and augmented; each stage of `data/` is given its own part of it."""
+    """The images of a run, and how they are split, read and augmented. Each stage of `data/` gets its own part."""
 
     def __post_init__(self):
         for stage in (SourceConfig, SplitConfig, ReadingConfig, StreamConfig):
@@ -24,5 +24,6 @@ class DataConfig(StreamConfig, ReadingConfig, SplitConfig, SourceConfig):
         of_files += [each for each in ("min_confidence", "probs", "seeds_per_class") if getattr(self, each) is not None]
         if of_files:
             raise InputError(
-                f"data.{of_files[0]} is for image files: set data.name to folder, and data.labeled and data.test"
+                f"data.{of_files[0]} works with image files only: set data.name to folder, and set data.labeled "
+                "and data.test"
             )

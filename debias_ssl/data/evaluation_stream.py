@@ -1,4 +1,4 @@
-"""The images of an evaluation, in their order."""
+"""Batches of images for an evaluation, in the order of the images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

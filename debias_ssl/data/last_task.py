@@ -1,4 +1,4 @@
-"""The images of the last data setting, for runs in one process that follow each other."""
+"""Keeps the images of the last run, so that the next run in the same process can use them again."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ OF_IMAGES = [field.name for stage in (SourceConfig, ReadingConfig) for field in 
 
 
 class LastTask:
-    """Makes tasks, and keeps the last one: its images are taken again where only the split or the views differ."""
+    """Makes tasks, and keeps the last one. A task that differs only in split or views uses the same images again."""
 
     def __init__(self) -> None:
         self._task: Task | None = None

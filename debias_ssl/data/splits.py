@@ -1,4 +1,4 @@
-"""The split of the training images into labeled, unlabeled and validation images: drawn from a seed, saved as JSON."""
+"""The split of the training images into labeled, unlabeled and validation images: drawn with a seed, saved as JSON."""
 
 import hashlib
 import json
@@ -27,18 +27,18 @@ class SplitConfig:
     """How the training images are split.
 
     Args:
-        labels_per_class: N1, labeled images of the first class; null labels every image that is not held out.
-        labeled_fraction: share of each class that is labeled, rounded up, instead of a number.
+        labels_per_class: N1, labeled images of the first class; null labels all images that are not held out.
+        labeled_fraction: share of labeled images in each class, rounded up, instead of a number.
         labeled_imbalance: n_max / n_min of the labeled images; class k gets int(N1 * imbalance^(-k / (C - 1))).
         unlabeled_per_class: M1, unlabeled images of the most frequent class; null takes all that are left.
         unlabeled_imbalance: n_max / n_min of the unlabeled images.
-        unlabeled_order: which classes are frequent among the unlabeled: those that are among the labeled (same), none
-            (uniform), the rare ones (reversed), those in the middle, or those at both ends.
-        unlabeled_includes_labeled: whether the labeled images are unlabeled images too, as in FixMatch.
-        train_imbalance: makes the training set itself long-tailed first, for a fraction of it to be labeled.
+        unlabeled_order: the frequent classes among the unlabeled images: the same as among the labeled ones (same),
+            none (uniform), the rare ones (reversed), those in the middle, or those at both ends.
+        unlabeled_includes_labeled: whether labeled images are also unlabeled images, as in FixMatch.
+        train_imbalance: makes the training set itself long-tailed, before `labeled_fraction` of it is labeled.
         validation_per_class: images of each class held out from training for validation, never from the test set.
         split_seed: seed of the draw; null takes the run's seed.
-        split: a split.json to use instead of drawing one; with `labels` in it, these are the labeled images' classes.
+        split: a split.json to use instead of a drawn split; `labels` in it are the classes of the labeled images.
     """
 
     labels_per_class: AtLeastOne | None = None
@@ -68,7 +68,7 @@ class SplitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Which training images are labeled, unlabeled and held out, as ascending positions in the list of them."""
+    """The labeled, unlabeled and held-out training images, as ascending positions in the list of training images."""
 
     labeled: Indices
     unlabeled: Indices
@@ -175,7 +175,9 @@ def _take(
     """The first images of each pool, and the others."""
     for name, pool, count in zip(classes, pools, counts, strict=True):
         if count > len(pool):
-            raise InputError(f"class {name!r} has {len(pool)} images left, {count} are asked for: lower data.{setting}")
+            raise InputError(
+                f"class {name!r} has {len(pool)} images left, but {count} are requested: lower data.{setting}"
+            )
     pairs = list(zip(pools, counts, strict=True))
     return [pool[:count] for pool, count in pairs], [pool[count:] for pool, count in pairs]
 
@@ -225,7 +227,7 @@ def saved_inputs(path: Path) -> dict[str, str] | None:
     try:
         inputs = json.loads(path.read_text()).get("inputs")
     except (OSError, ValueError, AttributeError):
-        return None  # what is wrong with the file is told by who needs it
+        return None  # the code that needs the file reports its errors
     return inputs if isinstance(inputs, dict) else None
 
 
@@ -234,7 +236,9 @@ def check_inputs(path: Path, inputs: Mapping[str, str]) -> None:
     saved = saved_inputs(path) or {}
     differing = [name for name in sorted(saved) if saved[name] != inputs.get(name)]
     if differing:
-        raise InputError(f"{differing[0]} is not what the run was begun with, by {path}: name a copy of what that was")
+        raise InputError(
+            f"{differing[0]} has changed since the run started, by {path}: set it to the original, or to a copy of it"
+        )
 
 
 def load_split(

@@ -1,4 +1,4 @@
-"""The batches of a run; the batch of step k is a function of the seed and k alone."""
+"""The batches of a run. The batch of step k depends only on the seed and k."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,11 +30,11 @@ MOST_LANES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """How the batches of a run are made of the images that were read.
+    """How the batches of a run are made from images.
 
     Args:
-        lanes: of unlabeled images in shards: how many places of them a batch is read from. Processes share the lanes,
-            and each reads the shards of its own; null is the largest divisor of the batch that is at most 64.
+        lanes: for unlabeled images in shards: the number of places from which a batch is read. Processes share the
+            lanes, and each reads its own shards; null is the largest divisor of the batch up to 64.
         augment: weak and strong views.
     """
 
@@ -47,7 +47,7 @@ class StreamConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingImages:
-    """What is known of the training images and of their split, on the CPU."""
+    """The training images and their split, on the CPU."""
 
     labels: Int[Tensor, " N"]
     """Class of each training image, negative where unknown."""
@@ -144,11 +144,13 @@ class TrainingStream(Dataset):
         lanes, size = self.lanes, sampling.unlabeled_batch_size
         if size % lanes or lanes % self.place.num_processes:
             raise InputError(
-                f"{lanes} lanes do not fit an unlabeled batch of {size} and {self.place.num_processes} processes: "
+                f"{lanes} lanes do not divide an unlabeled batch of {size} and {self.place.num_processes} processes: "
                 "set data.lanes to a divisor of the first and a multiple of the second"
             )
         if len(self.images.unlabeled) < lanes:
-            raise InputError(f"{lanes} lanes need as many unlabeled images, there are {len(self.images.unlabeled)}")
+            raise InputError(
+                f"{lanes} lanes need at least as many unlabeled images, but there are only {len(self.images.unlabeled)}"
+            )
 
     @property
     def lanes(self) -> int:

@@ -1,4 +1,4 @@
-"""The stages of data one after another: a source, the readable images of it, their split, readers, and streams."""
+"""`Task`: the data of a run. Loads the source, leaves out unreadable images, splits, and makes readers and streams."""
 
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -60,7 +60,7 @@ class Task:
 
     @property
     def training_labels(self) -> Int64[np.ndarray, " N"]:
-        """Class of each training image, negative where unknown; of the labeled ones it is what the split says."""
+        """Class of each training image, negative where unknown; for labeled images it is the class in the split."""
         labels = self.data.train.labels.copy()
         if self.split.labels is not None:
             labels[self.split.labeled] = self.split.labels
@@ -89,7 +89,7 @@ class Task:
         border = len(self.data.train) - self.data.num_separate
         shared = int((self.split.validation >= border - self.data.num_shared).sum())
         if shared:
-            notes.append(f"{shared} validation images are unlabeled images too: not trained on")
+            notes.append(f"{shared} validation images are also unlabeled images: training leaves them out")
         return notes
 
     @property
@@ -99,7 +99,7 @@ class Task:
 
     @property
     def augment(self) -> AugmentConfig:
-        """The settings of views, where the data set decides what is left to it."""
+        """The settings of views, with the defaults of the data set filled in."""
         augment = self.config.augment
         return replace(augment, flip=self.data.flips if augment.flip is None else augment.flip)
 
@@ -129,11 +129,12 @@ class Task:
         needs = method.needs
         if (needs.teacher_probs or needs.labeled_teacher_probs) and self.teacher_probs is None and not has_teacher:
             raise InputError(
-                f"{type(method).__name__} needs class probabilities from outside: set data.probs or teacher"
+                f"{type(method).__name__} needs class probabilities of the images: set data.probs or teacher"
             )
         if needs.blank and self.config.features:
             raise InputError(
-                f"{type(method).__name__} needs a blank image, which no features are of: unset data.features"
+                f"{type(method).__name__} needs the prediction for a blank image, which stored features do not "
+                "include: leave out data.features"
             )
         if needs.validation and not len(self.split.validation):
             raise InputError(f"{type(method).__name__} needs validation images: set data.validation_per_class")
@@ -179,7 +180,7 @@ class Task:
 
     @property
     def parts(self) -> list[Part]:
-        """The parts that there are images of to evaluate on."""
+        """The parts that have images to evaluate on."""
         return ["test", "validation"] if len(self.split.validation) else ["test"]
 
 

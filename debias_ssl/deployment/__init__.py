@@ -1,1 +1,1 @@
-"""A finished run elsewhere: as one file that needs nothing of this package, and on a hub."""
+"""Deployment of a finished run: export to one file that needs no code of this package, and upload to a hub."""

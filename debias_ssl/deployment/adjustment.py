@@ -1,4 +1,4 @@
-"""What is done to the logits of an exported network: a temperature, and a shift for each class."""
+"""Adjusts the logits of an exported network: by a temperature, and by a shift for each class."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def read_adjustment(temperature: str | None, debiased: str | None, classes: Sequ
         InputError: a flag does not say what it must, or both are given.
     """
     if temperature is not None and debiased is not None:
-        raise InputError("--debiased brings its own temperature: leave out --temperature")
+        raise InputError("--debiased sets the temperature: leave out --temperature")
     if debiased is not None:
         return _of_folder(Path(debiased), classes)
     return Adjustment() if temperature is None else Adjustment(temperature=_temperature(temperature))
@@ -51,7 +51,7 @@ def _temperature(given: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"--temperature {given!r} is neither a number nor a file that is there") from None
+        raise InputError(f"--temperature {given!r} is neither a number nor an existing file") from None
     if not 0 < number < math.inf:
         raise InputError(f"--temperature is {number:g}, must be above 0")
     return number
@@ -63,16 +63,16 @@ def _of_folder(folder: Path, classes: Sequence[str]) -> Adjustment:
     shift = summary.get("shift")
     if not isinstance(shift, dict) or "predictions" not in summary:
         raise InputError(
-            f"--debiased {str(folder)!r} is no folder of debias-ssl debias: run debias on predictions of the run, and "
-            "pass its --out"
+            f"--debiased {str(folder)!r} is not a folder of debias-ssl debias: run debias on the run's "
+            "predictions, and pass its --out"
         )
     if summary.get("refine", "none") != "none":
         raise InputError(
-            f"--debiased {str(folder)!r} was refined by its neighbors, which no network holds: run debias without "
-            "--refine"
+            f"--debiased {str(folder)!r} has labels refined by neighbors, which a network cannot reproduce: run "
+            "debias without --refine"
         )
     if {*shift} != {*classes}:
-        raise InputError(f"--debiased {str(folder)!r} is of other classes than the run: {', '.join(shift)[:80]}")
+        raise InputError(f"--debiased {str(folder)!r} has other classes than the run: {', '.join(shift)[:80]}")
     return Adjustment(temperature=float(summary["temperature"]), shift=tuple(float(shift[name]) for name in classes))
 
 

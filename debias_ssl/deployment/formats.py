@@ -1,4 +1,4 @@
-"""A network as the content of a file: an ONNX model, or a program of torch.export; checked before it is written."""
+"""Export formats: a network as an ONNX model or a torch.export program, checked before it is written."""
 
 import importlib.util
 import io
@@ -49,7 +49,7 @@ def content_of(run: TrainedRun, adjustment: Adjustment, facts: Mapping[str, str]
     """
     network = Deployed(run, adjustment)
     if kind == "onnx" and sum(each.nbytes for each in network.state_dict().values()) > MOST_BYTES:
-        raise InputError("the network is larger than 2 GiB, which no ONNX file holds: take --format torch")
+        raise InputError("the network is larger than 2 GiB, the limit of an ONNX file: use --format torch")
     try:
         # The exporters' own advice to their developers.
         with warnings.catch_warnings():

@@ -21,7 +21,8 @@ def files_to_upload(folder: Path) -> list[str]:
     """
     if not (folder / CARD).exists():
         raise InputError(
-            f"{str(folder)!r} has no {CARD}, as an earlier version trained it: write a model card there, or train again"
+            f"{str(folder)!r} has no {CARD}because an earlier version trained it: write a model card there, or "
+            "train again"
         )
     return [name for name in UPLOADED if (folder / name).exists()]
 
@@ -30,7 +31,7 @@ def check_upload(repo: str) -> None:
     """Before anything is uploaded.
 
     Raises:
-        InputError: `repo` is no name of a repository, or there is no token.
+        InputError: `repo` is not a repository name, or there is no token.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
@@ -39,7 +40,7 @@ def check_upload(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise InputError(f"--repo {repo!r} is no name of a repository: {reason(error)}") from error
+        raise InputError(f"--repo {repo!r} is not a repository name: {reason(error)}") from error
     if repo.count("/") != 1:
         raise InputError(f"--repo is {repo!r}, must be owner/name")
     if get_token() is None:

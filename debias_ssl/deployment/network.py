@@ -1,4 +1,4 @@
-"""A run as one network: from bytes of images, or features, to logits and probabilities."""
+"""A run as one network that maps image bytes, or features, to logits and probabilities."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ from debias_ssl.runs.trained import TrainedRun
 
 
 class Deployed(nn.Module):
-    """All that `debias-ssl predict` does to the pixels of an image, without reading, cropping and resizing.
+    """Everything that `debias-ssl predict` computes from pixels, without reading, cropping and resizing.
 
     Args:
         run: on the CPU.
@@ -77,7 +77,7 @@ def expected(run: TrainedRun, adjustment: Adjustment, images: Num[Tensor, "N ...
 
 
 def facts_of(run: TrainedRun, folder: RunFolder, adjustment: Adjustment) -> dict[str, str]:
-    """What is written into the file beside the network: how to use it, and what it was made of."""
+    """The metadata in the file beside the network: how to use it, and its origin."""
     summary = folder.read_summary()
     made = summary.get("made_by") or made_by()
     network: Any = run.predictor.model.net

@@ -1,1 +1,1 @@
-"""What processes that work together agree on: sums, running state, signals, ends."""
+"""Distributed work: collectives, running state that all processes share, signals, and the end of processes."""

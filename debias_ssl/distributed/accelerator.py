@@ -1,4 +1,4 @@
-"""The Accelerator of every job."""
+"""Makes the Accelerator (of Hugging Face Accelerate) that every job uses."""
 
 import importlib.util
 import os
@@ -41,7 +41,7 @@ def make_accelerator(
     missing = [tracker for tracker in trackers if importlib.util.find_spec(tracker) is None]
     if missing:
         raise InputError(f"log_with: {missing[0]} is not installed: pip install 'debias-ssl[{missing[0]}]'")
-    # torch's new name for what is asked for below does less, and its hint would greet whoever starts several processes.
+    # torch's new name for the option below does less, and its warning would appear in every start of several processes.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     # A job that runs several others in one process lets each choose its precision.
     AcceleratorState._reset_state(reset_partial_state=False)

@@ -1,4 +1,4 @@
-"""What processes that share work must have in common, compared before the work begins."""
+"""Checks before the work starts that all processes have the same settings and data."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ def check_agreement(facts: Callable[[], Mapping[str, str]]) -> None:
 
 
 def difference(gathered: list[dict[str, tuple[str, str]]]) -> str | None:
-    """In what the processes differ, in words; None where they agree. Each gives shown values and hashes by names."""
+    """The difference between processes in words; None if they agree. Each gives printable values and hashes by name."""
     first, *others = gathered
     differing = [name for name in dict.fromkeys(name for own in gathered for name in own) if _differs(name, gathered)]
     if not differing:
@@ -47,8 +47,9 @@ def difference(gathered: list[dict[str, tuple[str, str]]]) -> str | None:
     (ours, _), (theirs, _) = (own.get(name, ("not known", "")) for own in (first, here))
     further = f"; they also differ in {shortened(differing[1:])}" if differing[1:] else ""
     return (
-        f"the processes do not agree: {name} is {ours} in process 0, and {theirs} in process {there}{further}\n"
-        "start all with the same package, flags and files; --out must be the same folder on a disk that all hosts share"
+        f"the processes do not agree: {name} is {ours} in process 0, and {theirs} in process "
+        f"{there}{further}\nstart all processes with the same package, flags and files; --out must be one folder "
+        "on a disk that all hosts share"
     )
 
 

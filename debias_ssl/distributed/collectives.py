@@ -1,4 +1,4 @@
-"""Sums, means and rows of all processes."""
+"""Collectives: sums, means and rows over all processes."""
 
 import torch
 import torch.distributed as dist
@@ -43,7 +43,7 @@ def sum_with_gradient(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gathered(rows: Shaped[Tensor, "N D"]) -> Shaped[Tensor, "M D"]:
-    """The rows of all processes, of which each has equally many."""
+    """The rows of all processes; each process must have the same number of rows."""
     if num_processes() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(num_processes())]

@@ -1,4 +1,4 @@
-"""The device that a job computes on, and in which precision: what is known without an Accelerator."""
+"""Chooses a job's device and precision without an Accelerator."""
 
 import ctypes
 import os
@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or is_set:
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Older versions of glibc take at most 32 MiB as the size from which a tensor has a mapping of its own.
+    # Older versions of glibc accept at most 32 MiB as the size from which a tensor gets its own mapping.
     large = mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)
     return bool(large and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 

@@ -1,4 +1,4 @@
-"""A job as a command: errors that users can mend are one or two lines on stderr."""
+"""Runs a job as a command: an error that the user can correct is one or two lines on stderr."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ OTHERS_GO_ON = 75
 
 
 def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
-    """A command: what the user got wrong is told in a line or two on stderr, with exit status 2."""
+    """Makes a command: an error of the user is one or two lines on stderr, with exit status 2."""
 
     @wraps(main)
     def command(arguments: list[str] | None = None) -> None:

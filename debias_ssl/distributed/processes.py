@@ -1,4 +1,4 @@
-"""Processes that were launched together end together: when one cannot go on, none waits for it for ever."""
+"""Ends all processes of a launch together: when one of them fails, the others stop waiting for it."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 # A process may do one job after another.
 JOBS = itertools.count()
-GONE = "another process is gone: start all of them again (a run: with --resume)"
+GONE = "another process has ended: start all of them again (a run: with --resume)"
 # How long hosts may take to start one after the other.
 START_TIMEOUT = timedelta(minutes=10)
 # Seconds between two looks at whether others have failed.
@@ -48,7 +48,7 @@ def says_that_another_is_gone(error: Exception) -> bool:
 
 
 class Companions:
-    """Those that this process was launched with, through the store by which they meet.
+    """The other processes of this launch, reached through their common store.
 
     A thread of each process looks for word that another cannot go on, and then ends this one, whatever it waits for:
     the message of a process that is gone never comes, and on GPUs nothing says so. The store itself is kept by a
@@ -66,7 +66,7 @@ class Companions:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        # Where nobody ever keeps a store, torch says so.
+        # If no process ever opens a store, torch raises an error.
         with suppress(RuntimeError):
             self._store = _open_store()
         if self._store is None:

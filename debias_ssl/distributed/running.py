@@ -1,4 +1,4 @@
-"""Running state that all processes agree on: means and labels that a method remembers."""
+"""Running state of a method, equal in all processes: running means, and labels of earlier steps."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,7 +40,7 @@ def uniform_marginal(num_classes: int, momentum: float) -> RunningMean:
 
 
 class LabelMemory(nn.Module):
-    """The label that each image was last given; the same on every process, which see different images of a step."""
+    """The last label of each image; equal in all processes, although each sees different images of a step."""
 
     value: Tensor
     """Of each image, -1 where it has none yet."""
@@ -66,7 +66,7 @@ class LabelMemory(nn.Module):
 
 
 class VoteMemory(nn.Module):
-    """How often each image was looked at, and was given each label; the same on every process."""
+    """How often each image was seen, and how often it got each label; equal in all processes."""
 
     votes: Tensor
     seen: Tensor
@@ -78,7 +78,7 @@ class VoteMemory(nn.Module):
 
     @torch.no_grad()
     def add(self, index: Int[Tensor, " N"], label: Int[Tensor, " N"]) -> None:
-        """Looks at images and gives them labels; a negative one is none."""
+        """Counts that images were seen, and their labels; a negative label counts as none."""
         index, label = gathered(torch.stack([index, label], 1)).unbind(1)
         is_vote = (label >= 0).to(self.votes.dtype)
         self.seen.index_add_(0, index, torch.ones_like(is_vote))
@@ -86,13 +86,13 @@ class VoteMemory(nn.Module):
 
     @torch.no_grad()
     def forget(self, everything: Bool[Tensor, ""]) -> None:
-        """Begins anew, if this says so."""
+        """Resets all counts where the argument is true."""
         for counts in (self.votes, self.seen):
             counts.masked_fill_(everything, 0)
 
 
 class Windows(nn.Module):
-    """Parts of a run of equal length, after a first part that is none of them.
+    """Windows of equal length, after a first part of the run that belongs to no window.
 
     Args:
         first: progress at which the first window begins.

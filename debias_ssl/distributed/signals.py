@@ -1,4 +1,4 @@
-"""Signals that ask a job to stop, as a flag that it reads where it can stop."""
+"""Turns the signals that ask a job to stop into a flag. The job reads the flag where it can stop."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ from debias_ssl.distributed.collectives import num_processes
 from debias_ssl.system.errors import Terminated
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Those by which Python would end at once, with its locks and unfinished files left behind.
+# Signals that end Python immediately, so that locks and unfinished files would remain.
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -24,7 +24,7 @@ class Asked:
     number: int = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        # Launchers and schedulers may send SIGTERM twice; a second Ctrl-C is of somebody who does not want to wait.
+        # Launchers and schedulers may send SIGTERM twice; after a second Ctrl-C the user does not want to wait.
         if number == self.number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = self.number or number
@@ -49,7 +49,7 @@ def asked_to_stop() -> Iterator[Asked]:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise an error, so that a job cleans up; those that somebody handles stay as they are.
+    """Inside, SIGTERM and SIGHUP raise an error, so that a job cleans up; existing handlers are kept.
 
     Raises:
         Terminated: such a signal came. Later ones are ignored, as launchers and schedulers may send them twice.
@@ -79,7 +79,7 @@ def ignore_signals(_: int) -> None:
 
 
 class StopVote:
-    """Lets all processes stop after the same step, whichever of them was asked to.
+    """Lets all processes stop after the same step, if any of them was asked to stop.
 
     A call is a vote of one number, on its way while the next step is computed: nothing waits for it, no GPU either.
     """

@@ -1,4 +1,4 @@
-"""The start of processes that share a host: one of them does what is slow, and the others find what it has kept."""
+"""The start of processes on one host: one of them does the slow work, and the others use its result."""
 
 import secrets
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def shared_start() -> SharedStart | None:
 
 @contextmanager
 def first_of_each_host_first(accelerator: "accelerate.Accelerator") -> Iterator[None]:
-    """What is inside is done by one process of each host, and then by the others, which find what it has kept.
+    """Runs its block in one process of each host first, and then in the others, which use the cached result.
 
     It may take longer than the ten minutes for which torch lets processes wait for each other. They meet in a group of
     their own, which has more patience, so that steps keep torch's time. Its processes are connected on the CPU: one

@@ -1,1 +1,1 @@
-"""Features of images: made once by a pretrained network, and kept in shards."""
+"""Features of images: a pretrained network computes them once, and they are stored in shards."""

@@ -1,4 +1,4 @@
-"""`debias-ssl features`: features of images by a pretrained network, made once and kept, to train on."""
+"""`debias-ssl features`: computes features of images with a pretrained network once, and stores them for training."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
     inputs = {f"--{name}": parsed[name] for name in ("images", "pretrained", "weights")}
     check_apart(out, "--out", inputs | {"--model": parsed.model.removeprefix("local-dir:")})
     store = FolderStore(folder=out, flag="--out")
-    # One process looks after the folder; the others end when it may not. They may come before it has made the folder.
+    # One process checks the folder; the others end if the check fails. They may come before the folder exists.
     with shared(store) if is_first() else nullcontext(store) as store, dead_workers_told("--workers", AGAIN):
         if is_first():
             _check_folder(out)
@@ -93,7 +93,7 @@ def _views(parsed: Namespace, parser: Parser) -> list[KeptView]:
     if not 0 <= parsed.views < 1000:
         raise InputError(f"views is {parsed.views}, must be in 0..999")
     config = parser.instantiate(parsed).data.augment
-    # Only a data set could say that its images must not be mirrored.
+    # Only a data set could forbid that its images are mirrored.
     config = replace(config, flip=config.flip is None or config.flip)
     return kept_views(parsed.views, parsed.seed, config)
 
@@ -102,7 +102,7 @@ def _check_folder(out: Path) -> None:
     """Raises InputError where a folder has other files and no features."""
     others = sorted(name for name in os.listdir(out) if not OWN.fullmatch(name))
     if others and not (out / MANIFEST).exists():
-        raise InputError(f"--out {str(out)!r} holds {shortened(others)} and no features: name another folder")
+        raise InputError(f"--out {str(out)!r} holds {shortened(others)} but no features: choose another folder")
 
 
 def _make(parsed: Namespace, views: list[KeptView], store: FolderStore) -> None:
@@ -135,7 +135,7 @@ def _make(parsed: Namespace, views: list[KeptView], store: FolderStore) -> None:
 
 
 def _agreed(parsed: Namespace, images: Images, encoder: Encoder, views: list[KeptView], out: Path) -> dict[str, str]:
-    """What all processes must have in common, of which each makes features of some images."""
+    """The facts that must be equal in all processes, each of which computes features of some images."""
     return {
         "the hash of --images": fingerprint(images),
         "the model": json.dumps(encoder.description),
@@ -146,7 +146,7 @@ def _agreed(parsed: Namespace, images: Images, encoder: Encoder, views: list[Kep
 
 
 def _summary(parsed: Namespace, encoder: Encoder, cache: FeatureCache, out: Path) -> str:
-    """What was made, where it is, and what it is for."""
+    """The message at the end: the features, their folder, and how to use them."""
     number, lacking = len(cache.files), len(cache.unreadable)
     lines = [
         f"features of {number - lacking:,} images in {out}: {encoder.embed_dim:,} numbers each, shards: "

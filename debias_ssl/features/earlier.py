@@ -1,4 +1,4 @@
-"""Whether features that are there may be used for a list of images, and for which of them."""
+"""Decides whether stored features fit a list of images, and which of them can be used again."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from debias_ssl.data.reading.feature_list import FeatureList
 from debias_ssl.models.resizing import RESIZED
 from debias_ssl.system.errors import InputError
 
-# Images whose content is looked at before the features of a list that may be another one are given up.
+# Images whose contents are compared before the features of a list count as those of another list.
 SAMPLE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """Features of another list of images, and where in it the images of the list that is made are."""
+    """Features of an earlier list of images, and the positions in it of the images of the present list."""
 
     generation: int
     num: int
@@ -44,7 +44,7 @@ def is_same(found: dict[str, Any], found_list: FeatureList, own: dict[str, Any],
 
 
 def elsewhere(flag: str) -> str:
-    """What to do about features that may not be used, which a flag has named."""
+    """The advice for features that a flag names and that may not be used."""
     return f"name another folder by {flag}, or delete that one"
 
 
@@ -63,13 +63,13 @@ def difference(found: dict[str, Any], own: dict[str, Any], flag: str) -> str | N
         return f"features of other views ({' and '.join(names)} differ): {elsewhere(flag)}"
     if before.get("decoder") != DECODER:
         return (
-            "features of another version, which read some images otherwise (EXIF orientation, transparency): "
+            "features from another version, which read some images differently (EXIF orientation, transparency): "
             + elsewhere(flag)
         )
     if differing == [RESIZED]:
         return (
-            "features of another version, which resized images otherwise (their pixels differ by a level or two): "
-            + elsewhere(flag)
+            "features from another version, which resized images differently (pixels differ by one or two "
+            "levels): " + elsewhere(flag)
         )
     return f"features of another model ({' and '.join(differing)} differ): {elsewhere(flag)}"
 
@@ -82,7 +82,7 @@ def compared(
     has: Callable[[str], bool],
     flag: str,
 ) -> str:
-    """What is said of features that are used again for a list of images that is not quite the same.
+    """The note about features that are used again for a list of images that differs a little.
 
     Where names, sizes and times tell that more than half of them would be lost, some images are read: they may be the
     same with other names or times.
@@ -114,6 +114,7 @@ def compared(
                 f"{len(current.rows):,} as they were: {elsewhere(flag)}"
             )
     return (
-        f"{folder}: features of {kept:,} of {current.num:,} images are used again; {len(others):,} images are new or "
-        "have another name, size or time, and are read: those of known content keep their features"
+        f"{folder}: features of {kept:,} of {current.num:,} images are used again; {len(others):,} images are "
+        "new, or have another name, size or time: they are read, and those with known contents keep their "
+        "features"
     )

@@ -1,4 +1,4 @@
-"""Features of images by a pretrained network, made once and kept."""
+"""`embed`: features of images from a pretrained network, computed once and stored."""
 
 import os
 import sys
@@ -33,13 +33,13 @@ from debias_ssl.models.encoders import Encoder
 from debias_ssl.system.errors import InputError, LeftToOthers
 
 SHARD_SIZE = 1024
-# Seconds after which shards that other jobs make are looked at again.
+# Seconds between looks at the shards that other jobs make.
 LOOKED_AT_EVERY = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """Features of images; those that could not be read have none."""
+    """Features of images; unreadable images have none."""
 
     store: FeatureStore
     root: Path
@@ -64,7 +64,7 @@ class FeatureCache:
         return {os.path.relpath(self.files[place], self.root): why for place, why in self.unreadable.items()}
 
     def chunks(self) -> Iterator[Float[Tensor, "n D"]]:
-        """The features, in the order of the names, read from where they are kept as they are asked for."""
+        """The features in the order of the names, read from the store chunk by chunk."""
         for number, shard in enumerate(_shards(len(self.files))):
             start, stop = np.searchsorted(self.places, (shard.start, shard.stop))
             if start == stop:
@@ -74,7 +74,7 @@ class FeatureCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Logits:
-    """Logits of images, computed from their features each time they are gone through."""
+    """Logits of images, computed from their features in each pass."""
 
     cache: FeatureCache
     weights: Float[Tensor, "D C"]
@@ -162,18 +162,18 @@ def _made(
     plan = planned(targets, _shards(len(files)), dim, place)
     left, failed, known = plan.shards, len(files), 0
     while left and failed == len(files):
-        # Closed before an error is told: its progress bar would stand in front of the message.
+        # Closed before an error is printed: its progress bar would stand in front of the message.
         with closing(make(left, preparing)) as made:
             failed, num_known = kept(made, len(files), on_error, stops=place.num_processes == 1)
         known += num_known
         before, left = len(left), [shard for shard in left if shard.is_lacking()]
         if left and len(left) == before and failed == len(files):
             if not wait:
-                raise LeftToOthers(f"shards of features that are left to other processes: {len(left):,}")
+                raise LeftToOthers(f"shards of features left to other processes: {len(left):,}")
             time.sleep(LOOKED_AT_EVERY)
     failed, known = int(_of_all(failed, place).min()), int(_of_all(known, place).sum())
     if known and progress:
-        print(f"note: {known:,} images are of known content, and keep their features", file=sys.stderr)
+        print(f"note: {known:,} images have known contents, and their stored features are used", file=sys.stderr)
     if failed < len(files):
         raise preparing.error(failed)
     num_lacked = int(_of_all(plan.num_lacking, place).sum())
@@ -191,7 +191,7 @@ def _absolute(files: Sequence[str], root: Path) -> Sequence[str]:
     if isinstance(files, ShardedNames | RowNames):
         return files
     if any(isinstance(file, Member) for file in files):
-        # As text, the absolute path of a member would not know any more where in its tar file it is.
+        # As plain text, the path of a member would lose its position in the tar file.
         return [file if isinstance(file, Member) else os.path.abspath(file) for file in files]
     listed = ((os.path.relpath(file.path, root), file.size, file.mtime_ns, False) for file in on_disk(files))
     return FileNames.of(listed, prefix)

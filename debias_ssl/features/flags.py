@@ -1,4 +1,4 @@
-"""The flags that the jobs share which make features, and what they say to `embed`."""
+"""The flags of all jobs that compute features, and how they become arguments of `embed`."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Contents of images that have features, to be found among millions by their hash."""
+"""Looks up images by the hash of their contents, among millions that already have features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from jaxtyping import Int64
 
 
 class Place(NamedTuple):
-    """Where features are."""
+    """The place of features in a store."""
 
     source: int
     """Number of the list."""
     row: int
-    """Of the image in it."""
+    """The row of the image in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class KnownContents:
 
     @classmethod
     def of(cls, found: Sequence[tuple[int, int, Int64[np.ndarray, "_ 2"]]]) -> "KnownContents":
-        """Those of stretches of lists: the number of the list, its first row and contents, of which zeros are none."""
+        """Hashes of parts of lists: the number of the list, its first row and its contents; a zero hash is unknown."""
         contents, places = [np.zeros((0, 2), dtype=np.int64)], [np.zeros((0, 2), dtype=np.int64)]
         for source, first, part in found:
             known = np.flatnonzero(part.any(1))
@@ -39,9 +39,9 @@ class KnownContents:
         return cls(first=first[order], second=second[order], places=np.concatenate(places)[order])
 
     def find(self, content: Int64[np.ndarray, " 2"]) -> Place | None:
-        """The place of the first of equal contents; None where there is none."""
+        """The place of the first image with these contents; None if there is no such image."""
         i = int(np.searchsorted(self.first, content[0]))
-        # Of ten million, two share the first half with a probability of 3e-6, and one of them is not found then.
+        # Among ten million hashes, two share the first half with a probability of 3e-6; then one of them is not found.
         if i == len(self.first) or (self.first[i], self.second[i]) != tuple(content):
             return None
         return Place(*self.places[i].tolist())

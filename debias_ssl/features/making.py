@@ -1,4 +1,4 @@
-"""Makes what lacks of features: plans it shard by shard, and passes images and their views through the network."""
+"""Computes the missing features: plans them shard by shard, and passes images and views through the network."""
 
 import os
 from collections import deque
@@ -26,7 +26,7 @@ from debias_ssl.models.encoders import Encoder
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Features to make, and where they are kept."""
+    """Features to compute, and their store."""
 
     store: FeatureStore
     view: KeptView | None = None
@@ -35,7 +35,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A shard to make, of all targets that lack the same images of it."""
+    """A shard to compute, for all targets that lack the same images of it."""
 
     number: int
     rows: range
@@ -55,7 +55,7 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What this process has to make."""
+    """The shards that this process computes."""
 
     shards: Sequence[Planned]
     num_lacking: int
@@ -64,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What was made of a planned shard."""
+    """The results for a planned shard."""
 
     shard: Planned
     rows: tuple[ShardRows, ...]
@@ -109,7 +109,7 @@ def kept(made: Iterable[Made], num_files: int, on_error: Literal["stop", "skip"]
                     target.store.write(each.shard.number, rows)
             else:
                 failed = min(failed, each.shard.rows.start + int(lacking[0]))
-        # Several processes go on to their end: those that are done wait for the others, but not for ever.
+        # With several processes, those that are done wait for the others, but only for a limited time.
         if stops and failed < num_files:
             break
     return failed, num_known
@@ -129,7 +129,7 @@ def making(
     cut = _Cut(plan, batch_size)
     batches = Batches(preparing=preparing, batches=cut.batches)
     for store in {id(store): store for batch in batches.batches for store in batch.stores}.values():
-        # Before decoding processes are made: they share what is found here.
+        # Before the decoding processes start: they share the results.
         _ = store.known_contents
     num_images, is_quiet = sum(len(batch.rows) for batch in batches.batches), not (progress and len(batches))
     with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar, cut:
@@ -137,7 +137,7 @@ def making(
             Caught(dataset=batches),
             sampler=cut.taken(bar.update),
             batch_size=None,
-            # More decoding processes than cores only get into each other's way.
+            # More decoding processes than cores would only slow each other down.
             num_workers=min(workers, os.cpu_count() or 1, len(batches)),
             pin_memory=encoder.device.type == "cuda",
             worker_init_fn=ignore_signals,
@@ -154,7 +154,7 @@ def making(
                 at, images = torch.from_numpy(batch.rows) - shard.rows.start, prepared.images.to(encoder.device)
                 for number, of_target in enumerate(rows):
                     of_target.fill(at, prepared, images, number, autocast)
-                # All targets know alike, but where a kill came between them.
+                # All targets know the same, unless a job was killed between them.
                 num_known += len(prepared.known[0].positions)
                 bar.update(len(batch.rows))
                 if batch is not own[-1]:
@@ -266,6 +266,6 @@ class _Rows:
 
     def made(self) -> ShardRows:
         values = self.features.half()
-        # What 16 bits cannot hold is no features, as what is no number.
+        # Numbers beyond 16 bits are invalid features, like numbers that are not finite.
         values[~values.isfinite().all(1)] = torch.nan
         return ShardRows(features=values.cpu().numpy(), contents=self.contents)

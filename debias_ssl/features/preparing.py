@@ -1,4 +1,4 @@
-"""What decoding processes make of image files: prepared images, or the features that they have already."""
+"""The work of the decoding processes: each image file becomes a prepared image, or its stored features are found."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from debias_ssl.features.store import FeatureStore
 from debias_ssl.models.pixels import Preprocessing
 from debias_ssl.system.errors import InputError, reason
 
-# What resizing and cropping have been seen to raise for images of odd sides.
+# Exceptions that resizing and cropping raise for images of unusual sizes.
 UNPREPARED = (ValueError, MemoryError, RuntimeError)
 # Bytes of pixels that may wait for others of the same size.
 TOGETHER = 3 * 2**20
@@ -27,7 +27,7 @@ TOGETHER = 3 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Preparing:
-    """How image files become what the network takes."""
+    """How image files become the input of the network."""
 
     files: Sequence[str]
     preprocess: Preprocessing
@@ -80,7 +80,9 @@ class Preparing:
             self(row)
         except InputError as error:
             return error
-        return InputError(f"the features of {self.files[row]!r} are no numbers; remove it or skip it (--on_error skip)")
+        return InputError(
+            f"the features of {self.files[row]!r} are not finite numbers; remove it or skip it (--on_error skip)"
+        )
 
     def reason(self, row: int) -> str:
         """Why an image has no features."""
@@ -88,14 +90,14 @@ class Preparing:
 
 
 class Known(NamedTuple):
-    """Images of a batch whose content has features already, in one of the stores."""
+    """Images of a batch whose contents already have features in one of the stores."""
 
     positions: Int64[Tensor, " k"]
     features: Float16[Tensor, "k D"] | Float16[Tensor, " 0"]
 
 
 class Prepared(NamedTuple):
-    """A batch; positions are those in it, and an image that cannot be read has none."""
+    """A prepared batch; positions are positions in it, and an unreadable image has none."""
 
     images: UInt8[Tensor, "n H W K"] | UInt8[Tensor, " 0"]
     """Of the images that have to pass through the network, for one of the stores at least."""

@@ -1,4 +1,4 @@
-"""Where features of images are kept, in shards: a folder, or memory."""
+"""Stores of features: a folder, or memory, in shards."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from debias_ssl.system.locking import Member, joined, lock_if_free
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRows:
-    """What is kept of a shard's images, or known of them before it is made."""
+    """The stored data of a shard's images, or what is known about them before the shard is computed."""
 
     features: Float16[np.ndarray, "n D"]
     """Rows of images without features are no numbers."""
@@ -44,7 +44,7 @@ class FeatureStore(Protocol):
 
     @property
     def note(self) -> str | None:
-        """What people should know of features that are used again."""
+        """A note for users about features that are used again."""
         ...
 
     @property
@@ -61,7 +61,7 @@ class FeatureStore(Protocol):
         ...
 
     def known(self, number: int, rows: range, dim: int) -> ShardRows:
-        """What is known of a shard's images before it is made, by their names, sizes and times."""
+        """What is known about a shard's images before the shard is computed, by names, sizes and times."""
         ...
 
     def at(self, place: Place) -> Float16[np.ndarray, " D"] | None:
@@ -87,7 +87,7 @@ class FeatureStore(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryStore:
-    """Shards that are there as long as the process."""
+    """Shards in memory, for the lifetime of the process."""
 
     shards: dict[int, Float16[np.ndarray, "_ D"]] = field(default_factory=dict)
     note: str | None = None
@@ -178,8 +178,8 @@ class FolderStore:
         if same is None:
             if self.member is not None and (others := self.member.others()):
                 raise InUseError(
-                    f"{str(self.folder)!r} is in use by {others[0]} for another list of images: wait for it, or name "
-                    f"another folder by {self.flag}"
+                    f"{str(self.folder)!r} is in use by {others[0]} for another list of images: wait for it, or "
+                    f"choose another folder with {self.flag}"
                 )
             moved = None if found[0][0]["root"] == own["root"] else (found[0][0]["root"], own["root"])
             note = compared(self.folder, store.earlier[0], moved, files, store.has, self.flag)
@@ -239,8 +239,8 @@ class FolderStore:
             return read_array(path, "r")
         except (OSError, ValueError) as error:
             raise StoppedError(
-                f"{str(path)!r} is gone or damaged ({getattr(error, 'strerror', None) or reason(error)}): does another "
-                "job use the folder? Run the same command again"
+                f"{str(path)!r} is missing or damaged ({getattr(error, 'strerror', None) or reason(error)}): "
+                "another job may use the folder. Run the same command again"
             ) from error
 
     def lock(self, number: int) -> ExitStack | None:
@@ -248,7 +248,7 @@ class FolderStore:
         return lock_if_free(path.with_name(f".{path.name}{LOCK}"), self.flag)
 
     def write(self, number: int, rows: ShardRows) -> None:
-        # The features last: they say that the shard is there.
+        # The features last: they mark the shard as complete.
         write_array(contents_path(self.folder, number, self.generation), rows.contents)
         write_array(shard_path(self.folder, number, self.generation), rows.features)
 
@@ -266,7 +266,7 @@ class FolderStore:
             path for path in [*others, *self.folder.glob("files*.parquet")] if _generation_of(path) != self.generation
         ]
         for path in [*self.folder.glob(_name("*")), *others]:
-            # What stays is in nobody's way, and is removed the next time.
+            # Remaining files do no harm, and the next job removes them.
             with suppress(OSError):
                 path.unlink()
 
@@ -312,11 +312,11 @@ class FolderStore:
 
     def _say(self, name: str, manifest: dict[str, Any], listed: FeatureList) -> None:
         try:
-            # The manifest last: it says that the list is there.
+            # The manifest last: it marks the list as complete.
             listed.write(list_path(self.folder, manifest["generation"]))
             write_aside(self.folder / name, json.dumps(manifest))
         except WriteError as error:
-            raise InputError(f"{error}; name another folder by {self.flag}") from error
+            raise InputError(f"{error}; choose another folder with {self.flag}") from error
 
 
 @contextmanager

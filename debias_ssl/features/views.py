@@ -1,4 +1,4 @@
-"""Weak and strong views of images whose features are kept: the same whatever else is in the list, and however often."""
+"""Weak and strong views of images for stored features. The views of an image do not depend on the rest of the list."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,14 +12,14 @@ from debias_ssl.data.augment.views import WEAK_NUMBERS, num_numbers, strong, wea
 from debias_ssl.data.reading.features import ViewKind
 from debias_ssl.data.sampling.keyed import WORD, Purpose, philox
 
-# On which settings the two kinds depend.
+# The settings that the two kinds depend on.
 WEAK_SETTINGS = ("flip", "shift")
 STRONG_SETTINGS = (*WEAK_SETTINGS, "num_ops", "ops", "op_probability", "magnitude", "cutout")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeptView:
-    """One view of each image: what is random in it is a function of (seed, kind, number, content of the file)."""
+    """One view of each image. Its random numbers are a function of (seed, kind, number, contents of the file)."""
 
     kind: ViewKind
     number: int
@@ -28,7 +28,7 @@ class KeptView:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the view depends on beside the image, as JSON."""
+        """Everything that the view depends on besides the image, as JSON."""
         names = WEAK_SETTINGS if self.kind == "weak" else STRONG_SETTINGS
         settings = asdict(self.config)
         return {

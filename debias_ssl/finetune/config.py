@@ -21,10 +21,10 @@ class FinetuneConfig:
     Args:
         method: how the classifier changes; the settings of a method follow as --method.NAME.
         objective: mean_recall, min_recall, h_mean, g_mean, head_tail_min, f1_macro, or package.module.function: a
-            function of the confusion matrix, whose rows sum to 1 / C, that is to be maximized.
-        coverage: every class must get at least this part of 1 / C of the predictions; null constrains nothing. 0.95
-            in the paper.
-        seed: of the batches that are drawn.
+            function of the confusion matrix, whose rows sum to 1 / C, to maximize.
+        coverage: each class must get at least this part of 1 / C of the predictions (0.95 in the paper); null is no
+            constraint.
+        seed: of the drawn batches.
     """
 
     method: StageTwo = field(default_factory=SelMix)

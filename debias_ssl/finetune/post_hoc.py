@@ -1,4 +1,4 @@
-"""Methods without training: one number for each class changes the classifier, chosen on held-out images."""
+"""Methods without training: they change the classifier by one number for each class, chosen on held-out images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from debias_ssl.system.ranges import AtLeastOne, NotNegative
 
 @dataclass(frozen=True, kw_only=True)
 class StrengthSearch(StageTwo):
-    """Chooses one strength tau: the one whose head is best on held-out images.
+    """Chooses the strength tau whose head is best on held-out images.
 
     Args:
-        largest: the largest strength that is tried; the smallest is 0.
-        num: number of strengths that are tried.
+        largest: the largest strength to try; the smallest is 0.
+        num: number of strengths to try.
     """
 
     largest: NotNegative = 3.0
@@ -30,14 +30,14 @@ class StrengthSearch(StageTwo):
         raise NotImplementedError
 
     def __call__(self, stage: Stage) -> Head:
-        # From small to large: max takes the first of equals, which changes least.
+        # From small to large: max takes the first of equal values, which changes the classifier least.
         strengths = torch.linspace(0, self.largest, self.num).tolist()
         return max((self.at(stage, strength) for strength in strengths), key=stage.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TauNormalization(StrengthSearch):
-    """f_y / ||w_y||^tau (arXiv 1910.09217). The paper's classifiers have no biases; here they are divided too."""
+    """f_y / ||w_y||^tau (arXiv 1910.09217). The paper's classifiers have no biases; here, biases are divided too."""
 
     def at(self, stage: Stage, strength: float) -> Head:
         norms = stage.head.weight.norm(dim=1).clamp(min=SMALLEST_PROBABILITY)
@@ -46,7 +46,7 @@ class TauNormalization(StrengthSearch):
 
 @dataclass(frozen=True, kw_only=True)
 class LogitAdjustment(StrengthSearch):
-    """f_y - tau log pi_y (arXiv 2007.07314), pi the labeled shares; a class without labels counts as one with one."""
+    """f_y - tau log pi_y (arXiv 2007.07314), pi the labeled shares; a class without labels counts as if it had one."""
 
     def at(self, stage: Stage, strength: float) -> Head:
         counts = stage.labeled_counts.clamp(min=1).to(stage.head.bias)
@@ -73,9 +73,9 @@ class BiasSearch(StageTwo):
     of one b_y alone cannot raise the coverage of several classes.
 
     Args:
-        candidates: number of values of each b_y that are tried, evenly spaced among those that change a prediction;
-            the same number is tried again around the best of them.
-        rounds: the most passes through all classes.
+        candidates: number of values to try for each b_y, evenly spaced among those that change a prediction; the same
+            number is tried again around the best of them.
+        rounds: largest number of passes through all classes.
     """
 
     candidates: AtLeastOne = 100

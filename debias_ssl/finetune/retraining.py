@@ -1,4 +1,4 @@
-"""Methods that train the classifier again, on features of labeled images drawn equally often from each class."""
+"""Methods that retrain the classifier, on features of labeled images that are drawn equally often from each class."""
 
 from dataclasses import dataclass
 from typing import Any

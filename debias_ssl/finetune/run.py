@@ -44,7 +44,7 @@ from debias_ssl.training.saved import completed
 
 # Images of a forward pass.
 BATCH_SIZE = 500
-# What says that a folder holds a run, and that it is finished.
+# The files that mark a folder as a run, and as a finished run.
 LAST = ("model.json", "config.yaml", "summary.json")
 
 
@@ -61,7 +61,7 @@ class FeatureExtractor(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A trained run, and what a method of stage two needs of it."""
+    """A trained run, and the data that a stage-two method needs from it."""
 
     run: TrainedRun
     task: Task
@@ -99,7 +99,9 @@ def _linear_classifier(run: TrainedRun) -> nn.Linear:
         raise InputError(f"the classifier of {run.config.model.name} is not a linear layer with biases")
     if not run.predictor.is_plain:
         name = type(method).__name__
-        raise InputError(f"{name} predicts with more than the network's classifier, which is what stage two changes")
+        raise InputError(
+            f"{name} predicts with more than the network's classifier, but stage two changes only the classifier"
+        )
     return classifier
 
 
@@ -112,15 +114,16 @@ def _held_out_labels(task: Task, folder: RunFolder) -> Int[Tensor, " V"]:
     labels = task.evaluation_labels("validation")
     if not len(labels):
         raise InputError(
-            f"{str(folder.path)!r} has no held-out images to measure the objective on: "
-            "train with --data.validation_per_class"
+            f"{str(folder.path)!r} has no held-out images, on which the objective is measured: train with "
+            "--data.validation_per_class"
         )
     counts = class_counts(labels.numpy(), len(task.data.classes))
     without = [name for name, count in zip(task.data.classes, counts, strict=True) if not count]
     if without or (labels < 0).any():
         what = f"none of {shortened(without)}" if without else "some of unknown classes"
         raise InputError(
-            f"the held-out images of {str(folder.path)!r} are {what}: each class needs one, and each a label"
+            f"the held-out images of {str(folder.path)!r} are {what}: each class needs at least one, and each "
+            "image a label"
         )
     return labels
 
@@ -188,7 +191,7 @@ def finetune_run(
     check_apart(out, "--out", {"--run": source, **(inputs_of(saved) if saved else {})})
     with locked(out), ends_told("run the same command again"):
         target = RunFolder(out)
-        # What an interrupted job has left of a run is replaced: the same command goes on.
+        # Remains of an interrupted job are replaced: the same command goes on.
         replaces = overwrite or target.outputs.is_incomplete()
         if not replaces and target.outputs.held():
             raise InputError(f"{str(out)!r} holds a run: choose another --out, or pass --overwrite to replace it")
@@ -232,7 +235,7 @@ def _written_at_once(target: RunFolder) -> Iterator[RunFolder]:
             aside.path.mkdir(parents=True)
         yield aside
         written = {path.name: path for path in aside.path.iterdir()}
-        # What says that there is a run, and that it is finished, moves last.
+        # The files that mark a run, and a finished run, move last.
         order = [name for name in reversed([name.split("/")[0] for name in WRITTEN]) if name in written]
         order = [*(name for name in dict.fromkeys(order) if name not in LAST), *LAST]
         target.outputs.begin_replacing()

@@ -1,4 +1,4 @@
-"""SelMix: trains the classifier on mixtures of two classes' features, chosen by their effect on the objective."""
+"""SelMix: trains the classifier on mixtures of the features of two classes, which it chooses by their gain."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -104,7 +104,7 @@ def pair_draws(pairs: Float[Tensor, "C C"]) -> Callable[[int, torch.Generator], 
     reached = flat.double().cumsum(0)
 
     def draw(number: int, random: torch.Generator) -> Int[Tensor, " _"]:
-        # Below the last sum, so that a pair of probability 0 at the end is none.
+        # Below the last sum, so that a pair of probability 0 at the end is never drawn.
         numbers = torch.rand(number, dtype=torch.float64, generator=random) * reached[-1]
         largest = reached[-1].nextafter(torch.zeros((), dtype=torch.float64))
         return torch.searchsorted(reached, numbers.clamp(max=largest), right=True)
@@ -198,12 +198,12 @@ class SelMix(Mixup):
 
     Args:
         temperature: T; 0.1 for ten and 0.05 for a hundred classes in the paper.
-        slope: where the derivative of the objective is taken: at each held-out image, or at the prototypes as in the
+        slope: where to take the derivative of the objective: at each held-out image, or at the prototypes as in the
             paper.
         softness: for `images`: the confusion matrix is the expected one of softmax(f / softness).
-        added: held-out images that are added to each row of the confusion matrix, spread evenly, so that a class that
-            is never right has a gradient. The paper has thousands of held-out images, and adds none.
-        settle: whether biases are moved where a coverage is missed.
+        added: number of images to add to each row of the confusion matrix, spread evenly, so that a class without
+            correct predictions has a gradient. The paper has thousands of held-out images, and adds none.
+        settle: whether to move biases if a coverage is missed.
     """
 
     temperature: Positive = 0.1

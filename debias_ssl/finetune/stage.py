@@ -1,4 +1,4 @@
-"""Stage two: what a method gets of a trained run, and how a method trains a classifier."""
+"""The input of a stage-two method from a trained run, and the training of a classifier."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -113,7 +113,7 @@ class Training(StageTwo):
         return 1.0, 0.0
 
     def prepare(self, stage: Stage, head: Head) -> Any:
-        """What `loss` needs up to the next refresh; None ends the training, where nothing is left to gain."""
+        """The data that `loss` needs until the next refresh; None ends the training, because nothing can be gained."""
         raise NotImplementedError
 
     def loss(self, stage: Stage, head: Head, prepared: Any, random: torch.Generator) -> Float[Tensor, ""]:
@@ -122,7 +122,7 @@ class Training(StageTwo):
 
     def __call__(self, stage: Stage) -> Head:
         heads = list(self.heads(stage))
-        # The last of equals: many states are equal on a few held-out images, and later ones are trained longer.
+        # The last of equal states: many are equal on few held-out images, and later ones are trained longer.
         return max(reversed(heads), key=stage.rank) if self.keep == "best" else heads[-1]
 
     def heads(self, stage: Stage) -> Iterator[Head]:

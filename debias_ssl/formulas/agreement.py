@@ -1,4 +1,4 @@
-"""How far two classifiers agree about images whose classes nobody knows."""
+"""The agreement of two classifiers on unlabeled images."""
 
 import torch
 from jaxtyping import Float, Int

@@ -1,4 +1,4 @@
-"""Calibration: how far confidence is from accuracy, and the temperature that brings them together."""
+"""Calibration: the gap between confidence and accuracy (ECE), and the temperature that closes it."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -162,7 +162,7 @@ def fit_temperature_to(chunks: Chunks) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What the figures below and a reliability diagram need of rows: numbers of each row, and sums over them."""
+    """The data for the metrics below and for a reliability diagram: numbers of each row, and sums over rows."""
 
     confidence: Float[Tensor, " N"]
     correct: Bool[Tensor, " N"]

@@ -1,4 +1,4 @@
-"""Stationary vectors of Markov chains, also of those that hardly ever leave a state or a group of states."""
+"""Stationary vectors of Markov chains, including chains that almost never leave a state or a group of states."""
 
 import torch
 from jaxtyping import Float, Float64

@@ -1,4 +1,4 @@
-"""Which of many images stand best for all: a greedy choice by a weighted coverage of their features."""
+"""Chooses the images that represent all images best: greedy, by weighted coverage of their features."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,7 +30,7 @@ class Directions:
 
 
 class Coverage:
-    """How well chosen images stand for all: C(S) = sum_n u_n max_{s in S} k(x_n, x_s), k = exp(-|x - x'|^2 / h^2).
+    """How well chosen images represent all: C(S) = sum_n u_n max_{s in S} k(x_n, x_s), k = exp(-|x - x'|^2 / h^2).
 
     Weights of 1 give MaxHerding (arXiv 2407.12212), which needs no labels; weights that say how uncertain the label of
     an image is give Uncertainty Herding (arXiv 2412.20644). C is submodular: the gain of an image never grows, so that

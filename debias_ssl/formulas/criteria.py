@@ -1,4 +1,4 @@
-"""How good a classifier is, by what it says of images whose classes nobody knows."""
+"""Criteria that rate a classifier by its predictions on unlabeled images."""
 
 from collections.abc import Sequence
 

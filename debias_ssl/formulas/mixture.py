@@ -1,4 +1,4 @@
-"""Class probabilities refined by where the rows lie: prototypes anchored to known vectors, and nearest neighbors.
+"""Refines class probabilities by the positions of the rows: prototypes anchored to known vectors, nearest neighbors.
 
 The von Mises-Fisher mixture of MOON (2026), which anchors prototypes as StatA (CVPR 2025) does. With x_i the unit
 features, t_k the unit anchors and p the probabilities of the start, rounds of
@@ -11,11 +11,11 @@ features, t_k the unit anchors and p the probabilities of the start, rounds of
 from z = p, where gamma_i = 1 - H(z_i) / log C, v_k is the mean of the x_i with weights gamma_i z_ik, and W holds the
 cosines of each row to its nearest neighbors (negative ones as 0). It differs from the paper in three places:
 
-- omega = 1/50 fits CLIP, whose logits are 100 cosines. Here omega = .3 spread(log p) / spread(l), and at most 1, where
+- omega = 1/50 fits CLIP, whose logits are 100 cosines. Here omega = 0.3 spread(log p) / spread(l), and at most 1, where
   `spread` is the deviation of a row's numbers from their mean, over all rows: the mixture never outvotes the start.
-- rho = 1 would take the rows that an anchor stands for to lie all at one point, and a class of few rows for a very
-  dense one. Here rho = sum_k n_k |v_k| / sum_k n_k: they are as scattered as the rows of a class are.
-- alpha_k = 20 / (C mean_i p_ik): the anchor counts as 20 rows, and as more where the start hardly gives a class any.
+- rho = 1 would assume that all rows that an anchor represents lie at one point. A class of few rows would then seem
+  very dense. Here rho = sum_k n_k |v_k| / sum_k n_k: these rows are as scattered as the rows of a class.
+- alpha_k = 20 / (C mean_i p_ik): the anchor counts as 20 rows, and as more for a class that the start rarely predicts.
 """
 
 import math
@@ -184,7 +184,7 @@ def refine(
         anchors: t, of length 1.
         graph: W + W^T.
         anchor_rows: alpha_k of a class of average share.
-        mixture_spread: .3 of the formulas; 0 leaves the mixture out.
+        mixture_spread: the factor 0.3 of the formulas; 0 leaves the mixture out.
         neighbor_weight: lambda; 0 leaves the neighbors out.
         rounds: updates of the mixture and of z.
     """

@@ -1,7 +1,7 @@
 """Objectives of fine-tuning: differentiable functions of a confusion matrix of shares (rows: true classes).
 
-Shares are a confusion matrix whose rows are divided so that each sums to 1 / C: every class counts the same, however
-many images it was measured on. A user's own objective takes such a matrix and returns a scalar to maximize.
+Shares are a confusion matrix in which each row is scaled to sum to 1 / C. So every class counts the same, whatever its
+number of images. A user's own objective takes such a matrix and returns a scalar to maximize.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Whether all classes are among the rows, by the labels that are sure, and how much of a preference is removed then."""
+"""Estimates from confident labels whether all classes occur among the rows, and how much class bias to remove then."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ ENOUGH_SHARE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Presence:
-    """The surer half of the labels."""
+    """The more confident half of the labels."""
 
     shares: Float[Tensor, " C"]
     """Of the classes among them."""

@@ -1,7 +1,7 @@
 """Class priors of a classifier, estimated from its logits: one function for each estimate of its bias.
 
-Each takes chunks of logits f, n x C, and gives a distribution q over the C classes. It passes over the chunks once, or
-once for each iteration, sums in fp64, and does not depend on where one chunk ends and the next begins.
+Each function takes chunks of logits f, n x C, and returns a distribution q over the C classes. It reads the chunks
+once, or once for each iteration, and sums in fp64. The result does not depend on the chunk boundaries.
 """
 
 import math
@@ -36,13 +36,13 @@ SEARCH_PASSES = 100
 ENOUGH_ROWS, HALF_ROWS = 10, 2
 # Up to so many, each class is a state of the chain of `stationary`, in fp64 and in one pass.
 FEW_CLASSES = 4096
-# How seldom that chain begins anew.
+# The probability that the chain restarts.
 RESTART = 1e-14
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """Where iterations ended."""
+    """The result of iterations."""
 
     prior: Prior
     left: float

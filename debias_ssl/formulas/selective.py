@@ -1,4 +1,4 @@
-"""Predictions of some rows alone: scores of rows, the risk at each coverage, and thresholds (arXiv 1705.08500)."""
+"""Selective prediction (arXiv 1705.08500): scores of rows, the risk at each coverage, and thresholds."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
-"""Shares of the classes among rows, with intervals: bootstrap draws of a preference and of the shares, all at once.
+"""Class shares among rows, with bootstrap intervals: all draws of the class bias and of the shares at once.
 
-The point estimates are `priors.balancing` and `priors.expectation_maximization`. A draw weighs the rows anew; all draws
-are iterated together, so that each iteration is two matrix products.
+The point estimates are `priors.balancing` and `priors.expectation_maximization`. Each draw weights the rows anew. All
+draws iterate together, so that each iteration is two matrix products.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Votes of several classifiers: each says one class of a row, whatever its confidence."""
+"""Votes of several classifiers: each votes for one class of a row, whatever its confidence."""
 
 import numpy as np
 import scipy

@@ -1,1 +1,1 @@
-"""Labels of rows of predictions, without a preference for classes."""
+"""Labels from predictions, with the class bias removed."""

@@ -1,4 +1,4 @@
-"""Rows that get no label, as it is not sure enough which class they are of, or whether they are of any."""
+"""Abstention: rows that get no label, because their class is uncertain or they may belong to no class."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,24 +12,25 @@ from debias_ssl.formulas.selective import ScoreName, threshold_of_coverage, thre
 from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import Finite, Range, Share
 
-# Chosen by measurement: of the scores that tell wrong labels best, it tells unknown classes best too.
+# Chosen by measurement: among the scores that detect wrong labels best, it also detects unknown classes best.
 DEFAULT_SCORE: ScoreName = "entropy"
-# By how much the coverage, or the low end of the precision, may miss what was asked for without a note.
+# How far the coverage, or the low end of the precision, may differ from the request without a note.
 MISSED, FAR_BELOW = 0.01, 0.05
 ShareBelowOne = Annotated[float, Range(0, 1, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbstentionConfig:
-    """Which rows get a label. Where any of these is set, rows have a score, and those of low scores get no label.
+    """Which rows get a label. If any setting is given, each row has a score, and rows with low scores get no label.
 
     Args:
-        unknown: the score: `max_prob` is the largest probability, `margin` that less the second one, `entropy` is 1 - H
-            / log C, and `energy` the logarithm of the sum of exp(f / T), of logits as they are; null is `entropy`.
-        coverage: the share of the rows that get a label.
-        min_precision: the share of the labels that are to be right, by the rows of `tune_on`: as many rows get a label
-            as this allows.
-        min_score: rows of at least this score get a label.
+        unknown: the score: `max_prob` is the largest probability, `margin` is the largest minus the second largest,
+            `entropy` is 1 - H / log C, and `energy` is the logarithm of the sum of exp(f / T) of the logits before
+            debiasing; null is `entropy`.
+        coverage: the share of rows that get a label.
+        min_precision: the required share of right labels, measured on the rows of `tune_on`: as many rows as possible
+            get a label.
+        min_score: rows with at least this score get a label.
     """
 
     unknown: ScoreName | None = None
@@ -63,7 +64,7 @@ class AbstentionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OnTuned:
-    """What a threshold leaves of the rows of `tune_on`."""
+    """The rows of `tune_on` that get a label at a threshold."""
 
     num: int
     num_labeled: int
@@ -89,7 +90,7 @@ class Abstention:
     tuned: OnTuned | None = None
     """None where there is no `tune_on`, or where none of its rows has a label."""
     notes: tuple[str, ...] = ()
-    """What is to be known about it, for people."""
+    """Notes for users about it."""
 
 
 def abstain(
@@ -114,7 +115,7 @@ def abstain(
         InputError: no rows of `tune_on` have labels of the precision that is asked for.
     """
     tuned = np.zeros(len(score), dtype=bool) if tuning is None else tuning >= 0
-    # Where all rows are of `tune_on`, there are no others.
+    # If all rows are in `tune_on`, there are no other rows.
     counted = ~tuned if not tuned.all() else tuned
     threshold = config.min_score
     if config.coverage is not None:
@@ -137,12 +138,12 @@ def _unreached(precision: float, num: int) -> str:
     least = int(np.ceil(1 / (1 - precision) - 1 - 1e-9))
     if num < least:
         return (
-            f"--min_precision {precision:g} cannot be told by {num} rows of --tune_on: {least} that are all right are "
-            "the fewest that can; label more rows, or pass --coverage"
+            f"--min_precision {precision:g} cannot be verified with {num} rows of --tune_on: at least {least} "
+            "rows are needed, even if all are right; label more rows, or pass --coverage"
         )
     return (
-        f"--min_precision {precision:g} is not reached by the surest of the {num} rows of --tune_on (where one more "
-        "wrong row than there are is counted): label more rows, lower it, or pass --coverage"
+        f"--min_precision {precision:g} is not reached, even by the most certain of the {num} rows of --tune_on "
+        "(one more wrong row than observed is counted): label more rows, lower it, or pass --coverage"
     )
 
 
@@ -158,6 +159,6 @@ def _notes(config: AbstentionConfig, coverage: float, on_tuned: OnTuned | None) 
         low, _ = on_tuned.interval
         if low < config.min_precision - FAR_BELOW:
             yield (
-                f"{on_tuned.num_labeled} rows of tune_on above the threshold are few to tell a precision by: it may be "
-                f"{low:.1%} too; label more rows"
+                f"{on_tuned.num_labeled} rows of tune_on above the threshold are few to measure a precision: it "
+                f"may be as low as {low:.1%}; label more rows"
             )

@@ -1,4 +1,4 @@
-"""What the rows without a label, and those with one, are like."""
+"""Figures of the rows with and without a label."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Arguments of functions for programs, which may be arrays where the flags of jobs name files."""
+"""Arguments of the Python functions: arrays are allowed where the flags of jobs name files."""
 
 import re
 import warnings
@@ -27,7 +27,7 @@ TargetPrior = np.ndarray | Tensor | Sequence[float] | str | Path
 
 
 class DebiasSettings(TypedDict, total=False):
-    """The settings of `DebiasConfig` as arguments: arrays may stand where flags name files."""
+    """The settings of `DebiasConfig` as arguments: arrays are allowed where flags name files."""
 
     prior: EstimateName
     reference: np.ndarray | Tensor | str | Path | Sequence[str | Path] | None
@@ -72,7 +72,9 @@ class Settings:
             return read_target(str(target_prior), classes, has_reference=self.given.get("reference") is not None)
         weights = array(target_prior)
         if weights.shape != (len(classes),) or weights.dtype.kind not in "fiu":
-            raise InputError(f"target_prior is of shape {weights.shape}, must be {len(classes)} weights, one a class")
+            raise InputError(
+                f"target_prior is of shape {weights.shape}, must be {len(classes)} weights, one for each class"
+            )
         if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
             raise InputError("target_prior must be weights of at least 0, and not all 0")
         target = torch.from_numpy(weights.astype(np.float64))
@@ -143,7 +145,7 @@ def _class_numbers(
     numbers = array(labels)
     if numbers.shape != (len(names),) or numbers.dtype.kind not in "iu":
         raise InputError(
-            f"{name} is {numbers.dtype} of shape {numbers.shape}, must be {len(names)} class numbers, one a row"
+            f"{name} is {numbers.dtype} of shape {numbers.shape}, must be {len(names)} class numbers, one for each row"
         )
     if numbers.max() >= len(classes):
         raise InputError(f"{name}: row {int(numbers.argmax())} has class {numbers.max()}, but there are {len(classes)}")

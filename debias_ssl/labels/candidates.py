@@ -1,4 +1,4 @@
-"""Images of which some are to be labeled next: what is said of their classes, and their features."""
+"""The candidates of `debias-ssl suggest`: unlabeled images with class probabilities and features."""
 
 import json
 import os
@@ -27,7 +27,7 @@ FeaturesOf = Callable[[Int64[np.ndarray, " R"]], Float[Tensor, "R D"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Images with what is known of them."""
+    """Images that may be suggested, with their predictions and features."""
 
     names: Sequence[str]
     """Their paths below a folder."""
@@ -44,7 +44,7 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The flags by which candidates are named."""
+    """The flags that name the candidates."""
 
     labels: str | None
     images: str | None
@@ -106,11 +106,11 @@ def read_candidates(asked: Asked, place: Place) -> Candidates:
 def _why_images(labels: str | None) -> str:
     if labels is None:
         return "without --labels they are to be named, as for debias-ssl features"
-    return f"--labels {labels!r} does not say which images it is of, relative to which its paths are"
+    return f"--labels {labels!r} does not say which images it belongs to, or what its paths are relative to"
 
 
 def _summary(labels: str | None) -> dict[str, Any]:
-    """What `label` and `vote` say in a folder of labels of the images and features that it was made of."""
+    """The images and features that a folder of labels of `label` or `vote` was computed from."""
     try:
         known = json.loads((Path(labels or "") / "summary.json").read_text(encoding="utf-8"))
         return {key: known[key] for key in ("images", "root", "features") if known.get(key)}
@@ -144,14 +144,14 @@ def _rows_of(member: Matrix, names: Sequence[str]) -> tuple[Int64[np.ndarray, " 
     if not found.num_matched:
         first = member.predictions.names[0]
         raise InputError(
-            f"--labels {member.name!r} has rows such as {first!r}, which are none of the images, such as {names[0]!r}: "
-            "pass the --images that it was made of"
+            f"--labels {member.name!r} has rows such as {first!r}, which are not among the images, such as "
+            f"{names[0]!r}: pass the --images that it was computed from"
         )
     if found.doubled is not None:
         raise InputError(f"--labels {member.name!r}: rows {found.doubled} (from 0) are of the same image")
     notes, lacking = [*found.notes], int((found.entry_of < 0).sum())
     if lacking:
-        notes.append(f"{lacking:,} of {len(names):,} images have no row in {member.name!r}, and are not suggested")
+        notes.append(f"{lacking:,} of {len(names):,} images have no row in {member.name!r}: they cannot be suggested")
     return found.entry_of, notes
 
 

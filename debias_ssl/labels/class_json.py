@@ -28,7 +28,7 @@ def entries_of_json(text: str, path: Path) -> list[Entry]:
         InputError: it is none of these, or numbers leave some out.
     """
     try:
-        # An object becomes a tuple, so that a name that is there twice is found, and a list stays a list.
+        # An object becomes a tuple, so that repeated names are found, and a list stays a list.
         content = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {reason(error)}") from error

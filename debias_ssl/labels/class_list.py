@@ -1,4 +1,4 @@
-"""Classes: names that differ, what prompts call them, and the names above them."""
+"""`ClassList`: distinct names of classes, their names in prompts, and the names above them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Classes = Sequence[str] | Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What an image is compared with: a name that goes through the templates, or a sentence as it is."""
+    """A text that images are compared with: a name for the templates, or a complete sentence."""
 
     text: str
     is_sentence: bool = False
@@ -25,7 +25,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a list says of one class."""
+    """The entry of one class in a list."""
 
     number: int
     """Of its line or entry, from 1."""
@@ -64,8 +64,8 @@ class ClassList:
         sentences = [prompt.text for prompt in prompts if prompt.is_sentence]
         if sentences:
             lines.append(
-                f"note: {len(sentences)} of {len(prompts)} prompts end with a period: as sentences, they go through no "
-                f"template; the first one is {shorten(repr(sentences[0]), 100, placeholder=' ...')}"
+                f"note: {len(sentences)} of {len(prompts)} prompts end with a period: they are used as sentences, "
+                f"without templates; the first one is {shorten(repr(sentences[0]), 100, placeholder=' ...')}"
             )
         return tuple(lines)
 
@@ -101,8 +101,8 @@ def with_parents(entry: Entry, source: str, unit: str) -> Entry:
     name, *above = (part.strip() for part in ABOVE.split(entry.name))
     if above and not all([name, *above]):
         raise InputError(
-            f"{source}, {unit} {entry.number}: {entry.name!r} has nothing beside a <; a name with a < goes into a list "
-            "in JSON"
+            f"{source}, {unit} {entry.number}: {entry.name!r} has no name on one side of a <; write names that "
+            "contain < in a JSON list"
         )
     return replace(entry, name=name, above=above)
 
@@ -125,7 +125,7 @@ def listed(entries: Sequence[Entry], source: str, unit: str = "entry", units: st
     for entry in entries:
         name, line = entry.name, entry.number
         if not name.strip():
-            raise InputError(f"{source}, {unit} {line}: the name of a class is blank; remove it or fill it in")
+            raise InputError(f"{source}, {unit} {line}: the class name is blank; remove it or fill it in")
         try:
             "".join((name, *entry.prompts, *entry.above)).encode()
         except UnicodeEncodeError as error:

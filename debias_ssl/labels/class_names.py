@@ -1,4 +1,4 @@
-"""Files of classes: text, JSON, arrays, and ImageNet's list."""
+"""Reads files of class names: text, JSON, arrays, and ImageNet's list."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def class_list(where: str, setting: str = "--classes") -> ClassList:
         InputError: there is no such file, or it cannot be understood.
     """
     if where == "imagenet":
-        # What knows ImageNet is slow to import.
+        # The list of ImageNet is slow to import.
         from debias_ssl.labels.imagenet import imagenet_names, imagenet_prompts
 
         prompts = tuple((Prompt(text=text),) for text in imagenet_prompts())
@@ -48,7 +48,9 @@ def negatives_of(where: str | Classes, classes: ClassList) -> ClassList:
     known = prompts | {name.casefold() for name in classes.names}
     wrong = next((each.text for own in listed.prompts for each in own if each.text.casefold() in known), None)
     if wrong is not None:
-        raise InputError(f"--negatives has {wrong!r}, which is a class: its rows would never be sure; leave it out")
+        raise InputError(
+            f"--negatives has {wrong!r}, which is also a class: its rows would never get a label; leave it out"
+        )
     return listed
 
 
@@ -73,7 +75,7 @@ def read_class_list(path: Path) -> ClassList:
     if suffix == ".json":
         return listed(entries_of_json(text, path), str(path))
     if suffix in (".yaml", ".yml"):
-        raise InputError(f"{path} is YAML: save the names as text, one a line, or as a JSON list")
+        raise InputError(f"{path} is YAML: save the names as text, one per line, or as a JSON list")
     raw = {
         number: line.strip(" \r")
         for number, line in enumerate(text.rstrip().splitlines(), start=1)
@@ -101,13 +103,13 @@ def _check_line(line: str, raw: str, path: Path, number: int) -> None:
         number: of the line, from 1.
     """
     name, *prompts = line.split("\t")
-    is_table, fix = path.suffix.lower() in (".csv", ".tsv"), "write a name a line, and its prompts behind tabs"
+    is_table, fix = path.suffix.lower() in (".csv", ".tsv"), "write one name per line, and its prompts after tabs"
     if re.search(r"\s#\s", line):
-        wrong, fix = "has a # in it", "put a comment into a line of its own; a name with a # goes into a JSON list"
+        wrong, fix = "has a # in it", "write comments on separate lines; write names that contain # in a JSON list"
     elif prompts and not any(map(str.strip, prompts)):
-        wrong, fix = "has a blank prompt behind the tab", "remove the tab or fill it in"
+        wrong, fix = "has a blank prompt after the tab", "remove the tab or fill it in"
     elif line.endswith(",") or (is_table and "," in line and '"' not in raw):
-        wrong, fix = "has a comma", f"{fix}; a name with a comma stands in quotes"
+        wrong, fix = "has a comma", f"{fix}; put names that contain a comma in quotes"
     elif is_table and number == 1 and name.strip().lower() in (*LABELS, "name", "names"):
         wrong, fix = "seems to name the column", "remove this line, or save the names as .txt if it is a class"
     else:
@@ -116,7 +118,7 @@ def _check_line(line: str, raw: str, path: Path, number: int) -> None:
 
 
 def _unquoted(line: str) -> str:
-    """What a spreadsheet has put into quotes, as there is a comma in it."""
+    """The text in a line that a spreadsheet put into quotes because it contains a comma."""
     inner = line[1:-1]
     is_quoted = len(line) > 1 and line[0] == line[-1] == '"' and '"' not in inner.replace('""', "")
     return inner.replace('""', '"') if is_quoted else line

@@ -1,4 +1,4 @@
-"""The vectors that images are compared with: of prompts, or of the user's own making."""
+"""The class vectors that images are compared with: from prompts, or from the user."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,12 +75,12 @@ def check_different(clip: Clip, vectors: ClassVectors, classes: ClassList) -> No
     if names[0] == names[1]:
         why = "their names in prompts are the same"
     elif vectors.cut and [name.lower() for name in names[0]] != [name.lower() for name in names[1]]:
-        why = f"the model reads {tokens_read(clip)} tokens, and up to there they are the same"
+        why = f"the model reads {tokens_read(clip)} tokens, and the prompts differ only after that"
     else:
-        why = "the model's tokenizer does not tell their names apart, as it may take capital letters for small ones"
+        why = "the model's tokenizer maps their names to the same tokens; it may ignore upper and lower case"
     raise InputError(
-        f"the classes {one} and {other} have the same prompts, and the second would never be predicted: {why}; "
-        "give one of them another name for prompts, behind a tab in --classes"
+        f"the classes {one} and {other} have the same prompts, so the second would never be predicted: {why}; "
+        "give one of them another name for prompts, after a tab in --classes"
     )
 
 
@@ -106,7 +106,10 @@ def read_class_vectors(given: str | np.ndarray, num_classes: int) -> Float[np.nd
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {source}: {reason(error)}; numpy.save writes such a file") from error
     if values.ndim != 2 or values.dtype.kind != "f":
-        raise InputError(f"{source} holds {values.dtype} of shape {values.shape}; fractions are needed, a row a class")
+        raise InputError(
+            f"{source} holds {values.dtype} of shape {values.shape}; floating-point numbers are needed, one row for "
+            "each class"
+        )
     if len(values) != num_classes:
         turned = ": pass its transpose" if values.shape[1] == num_classes else ""
         raise InputError(
@@ -117,7 +120,7 @@ def read_class_vectors(given: str | np.ndarray, num_classes: int) -> Float[np.nd
     wrong = np.flatnonzero(~np.isfinite(values).all(1) | (values == 0).all(1))
     if len(wrong):
         what = "is 0 everywhere" if (values[wrong[0]] == 0).all() else "has a number that is not finite"
-        raise InputError(f"{source}: row {wrong[0]} (from 0) {what}; a vector needs a direction: make it anew")
+        raise InputError(f"{source}: row {wrong[0]} (from 0) {what}; a vector needs a direction: compute it again")
     return values
 
 
@@ -138,12 +141,12 @@ def own_vectors(clip: Clip, values: Float[np.ndarray, "C D"], classes: ClassList
             "by its encode_text, or name the model that they are of"
         )
     weights = F.normalize(torch.from_numpy(values), dim=1).float()
-    # Alike but for the rounding of their normalization; 0 has no sign.
+    # Equal except for the rounding of their normalization; 0 has no sign.
     same = _repeated([row.tobytes() for row in np.round(weights.numpy(), 5) + 0.0])
     if same:
         one, other = (repr(classes.names[k]) for k in same[0])
         raise InputError(
-            f"--class_vectors: rows {same[0][0]} and {same[0][1]} (from 0) are the same, so that {other} would never "
-            f"be predicted beside {one}: remove one of the classes, or make its vector anew"
+            f"--class_vectors: rows {same[0][0]} and {same[0][1]} (from 0) are the same, so {other} would never "
+            f"be predicted beside {one}: remove one of the classes, or compute its vector again"
         )
     return ClassVectors(weights=weights.T.contiguous().to(clip.device), same=(), cut=(), num_prompts=0)

@@ -1,4 +1,4 @@
-"""What each column of a table of predictions is: a class, the names of the rows, or neither."""
+"""Finds the role of each column in a table of predictions: a class, the names of the rows, or neither."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from debias_ssl.system.errors import InputError, shortened
 PREFIX = "p_"
 # The columns of labels.csv that say it is one.
 OF_LABELS = {"label", "confidence", "top2_gap"}
-# What a column of whole numbers is no class by, and what a column of fractions need not be one by.
+# Names by which a column of whole numbers is not a class, and a column of fractions may not be one.
 TRUTHS = {
     *("label", "labels", "target", "targets", "truth", "groundtruth", "gt", "y", "ytrue", "class", "classid", "true"),
     *("truelabel", "split", "fold", "pred", "prediction", "predicted", "predictedlabel", "predictedclass", "argmax"),
@@ -24,12 +24,12 @@ FIGURES = {
     *("confidence", "conf", "score", "prob", "probability", "maxprob", "entropy", "margin", "loss", "top2gap"),
     *("uncertainty", "weight", "width", "height", "channels", "size", "filesize", "bytes", "count"),
 }
-MEND = "say which columns are classes by --columns NAME,NAME,... or by --classes FILE of their names"
+MEND = "name the columns that are classes by --columns NAME,NAME,... or by --classes FILE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """What the columns of a table are."""
+    """The roles of the columns of a table."""
 
     classes: Sequence[Column]
     names: Column | None
@@ -86,7 +86,7 @@ def _asked_for(names: Sequence[str], by_name: dict[str, Column], path: Path) -> 
         )
     twice = [name for name, num in Counter(names).items() if num > 1]
     if twice:
-        raise InputError(f"{twice[0]!r} is asked for twice as a class of {path}; name each column once")
+        raise InputError(f"{twice[0]!r} is named twice as a class of {path}; name each column once")
     return _all_numbers([by_name[name] for name in names], path)
 
 
@@ -155,7 +155,7 @@ def _cannot_be_names(column: Column) -> bool:
 
 def _check_no_mixture(columns: Sequence[Column], path: Path) -> None:
     for column in columns:
-        # Names of rows may look like numbers, but hardly like fractions.
+        # Names of rows may look like integers, but rarely like fractions.
         if column.kind != "text" or (column.key in ROWS and column.share_of(FRACTION) < 0.5):
             continue
         if share := column.share_of_numbers():

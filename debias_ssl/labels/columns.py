@@ -1,4 +1,4 @@
-"""Columns of a table, and what kind of values each of them has."""
+"""Columns of a table, and the kind of values of each column."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from debias_ssl.system import tables
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.texts import BLOCK, Texts, texts_of
 
-# Most of its functions are made as it is imported, so that no type checker knows them.
+# The module creates most of its functions during the import, so type checkers do not know them.
 pc: Any = compute
 # A number in text, with a point or a comma.
 NUMBER = r"[ \t]*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?[ \t]*"
@@ -28,7 +28,7 @@ ROWS = (*tables.PATHS, *filter(str.isalpha, tables.ROWS), "level0")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Column:
-    """A column of a table as its file has it."""
+    """A column of a table, as in its file."""
 
     name: str
     """Blank where it has none."""
@@ -75,7 +75,7 @@ class Column:
 
     def numbers(self) -> Float32[np.ndarray, " N"]:
         """The values; nan where there is none."""
-        # Too large a number becomes infinite, which is told of as such.
+        # A number that is too large becomes infinite, and the message says so.
         with np.errstate(over="ignore"):
             return self._doubles().astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Reads what was said of labels elsewhere: exports of Label Studio and FiftyOne, cleanlab's issues, and any table."""
+"""Reads corrections of labels: exports of Label Studio and FiftyOne, cleanlab's issues, and any table."""
 
 import json
 import re

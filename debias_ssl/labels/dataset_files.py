@@ -1,4 +1,4 @@
-"""Labels as Parquet: a table for any reader, a data set of Hugging Face with the images in it, and cleanlab's input."""
+"""Writes labels as Parquet: a table for any reader, a Hugging Face data set with images, and cleanlab's input."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """Labels of rows of logits, before and after a class prior is removed. Nothing here reads or writes a file.
 
-`Rows` are logits and what is known of them, a `Removal` is what is subtracted from them, and `label_rows` gives their
-labels chunk by chunk.
+`Rows` are logits and what is known about them. A `Removal` is what is subtracted from them. `label_rows` returns their
+labels, chunk by chunk.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,14 +35,14 @@ CHUNK_NUMBERS = 2**22
 
 @runtime_checkable
 class Posterior(Protocol):
-    """Probabilities of rows, which may be computed when they are asked for."""
+    """Probabilities of rows; they may be computed on access."""
 
     def __getitem__(self, rows: slice, /) -> Float32[np.ndarray, "n C"]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Logits, and what is known of the rows that they are of."""
+    """Logits, and what is known about their rows."""
 
     chunks: Chunks
     """The logits in row order, which can be gone through again and again."""
@@ -58,7 +58,7 @@ class Rows:
     blank: Float[Tensor, "K C"] | None = None
     """Logits of images that show nothing."""
     reference: Reference | None = None
-    """What the prior is measured on, if not on these rows."""
+    """The rows that the prior is measured on, if not these rows."""
     logit_bias: float | None = None
     """Of a model of sigmoids (SigLIP): sigmoid(logit + bias) is how sure it is of a class by itself. A softmax of the
     logits does not see it, so that it is not in them."""
@@ -67,27 +67,27 @@ class Rows:
     negatives: Iterable[Float[Tensor, "_ M"]] | None = None
     """Logits of names that are none of the classes, in the same chunks."""
     said: tuple[str, ...] = ()
-    """What is to be said of the files that this is known from, line by line."""
+    """Lines to print about the files that this is known from."""
     notes: tuple[str, ...] = ()
-    """What is to be known about the logits, for people."""
+    """Notes for users about the logits."""
     hierarchy: Hierarchy | None = None
     """The names above the classes; None where there are none."""
     features: Callable[[], Iterable[Float[Tensor, "_ D"]]] | None = None
     """Gives vectors of the rows, in row order, in chunks."""
     anchors: Float[Tensor, "C D"] | None = None
-    """What the vectors of each class would be."""
+    """The anchor vector of each class."""
     posterior: Float32[np.ndarray, "N C"] | Posterior | None = None
     """Probabilities that labels are of, refined ones or shares of votes; None where they are of the debiased ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """What is subtracted from logits."""
+    """The numbers that are subtracted from logits."""
 
     prior: Float[Tensor, " C"]
-    """What the classifier prefers."""
+    """The class prior of the classifier."""
     shift: Float[Tensor, " C"]
-    """What is subtracted from f / T."""
+    """The numbers that are subtracted from f / T."""
     strength: float
     temperature: float
     supported: float = 1.0
@@ -97,14 +97,14 @@ class Removal:
     presence: Presence | None = None
     """The surer labels, where these say how much is removed."""
     preference: Preference | None = None
-    """What was measured on other rows."""
+    """The preference that was measured on other rows."""
     notes: tuple[str, ...] = ()
-    """What is to be known about it, for people."""
+    """Notes for users about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowLabels:
-    """What becomes of each of some rows."""
+    """The labels of a chunk of rows."""
 
     plain: Int64[np.ndarray, " N"]
     plain_confidence: Float32[np.ndarray, " N"]
@@ -124,7 +124,7 @@ class RowLabels:
 
 @dataclass(frozen=True, kw_only=True)
 class Labeling(RowLabels):
-    """What became of all rows: arrays of N, however large the matrix was."""
+    """The labels of all rows: arrays of length N, for a matrix of any size."""
 
     classes: tuple[str, ...]
     names: Sequence[str]
@@ -135,7 +135,7 @@ class Labeling(RowLabels):
     """False for rows of `tune_on`."""
     prior: Float[np.ndarray, " C"]
     shift: Float[np.ndarray, " C"]
-    """What is subtracted from the logits."""
+    """The numbers that are subtracted from the logits."""
     config: DebiasConfig
     strength: float
     temperature: float
@@ -176,7 +176,7 @@ def check_finite(logits: Float[Tensor, "n C"], first_row: int, classes: Sequence
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """f / T of all rows, checked, with a progress bar each time that they are gone through."""
+    """f / T of all rows, checked, with a progress bar in each pass."""
 
     chunks: Chunks
     temperature: float

@@ -1,4 +1,4 @@
-"""The estimates of what a classifier prefers, by their names in the setting `prior`."""
+"""The estimates of a classifier's class prior, by their names in the setting `prior`."""
 
 from typing import Literal
 
@@ -27,7 +27,7 @@ BALANCED = ("fixed_point", "transport")
 
 
 def balanced(chunks: Chunks, name: PriorName, target: Prior) -> Solution:
-    """What must be removed for the probabilities (`fixed_point`) or the counts (`transport`) to follow a target."""
+    """The prior whose removal makes the probabilities (`fixed_point`) or counts (`transport`) follow a target."""
     balance = priors.balancing if name == "fixed_point" else priors.transport
     return balance(chunks, target)
 

@@ -1,4 +1,4 @@
-"""The folders that labels are exported to."""
+"""Writes the folder of each export format."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -31,11 +31,11 @@ class ExportConfig:
     """How labels are exported; each setting is for one format.
 
     Args:
-        url_prefix: of Label Studio: what the address of each image begins with, before its path; None is that of local
-            files, in a folder that lies in LOCAL_FILES_DOCUMENT_ROOT.
-        model_version: of Label Studio: the maker of the predictions.
-        files: of an image folder: links to the images, or copies.
-        truth: of cleanlab: labels to check, as for `debias`; None checks the labels themselves.
+        url_prefix: for Label Studio: the start of each image's address, before its path; None is the prefix of local
+            files in a folder inside LOCAL_FILES_DOCUMENT_ROOT.
+        model_version: for Label Studio: the name of the model that predicted.
+        files: for class folders: links to the images, or copies.
+        truth: for cleanlab: labels to check, as for `debias`; None checks the labels themselves.
     """
 
     url_prefix: str | None = None
@@ -48,11 +48,11 @@ class ExportConfig:
         own = {"url_prefix": "label-studio", "model_version": "label-studio", "files": "imagefolder"}
         for name, format_ in {**own, "truth": "cleanlab"}.items():
             if getattr(self, name) is not None and to != format_:
-                raise InputError(f"--{name} is for --to {format_}, and this is --to {to}: leave it out")
+                raise InputError(f"--{name} works with --to {format_}, not with --to {to}: leave it out")
 
 
 def outputs_in(out: Path) -> Outputs:
-    """What an export writes into a folder."""
+    """The files that an export writes into a folder."""
     return Outputs(folder=out, kind="exported labels", names=NAMES)
 
 
@@ -113,8 +113,8 @@ def _label_studio(
     if prefix is None:
         if root is None:
             raise InputError(
-                f"nothing says where the images of {rows.table} are: pass --root their folder, or --url_prefix, what "
-                "their addresses begin with"
+                f"the place of the images of {rows.table} is unknown: pass their folder as --root, or the start "
+                "of their addresses as --url_prefix"
             )
         check_on_disk(rows.files(root).files, "Label Studio does not read tar files: pass --url_prefix of the images")
         prefix = local_prefix(root)
@@ -130,8 +130,8 @@ def _cleanlab(rows: LabeledRows, config: ExportConfig, out: Path) -> list[str]:
     probs, lines = rows.probabilities(), []
     if probs is None:
         raise InputError(
-            f"cleanlab needs the probabilities of all classes, which {rows.table} has not beside it: name a folder of "
-            "label, debias or vote with probs.npy, or a file of predict"
+            f"cleanlab needs the probabilities of all classes, but there are none beside {rows.table}: name a "
+            "folder of label, debias or vote with probs.npy, or a file of predict"
         )
     label = rows.label
     if config.truth is not None:
@@ -139,8 +139,8 @@ def _cleanlab(rows: LabeledRows, config: ExportConfig, out: Path) -> list[str]:
         label, lines = known.labels, [*known.said]
     elif (label == probs.argmax(1)).all():
         lines.append(
-            "note: each label is the largest of its probabilities, so that cleanlab finds none wrong: name the labels "
-            "to check by --truth FILE"
+            "note: each label is the class with the largest probability, so cleanlab will find no errors: pass "
+            "the labels to check with --truth FILE"
         )
     known_rows = np.flatnonzero(label >= 0)
     if not len(known_rows):

@@ -1,8 +1,8 @@
-"""FiftyOne: a folder that `fiftyone.Dataset.from_dir` reads as a `FiftyOneDataset`, and what such a folder says.
+"""FiftyOne: writes and reads folders that `fiftyone.Dataset.from_dir` opens as a `FiftyOneDataset`.
 
-FiftyOne's present format is a dump of its database, with a version. Without the version it takes the folder for the
-format that its documentation calls LegacyFiftyOneDataset, which every version reads: metadata.json, and samples.json
-with an object for each image whose fields are values or labels with their class in `_cls`.
+FiftyOne's current format is a dump of its database, with a version. A folder without the version is read in the format
+that its documentation calls LegacyFiftyOneDataset, which every version reads. It has metadata.json, and samples.json
+with an object for each image. The fields of an object are values, or labels with their class in `_cls`.
 """
 
 import json
@@ -18,7 +18,7 @@ from debias_ssl.system.tables import read_text
 
 METADATA, SAMPLES = "metadata.json", "samples.json"
 FIELD = "label"
-# Fields of labels that people use, the more likely ones first.
+# Usual names of label fields, the most likely ones first.
 FIELDS = (FIELD, "ground_truth", "classification", "predictions")
 
 
@@ -77,4 +77,4 @@ def read_samples(path: Path, field: str | None) -> Iterator[Statement]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{file} is no samples.json of FiftyOne: {reason(error)}") from error
+        raise InputError(f"{file} is not a samples.json of FiftyOne: {reason(error)}") from error

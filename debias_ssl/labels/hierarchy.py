@@ -1,4 +1,4 @@
-"""Names above classes: a name's probability is the sum of its classes'. Nothing here reads or writes a file."""
+"""Hierarchies: the probability of a name above classes is the sum over its classes. Nothing here touches a file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from debias_ssl.system.errors import InputError
 
-# Sums of probabilities in fp32 are so close to what they would be without rounding.
+# The largest rounding error of sums of probabilities in fp32.
 ROUNDING = 1e-6
 
 
@@ -124,12 +124,12 @@ def parents_of(
             if parent in leaf_lines:
                 raise InputError(
                     f"{source}: {parent!r} is a class in {unit} {leaf_lines[parent]} and stands above {name!r} in "
-                    f"{unit} {line}; a name above others is their sum: give the class a name of its own"
+                    f"{unit} {line}; a name above others stands for their sum: rename the class"
                 )
             if parents.setdefault(name, parent) != parent:
                 raise InputError(
                     f"{source}: {name!r} is below {parents[name]!r} in {unit} {line_of[name]} and below {parent!r} in "
-                    f"{unit} {line}; a name has one above it: change one of them"
+                    f"{unit} {line}; each name has only one name above it: change one of them"
                 )
             line_of.setdefault(name, line)
     for start in parents:
@@ -140,6 +140,7 @@ def parents_of(
             lines = sorted({line_of[each] for each in seen})
             where = f"{unit} {lines[0]}" if len(lines) == 1 else f"{units} {' and '.join(map(str, lines))}"
             raise InputError(
-                f"{source}: {start!r} is below itself, {' < '.join([*seen, start])}, by {where}: remove one of the <"
+                f"{source}: {start!r} is above itself in a circle, {' < '.join([*seen, start])}, by {where}: "
+                "remove one of the <"
             )
     return parents

@@ -1,4 +1,4 @@
-"""A folder for each class, with links to its images or copies of them, and what it says once images were moved."""
+"""Class folders with links to images or copies of them, and the labels that they mean after images were moved."""
 
 import csv
 import io
@@ -28,9 +28,9 @@ def check_tree(classes: Sequence[str], files: Sequence[str], how: How) -> None:
     """
     for name in classes:
         if name.startswith(".") or name != os.path.basename(name) or "\\" in name or name != name.strip():
-            raise InputError(f"class {name!r} is no name for a folder: rename it, or export --to hf")
+            raise InputError(f"class {name!r} is not a valid folder name: rename it, or export --to hf")
     if how == "link":
-        check_on_disk(files, "no link leads there: pass --files copy")
+        check_on_disk(files, "links into it are not possible: pass --files copy")
 
 
 def check_on_disk(files: Sequence[str], mend: str) -> None:

@@ -1,4 +1,4 @@
-"""ImageNet's 1,000 classes: open_clip's names, and WordNet's ids, by which the data set names its folders."""
+"""ImageNet's 1,000 classes: open_clip's names, and the WordNet ids that name the folders of the data set."""
 
 import re
 from collections import Counter

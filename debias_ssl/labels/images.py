@@ -1,4 +1,4 @@
-"""The images to label, with their true classes where these are known."""
+"""Finds the images to label, and their true classes where they are known."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Labels of arrays and images for programs: what `debias` and `label` write to a folder, as arrays in memory."""
+"""The Python functions `debias` and `label`: they return as arrays what the jobs write to a folder."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -225,7 +225,7 @@ def _request(
     vectors: str | Path | np.ndarray | Tensor | None,
     settings: Settings,
 ) -> Request:
-    """What is to be labeled, with the truth, the rows to tune on and the target that are given as arrays or files."""
+    """The labeling request, with the truth, the rows to tune on and the target as arrays or files."""
     own = str(vectors) if isinstance(vectors, str | Path) else None if vectors is None else array(vectors)
     classes, negatives = names
     request = read_request(images, classes, templates, DebiasConfig(), root, own, negatives)

@@ -1,4 +1,4 @@
-"""Columns of JSON files of predictions: a list of rows, or what pandas makes of a table."""
+"""Reads columns of JSON files of predictions: a list of rows, or a table as pandas writes it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -96,7 +96,7 @@ def _of_objects(content: Mapping[str, Mapping[str, Any]], path: Path) -> tuple[d
         # Of numbers alone, what looks like a file is a row.
         files = [sum("." in key or "/" in key for key in keys) > len(keys) / 2 for keys in (outer, inner)]
         if kinds[0] == kinds[1] and files[0] == files[1]:
-            raise InputError(f"{path}: rows and columns cannot be told apart; write it by to_json(orient='records')")
+            raise InputError(f"{path}: rows and columns look the same; write the file with to_json(orient='records')")
         are_rows = [files[0], files[1]] if kinds[0] == kinds[1] else [kinds[1], kinds[0]]
     if are_rows[1]:
         return {name: [content[name][key] for key in inner] for name in outer}, inner

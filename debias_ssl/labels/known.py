@@ -1,4 +1,4 @@
-"""Predictions whose labels are known, of a run or of a file, to judge them and to fit a temperature."""
+"""Predictions with known labels, from a run or a file, for metrics and to fit a temperature."""
 
 import sys
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Rows whose labels are known, to be judged, and others that a temperature may be fitted on."""
+    """Rows with known labels to evaluate, and other rows to fit a temperature on."""
 
     rows: KnownRows
     name: str
@@ -68,7 +68,7 @@ def rows_of_run(
     run = load_trained(folder, accelerator.device)
     held_out = None
     if needs_held_out:
-        hint = ", or pass --folds 5 to fit and judge the temperature on test images in turns"
+        hint = ", or pass --folds 5 for cross-validation of the temperature on test images"
         held_out = _predict(run, folder, data, "validation", batch_size, accelerator, hint)
     rows = _predict(run, folder, data, part, batch_size, accelerator)
     if not accelerator.is_main_process:
@@ -151,7 +151,7 @@ def rows_of_matrix(
         said += more
         truth = torch.where(tuning >= 0, -1, truth)
         if not (truth >= 0).any():
-            raise InputError(f"--tune_on {tune_on} leaves no row with a label in {truth_file} to judge it on")
+            raise InputError(f"--tune_on {tune_on} leaves no row with a label in {truth_file} to evaluate on")
         held_out = KnownRows(matrix=predictions, labels=tuning)
     return Evaluated(
         rows=KnownRows(matrix=predictions, labels=truth),
@@ -176,11 +176,13 @@ def _tuning_labels(
     try:
         share = float(tune_on)
     except ValueError:
-        raise InputError(f"there is no file {tune_on!r}, and it is not a share of the rows, such as 0.2") from None
+        raise InputError(
+            f"--tune_on {tune_on!r} is neither an existing file nor a share of the rows, such as 0.2"
+        ) from None
     known = (truth >= 0).nonzero().squeeze(1)
     number = round(share * len(known)) if 0 < share < 1 else 0
     if not 0 < number < len(known):
-        raise InputError(f"--tune_on {tune_on} of {len(known)} rows leaves none to fit on, or none to judge it on")
+        raise InputError(f"--tune_on {tune_on} of {len(known)} rows leaves no row to fit on, or no row to evaluate on")
     drawn = known[permutation(seed, Purpose.TUNING, 0, len(known))[:number]]
     return torch.full_like(truth, -1).index_copy(0, drawn, truth[drawn]), "other rows, drawn at random", ()
 

@@ -1,4 +1,4 @@
-"""Rows of logits that are read a chunk at a time: all of them need not fit into memory."""
+"""Rows of logits, read chunk by chunk, so that they may be larger than memory."""
 
 import tempfile
 import weakref
@@ -15,13 +15,13 @@ from torch import Tensor
 from debias_ssl.labels.debiasing import rows_of_chunk
 from debias_ssl.system.files import writes
 
-# Of a chunk: what is computed of it takes some ten arrays of fp64.
+# The size of a chunk: computing on it takes about ten arrays of fp64.
 MOST_NUMBERS = 2**19
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownRows:
-    """Rows whose labels are known, of a matrix that may have others; they can be read again and again."""
+    """The rows of a matrix whose labels are known; they can be read several times."""
 
     matrix: Iterable[Float[Tensor, "_ C"]]
     """Logits of all rows, in order, in chunks."""
@@ -58,7 +58,7 @@ def _small(matrix: Iterable[Float[Tensor, "_ C"]]) -> Iterator[Float[Tensor, "_ 
 
 
 class LogitFile:
-    """A matrix of fp32 in a file without a name, which is gone with this object."""
+    """A matrix of fp32 in a temporary file without a name, which is deleted with this object."""
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes

@@ -1,4 +1,4 @@
-"""Label Studio: tasks with labels as pre-annotations, the labeling configuration, and what annotators made of them.
+"""Label Studio: writes tasks with pre-annotations and the labeling configuration, and reads the annotations.
 
 Formats: labelstud.io/guide/predictions, /guide/task_format and /guide/export.
 """
@@ -19,7 +19,7 @@ from debias_ssl.system.tables import PATHS
 
 # Of the choices in the labeling configuration; in exports that are tables it is the column of the labels.
 FIELD = "label"
-# What Label Studio's own template for images calls them.
+# The name in Label Studio's own template for images.
 FIELDS = (FIELD, "choice")
 LOCAL_FILES = "/data/local-files/?d="
 # Before the files that Label Studio serves itself.
@@ -71,22 +71,22 @@ def local_prefix(root: Path) -> str:
 
 
 def _address(name: str, prefix: str, root: str | None, table: Path) -> str:
-    """What the address of an image has behind the prefix."""
+    """The part of an image's address after the prefix."""
     path = name
-    # A backslash is Windows' slash, unless the file is called so.
+    # A backslash is a Windows path separator, unless a file name contains it.
     if "\\" in name and not os.path.exists(os.path.join(root or "", name)):
         path = PureWindowsPath(name).as_posix()
     if root is not None:
         path = path.removeprefix(PureWindowsPath(root).as_posix().rstrip("/") + "/")
     if path.startswith("/") or PureWindowsPath(path).drive:
-        raise InputError(f"{table}: {name!r} is an absolute path: pass as --root the folder that such paths begin with")
-    # Storage such as s3:// takes names as they are.
+        raise InputError(f"{table}: {name!r} is an absolute path: pass the folder at the start of such paths as --root")
+    # Storage such as s3:// takes names without changes.
     is_url = prefix.startswith(("/", "http://", "https://"))
     return quote(path, errors="surrogateescape") if is_url else path
 
 
 def read_tasks(tasks: Sequence[Any], path: Path, field: str | None) -> Iterator[Statement]:
-    """What annotators say in an export of the kind JSON or JSON-MIN; tasks that they skipped say nothing.
+    """The annotations in an export of the kind JSON or JSON-MIN, without skipped tasks.
 
     Args:
         tasks: the entries of the file.
@@ -97,7 +97,7 @@ def read_tasks(tasks: Sequence[Any], path: Path, field: str | None) -> Iterator[
         InputError: the file is no such export, or an image has several choices.
     """
     if not all(isinstance(task, dict) for task in tasks):
-        raise InputError(f"{path} is no export of Label Studio: a list of objects is expected")
+        raise InputError(f"{path} is not an export of Label Studio: it must be a list of objects")
     is_whole = any("annotations" in task or "completions" in task for task in tasks)
     annotations = [*(_annotations(tasks) if is_whole else _flat_annotations(tasks, field))]
     names = {name for _, _, choices in annotations for name in choices}
@@ -109,7 +109,7 @@ def read_tasks(tasks: Sequence[Any], path: Path, field: str | None) -> Iterator[
             continue
         where = f"{path}, annotation {number}"
         if len(chosen) > 1:
-            raise InputError(f"{where} has {len(chosen)} choices, {', '.join(chosen)}: an image has one label here")
+            raise InputError(f"{where} has {len(chosen)} choices, {', '.join(chosen)}: an image must have one label")
         yield Statement(
             name=_name_of(data, where),
             label=chosen[0],

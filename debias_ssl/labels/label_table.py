@@ -18,7 +18,7 @@ from debias_ssl.labels.several import SeveralLabels
 from debias_ssl.labels.truth import RowNumbers
 from debias_ssl.system.tables import is_text
 
-# Rows whose text is held at a time.
+# Rows whose text is in memory at the same time.
 ROWS = 2**16
 # Of fractions in CSV.
 DECIMALS = 6
@@ -110,7 +110,7 @@ TABLES = {"csv": csv_parts, "parquet": parquet_parts}
 
 
 class Written(io.RawIOBase):
-    """A file whose parts are taken out as they are written."""
+    """A file object that returns its parts as they are written."""
 
     def __init__(self):
         self.parts: list[bytes] = []

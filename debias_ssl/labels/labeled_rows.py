@@ -1,4 +1,4 @@
-"""Labels that are there already, with what they are known by: a folder of labels, or any table of path and label."""
+"""Reads existing labels with the names of their rows: from a folder of labels, or a table of path and label."""
 
 import json
 from array import array
@@ -52,7 +52,7 @@ class LabeledRows:
     positions: Int64[np.ndarray, " N"]
     """Which rows of the table these are."""
     notes: tuple[str, ...] = ()
-    """What people should know of how the table was read."""
+    """Notes for users about how the table was read."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -109,7 +109,7 @@ class LabeledRows:
             return None
         predictions = read_predictions(path)
         if predictions.classes != self.classes or len(predictions.values) <= self.positions.max(initial=0):
-            raise InputError(f"{path} has other rows or classes than {self.table}: they are not of one job")
+            raise InputError(f"{path} has other rows or classes than {self.table}: the two are from different jobs")
         chunks = [chunk.softmax(-1).numpy() for chunk in predictions.at(self.positions)]
         return np.concatenate(chunks).astype(np.float32)
 
@@ -225,7 +225,9 @@ class _Labels:
                 codes.append(UNKNOWN)
                 continue
             if self.known and word not in self.codes:
-                raise InputError(f"{self.table.path}, line {line}: {word!r} is no class of the classes.json beside it")
+                raise InputError(
+                    f"{self.table.path}, line {line}: {word!r} is not a class of the classes.json beside it"
+                )
             codes.append(self.codes.setdefault(word, len(self.codes)))
         return np.frombuffer(codes, dtype=np.int64)
 
@@ -256,7 +258,7 @@ def _numbers(table: Table, column: int) -> Iterator[float]:
         try:
             value = table.number(text) if text else float("nan")
         except ValueError as error:
-            raise InputError(f"{table.path}, line {line}: {text!r} is no number: {reason(error)}") from error
+            raise InputError(f"{table.path}, line {line}: {text!r} is not a number: {reason(error)}") from error
         if value < 0 or value > 1:
             raise InputError(f"{table.path}, line {line}: {text} is outside [0, 1]")
         yield value

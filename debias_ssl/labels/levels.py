@@ -1,4 +1,4 @@
-"""How many rows are named on each level of a hierarchy, and how many rightly."""
+"""Counts the rows that are named on each level of a hierarchy, and the correct ones among them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +47,7 @@ def levels_of(labeling: Labeling) -> dict[str, Any]:
 
 
 def levels_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """What `levels_of` says, as a table whose first row names the columns; empty where it says nothing."""
+    """The result of `levels_of` as a table whose first row names the columns; empty if there is none."""
     levels = summary.get("levels", [])
     has_floor = "floor" in summary
     is_known = any("accuracy" in level for level in levels)

@@ -1,4 +1,4 @@
-"""Predictions of any classifier: an N x C matrix of logits or probabilities, with names of classes."""
+"""Reads the predictions of any classifier: an N x C matrix of logits or probabilities, with names of classes."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from debias_ssl.system.errors import InputError, reason
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A matrix whose rows are known to be finite and to say something."""
+    """A checked matrix: its rows are finite, and each is a prediction."""
 
     values: Num[np.ndarray, "N C"]
     """Memory-mapped where the file allows it."""
@@ -196,8 +196,8 @@ def column_order(others: Predictions, predictions: Predictions, others_name: str
     kinds = [WORDS[each.kind] for each in (others, predictions)]
     if kinds[0] != kinds[1]:
         raise InputError(
-            f"{others_name} has {kinds[0]} ({others.found.words}), {name} has {kinds[1]}: pass numbers of one kind, or "
-            "--kind"
+            f"{others_name} has {kinds[0]} ({others.found.words}), {name} has {kinds[1]}: pass numbers of the "
+            "same kind, or set --kind"
         )
     if others.classes == predictions.classes or not others.has_class_names or not predictions.has_class_names:
         return None

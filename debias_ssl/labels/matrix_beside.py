@@ -1,4 +1,4 @@
-"""What stands beside a matrix, in the folder that `label` and `debias` write: it is checked against the matrix."""
+"""Reads the files beside a matrix in a folder of `label` or `debias`, and checks them against the matrix."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -75,15 +75,17 @@ def names_beside(path: Path, values: Num[np.ndarray, "N C"], classes: tuple[str,
 
     names = texts_of(rows())
     if len(names) != len(values):
-        raise InputError(f"{beside} has {len(names):,} rows, {path} has {len(values):,}: they are not of one job")
+        raise InputError(
+            f"{beside} has {len(names):,} rows, {path} has {len(values):,}: the two are from different jobs"
+        )
     i = contradicting_row(values, np.frombuffer(labels, np.int64), np.frombuffer(sureness, np.float64))
     if i is not None:
         line, cells = next(islice(table, i, None))
         best = int(values[i].argmax())
         raise InputError(
-            f"{beside}, line {line} says {cells[label]!r} by {cells[confidence]} of {names[i]!r}, row {i} (from 0) of "
-            f"{path} {best if classes is None else repr(classes[best])} by {values[i].max():.6f}: its rows are in "
-            "another order, or of another job; sort them back, or move it away"
+            f"{beside}, line {line} says {cells[label]!r} by {cells[confidence]} of {names[i]!r}, row {i} (from "
+            f"0) of {path} {best if classes is None else repr(classes[best])} by {values[i].max():.6f}: its rows "
+            "are in another order, or from another job; restore the order, or move the file away"
         )
     return None if are_numbers(names) else names
 

@@ -1,4 +1,4 @@
-"""Files of matrices, with what they say of rows and columns."""
+"""Reads matrix files, with the names of rows and columns that they contain."""
 
 import json
 from collections import Counter
@@ -27,7 +27,7 @@ from debias_ssl.system.outputs import check_whole
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """What a file holds, not yet checked."""
+    """The contents of a file, not yet checked."""
 
     values: np.ndarray
     classes: tuple[str, ...] | None = None
@@ -55,7 +55,7 @@ def read_matrix(path: Path, asked: Sequence[str] | None = None, named: Sequence[
         raise InputError(f"{str(path)!r} is a folder: name a file")
     check_whole(path)
     if path.name in TOP5:
-        raise InputError(f"{str(path)!r} is of the five largest probabilities of each row; for those of all, {FULL}")
+        raise InputError(f"{str(path)!r} has only the five largest probabilities of each row; for all of them, {FULL}")
     if not path.is_file():
         mend = f"; {FULL}" if path.name == "probs.npy" and table_beside(path).is_file() else ""
         raise InputError(f"there is no file {str(path)!r}{mend}")
@@ -71,7 +71,9 @@ def read_matrix(path: Path, asked: Sequence[str] | None = None, named: Sequence[
     content = arrays[suffix](path) if suffix in arrays else tables[suffix](path)
     if isinstance(content, np.ndarray):
         if asked is not None:
-            raise InputError(f"--columns names columns of a table, and {path} has none with names: leave it out")
+            raise InputError(
+                f"--columns names columns of a table, but the columns of {path} have no names: leave it out"
+            )
         return Matrix(values=content)
     return _of_columns(content, path, asked, named)
 
@@ -90,7 +92,7 @@ def _read_npz(path: Path) -> np.ndarray:
             arrays = {name: archive[name] for name in archive.files}
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("it does not hold an array")
-    # NumPy and zipfile raise nearly anything for files that are damaged.
+    # NumPy and zipfile raise many kinds of exceptions for damaged files.
     except (OSError, ValueError, EOFError, AttributeError, SyntaxError, TokenError, BadZipFile, RuntimeError) as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
     return _of_archive(arrays, path)
@@ -116,7 +118,7 @@ def _read_parquet(path: Path) -> list[Column]:
         names = table.column_names
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text") from error
-    # Of an index that numbers the rows pandas writes no column.
+    # pandas writes no column for an index that numbers the rows.
     indexes = {index for index in pandas.get("index_columns", []) if isinstance(index, str)}
     return [
         Column(

@@ -1,4 +1,4 @@
-"""What the numbers of a matrix are: logits or probabilities."""
+"""Decides whether the numbers of a matrix are logits or probabilities."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ WHOLES = (1, 100)
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the numbers of a matrix were taken for."""
+    """The kind that the numbers of a matrix were found to be."""
 
     kind: Kind
     words: str
@@ -63,7 +63,7 @@ def chunks_of(values: Num[np.ndarray, "N C"]) -> Iterator[tuple[int, Float[Tenso
             # NumPy converts them eight times as slowly.
             yield first, torch.from_numpy(np.array(part)).float()
             continue
-        # Too large a number becomes infinite, which is told of as such.
+        # A number that is too large becomes infinite, and the message says so.
         with np.errstate(over="ignore"):
             yield first, torch.from_numpy(np.array(part, dtype=np.float32))
 
@@ -104,7 +104,7 @@ def find_kind(values: Num[np.ndarray, "N C"], classes: Sequence[str], asked: Ask
         return Found(kind=asked, words="as told")
     if seen.lowest >= 0 and np.ptp(sums) <= 0.02 * sums.max() and seen.highest > 1:
         raise InputError(
-            f"{source} has rows without a negative number that all sum to {sums.max():g}, as parts of a whole do: "
+            f"{source} has rows of numbers of at least 0 that all sum to {sums.max():g}, as percentages do: "
             "divide them by that, or pass --kind logits"
         )
     if in_range:
@@ -124,7 +124,7 @@ def _look(values: Num[np.ndarray, "N C"], classes: Sequence[str], source: str) -
         low, high = float(lowest.min()), float(highest.max())
         if low <= 0 <= high and len(zeros := ((lowest == 0) & (highest == 0)).nonzero()):
             raise InputError(
-                f"{source}: row {first + int(zeros[0])} (from 0) is all zeros, which is not a prediction; "
+                f"{source}: row {first + int(zeros[0])} (from 0) has only zeros, which is not a prediction; "
                 "remove the row, or fill it in"
             )
         seen.lowest, seen.highest = min(seen.lowest, low), max(seen.highest, high)
@@ -160,7 +160,7 @@ def _told_probs(
     words = ["as told" if asked == "probs" else f"all rows are in [0, {whole:g}] and sum to {whole:g}"]
     if off[row] > SUM_TOLERANCE:
         digits = "" if seen.decimals is None else f", of numbers with {seen.decimals} decimals"
-        words.append(f"up to {off[row] * whole:.2g} off, {farthest}{digits}: divided by their sums")
+        words.append(f"up to {off[row] * whole:.2g} off, {farthest}{digits}: rows are divided by their sums")
     if whole != 1:
         words.append("read as percent")
     if seen.lowest < 0:

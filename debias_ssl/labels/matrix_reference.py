@@ -23,7 +23,7 @@ def matrix_reference(
     classes_file: Path | None,
     columns: Sequence[str] | None,
 ) -> tuple[Reference, str]:
-    """What `--reference` names, and what it was taken for, in words.
+    """The reference that `--reference` names, and its kind in words.
 
     Args:
         path: of it.
@@ -76,8 +76,7 @@ def _predictions_of(folder: Path) -> Path:
     found = Path(summary_with(folder, "predictions", "debias", "a matrix of predictions")["predictions"])
     if not found.is_file():
         raise InputError(
-            f"--reference {str(folder)!r}: its predictions {str(found)!r} are not there any more: pass them from where "
-            "they are now"
+            f"--reference {str(folder)!r}: its predictions {str(found)!r} are missing: pass the file itself"
         )
     return found
 

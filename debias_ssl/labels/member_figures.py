@@ -1,4 +1,4 @@
-"""What is known of each classifier that votes: figures without labels, and against the truth where it is known."""
+"""Figures of each classifier that votes: without labels, and against the truth where it is known."""
 
 import math
 import warnings
@@ -15,7 +15,7 @@ from debias_ssl.formulas.criteria import mean_ranks, nuclear_norm, rank_me
 from debias_ssl.formulas.logits import confusion_matrix
 from debias_ssl.labels.votes import Ballot
 
-# Starts of k-means, of which the best is taken.
+# Starts of k-means; the best one is used.
 STARTS = 3
 # The figures without labels, in the order of V-PET, with their titles.
 CRITERIA = {"ami": "AMI", "ari": "ARI", "v_measure": "V", "fmi": "FMI"}
@@ -38,13 +38,13 @@ def criteria_of(logits: Float[Tensor, "S C"], vectors: Float[Tensor, "S D"] | No
     found["bnm"] = nuclear_norm(logits.softmax(-1))
     if vectors is None:
         return found
-    # They take long to import, and are not needed to find what is wrong with the input.
+    # They take long to import, and are not needed to find errors in the input.
     from sklearn import metrics as clusterings
     from sklearn.cluster import KMeans
 
     predicted, values = logits.argmax(-1).numpy(), vectors.float().numpy()
     with warnings.catch_warnings():
-        # Of few different rows there are fewer clusters.
+        # With few different rows there are fewer clusters.
         warnings.simplefilter("ignore")
         starts: Any = STARTS
         kmeans = KMeans(min(logits.shape[1], len(values)), n_init=starts, random_state=0)
@@ -88,7 +88,7 @@ def members_summary(
         removal = ballot.removal
         entry |= {"strength": removal.strength, "temperature": removal.temperature, "criteria": dict(own)}
         entries.append(entry)
-    # Of a criterion that some have not, nobody has a rank.
+    # A criterion that some members lack gives no ranks.
     complete = [name for name in CRITERIA if all(own[name] is not None for own in criteria)]
     ranks = mean_ranks([np.array([own[name] for own in criteria], dtype=np.float64) for name in complete])
     for entry, rank in zip(entries, ranks.tolist(), strict=True):

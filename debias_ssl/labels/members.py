@@ -1,4 +1,4 @@
-"""Classifiers that vote: trained runs, and matrices of predictions that somebody has made before."""
+"""The classifiers that vote: trained runs, and existing matrices of predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from debias_ssl.training.learner import Predictor
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """Predictions that are there already; nothing is known of what they were made from."""
+    """Existing predictions of unknown origin."""
 
     name: str
     """As it was given."""
@@ -46,13 +46,13 @@ class Matrix:
         """
         own = self.predictions.names
         both_are_numbers = isinstance(own, RowNumbers) and isinstance(names, RowNumbers)
-        # Names of rows that have none are the same as far as both go.
+        # Rows without names are numbered, and equal up to the shorter list.
         rows = np.arange(len(names)) if both_are_numbers and len(own) >= len(names) else match(own, names).entry_of
         if (rows < 0).any():
             missing = names[int((rows < 0).argmax())]
             raise InputError(
-                f"--runs {self.name!r} has no row of {missing!r}: all must be of the same images; its first row is "
-                f"{own[0]!r}"
+                f"--runs {self.name!r} has no row of {missing!r}: all members need the same images; its first row "
+                f"is {own[0]!r}"
             )
         found, first = LogitFile(len(classes)), 0
         for logits in self.predictions.at(rows):
@@ -63,7 +63,7 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trained run, which looks at images, or at features of them."""
+    """A trained run, which predicts from images or from their features."""
 
     name: str
     """As it was given."""
@@ -100,7 +100,7 @@ class Run:
     def vectors(
         self, reader: Reader, rows: Int64[np.ndarray, " S"], place: Place, batch_size: int
     ) -> Float[Tensor, "S D"]:
-        """What its classifier sees of some images: the features of its network, on every process."""
+        """The input of its classifier for some images: the features of its network, in every process."""
         network = self.trained.predictor.model
         assert isinstance(network, Classifier)
         stream = self.trained.stream(reader, rows, place, batch_size=batch_size)
@@ -134,22 +134,22 @@ def read_members(given: Sequence[str], features: Sequence[str], device: torch.de
         InputError: there are fewer than two, one cannot be loaded, or its classes are others.
     """
     if len(given) < 2:
-        raise InputError(f"--runs names {len(given)} run; votes need two or more")
+        raise InputError(f"--runs names {len(given)} run; a vote needs two or more")
     places = [Path(each).resolve() for each in given]
     if twice := [each for i, each in enumerate(given) if places[i] in places[:i]]:
-        raise InputError(f"--runs names {twice[0]!r} twice, which would be two votes of one: leave one out")
+        raise InputError(f"--runs names {twice[0]!r} twice, so it would have two votes: leave one out")
     members = [read_member(each, features, device) for each in given]
     first = members[0]
     for other in members[1:]:
         if {*other.classes} != {*first.classes}:
             differing = sorted({*first.classes} ^ {*other.classes})
             raise InputError(
-                f"--runs {other.name!r} has other classes than {first.name!r}: {shortened(differing)} in one of them "
-                "alone; those that vote need the same classes"
+                f"--runs {other.name!r} has other classes than {first.name!r}: {shortened(differing)} in only one "
+                "of them; all members need the same classes"
             )
     used = {folder for member in members if isinstance(member, Run) for folder in member.features}
     if unused := [folder for folder in features if folder not in used]:
-        raise InputError(f"--features {unused[0]!r} has features of a model that none of --runs was trained on")
+        raise InputError(f"--features {unused[0]!r} has features of a model on which none of --runs was trained")
     return members
 
 
@@ -181,9 +181,7 @@ def _features_of(name: str, run: TrainedRun, features: Sequence[str], flag: str)
     trained_on = (saved_inputs(RunFolder(Path(name)).split) or {}).get("data.features")
     found = tuple(folder for folder in features if trained_on in (None, hash_of_model(folder)))
     if not found:
-        raise InputError(
-            f"--features has none of the model that {flag} {name!r} was trained on; those were {', '.join(own)}"
-        )
+        raise InputError(f"--features lacks the model on which {flag} {name!r} was trained: {', '.join(own)}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Labels with corrections merged into them, and who said what."""
+"""Merges corrections into labels, and records who said what."""
 
 import csv
 import io
@@ -21,16 +21,16 @@ Conflicts = Literal["stop", "last", "majority"]
 LABELS, CORRECTIONS, CLASSES = "labels.csv", "corrections.csv", "classes.json"
 # In the order in which they are removed.
 NAMES = (LABELS, CORRECTIONS, CLASSES)
-# Who gave labels of which nobody says it: a model, which says how sure it is, or somebody.
+# The author of labels without one: a model, if there are confidences, else a person.
 MODEL, GIVEN = "model", "given"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """Labels with the corrections in them."""
+    """Labels after the corrections."""
 
     rows: LabeledRows
-    """As they were."""
+    """The rows before the corrections."""
     classes: tuple[str, ...]
     label: Sequence[str]
     """The names of the classes; empty where unknown."""
@@ -76,14 +76,14 @@ def merge(rows: LabeledRows, several: Sequence[Statements], conflicts: Conflicts
         if decided.label not in classes and decided.label:
             if not new_classes:
                 raise InputError(
-                    f"{decided.where}: {decided.label!r} is no class; the classes are {shortened([*classes])}. Mend "
-                    "it, or pass --new_classes to have it as one"
+                    f"{decided.where}: {decided.label!r} is not a class; the classes are {shortened([*classes])}. "
+                    "Correct it, or pass --new_classes to add it as a class"
                 )
             classes[decided.label] = None
         label[row], source[row] = decided.label, decided.source
         corrected.append(row)
     if undecided:
-        notes.append(f"{undecided} images have no majority among their labels: their labels stay")
+        notes.append(f"{undecided} images have no majority among their corrections: their labels stay")
     if added := [name for name in classes if name not in rows.classes]:
         notes.append(f"new classes: {shortened(added)}")
     return Merged(
@@ -92,7 +92,7 @@ def merge(rows: LabeledRows, several: Sequence[Statements], conflicts: Conflicts
 
 
 def _by_row(rows: LabeledRows, several: Sequence[Statements]) -> tuple[dict[int, list[Statement]], list[str]]:
-    """What is said of each row, in the order of the files and, in each of them, of the times."""
+    """The statements about each row, in the order of the files and, within each file, of time."""
     by_row: dict[int, list[Statement]] = {}
     notes: list[str] = []
     for statements in several:
@@ -107,11 +107,11 @@ def _by_row(rows: LabeledRows, several: Sequence[Statements]) -> tuple[dict[int,
         found = match(names, rows.names)
         if found.doubled is not None:
             first, second = (names[i] for i in found.doubled)
-            raise InputError(f"{statements.path}: {first!r} and {second!r} are both one row of {rows.table}: keep one")
+            raise InputError(f"{statements.path}: {first!r} and {second!r} mean the same row of {rows.table}: keep one")
         why = "" if found.unmatched is None else f": {found.unmatched[0]!r}"
         why += f"; {found.cause}" if found.cause else ""
         if not found.num_matched:
-            raise InputError(f"{statements.path} is of none of the images in {rows.table}{why}")
+            raise InputError(f"{statements.path} names none of the images in {rows.table}{why}")
         if missing := len(names) - found.num_matched:
             notes.append(f"{statements.path}: {missing} of {len(names)} images are not in {rows.table}{why}")
         notes += [f"{statements.path}: {note}" for note in found.notes]
@@ -127,7 +127,7 @@ def _by_row(rows: LabeledRows, several: Sequence[Statements]) -> tuple[dict[int,
 
 
 def _decided(name: str, said: Sequence[Statement], conflicts: Conflicts) -> Statement | None:
-    """What is taken of all that is said of an image; None where it is undecided."""
+    """The statement that decides about an image; None if it is undecided."""
     counts = Counter(each.label for each in said).most_common(2)
     if len(counts) == 1:
         return _joined(said)
@@ -139,7 +139,7 @@ def _decided(name: str, said: Sequence[Statement], conflicts: Conflicts) -> Stat
     one, other = said[0], next(each for each in said if each.label != said[0].label)
     raise InputError(
         f"{name!r} is {one.label!r} by {one.source} ({one.where}) and {other.label!r} by {other.source} "
-        f"({other.where}): pass --conflicts last or majority, or mend it"
+        f"({other.where}): pass --conflicts last or majority, or correct one"
     )
 
 
@@ -151,7 +151,7 @@ def _joined(said: Sequence[Statement]) -> Statement:
 
 
 def outputs_in(out: Path) -> Outputs:
-    """What merged labels are in a folder."""
+    """The files of merged labels in a folder."""
     return Outputs(folder=out, kind="merged labels", names=NAMES)
 
 
@@ -213,12 +213,12 @@ def _csv(lines: Iterator[Sequence[str]]) -> str:
 
 
 def told(merged: Merged, several: Sequence[Statements]) -> list[str]:
-    """What was merged, line by line."""
+    """The summary of the merge, line by line."""
     changed = {*merged.changed}
     lines = [f"{each.path}: {len(each.given)} of {each.kind}" for each in several]
     for source, number in Counter(merged.source[row] for row in merged.corrected).most_common(10):
         own = sum(merged.source[row] == source for row in changed)
-        lines.append(f"{source}: {number} images, {own} of them with another label")
+        lines.append(f"{source}: {number} images, {own} of them with a different label")
     moves = Counter((merged.before(row) or "none", merged.label[row] or "none") for row in changed)
     if moves:
         pairs = (f"{before} -> {after} ({number})" for (before, after), number in moves.most_common(10))

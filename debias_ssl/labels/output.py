@@ -1,4 +1,4 @@
-"""The folder that `label` and `debias` write, and the figures that they say at their end."""
+"""Writes the folder of `label` and `debias`, and prints their figures."""
 
 import io
 import json
@@ -36,11 +36,11 @@ NAMES += ("classes.json", "unreadable.json", PREFERENCE)
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """In which files labels are written.
+    """The files that labels are written to.
 
     Args:
         probs: `full` is probs.npy, the probabilities of all classes; `top5` the five largest of each row, in
-            top5_probs.npy, and the numbers of their classes, in top5_classes.npy; `none` is neither.
+            top5_probs.npy, and the numbers of their classes, in top5_classes.npy; `none` writes neither.
         table: `csv` is labels.csv, `parquet` is labels.parquet.
     """
 
@@ -54,7 +54,7 @@ class OutputConfig:
 
 
 def outputs_in(out: Path) -> Outputs:
-    """What `label` and `debias` write into a folder."""
+    """The files that `label` and `debias` write into a folder."""
     return Outputs(folder=out, kind="labels", names=NAMES)
 
 
@@ -64,7 +64,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
     What a job that was interrupted has left is replaced: the same command goes on.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"cannot write to --out {str(out)!r}: it is not a folder")
+        raise InputError(f"cannot write to --out {str(out)!r}: this is not a folder")
     check_writable(out, "--out")
     outputs_in(out).check_replaceable(overwrite)
 
@@ -112,7 +112,7 @@ def write_removed(
     unreadable: Mapping[str, str] | None = None,
     files: OutputConfig = OutputConfig(),
 ) -> str:
-    """As `write_folder`, where it is known what is removed from the rows."""
+    """The same as `write_folder`, for a given removal."""
     for note in removal.notes:
         print(f"note: {note}", file=sys.stderr)
     labeling = write_labels(rows, config, removal, out, files)
@@ -168,7 +168,7 @@ def write_labels(
             write_table(text)
         for write in (write_table, *write_probs):
             write.wait()
-        # Nothing was wrong with a row or the disk: now the labels that were there go, whole.
+        # All rows and the disk were fine: now the earlier labels are removed together.
         outputs.begin_replacing()
         outputs.claim(*files.names, "classes.json", "report.html", "summary.json")
     write_aside(out / "classes.json", json.dumps(rows.classes, ensure_ascii=False) + "\n")

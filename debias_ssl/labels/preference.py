@@ -1,4 +1,4 @@
-"""A preference for classes that is measured on other rows than those to be labeled, and its file."""
+"""A class preference (bias) that was measured on other rows than those to label, and its file."""
 
 import json
 import math
@@ -25,7 +25,7 @@ DECIMALS = 5
 
 @runtime_checkable
 class Reference(Protocol):
-    """Where a preference is from: rows that it is measured on, or itself, measured before."""
+    """The source of a class preference: rows to measure it on, or an earlier measurement."""
 
     def at(self, estimate: PriorName, momentum: float, temperature: float) -> "Preference":
         """The preference at a temperature."""
@@ -38,11 +38,11 @@ class Reference(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """What a classifier prefers, measured on rows in which the classes are about equally frequent."""
+    """The class preference (bias) of a classifier, measured on rows in which all classes are about equally frequent."""
 
     classes: tuple[str, ...]
     made_with: Mapping[str, str]
-    """What it is a preference of: of the model and the prompts, or the kind of the numbers."""
+    """Where the preference belongs to: the model and the prompts, or the kind of the numbers."""
     estimate: PriorName
     temperature: float
     num_rows: int
@@ -88,7 +88,7 @@ class Preference:
         if {*self.classes} != {*classes}:
             other = shortened(sorted({*self.classes} ^ {*classes}))
             raise InputError(
-                f"{source} is of other classes ({other}): pass the images or predictions that it was measured on"
+                f"{source} has other classes ({other}): pass the images or predictions that it was measured on"
             )
         differing = [key for key, value in made_with.items() if self.made_with.get(key) != value]
         if differing:
@@ -133,8 +133,7 @@ def summary_with(folder: Path, entry: str, job: str, others: str) -> dict[str, A
         raise InputError(f"{str(path)!r} is not JSON: {reason(error)}") from error
     if not isinstance(summary, dict) or not isinstance(summary.get(entry), str):
         raise InputError(
-            f"--reference {str(folder)!r} is no folder that {job} has written: pass one, or {others}, or a "
-            "preference.json"
+            f"--reference {str(folder)!r} is not a folder of {job}: pass one, or {others}, or a preference.json"
         )
     return summary
 
@@ -173,6 +172,4 @@ def read_preference(path: Path) -> Preference:
             draws=draws,
         )
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"{str(path)!r} is no preference.json that label or debias has written: {reason(error)}"
-        ) from error
+        raise InputError(f"{str(path)!r} is not a preference.json of label or debias: {reason(error)}") from error

@@ -27,7 +27,8 @@ def read_templates(where: str | Sequence[str]) -> Templates:
     if not path.is_file():
         names = ", ".join(NAMED)
         raise InputError(
-            f"--templates is {where!r}: neither {names}, nor a file with a sentence like 'a photo of a {{}}.' a line"
+            f"--templates is {where!r}: neither {names}, nor a file with one sentence per line, such as 'a photo "
+            "of a {}.'"
         )
     lines = read_text(path).rstrip().splitlines()
     for number, line in enumerate(lines, start=1):

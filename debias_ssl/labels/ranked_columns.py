@@ -1,7 +1,7 @@
-"""Numbers of all classes in one column of lists, and the best classes of each row with their numbers, as timm writes.
+"""Reads timm's predictions: one column of lists with the numbers of all classes, or the best classes of each row.
 
-timm's inference.py writes the K largest probabilities (or logits) of each row from the largest to the smallest, with
-the classes that they are of beside them, if it is asked for these; with --topk 0 it writes all in the order of classes.
+timm's inference.py writes the K largest probabilities (or logits) of each row from the largest to the smallest. On
+request it writes their classes beside them. With --topk 0 it writes all numbers in the order of the classes.
 """
 
 import re
@@ -20,7 +20,7 @@ TIMM = "timm's inference.py writes all with --topk 0 --results-separate-col --fu
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """As many values in each row, K."""
+    """Columns that hold K values in each row."""
 
     name: str
     columns: tuple[Column, ...]
@@ -31,7 +31,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """A matrix that columns together hold."""
+    """A matrix that several columns hold together."""
 
     values: np.ndarray
     classes: tuple[str, ...] | None

@@ -1,4 +1,4 @@
-"""Rows of a reference, in which the classes are about equally frequent, and the preference that they show."""
+"""A reference: rows in which the classes are about equally frequent, and the class preference measured on them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from debias_ssl.labels.preference import Preference
 from debias_ssl.labels.sample import read_sample
 from debias_ssl.system.errors import InputError
 
-# Bootstrap draws, and the most rows and numbers that they are of.
+# Bootstrap draws, and the largest numbers of rows and of values for them.
 DRAWS, DRAWN_ROWS, DRAWN_NUMBERS = 200, 2**14, 2**24
 SEED = 1
 
@@ -39,13 +39,15 @@ class ReferenceRows:
             InputError: the estimate is none of rows.
         """
         if estimate in GIVEN:
-            raise InputError(f"the prior {estimate} is not measured on rows: leave out --reference, or --prior")
+            raise InputError(
+                f"the prior {estimate} is not measured on reference rows: leave out --reference, or --prior"
+            )
         chunks, notes = [logits / temperature if temperature != 1 else logits for logits in self.sample], ()
         if estimate in BALANCED:
             solution = balanced(chunks, estimate, uniform(len(self.classes)))
             prior = solution.prior
             if not solution.is_settled:
-                notes = (f"the prior {estimate} of the reference did not settle: {solution.left:.2%} are left",)
+                notes = (f"the prior {estimate} of the reference did not converge: {solution.left:.2%} are left",)
         else:
             prior = estimated(chunks, estimate, momentum, None)
         return Preference(

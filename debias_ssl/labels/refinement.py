@@ -1,4 +1,4 @@
-"""Labels refined by where the rows lie: from the debiased probabilities to the posterior of an anchored mixture."""
+"""Refines labels by the positions of the rows: from debiased probabilities to the posterior of an anchored mixture."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,13 +23,13 @@ from debias_ssl.training.memory import memory_told
 
 # Bytes that are held of blocks, whatever the number of rows.
 BLOCKS = 20 * mixture.BLOCK
-# Length of the mean of unit vectors that are all the same but for rounding.
+# Length of the mean of unit vectors that are equal except for rounding.
 ALL_THE_SAME = 1 - 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors:
-    """Features of the rows, and what they would be for each class, as arrays or files bring them."""
+    """Features of the rows, and an anchor for each class, from arrays or files."""
 
     features: Num[np.ndarray, "N D"]
     anchors: Float[Tensor, "C D"]
@@ -43,7 +43,7 @@ def check_given(config: DebiasConfig, has_features: bool, has_anchors: bool) -> 
     """Raises InputError where what refines is not there, or would not be made use of."""
     if config.refine == "none" and (has_features or has_anchors):
         given = "--features" if has_features else "--anchors"
-        raise InputError(f"{given} would do nothing: it refines labels with --refine mixture")
+        raise InputError(f"{given} has an effect only with --refine mixture: pass that too, or leave it out")
     if config.refine != "none" and not (has_features and has_anchors):
         raise InputError(
             f"--refine {config.refine} needs --features, a vector for each row, and --anchors, one for each class in "
@@ -119,11 +119,11 @@ def refined(rows: Rows, config: DebiasConfig, removal: Removal, *, is_quiet: boo
     with memory_told("while labels were refined", "leave out --refine, or label the rows in several parts"):
         features = _unit(rows.features, num_rows, dim)
         if float(features.mean(0, dtype=torch.float64).norm()) > ALL_THE_SAME:
-            note = "the features of all rows are the same: labels are debiased, and not refined"
+            note = "the features of all rows are equal: labels are debiased, but not refined"
             return rows, replace(removal, notes=(*removal.notes, note))
         if not is_quiet:
             held = 4 * num_rows * (2 * dim + 4 * num_classes) + BLOCKS
-            told = f"refining holds {held / 1e6:,.0f} MB in memory, and compares {num_rows:,} rows with each other"
+            told = f"refining needs {held / 1e6:,.0f} MB of memory, and compares {num_rows:,} rows with each other"
             print(f"note: {told}", file=sys.stderr)
         probs = torch.empty(num_rows, num_classes)
         first = 0

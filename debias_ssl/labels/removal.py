@@ -1,4 +1,4 @@
-"""Which prior is removed from rows of logits, how much of it, and at which temperature."""
+"""Decides which prior is removed from rows of logits, at which strength, and at which temperature."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) ->
         InputError: a number is not finite, or the settings need what is not there.
     """
     if config.estimate == "content_free" and rows.blank is None and rows.reference is None:
-        raise InputError("the prior content_free needs the logits of a blank image: give them by --blank FILE")
+        raise InputError("the prior content_free needs the logits of a blank image: pass them with --blank FILE")
     supported, notes = supported_by(rows, config)
     tuning = None if rows.tuning is None else read_tuning(rows, config, is_quiet)
     source = _source_of(rows, tuning, _is_cautious(rows, config), is_quiet)
@@ -59,7 +59,7 @@ def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) ->
         # With shares to be estimated, each strength would take many passes.
         strength = min(STRENGTHS, key=lambda tau: tuning.loss(temperature, tau, found.shift_of(tau)))
     if tuning is not None and config.strength is None and strength == STRENGTHS[-1]:
-        notes.append(f"tune_on chose strength {strength:g}, the largest that is tried: another prior may fit better")
+        notes.append(f"tune_on chose strength {strength:g}, the largest value tried: another prior may fit better")
     shift, sure, preference = found.shift_of(strength), None, found.preference
     if _is_cautious(rows, config):
         sure = presence(seen.sample, shift)
@@ -125,14 +125,15 @@ def _is_cautious(rows: Rows, config: DebiasConfig) -> bool:
 
 
 def _caution(sure: Presence) -> list[str]:
-    """What is to be said where less is removed."""
+    """The note for users if less is removed."""
     if sure.removed == 1:
         return []
     num = len(sure.shares)
     return [
-        f"the surer half of the labels is spread like {sure.spread * num:.1f} of {num:,} classes, as if some were not "
-        f"there: {sure.removed:.0%} of the preference is removed. If all classes are about equally frequent, pass "
-        "target_prior uniform; if not, measure the preference on other images or predictions of all classes: reference"
+        f"the more confident half of the labels is spread over about {sure.spread * num:.1f} of {num:,} classes, "
+        f"so some classes may be missing: {sure.removed:.0%} of the class bias is removed. If all classes are "
+        "about equally frequent, pass target_prior uniform; if not, pass a reference: other images or "
+        "predictions, of all classes"
     ]
 
 
@@ -146,12 +147,12 @@ def supported_by(rows: Rows, config: DebiasConfig) -> tuple[float, list[str]]:
     is_known = rows.reference is not None or (config.estimate in GIVEN and rows.target is not None)
     if share == 1 or is_known or config.strength == 0:
         return 1.0, []
-    few = f"{num_rows:,} rows are few to estimate {_estimated(config)} of {num_classes:,} classes from"
+    few = f"{num_rows:,} rows are few to estimate {_estimated(config)} of {num_classes:,} classes"
     if config.strength is not None:
-        return 1.0, [f"{few}: labels may be worse than plain ones; without a given strength less is removed"]
+        return 1.0, [f"{few}: labels may be worse than plain ones; leave out strength to remove less"]
     return share, [
-        f"{few}: {share:.0%} of what they say is made use of; it is all of it from "
-        f"{priors.ENOUGH_ROWS * num_classes:,} rows on, or with a given strength"
+        f"{few}: {share:.0%} of the estimate is removed; all of it is removed with "
+        f"{priors.ENOUGH_ROWS * num_classes:,} rows or more, or with a given strength"
     ]
 
 
@@ -201,7 +202,13 @@ def _find_shift(seen: _Seen, rows: Rows, config: DebiasConfig, supported: float,
             towards = _target_of(_shares(seen, uniform(num_classes), tell), config, seen.num_rows)
         solution = balanced(seen.chunks, estimate, towards)
         if not solution.is_settled:
-            tell(_unsettled(f"the prior {estimate}", solution, "the labels' shares miss the target by that much"))
+            tell(
+                _unsettled(
+                    f"the prior {estimate}",
+                    solution,
+                    "the class shares of the labels differ from the target by that much",
+                )
+            )
         # Its classes are all possible: cut off, a rare one would stay unbalanced. Of the known target all remains.
         log_q = supported * finite_log(solution.prior) - (1 - supported) * log_target
         return _Found(prior=solution.prior, log_own=torch.zeros_like(log_q), shift_of=lambda strength: strength * log_q)
@@ -225,8 +232,8 @@ def _of_reference(preference: Preference) -> list[str]:
     notes = [*preference.notes]
     if preference.supported < 1:
         notes.append(
-            f"the reference has {preference.num_rows:,} rows, which are few for {len(preference.classes):,} classes: "
-            f"{preference.supported:.0%} of what they say is made use of"
+            f"the reference has {preference.num_rows:,} rows, which are few for {len(preference.classes):,} "
+            f"classes: {preference.supported:.0%} of the measured bias is removed"
         )
     return notes
 
@@ -239,7 +246,7 @@ def _target_of(pi: Float[Tensor, " C"], config: DebiasConfig, num_rows: int) -> 
 def _shares(seen: _Seen, source: Float[Tensor, " C"], tell: Callable[[str], None]) -> Float[Tensor, " C"]:
     found = priors.expectation_maximization(seen.sample, source)
     if not found.is_settled:
-        tell(_unsettled("the shares of the classes", found, "they are still on their way; give the target as a file"))
+        tell(_unsettled("the shares of the classes", found, "they had not converged; pass the target as a file"))
     return found.prior
 
 
@@ -261,4 +268,4 @@ def _shares_with_intervals(seen: _Seen, found: _Found, strength: float, preferen
 
 
 def _unsettled(what: str, found: Solution, meaning: str) -> str:
-    return f"{what} did not settle: at the end {found.left:.2%} of the mass was in motion; {meaning}"
+    return f"{what} did not converge: in the last round {found.left:.2%} of the mass moved; {meaning}"

@@ -1,4 +1,4 @@
-"""Which row a file means by a path: rows are found by name, by another spelling of it, or below another folder."""
+"""Finds the row that a path in a file means: by its name, by another spelling of it, or in another folder."""
 
 import os.path
 from collections import Counter
@@ -33,7 +33,7 @@ class Matched:
 def match_numbers(entries: Int64[np.ndarray, " E"], num_rows: int) -> Matched:
     """The rows that entries mean by their numbers, all of which there are."""
     entry_of, places = np.full(num_rows, -1), np.arange(len(entries))
-    # Of several entries the first is written last.
+    # If several entries match, the first one is written last.
     entry_of[entries[::-1]] = places[::-1]
     return Matched(entry_of=entry_of, num_matched=len(entries), doubled=_first_pair(entry_of[entries], places))
 
@@ -51,22 +51,22 @@ def match(entries: Sequence[str], names: Sequence[str]) -> Matched:
         return rounds.matched()
     spelled = texts_of(map(canonical, rounds.names))
     known = texts_of(map(canonical, rounds.entries.part(rounds.left)))
-    rounds.take(known, spelled, np.arange(len(names)), "are spelled otherwise than the rows")
+    rounds.take(known, spelled, np.arange(len(names)), "are spelled differently from the rows")
     spelled, known = spelled.part(rounds.open), texts_of(map(canonical, rounds.entries.part(rounds.left)))
     prefix = _common_prefix({*known}, {*spelled})
     if prefix is not None:
         front, is_of_entries = prefix
         if is_of_entries:
-            inner, said = (name.removeprefix(front) for name in known), "begin with {!r}, which the rows do not"
+            inner, said = (name.removeprefix(front) for name in known), "start with {!r}, but the rows do not"
         else:
-            inner, said = (front + name for name in known), "lack {!r}, with which the rows begin"
+            inner, said = (front + name for name in known), "lack {!r}, the start of the rows"
         rounds.take(texts_of(inner), spelled, rounds.open, said.format(front))
     return rounds.matched()
 
 
 @dataclass(kw_only=True)
 class _Rounds:
-    """What is known of entries and rows, round after round of looking for them."""
+    """The matches of entries and rows, which grow in each round of the search."""
 
     entries: Texts
     names: Texts
@@ -102,7 +102,7 @@ class _Rounds:
         if words:
             i = int(means.argmax())
             entry, row = self.entries[int(self.left[i])], self.names[int(rows[(found == i).argmax()])]
-            self.notes.append(f"{means.sum()} paths {words}: {entry!r} is taken for {row!r}")
+            self.notes.append(f"{means.sum()} paths {words}: {entry!r} is matched to {row!r}")
         self.entry_of[hit[before < 0]] = places[before < 0]
         self.left = self.left[~means]
 
@@ -150,10 +150,10 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _cause(known: Texts, rows: Texts) -> str:
-    """What the names that are left over on both sides have in common."""
+    """The likely reason why names on both sides do not match."""
     same: dict[str, Callable[[str], str]] = {
-        "names differ by upper and lower case": str.lower,
-        "names differ by what comes after the last dot": lambda name: os.path.splitext(name)[0],
+        "names differ in upper and lower case": str.lower,
+        "names differ in their suffix": lambda name: os.path.splitext(name)[0],
         "the same files lie in other folders": os.path.basename,
     }
     for said, form in same.items():

@@ -1,4 +1,4 @@
-"""Some rows of a matrix of predictions, in memory."""
+"""A sample of rows of a matrix of predictions, in memory."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.labels.debiasing import Rows, pass_over, rows_of_chunk
 
-# Numbers that are kept in memory to be gone through again and again: 128 MiB.
+# Numbers to keep in memory for repeated passes: 128 MiB.
 SAMPLE_NUMBERS = 2**25
 
 
@@ -35,7 +35,7 @@ def read_rows(
     Raises:
         InputError: a number is not finite.
     """
-    # One array for each: small ones that stay would keep the memory of each chunk from the next.
+    # One array for each selection: small arrays between the chunks would keep their memory from being used again.
     found, first = [torch.empty(len(places), len(rows.classes)) for places in wanted], 0
     for logits in pass_over(rows, 1.0, title, is_quiet):
         for own, places in zip(found, wanted, strict=True):

@@ -1,4 +1,4 @@
-"""Several labels of a row, from a model that was trained with sigmoids and says of each class whether it fits."""
+"""Multi-label output: several labels of a row, from a model with sigmoids that decides about each class alone."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What people or tools say of images: a label for each, and who says it."""
+"""Statements of people or tools about images: a label for each image, and its author."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Statement:
 
 @dataclass(frozen=True, kw_only=True)
 class Statements:
-    """What a file says."""
+    """The statements of a file."""
 
     path: Path
     given: Sequence[Statement]
@@ -32,4 +32,4 @@ class Statements:
     are_reviewed: bool
     """Whether somebody looked at each of these images, so that a label that stays as it is was confirmed."""
     notes: tuple[str, ...] = ()
-    """What people should know of how the file was read."""
+    """Notes for users about how the file was read."""

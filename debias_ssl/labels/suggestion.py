@@ -1,4 +1,4 @@
-"""Which images to label next: those that stand for the most of what is unsure, and some of each class."""
+"""Chooses the images to label next: those that represent the most uncertain images, with some of each class."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from debias_ssl.system.errors import InputError
 # Images that are chosen among, where there are more: so many for each that is chosen, within these limits. Time grows
 # with their square.
 FOR_EACH, FEWEST, MOST = 16, 2**13, 2**15
-# Of each predicted class so many are among them, where there are.
+# The number of candidates of each predicted class, if it has as many.
 OF_EACH_CLASS = 16
 # Of labeled images, features that are in memory at a time.
 BLOCK = 4096
-# Rows that intervals of shares are computed on, where there are more, and their bootstrap draws.
+# The largest number of rows for intervals of shares, and the number of bootstrap draws.
 MOST_ROWS, DRAWS, SEED = 4096, 100, 3
 NOTHING = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What predictions say of images."""
+    """The predictions for images, in the form that suggestions need."""
 
     label: Int64[np.ndarray, " N"]
     second: Int64[np.ndarray, " N"]
@@ -47,11 +47,11 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """One image."""
+    """One suggested image."""
 
     row: int
     covers: float
-    """What it adds to the coverage, as a part of what is unsure among all candidates."""
+    """Its gain in coverage, as a share of the uncertainty of all candidates."""
     of_class: int = NOTHING
     """The class that it was chosen for; negative where it was chosen among all."""
 
@@ -108,7 +108,7 @@ def suggest_images(
     num_unreadable = int((~readable).sum())
     rows, features = rows[readable.numpy()], features[readable]
     if not len(rows):
-        raise InputError("none of the images to choose from has features that are numbers: make them anew")
+        raise InputError("none of the candidate images has finite features: compute them again")
     directions = Directions(features)
     weight = torch.ones(len(rows)) if seen is None else unsure(seen.gap[rows])
     coverage = Coverage(directions(features), weight)

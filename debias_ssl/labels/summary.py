@@ -1,4 +1,4 @@
-"""The figures that `label` and `debias` say at their end, and write to summary.json."""
+"""The figures that `label` and `debias` print at the end and write to summary.json."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -135,7 +135,7 @@ def _lines_of_shares(shares: Mapping[str, Any], num_named: int) -> list[str]:
     lines = [f"{'here':<10}{of}, 95 % intervals of shares: {', '.join(told)}{_more(here, num_named)}"]
     if absent:
         told = [f"{name} (at most {100 * shares[name]['interval'][1]:.2f} %)" for name in absent[:num_named]]
-        lines.append(f"{'absent?':<10}no clear evidence of: {', '.join(told)}{_more(absent, num_named)}")
+        lines.append(f"{'absent?':<10}no clear evidence for: {', '.join(told)}{_more(absent, num_named)}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Predictions before and after a temperature: fitted on some rows, judged on others."""
+"""Temperature scaling of predictions: fitted on some rows, and judged on others."""
 
 import math
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ SCORES = {"nll": "NLL", "brier": "Brier"}
 
 @dataclass(frozen=True, kw_only=True)
 class Rescaled:
-    """What a temperature makes of the rows that it is judged on, whose labels are known."""
+    """Predictions of labeled rows before and after a temperature."""
 
     rows: KnownRows
     temperatures: Float[Tensor, " N"]
@@ -50,18 +50,18 @@ class Rescaled:
         if self.fold_temperatures:
             low, high = min(self.fold_temperatures), max(self.fold_temperatures)
             text += (
-                f"; judged in {len(self.fold_temperatures)} folds, each with the temperature of the others, "
-                f"{low:.4g} to {high:.4g}"
+                f"; evaluated in {len(self.fold_temperatures)} folds, each with the temperature fitted on the "
+                f"others, {low:.4g} to {high:.4g}"
             )
         return text
 
     def warning(self) -> str | None:
-        """What is wrong with a temperature that has no minimum, in words."""
+        """The warning about a temperature without a minimum."""
         if not self.bound:
             return None
         return (
-            f"a temperature is at {self.bound:g}, the limit of the search: the {self.num_tuned_on} {self.tuned_on} "
-            "that it is fitted on are all right, or no better than chance; fit it on more"
+            f"a temperature is at {self.bound:g}, the limit of the search: the {self.num_tuned_on} "
+            f"{self.tuned_on} that it is fitted on are all right, or no better than chance; fit it on more rows"
         )
 
     @cached_property

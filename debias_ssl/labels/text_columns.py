@@ -1,4 +1,4 @@
-"""Columns of .csv, .tsv and .txt files, as programs and spreadsheets write them."""
+"""Reads columns of .csv, .tsv and .txt files, as programs and spreadsheets write them."""
 
 import csv
 import io
@@ -17,9 +17,9 @@ from debias_ssl.labels.columns import FRACTION, NUMBER, ROWS, Column, pc
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.tables import DELIMITERS, UTF_16, Table, is_text, read_table
 
-# Bytes of a file that say how it is written, and rows that are looked at for it.
+# Bytes, and rows, at the start of a file from which its format is found.
 HEAD, LOOKED_AT = 2**22, 20
-# What pandas calls columns without a name: an index that was written with the others.
+# The name that pandas gives to columns without one: an index written with the other columns.
 UNNAMED = re.compile(r"(Unnamed: \d+|__index_level_\d+__)(\.\d+)*|")
 
 
@@ -51,7 +51,7 @@ def is_unnamed(name: str) -> bool:
 
 
 def _of_blanks(path: Path, first: str) -> list[Column] | np.ndarray:
-    """As numpy.savetxt writes a matrix: its header is a comment in the first line."""
+    """A matrix as numpy.savetxt writes it: its header is a comment in the first line."""
     try:
         values = np.loadtxt(path, ndmin=2, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -63,7 +63,7 @@ def _of_blanks(path: Path, first: str) -> list[Column] | np.ndarray:
 
 
 def _of_decimal_commas(rows: list[list[str]]) -> str | None:
-    """What divides the cells, where commas do only if those in numbers such as 0,5 are taken for it."""
+    """The delimiter, if the first rows contain decimal commas, as in 0,5; None otherwise."""
     for delimiter in DELIMITERS[1:]:
         for row in rows[:2]:
             cells = ",".join(row).split(delimiter)

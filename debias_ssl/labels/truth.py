@@ -1,4 +1,4 @@
-"""What files say of the rows of a matrix: the labels of some of them, and the shares of the classes among them."""
+"""Reads the truth about rows of a matrix: labels of some rows, and class shares."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from debias_ssl.system.texts import texts_of
 
 
 class RowNumbers(Sequence[str]):
-    """Names of rows that have no names: "0", "1", ..., made when they are asked for."""
+    """Names of rows without names: "0", "1", ..., computed on access."""
 
     def __init__(self, num: int):
         self.num = num
@@ -50,7 +50,7 @@ def are_numbers(names: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownLabels:
-    """What a file says of the classes of rows."""
+    """The classes of rows that a file contains."""
 
     labels: Int64[np.ndarray, " N"]
     """Class numbers, negative where unknown."""
@@ -176,7 +176,7 @@ def _class_of(label: str, number: dict[str, int], classes: tuple[str, ...], path
     found = number.get(label, number.get(label.removesuffix(".0")))
     if found is None and not is_unknown(label, classes):
         hint = "; for ImageNet's ids pass --classes imagenet" if WNID.fullmatch(label) else ""
-        raise InputError(f"{path}, line {line}: {label!r} is no class; the classes are {shortened(classes)}{hint}")
+        raise InputError(f"{path}, line {line}: {label!r} is not a class; the classes are {shortened(classes)}{hint}")
     return UNKNOWN if found is None else found
 
 
@@ -194,7 +194,7 @@ def _read_numbers(path: Path, num_rows: int, num_classes: int) -> Int64[np.ndarr
         raise InputError(f"cannot read {path}: {reason(error)}") from error
     if labels.shape != (num_rows,) or labels.dtype.kind not in "iu":
         raise InputError(
-            f"{path} is {labels.dtype} of shape {labels.shape}; {num_rows} class numbers are expected, one a row"
+            f"{path} is {labels.dtype} of shape {labels.shape}; {num_rows} class numbers are expected, one for each row"
         )
     if labels.max() >= num_classes:
         raise InputError(f"{path}: row {int(labels.argmax())} has class {labels.max()}, but there are {num_classes}")
@@ -228,7 +228,7 @@ def read_target(
             raise InputError(f"{path}: the weight of {name!r} is {weight!r}, must be a number of at least 0")
     target = torch.tensor([weights[name] for name in classes], dtype=torch.float64)
     if target.sum() == 0:
-        raise InputError(f"{path}: all weights are 0; the classes that there are need weights above 0")
+        raise InputError(f"{path}: all weights are 0; at least one class needs a weight above 0")
     return target / target.sum()
 
 

@@ -1,4 +1,4 @@
-"""Temperature and strength from the labels of a few rows, chosen together for the debiased probabilities."""
+"""Fits temperature and strength together on a few labeled rows, for the debiased probabilities."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +26,8 @@ STRENGTHS = tuple(step / 10 for step in range(21))
 SCALE_OF_TEMPERATURE, DEVIATION_OF_STRENGTH = 0.5, 0.5
 # For people who have not tuned: measured on made logits of ten classes with a preference of 0 to 6 (docs/RESULTS.md).
 UNTUNED = (
-    "confidences need labels of some rows, by --tune_on FILE: on made logits, 100 left an error of 3.2 %, 300 of 2.0 "
-    "%, 1,000 of 1.6 %"
+    "calibrated confidences need the labels of some rows (--tune_on FILE): on synthetic logits, 100 rows left an "
+    "error of 3.2 %, 300 of 2.0 %, 1,000 of 1.6 %"
 )
 # Rounds of temperature and strength, and the change of the temperature (of its logarithm) below which none follows.
 MOST_ROUNDS = 5
@@ -96,7 +96,7 @@ def read_tuning(rows: Rows, config: DebiasConfig, is_quiet: bool) -> Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What was chosen, and the change of the temperature (of its logarithm) that one more round would bring."""
+    """The chosen values, and the change of the temperature (of its logarithm) in one more round."""
 
     temperature: float
     strength: float
@@ -113,8 +113,8 @@ class Chosen:
             )
         elif self.moved >= SETTLED:
             yield (
-                f"temperature and strength did not settle: after {MOST_ROUNDS} rounds the temperature would still "
-                f"change by {math.expm1(self.moved):.0%}; label more rows for tune_on, or give the temperature"
+                f"temperature and strength did not converge: after {MOST_ROUNDS} rounds the temperature still "
+                f"changed by {math.expm1(self.moved):.0%}; label more rows for tune_on, or set the temperature"
             )
 
 

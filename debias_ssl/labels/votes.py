@@ -1,4 +1,4 @@
-"""Labels by the votes of several classifiers, before and after the preference of each is removed."""
+"""Labels by the votes of several classifiers, before and after the class bias of each is removed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ MOST_ROWS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Votes:
-    """What one classifier says of all rows."""
+    """The votes of one classifier for all rows."""
 
     label: Int64[np.ndarray, " N"]
     sureness: Float64[np.ndarray, " N"]
@@ -32,7 +32,7 @@ class Votes:
 
 @dataclass(frozen=True, kw_only=True)
 class Ballot:
-    """The votes of a classifier, as they are and without what it prefers."""
+    """The votes of a classifier, plain and with its class bias removed."""
 
     plain: Votes
     debiased: Votes
@@ -41,7 +41,7 @@ class Ballot:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """Shares of votes, counted when rows are asked for: those of all rows and classes need not fit into memory."""
+    """Shares of votes, counted on access: those of all rows and classes may be larger than memory."""
 
     votes: Sequence[Votes]
     """Of each classifier."""
@@ -57,7 +57,7 @@ class Shares:
 
 @dataclass(frozen=True, kw_only=True)
 class ShareLogits:
-    """Shares of votes as logits, in chunks: their softmax are the shares."""
+    """Shares of votes as logits, in chunks: the softmax of these logits gives the shares."""
 
     shares: Shares
 

@@ -1,4 +1,4 @@
-"""Images and names of classes for CLIP, and the rows of logits that it makes of them."""
+"""Zero-shot labels: images and class names become rows of logits by CLIP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from debias_ssl.system.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be labeled as what; it fits together, and no model is loaded for it."""
+    """The images and classes of a labeling job, checked against each other before any model is loaded."""
 
     files: Sequence[str]
     root: Path
@@ -95,9 +95,9 @@ def read_request(
     names = listed.names
     if len(names) < 2:
         source = classes if isinstance(classes, str) else "classes"
-        raise InputError(f"{source} names one class, {''.join(names)!r}; at least two are needed to tell apart")
+        raise InputError(f"{source} names one class, {''.join(names)!r}; at least two classes are needed")
     if vectors is not None and templates != "simple":
-        raise InputError("--templates is for prompts, and --class_vectors takes their place: leave one of them out")
+        raise InputError("--class_vectors replaces prompts, so --templates has no effect: leave one of them out")
     others = None if negatives is None else negatives_of(negatives, listed)
     sentences = read_templates(templates)
     target = read_target(config.target_prior, names, has_reference=config.reference is not None)
@@ -132,7 +132,7 @@ def check_several(clip: Clip, multi_label: float | None) -> None:
     if clip.logit_bias is None:
         raise InputError(
             "--multi_label needs a model that was trained with sigmoids and has a logit bias, such as SigLIP and "
-            "SigLIP 2: the probabilities of this one say which class fits best, and not whether a class fits"
+            "SigLIP 2: the probabilities of this model tell which class fits best, but not whether a class fits at all"
         )
 
 
@@ -175,16 +175,19 @@ def zero_shot_rows(
         negatives = Logits(cache=cache, weights=clip.logit_scale * others)
     notes = []
     if vectors.not_kept:
-        notes.append(f"the vectors of the prompts are not kept for the next time: {vectors.not_kept}")
+        notes.append(f"the vectors of the prompts could not be cached: {vectors.not_kept}")
     if vectors.cut:
         first = shorten(repr(vectors.cut[0]), SHOWN, placeholder=" ...'")
         notes.append(
-            f"{len(vectors.cut):,} of {vectors.num_prompts:,} prompts are cut, as the model reads {tokens_read(clip)} "
-            f"tokens; the first one is {first}"
+            f"{len(vectors.cut):,} of {vectors.num_prompts:,} prompts are cut, because the model reads only "
+            f"{tokens_read(clip)} tokens; the first one is {first}"
         )
     if vectors.same:
         pairs = ", ".join(f"{request.classes[k]!r} (as {request.classes[first]!r})" for first, k in vectors.same[:5])
-        notes.append(f"the prompts of {len(vectors.same):,} classes are those of others; never predicted: {pairs}")
+        notes.append(
+            f"the prompts of {len(vectors.same):,} classes equal those of other classes, so these are never "
+            f"predicted: {pairs}"
+        )
     return Rows(
         chunks=Logits(cache=cache, weights=weights),
         names=cache.names,

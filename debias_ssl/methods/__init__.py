@@ -1,4 +1,4 @@
-"""Methods, one small class per paper."""
+"""Semi-supervised methods: one small class for each paper."""
 
 from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.methods.abc import ABC

@@ -13,7 +13,7 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class ABC(PseudoLabeling):
-    """Auxiliary balanced classifier (arXiv 2110.10368) on the features of FixMatch, through which its gradient flows.
+    """Auxiliary balanced classifier (arXiv 2110.10368) on the features of FixMatch; its gradient flows into them.
 
     With g the auxiliary head, q = softmax(g(weak(u))), k = argmax q, r_y = n_min / n_y, s_y the same of the shares in
     which labeled images are drawn and t the progress:

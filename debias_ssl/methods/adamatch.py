@@ -1,4 +1,4 @@
-"""AdaMatch: probabilities aligned to those of labeled images, and a threshold relative to the confidence in those."""
+"""AdaMatch: aligns probabilities to those of labeled images; the threshold is relative to the confidence on them."""
 
 import math
 from typing import Literal
@@ -35,8 +35,8 @@ class AdaMatch(PseudoLabeling):
         problem: what is fixed before training.
         threshold: tau, relative to the mean confidence of the labeled images of the step.
         momentum: of q and pi.
-        prior: pi: labeled is the running mean of labeled images' predictions, uniform or a list is fixed, null is no
-            alignment.
+        prior: pi: `labeled` is the running mean of labeled images' predictions; `uniform` or a list is fixed; null
+            turns alignment off.
         unlabeled_weight: lambda_u.
     """
 

@@ -1,4 +1,4 @@
-"""The base classes of methods."""
+"""The base classes of all methods."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from debias_ssl.system.ranges import NotNegative, check_ranges
 
 
 class Method(nn.Module):
-    """One paper: its formula is `forward`, its hyper-parameters are the constructor's keyword arguments.
+    """The method of one paper: `forward` is its formula, and the constructor's arguments are its hyperparameters.
 
     State is kept in buffers and trackers, so that it follows the device, is saved and is restored with no code of its
     own; parameters are optimized, averaged and exported with the model's.
@@ -60,7 +60,7 @@ def class_shares(prior: Sequence[float], num_classes: int) -> Float[Tensor, " C"
 
 
 class PseudoLabeling(Method):
-    """A method that trains strong views towards targets made of weak views.
+    """A method that trains strong views toward targets from weak views.
 
     L = labeled loss + lambda_u * mean_u weight * CE(f(strong(u)), target)
 

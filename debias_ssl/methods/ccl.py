@@ -1,4 +1,4 @@
-"""CCL: two heads that label together, corrected by estimated shares of the classes."""
+"""CCL: two heads label together, and estimated class shares correct them."""
 
 from dataclasses import replace
 
@@ -28,20 +28,21 @@ class CCL(PseudoLabeling):
     3. after each window, pi_u <- m pi_u + (1 - m) n_u / sum n_u, with n_u one more than the sum of p over the images of
        the window with log sum exp z >= negative_energy; pi likewise with the images that count.
 
-    pi_u is uniform at first, pi is pi_l. At test time b predicts. Where all three priors are uniform and b says what f
-    says, it is FixMatch with both losses twice.
+    At first, pi_u is uniform and pi is pi_l. At test time b predicts. If all three priors are uniform and b equals f,
+    this is FixMatch with each loss twice.
 
-    The contrastive losses are left out, and with them the weight 0.7 of the classification. One strong view here, the
-    mean of two there. Windows begin after 5 (20 on CIFAR-10) of 500 epochs and are 500 of 250,000 steps there, a share
-    of the run that is a single step in short runs: here they are a hundredth of it. The authors leave out the labeled
-    images from n_u, here all unlabeled ones count, of which labeled ones may be a part.
+    Differences from the authors' code: The contrastive losses are left out, and with them the weight 0.7 of the
+    classification. There is one strong view, where they take the mean of two. Their windows begin after 5 (on CIFAR-10
+    20) of 500 epochs and have 500 of 250,000 steps, which would be a single step in short runs; here a window is a
+    hundredth of the run. They leave the labeled images out of n_u; here all unlabeled images count, which may include
+    labeled ones.
 
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts.
         strength: tau.
-        negative_energy: log sum exp z from which pi_u is estimated on an image; on the scale of the network's logits.
-        momentum: m; 0.5 for pi_u there, 0.5 to 0.999 for pi.
+        negative_energy: log sum exp z from which an image counts for pi_u; on the scale of the network's logits.
+        momentum: m; in the authors' code 0.5 for pi_u, and 0.5 to 0.999 for pi.
         warm_up: share of the run before the first window.
         window: its length as a share of the run.
         unlabeled_weight: lambda_u; the larger one of 1.5 and U / L in the authors' code, whose U is L.

@@ -1,4 +1,4 @@
-"""CDMAD: what the network says of an image without content is its bias."""
+"""CDMAD: takes the network's prediction for an image without content as its class bias, and subtracts it."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -29,8 +29,8 @@ class CDMAD(PseudoLabeling):
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts; 0 in the authors' code.
         hard: whether the target is argmax p instead of p.
-        blank: what I is.
-        warm_up: share of the run before which pseudo-labels are not debiased; 100 of 500 epochs in the authors' code.
+        blank: the image I.
+        warm_up: share of the run with plain pseudo-labels; 100 of 500 epochs in the authors' code.
         unlabeled_weight: lambda_u.
     """
 

@@ -1,4 +1,4 @@
-"""CPG: unlabeled images join the labeled ones once their pseudo-labels agree, and the shares of these are known."""
+"""CPG: unlabeled images with stable pseudo-labels join the labeled images, whose class shares are then known."""
 
 from dataclasses import replace
 
@@ -29,10 +29,10 @@ class CPG(PseudoLabeling):
     3. L = mean over labeled and admitted images of CE(f + log pi, label)
            + lambda_a * [CE(g(weak(x)) + log pi, y) + mean_u CE(g(strong(u)), argmax g(weak(u)))].
 
-    The first mean is that of a batch drawn from both sets alike: the mean over the labeled images of a step counts
-    |n_l| / |n_l + n_a|, and that over its unlabeled images, of which those that are not admitted have the loss 0,
-    (unlabeled images) / |n_l + n_a|. Before the first admission, with auxiliary_weight = 0, it is `Supervised` with the
-    loss `LogitAdjusted`.
+    The first mean is that of a batch drawn from the union of both sets. The mean over the labeled images of a step has
+    the weight |n_l| / |n_l + n_a|. The mean over its unlabeled images, where images that are not admitted have the loss
+    0, has the weight (unlabeled images) / |n_l + n_a|. Before the first admission, with auxiliary_weight = 0, this is
+    `Supervised` with the loss `LogitAdjusted`.
 
     Admitted images are trained by their strong views here, which have a gradient, by weak ones there. An image needs 13
     votes in 5 of 256 epochs there, which in short runs look at an image less often than that: windows are longer here,
@@ -42,11 +42,11 @@ class CPG(PseudoLabeling):
 
     Args:
         problem: what is fixed before training.
-        threshold: confidence from which an image gets a vote; with smoothed labels 0.95 times one less the smoothing.
-        agreement: share of the votes that has to be exceeded by one class.
-        least: smallest share of looks at an image that gave a vote.
-        warm_up: share of the run without votes; 30 of 256 epochs there.
-        window: how long votes are collected, as a share of the run; 5 of 256 epochs there.
+        threshold: confidence from which an image gets a vote; with smoothed labels, 0.95 * (1 - smoothing).
+        agreement: one class must have more than this share of the votes.
+        least: smallest share of looks at an image that must give a vote.
+        warm_up: share of the run without votes; 30 of 256 epochs in the authors' code.
+        window: time in which votes are collected, as a share of the run; 5 of 256 epochs in the authors' code.
         auxiliary_weight: lambda_a.
     """
 

@@ -35,10 +35,10 @@ class CSST(PseudoLabeling):
 
     Args:
         problem: what is fixed before training.
-        objective: what is made large: the smallest recall, or their mean under the constraint.
-        coverage: share of its fair part 1 / C that every class must be predicted for.
-        threshold: of the divergence from which a pseudo-label no longer counts.
-        rate: omega, how far one evaluation moves lambda.
+        objective: the goal to maximize: the smallest recall, or the mean recall under the constraint.
+        coverage: each class must get at least this part of 1 / C of the predictions.
+        threshold: divergence from which a pseudo-label no longer counts.
+        rate: omega, the step size of lambda at each evaluation.
         unlabeled_weight: lambda_u.
     """
 

@@ -1,4 +1,4 @@
-"""DASO: pseudo-labels of the classifier where they are too few, of prototypes where they are too many."""
+"""DASO: mixes pseudo-labels of the classifier and of prototypes, by how often each class is predicted."""
 
 from dataclasses import replace
 
@@ -33,10 +33,10 @@ class DASO(PseudoLabeling):
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts.
-        temperature: T; 1.5 where labeled and unlabeled images have the same imbalance, 0.3 where not, in the paper.
+        temperature: T; in the paper 1.5 if labeled and unlabeled images have the same imbalance, else 0.3.
         prototype_temperature: T_proto.
         warm_up: share of the run with FixMatch's pseudo-labels; 5,000 of 250,000 steps in the paper.
-        momentum: of m and of the prototypes, each of which moves in steps that have labeled images of its class.
+        momentum: of m and of the prototypes; a prototype moves in steps with labeled images of its class.
         unlabeled_weight: lambda_u.
         align_weight: lambda_align.
     """

@@ -1,4 +1,4 @@
-"""DebiasPL: pseudo-labels and margins that leave out the model's standing preference for classes."""
+"""DebiasPL: removes the model's average class bias from pseudo-labels, and uses it as a margin in the loss."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,31 +27,31 @@ class DebiasPL(PseudoLabeling):
     2. q <- m q + (1 - m) mean softmax(f(weak(u))): undebiased, over all images of the global batch;
     3. L = CE(f(weak(x)), y) + lambda_u * mean_u weight * CE(f(strong(u)) + tau log q, target), with the new q.
 
-    With several views, the targets come from the mean of the weak logits and from each weak view, each applies to every
-    strong view, and q follows the mean logits (the authors' recipe for ImageNet has two). strength = 0 is FixMatch.
+    With several views, targets come from the mean of the weak logits and from each weak view. Each target applies to
+    every strong view, and q follows the mean logits (the authors use two views for ImageNet). strength = 0 is FixMatch.
     The authors' CLD loss is left out.
 
-    Over another base, targets and weights are what that method makes of the debiased logits, and its state follows
-    those of the mean. Its further losses see strong logits that are debiased with the same q, f(strong(u)) - tau log q:
-    they compare strong views with that state (FreeMatch's fairness), and with the margin of 3 instead they would ask
-    for f + tau log q to be where f - tau log q is, a shift of 2 tau log q between views of the same image. Its labeled
-    loss stays as it is; strength = 0 is then that method.
+    Over another base, that method computes targets and weights from the debiased logits, and its state follows the mean
+    of these logits. Its further losses use strong logits debiased with the same q, f(strong(u)) - tau log q, because
+    they compare strong views with that state (FreeMatch's fairness). With the margin of step 3 they would instead pull
+    f + tau log q toward f - tau log q, a shift of 2 tau log q between views of the same image. The base's labeled loss
+    does not change. strength = 0 is then the base.
 
-    Assisted by a teacher's labels (the paper's are CLIP's): as far as no pseudo-label of an image counts and the
-    teacher's confidence is at least assist_threshold, its label is the target of a second loss of the same form,
-    and the mean of both takes the unlabeled loss's place.
+    With a teacher's labels (CLIP's in the paper): as far as no pseudo-label of an image counts and the teacher's
+    confidence is at least assist_threshold, the teacher's label is the target of a second loss of the same form. The
+    mean of both losses replaces the unlabeled loss.
 
     Args:
         problem: what is fixed before training.
-        threshold: confidence from which a debiased pseudo-label counts; where there is a base, it has its own, as
-            `--method.base.init_args.threshold`, and this one must stay as it is.
-        strength: tau, how much of the preference is removed from the targets and added as a margin.
+        threshold: confidence from which a debiased pseudo-label counts; with a base, leave it unchanged and set
+            `--method.base.init_args.threshold`.
+        strength: tau, how much of the class bias is removed from the targets and added as a margin.
         momentum: m of the marginal; 0.999 in the paper, 0.99 in the authors' ImageNet scripts.
         unlabeled_weight: lambda_u; likewise.
         num_views: weak and strong views of each unlabeled image.
-        assist_threshold: confidence from which labels of `data.probs` or of a teacher help out, 0.4 in the authors'
-            scripts; null does without them.
-        base: the method whose pseudo-labels are debiased, such as FlexMatch; null is the threshold.
+        assist_threshold: confidence from which labels of `data.probs` or of a teacher replace pseudo-labels that do not
+            count; 0.4 in the authors' scripts; null does not use them.
+        base: the method whose pseudo-labels are debiased, such as FlexMatch; null uses the fixed threshold.
     """
 
     needs = Needs(all_strong=None)

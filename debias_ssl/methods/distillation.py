@@ -1,4 +1,4 @@
-"""Distillation: a student learns what a trained teacher says of the same images."""
+"""Distillation: a student learns the predictions of a trained teacher on the same images."""
 
 import torch
 
@@ -9,7 +9,7 @@ from debias_ssl.system.ranges import Fraction, Positive, check_ranges
 
 
 class Distillation(Method):
-    """Distillation (arXiv 1503.02531) from class probabilities p that a teacher gives to the views of the student.
+    """Distillation (arXiv 1503.02531) from a teacher's class probabilities p for the views of the student.
 
     With z(x) the student's logits of a weak view, and p_T the teacher's softmax at temperature T,
 
@@ -22,8 +22,8 @@ class Distillation(Method):
     Args:
         problem: what is fixed before training.
         temperature: T of both.
-        soft_weight: w, the share of the teacher's word; 1 trains without labels. The paper says: most of the weight.
-        unlabeled: whether the teacher speaks of unlabeled images, or of the labeled ones alone.
+        soft_weight: w, the weight of the teacher's loss; 1 trains without labels. The paper advises a large weight.
+        unlabeled: whether the student learns from the teacher on unlabeled images too, or only on labeled ones.
     """
 
     def __init__(

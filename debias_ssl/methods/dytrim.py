@@ -1,4 +1,4 @@
-"""DyTrim: images that are learned, or of classes that the model prefers, are left out of a step's losses."""
+"""DyTrim: leaves out of the losses images that are already learned, or whose class the model prefers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,25 +23,25 @@ class DyTrim(PseudoLabeling):
     With beta = softmax(f(I)), I a blank image (the shares pi_l of the classes among labeled images during the warm-up),
     l(x) the cross-entropy of a labeled image and l(u) the base's weighted cross-entropy of an unlabeled one:
 
-    1. of the n_c labeled images of class c in a step the floor(beta_c n_c) with the smallest l(x) are left out of the
-       labeled loss, whose gradient is that of the mean over the others;
-    2. unlabeled images with l(u) below the mean of the step are kept with probability `keep`, at 1 / keep times their
-       weight; the others are left out. The mean is over all images, so that its expectation is the base's.
+    1. Of the n_c labeled images of class c in a step, the labeled loss leaves out the floor(beta_c n_c) images with the
+       smallest l(x). Its gradient is that of the mean over the others.
+    2. Unlabeled images with l(u) below the mean of the step are kept with probability `keep`, with 1 / keep times their
+       weight; the others are left out. The mean is over all images, so its expectation is that of the base.
 
-    Nothing is left out from the progress `until` on: until = 0 is the base.
+    From the progress `until` on, all images are kept: until = 0 is the base.
 
-    The authors decide before each epoch, over all images and by the losses when these were last seen, and draw steps
-    from what is kept. Here it is decided in each step, over its images: fewer of them count, which saves no time, and a
-    class that has few in the step loses none. I is 0 in all channels there. The log shows weights and labeled loss of
-    the base, as if nothing was left out.
+    The authors choose images before each epoch, among all images, by the losses when each was last seen, and draw steps
+    from the kept images. Here each step chooses among its own images: fewer of them count, which saves no time, and a
+    class with few images in the step loses none. In the authors' code I is 0 in all channels. The log shows the weights
+    and the labeled loss of the base, as if all images were kept.
 
     Args:
         problem: what is fixed before training.
         base: the method whose losses are trimmed; null is CDMAD, as in the paper.
-        keep: of unlabeled images that are learned.
-        blank: what I is; null takes pi_l all along, as features ask for.
+        keep: share of the learned unlabeled images to keep.
+        blank: the image I; null always uses pi_l, as training on features requires.
         warm_up: share of the run with pi_l; 100 of 500 epochs in the authors' code.
-        until: progress from which nothing is left out.
+        until: progress from which all images are kept.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class DyTrim(PseudoLabeling):
 
 
 class TrimmedLoss(nn.Module):
-    """A loss of labeled images with the gradient of its mean over those that are not left out."""
+    """A loss of labeled images, with the gradient of its mean over the images that are not left out."""
 
     prior: Float[Tensor, " C"]
 

@@ -1,4 +1,4 @@
-"""EvenMatch: this project's own method, without a preference for classes in targets, weights and either loss."""
+"""EvenMatch: this project's own method. It removes class bias from targets, from weights and from both losses."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +13,7 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class EvenMatch(PseudoLabeling):
-    """Debiased targets, weights with no threshold to set, and a labeled loss for even classes (docs/evenmatch.md).
+    """Debiased targets, weights without a threshold, and a labeled loss for even classes (docs/evenmatch.md).
 
     With pi_l the shares of the classes among the labeled images of steps, C their number, q and r the running means of
     softmax(f(weak(u))) and of p, and mu and sigma^2 those of the mean and the variance of p^ (q and r are uniform at
@@ -52,7 +52,7 @@ class EvenMatch(PseudoLabeling):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.strength = strength
         check_ranges(self, "method.")
-        # Plain cross-entropy is what a run has whose user asked for nothing else.
+        # Plain cross-entropy is the default: the user did not choose another loss.
         if isinstance(self.criterion, CrossEntropy):
             self.criterion = Balanced(problem)
         self.marginal = uniform_marginal(problem.num_classes, momentum)

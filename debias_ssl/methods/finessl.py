@@ -1,4 +1,4 @@
-"""FineSSL: margins for classes that are learned less, and a confidence that the classifier itself does not give."""
+"""FineSSL: larger margins for less learned classes, and a confidence from a second classifier."""
 
 from dataclasses import replace
 
@@ -26,14 +26,14 @@ class FineSSL(PseudoLabeling):
     L = CE(f(weak(x)) + m_y, y) + lambda_u * mean_u max softmax(g(weak(u))) CE(f(strong(u)) + m_k, k)
         + CE(g(weak(x)), y) + mean_u 1[max p >= threshold] CE(g(strong(u)), smoothed k)
 
-    A class that is learned less has to win by more, and every pseudo-label counts as much as g is sure. The smoothed k
-    is 1 - smoothing for k and smoothing / (C - 1) for others, so that g is less sure than f. sigma is that of the steps
-    before. With margin = 0, and where g is sure of all images, the network is that of FixMatch with threshold 0.
+    A less learned class must win by a larger margin, and the weight of a pseudo-label is the confidence of g. The
+    smoothed k is 1 - smoothing for k and smoothing / (C - 1) for others, so that g is less confident than f. sigma is
+    that of earlier steps. With margin = 0, and if g has confidence 1 on all images, this is FixMatch with threshold 0.
 
-    Logits are the network's own here, without a bound; in the authors' code they are some 14 cosines, of which a margin
-    of up to 8 is a part. g starts at random here, at f there. The authors take two strong views, whose losses are
-    averaged, and forget all predictions after each epoch of 500 steps. Their last loss is the mean over the images that
-    are confident, here over all, as for every other loss of pseudo-labels.
+    Differences from the authors' code: Logits are the network's own, without a bound; theirs are about 14 times
+    cosines, so that a margin of up to 8 is a part of their range. g starts at random; theirs starts at f. They average
+    the losses of two strong views, and forget all predictions after each epoch of 500 steps. Their last loss is the
+    mean over confident images; here it is the mean over all images, like every other loss of pseudo-labels.
 
     Args:
         problem: what is fixed before training.

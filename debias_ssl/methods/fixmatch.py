@@ -24,9 +24,9 @@ class FixMatch(PseudoLabeling):
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts.
         unlabeled_weight: lambda_u.
-        prior: pi, a share for each class; null aligns nothing.
-        prior_momentum: of q, which is uniform at first and is kept only where there is a prior; 0.99 looks back about
-            as far as the 128 batches of ReMixMatch.
+        prior: pi, a share for each class; null turns alignment off.
+        prior_momentum: momentum of q, which starts uniform and is used only with a prior; 0.99 averages over about as
+            many batches as the 128 of ReMixMatch.
     """
 
     needs = Needs(all_strong=None)

@@ -1,4 +1,4 @@
-"""FlexMatch: lower thresholds for classes that have been learned less."""
+"""FlexMatch: lower thresholds for classes that are learned less."""
 
 import torch
 from jaxtyping import Float
@@ -14,17 +14,17 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 class FlexMatch(PseudoLabeling):
     """Curriculum pseudo-labeling (arXiv 2110.08263).
 
-    With sigma(c) the number of unlabeled images whose last prediction of confidence >= tau was of class c, and N' those
-    that never had one:
+    With sigma(c) the number of unlabeled images whose last prediction with confidence >= tau was class c, and N' the
+    number of images that never had such a prediction:
 
     beta(c) = sigma(c) / max{max sigma, N'},  T(c) = beta(c) / (2 - beta(c)) * tau
     L = CE(f(weak(x)), y) + lambda_u * mean_u 1[max p >= T(argmax p)] CE(f(strong(u)), argmax p)
 
-    Thresholds are those of the steps before. Where all classes have been learned equally (beta = 1) it is FixMatch.
+    Thresholds are those of earlier steps. If all classes are learned equally (beta = 1), this is FixMatch.
 
     Args:
         problem: what is fixed before training.
-        threshold: tau, confidence from which a class that has been learned counts.
+        threshold: tau, the confidence from which a prediction counts for sigma, and the largest threshold.
         warm_up: whether N' is in the denominator, so that thresholds start low for all classes.
         unlabeled_weight: lambda_u.
     """

@@ -1,4 +1,4 @@
-"""FreeMatch: thresholds that follow the model's confidence, globally and in each class, and diverse predictions."""
+"""FreeMatch: thresholds follow the model's confidence, globally and per class; a loss keeps predictions diverse."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Losses of labeled images, for every method: cross-entropy, and losses for long-tailed labels."""
+"""Losses of labeled images, which every method can use: cross-entropy, and losses for long-tailed labels."""
 
 import torch
 import torch.nn.functional as F
@@ -100,9 +100,9 @@ class AdaptiveMargin(LabeledLoss):
     Args:
         problem: what is fixed before training.
         max_margin: margin of the rarest class; 0 with reweight_from 1 is CrossEntropy.
-        scale: s, which multiplies logits and margins.
-        reweight_from: progress from which rare classes weigh more; 160 of 200 epochs in the paper.
-        beta: of the effective number of images.
+        scale: s, a factor of logits and margins.
+        reweight_from: progress from which rare classes have larger weights; 160 of 200 epochs in the paper.
+        beta: beta of the effective number of images.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class AdaptiveMargin(LabeledLoss):
 
 
 class Equalized(LabeledLoss):
-    """Softmax equalization loss (arXiv 2003.05176): rare classes are often spared from being the wrong answer.
+    """Softmax equalization loss (arXiv 2003.05176): rare classes are often left out of the negatives.
 
     -log e^f_y / sum_k w_k e^f_k, with w_k = 0 for a rare k != y with probability gamma, drawn for each image, else 1.
     What rare classes are spared is the gradient of the many images of others in a step. Where classes are drawn equally
@@ -140,8 +140,8 @@ class Equalized(LabeledLoss):
     Args:
         problem: what is fixed before training.
         drop: gamma; 0 is CrossEntropy.
-        rare: classes with less than this times the mean number of images, as they are drawn, are rare; the paper has
-            another share of all images for each data set.
+        rare: a class is rare if it has fewer images, as they are drawn, than this factor times the mean; the paper sets
+            a share of all images for each data set.
     """
 
     def __init__(self, problem: Problem, *, drop: Fraction = 0.95, rare: NotNegative = 0.3):
@@ -174,7 +174,7 @@ class LabelSmoothing(LabeledLoss):
 
 
 class LabelAwareSmoothing(LabeledLoss):
-    """Label smoothing that frequent classes, of which a model is too sure, get more of (MiSLAS, arXiv 2104.00466).
+    """Label smoothing that is stronger for frequent classes, where models are overconfident (arXiv 2104.00466).
 
     eps_y = tail + (head - tail) sin(pi (n_y - n_K) / (2 (n_1 - n_K))), n the labeled images of each class, however they
     are drawn: MiSLAS trains only the classifier by it, in a second stage in which classes are drawn equally often. Here
@@ -183,7 +183,7 @@ class LabelAwareSmoothing(LabeledLoss):
     Args:
         problem: what is fixed before training.
         head: eps of the most frequent class; 0.3 for CIFAR-10, 0.4 for CIFAR-100 in the paper.
-        tail: eps of the rarest class, 0 and 0.1; both 0 is CrossEntropy.
+        tail: eps of the rarest class; 0 for CIFAR-10, 0.1 for CIFAR-100 in the paper. 0 for both is CrossEntropy.
     """
 
     def __init__(self, problem: Problem, *, head: BelowOne = 0.3, tail: BelowOne = 0.0):

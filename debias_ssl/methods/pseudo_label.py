@@ -1,4 +1,4 @@
-"""Pseudo-Label: the model's own confident predictions are labels of the same views."""
+"""Pseudo-Label: confident predictions of the model become labels of the same views."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +10,7 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class PseudoLabel(PseudoLabeling):
-    """Pseudo-Label (Lee, ICML 2013 workshop on challenges in representation learning; it is on no arXiv).
+    """Pseudo-Label (Lee, ICML 2013 workshop on challenges in representation learning; not on arXiv).
 
     p = softmax(f(weak(u))),
     L = CE(f(weak(x)), y) + lambda_u * mean_u alpha(t) 1[max p >= threshold] CE(f(weak(u)), argmax p)
@@ -21,7 +21,7 @@ class PseudoLabel(PseudoLabeling):
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts.
-        ramp: fraction of the run over which pseudo-labels come to count wholly.
+        ramp: fraction of the run in which the weight of pseudo-labels rises to its full value.
         unlabeled_weight: lambda_u.
     """
 

@@ -1,4 +1,4 @@
-"""SCAD: a head for groups of similar classes says where frequent classes suppress rare ones that look alike."""
+"""SCAD: a second head for groups of similar classes finds frequent classes that suppress similar rare ones."""
 
 from dataclasses import replace
 
@@ -34,8 +34,8 @@ class SCAD(PseudoLabeling):
 
     Args:
         problem: what is fixed before training.
-        superclasses: of each class, in their order, the name of its superclass; `scripts/superclasses.py` makes the
-            list from a file or from CLIP's text vectors. Null makes each class a superclass of its own.
+        superclasses: the name of the superclass of each class, in the order of classes; `scripts/superclasses.py` makes
+            the list from a file or from CLIP's text vectors. Null gives each class its own superclass.
         threshold: confidence from which a pseudo-label counts, of either head.
         unlabeled_weight: lambda_u of FixMatch's loss.
         superclass_weight: lambda_s.

@@ -1,4 +1,4 @@
-"""Self-training: labels that somebody else has given to all unlabeled images, once and for all."""
+"""Self-training: fixed labels of the unlabeled images, which another model or person gave before training."""
 
 from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
 from debias_ssl.methods.base import PseudoLabeling

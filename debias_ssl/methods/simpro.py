@@ -1,4 +1,4 @@
-"""SimPro: the class distribution of the unlabeled images is estimated along with the network."""
+"""SimPro: estimates the class distribution of the unlabeled images during training."""
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class SimPro(PseudoLabeling):
-    """Expectation maximization with a prior of its own for the unlabeled images (arXiv 2402.13505).
+    """Expectation maximization with a separate prior for the unlabeled images (arXiv 2402.13505).
 
     With f trained to be unbiased, pi_u the prior of the unlabeled images (uniform at first), pi_l that of the labeled
     ones as they are drawn (uniform where classes are drawn equally often), and pi the mean of both over all images:

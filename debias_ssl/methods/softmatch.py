@@ -1,4 +1,4 @@
-"""SoftMatch: every pseudo-label counts, the less the farther its confidence is below the mean."""
+"""SoftMatch: every pseudo-label counts; its weight falls with the distance of its confidence below the mean."""
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 
 
 class GaussianWeights(nn.Module):
-    """Weights of pseudo-labels with no threshold to set (arXiv 2301.10921), and the running means that they need.
+    """Weights of pseudo-labels without a threshold (arXiv 2301.10921), and the running means that they need.
 
     With p~ = SumNorm(p / q^tau), q the marginal, and mu and sigma^2 the running means of the mean and the variance of
     max p~ over a batch (1 / C and 1 at first):
@@ -66,7 +66,7 @@ class SoftMatch(PseudoLabeling):
 
     Args:
         problem: what is fixed before training.
-        num_sigma: n_sigma, how fast weights fall off; how many of them the deviation is.
+        num_sigma: n_sigma, how fast weights fall: the deviation is divided by it.
         momentum: of the running means.
         uniform_alignment: whether weights are those of aligned probabilities; else of p.
         unlabeled_weight: lambda_u.

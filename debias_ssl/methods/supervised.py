@@ -1,4 +1,4 @@
-"""Labeled images only: the floor that every semi-supervised method has to beat with the same budget."""
+"""Supervised: training on the labeled images only, the baseline of every semi-supervised method."""
 
 import torch
 
@@ -19,7 +19,7 @@ class Supervised(Method):
 
     Args:
         problem: what is fixed before training.
-        mixup_alpha: alpha; 1 for CIFAR in both papers, 0.2 for ImageNet in the first; 0 mixes nothing.
+        mixup_alpha: alpha; 1 for CIFAR in both papers, 0.2 for ImageNet in the first; 0 turns mixup off.
     """
 
     def __init__(self, problem: Problem, *, mixup_alpha: NotNegative = 0.0):

@@ -21,7 +21,7 @@ class UDA(PseudoLabeling):
     Args:
         problem: what is fixed before training.
         threshold: beta, confidence from which a target counts, before it is sharpened.
-        temperature: above 0; the smaller, the nearer the targets are to hard labels.
+        temperature: above 0; a smaller one makes targets closer to hard labels.
         unlabeled_weight: lambda_u.
     """
 

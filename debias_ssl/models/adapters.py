@@ -1,4 +1,4 @@
-"""Adapters: small side paths that are trained in a frozen network, beside the layers that stay as they are."""
+"""Adapters: small trainable side paths in a frozen network."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ NAME = "adapter"
 
 
 class Adapter(nn.Module):
-    """A side path: its output times `scale` is added to that of the layer beside it, which is in `adapter`'s place.
+    """A side path: `scale` times its output is added to the output of the layer beside it.
 
     Its last layer is zero at first, so that the network gives what it gave before, in every bit.
 
@@ -91,7 +91,8 @@ def _linear_layers(net: nn.Module, classifiers: list[nn.Module]) -> list[Any]:
     others = {type(each).__name__ for each in layers if isinstance(each, nn.Conv2d) and type(each) not in adaptable}
     if others:
         raise InputError(
-            f"model.adapter lora: the network has convolutions of class {min(others)}, not torch's: take another"
+            f"model.adapter lora: the network has convolutions of class {min(others)}, not of torch: choose "
+            "another network"
         )
     return [each for each in layers[1:] if type(each) in adaptable and _is_plain(each)]
 
@@ -141,7 +142,7 @@ def calls_told(net: nn.Module) -> Iterator[None]:
     if silent:
         raise InputError(
             f"model.adapter: the network computes with the weight of {silent[0].removesuffix('.' + NAME)} without "
-            "calling the layer, so that nothing can be beside it: take adaptformer, or another network"
+            "calling the layer, so no adapter fits beside it: choose adaptformer, or another network"
         )
 
 

@@ -32,21 +32,20 @@ class ModelConfig:
         name: a model of timm, or wrn_28_2, wrn_28_8, wrn_16_2, wrn_10_1; linear or mlp_512 for `data.features`;
             or package.module.Class of your own, called with num_classes and in_chans.
         pretrained: whether to download timm's weights of that name.
-        weights: a file of weights with timm's names, safetensors or a PyTorch file without code, instead of a download;
-            a classifier of another shape in it is left out.
+        weights: a file of weights with timm's names (safetensors, or a PyTorch file without code) instead of a
+            download; a classifier of another shape in it is not loaded.
         norm: `batch` keeps the model's normalization, `sync` shares batch statistics over processes, `group` replaces
-            batch norm by group norm, which mixes no images.
-        batch_norm_momentum: share of the newest batch in the running statistics; null keeps the model's.
-        drop_rate: dropout before the classifier, where the model has it.
-        drop_path_rate: stochastic depth, where the model has it.
-        freeze: `backbone` trains the classifier, and the method's own parameters, and nothing else: the features of an
-            image are always those of the network as it was loaded, without dropout. null trains everything.
-        adapter: small side paths that are trained beside the layers of a network that is frozen otherwise: `lora`
-            beside linear layers and convolutions (arXiv 2106.09685), `adaptformer` beside the MLPs of a ViT (arXiv
-            2205.13535).
-        adapter_rank: r of LoRA, units of AdaptFormer's bottleneck; null is 8 and 64.
-        adapter_scale: factor of what is added, alpha / r of LoRA, s of AdaptFormer; null is 1 and 0.1.
-        adapter_norms: whether normalization is trained beside the adapters; batch norms then move their statistics.
+            batch norm by group norm, which does not mix images.
+        batch_norm_momentum: weight of the newest batch in the running statistics; null keeps the model's.
+        drop_rate: dropout before the classifier, if the model supports it.
+        drop_path_rate: stochastic depth, if the model supports it.
+        freeze: `backbone` trains only the classifier and the method's own parameters: the features of an image stay
+            those of the loaded network, without dropout. null trains everything.
+        adapter: small trainable side paths in a frozen network: `lora` beside linear layers and convolutions (arXiv
+            2106.09685), `adaptformer` beside the MLPs of a ViT (arXiv 2205.13535).
+        adapter_rank: r of LoRA, or the units of AdaptFormer's bottleneck; null is 8 or 64.
+        adapter_scale: factor of the side path: alpha / r of LoRA, s of AdaptFormer; null is 1 or 0.1.
+        adapter_norms: whether to train normalization layers too; batch norms then update their statistics.
     """
 
     name: str = "wrn_28_2"
@@ -66,8 +65,8 @@ class ModelConfig:
         check_ranges(self, "model.")
         if self.freeze and self.adapter:
             raise InputError(
-                f"model.freeze {self.freeze} leaves no adapter to train, and model.adapter {self.adapter} freezes what "
-                "is beside it: set one of them to null"
+                f"model.freeze {self.freeze} would not train an adapter, and model.adapter {self.adapter} freezes "
+                "the layers beside it: set one of them to null"
             )
         for name in ("drop_rate", "drop_path_rate"):
             if (self.freeze or self.adapter) and getattr(self, name):
@@ -94,7 +93,7 @@ class ModelConfig:
 
 
 class Classifier(nn.Module):
-    """A network that gives its logits together with the features that its classifier takes.
+    """A network that returns its logits together with the features before its classifier.
 
     Args:
         net: a model of timm, or one of your own with timm's four names: `forward_features(images)`,
@@ -255,8 +254,8 @@ def check_images(name: str, model: Classifier, shape: tuple[int, int, int]) -> N
             model.train()
     if features.shape[1] != model.num_features or not torch.allclose(logits, own, rtol=1e-3, atol=1e-3):
         raise InputError(
-            f"model.name: the logits of {name} are not its classifier's of its {model.num_features} features, which "
-            "training needs: choose another network"
+            f"model.name: the logits of {name} are not its classifier applied to its {model.num_features} "
+            "features, as training requires: choose another network"
         )
 
 
@@ -289,8 +288,8 @@ def load_weights(net: Any, path: Path, setting: str = "model.weights") -> None:
     fitting = {key: value for key, value in loaded.items() if key in own and value.shape == own[key].shape}
     if any(is_of_adapter(key) and key not in fitting for key in loaded):
         raise InputError(
-            f"{setting}: {str(path)!r} holds AdaptFormer's layers, without which its network is another: set "
-            f"model.adapter to adaptformer and model.adapter_rank to {ranks_in(loaded)[0]}"
+            f"{setting}: {str(path)!r} holds AdaptFormer layers, which are part of its network: set model.adapter "
+            f"to adaptformer and model.adapter_rank to {ranks_in(loaded)[0]}"
         )
     inside = {id(module) for layer in classifiers_of(net) for module in layer.modules()}
     classifier = {key for key, module in net.named_modules() if id(module) in inside}

@@ -1,4 +1,4 @@
-"""CLIP through open_clip: images and class names as vectors of one space."""
+"""CLIP by open_clip: encodes images and class names as vectors of one space."""
 
 import hashlib
 import json
@@ -160,7 +160,7 @@ def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Te
     try:
         with silent():
             if tower:
-                # Of one with code of its own, the package would ask whoever sits at the terminal whether to run it.
+                # For a model with its own code, the package would ask at the terminal whether to run it.
                 import_module("transformers").AutoConfig.from_pretrained(tower, trust_remote_code=False)
             settings: dict[str, Any] = {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
             return open_clip.get_tokenizer(model, **settings)
@@ -178,7 +178,7 @@ def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Te
 
 @dataclass(frozen=True, kw_only=True)
 class ClassVectors:
-    """Vectors of classes, and what the tokenizer made of their prompts."""
+    """Class vectors, and what the tokenizer did to their prompts."""
 
     weights: Float[Tensor, "D C"]
     same: Sequence[tuple[int, int]]
@@ -268,12 +268,12 @@ def _text_tower(clip: Clip) -> str:
 def _cut(clip: Clip, texts: Sequence[str], tokens: Int64[Tensor, "T L"]) -> list[str]:
     """Those of some prompts that have more tokens than the model reads."""
     length = tokens.shape[1]
-    # No tokenizer makes more tokens than there are bytes, and a few at both ends.
+    # A tokenizer makes at most one token for each byte, and a few at both ends.
     long = [k for k, text in enumerate(texts) if len(text.encode()) > length - 4]
     if not long:
         return []
     further: Any = clip.tokenizer
-    # The row of no text is padding but for its ends: on which side that stands, and what, differs.
+    # The row of an empty text is padding except for its ends. The side and the value of the padding differ by model.
     padding = further([""], context_length=4 * length).mode().values
     whole = further([texts[k] for k in long], context_length=4 * length)
     lost = (whole != padding).sum(1) > (tokens[long] != padding).sum(1)
@@ -288,6 +288,6 @@ def zero_shot_weights(
 
 
 def blank_features(clip: Clip) -> Float[Tensor, "1 D"]:
-    """The vector of a white image, whose logits show what the model prefers when it sees nothing (CDMAD 2403.10391)."""
+    """The vector of a white image. Its logits show the model's class bias without content (CDMAD 2403.10391)."""
     image = clip.preprocess(Image.new("RGB", (256, 256), "white"))
     return clip.encode(image[None].to(clip.device))

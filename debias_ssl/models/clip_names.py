@@ -1,4 +1,4 @@
-"""Names of open_clip's models: whether weights, preprocessing and packages fit them, told before weights are loaded."""
+"""Names of open_clip's models: checks weights, preprocessing and packages before any weights are loaded."""
 
 import difflib
 import json
@@ -98,7 +98,7 @@ def _trained_config(path: Path) -> dict[str, Any]:
     config = _read_config(path)
     if not {"mean", "std"} <= set(config["preprocess_cfg"]):
         raise InputError(
-            f"{str(path)!r} does not say how images are prepared: add a preprocess_cfg with "
+            f"{str(path)!r} does not define the preprocessing of images: add a preprocess_cfg with "
             f"{', '.join(PREPROCESSING)}, as the model was trained"
         )
     for tower in ("vision_cfg", "text_cfg"):

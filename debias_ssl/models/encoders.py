@@ -1,4 +1,4 @@
-"""Pretrained networks that make features of images: timm's, and open_clip's, which `clip.py` has."""
+"""Encoders: pretrained networks of timm and open_clip that compute features of images."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,13 +19,13 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import near
 
 TIMM, OPEN_CLIP = "timm:", "open_clip:"
-# Beside the weights of a network of timm's, as open_clip's CONFIG is beside those of its own.
+# The file beside the weights of a timm network, like open_clip's CONFIG beside its weights.
 TIMM_CONFIG = "config.json"
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What makes features of images."""
+    """A network that computes features of images."""
 
     @property
     def preprocess(self) -> Preprocessing: ...
@@ -50,7 +50,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TimmEncoder:
-    """A network of timm's: its features are what its classifier takes, of whatever length."""
+    """A network of timm: its features are the input of its classifier, at their own length."""
 
     network: Any  # timm's models share methods, but no class
     preprocess: Preprocessing
@@ -156,7 +156,7 @@ def _timm_encoder(
     resized = Compose([of_bytes(part) for part in transform.transforms[:-1]])
     try:
         if image_size and hasattr(network, "set_input_size"):
-            # The positions of a transformer's patches are those of its own size, and are interpolated for another one.
+            # A transformer's position embeddings fit its own image size, and are interpolated for another size.
             network.set_input_size(size)
         network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         noise = torch.randint(256, (1, *size, 3), generator=torch.Generator().manual_seed(0)).to(device, torch.uint8)
@@ -205,7 +205,7 @@ def _created(model: str, weights: str | None) -> Any:
     try:
         with silent():
             network = timm.create_model(name, pretrained=file is None, num_classes=0)
-    except Exception as error:  # a download raises nearly anything, as does a config that somebody else wrote
+    except Exception as error:  # downloads and configs of others can raise almost any exception
         fix = "" if name.startswith(LOCAL) else f"; {OFFLINE}" if brings else "; --weights takes a file"
         raise InputError(f"--model {model} cannot be loaded: {why(error)}{fix}") from error
     if file is not None:

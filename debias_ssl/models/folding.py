@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: the same function at test time, in fewer operations."""
+"""Folds batch norms into the convolutions before them: the same function at test time, with fewer operations."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Classifiers of features that another network has made: they train in seconds."""
+"""Classifiers of stored features: they train in seconds."""
 
 from jaxtyping import Float
 from torch import Tensor, nn

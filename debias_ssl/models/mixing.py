@@ -1,4 +1,4 @@
-"""Whether what a network says of an image depends on the other images of the batch."""
+"""Tests whether a network's output for an image depends on the other images of the batch."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from debias_ssl.models.classifier import Classifier, batch_norms
 
 Mixing = Literal["batch norm", "random", "other"]
-# Even numbers, as some networks take pairs. What they say of a part differs from that of the whole by rounding.
+# Even numbers, because some networks take pairs. Outputs for a part differ from those for the whole by rounding.
 NUM_IMAGES, NUM_KEPT, TOLERANCE = 4, 2, 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Images as pretrained networks take them: bytes at the network's size, which are normalized on its device."""
+"""Input of pretrained networks: bytes at the network's image size, normalized on its device."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ class Normalized:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How RGB images become bytes at a network's size; processes that decode take it with them."""
+    """How RGB images become bytes at a network's size. It can be sent to decoding processes."""
 
     transform: Callable[[Any], Any]
     """Resizes and crops: an image of Pillow's; or uint8 tensors N x K x H x W, where `takes_tensors`."""

@@ -1,4 +1,4 @@
-"""Vectors of texts in the user's cache: to encode the prompts of many classes takes minutes on a CPU."""
+"""Caches the text vectors of prompts on disk: encoding the prompts of many classes takes minutes on a CPU."""
 
 import hashlib
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What makes a folder with `model.safetensors` a model folder of timm: its `config.json`."""
+"""Writes the `config.json` that makes a folder with `model.safetensors` a model folder of timm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ FILE = "config.json"
 REGISTERING = "debias_ssl.models.timm_models"
 # Where the weights of the package's networks depend on the number of channels and of classes.
 FIRST, LAST = "stem", "fc"
-# What timm says of an architecture, beside its preprocessing and its source.
+# Entries that timm has for an architecture, beside its preprocessing and its source.
 OF_ARCHITECTURE = ("first_conv", "classifier")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFormat:
-    """How an image becomes what a network takes."""
+    """How an image becomes the input of a network."""
 
     size: int
     """Side in pixels; 1 where the network takes features."""

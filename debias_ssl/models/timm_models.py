@@ -1,6 +1,6 @@
-"""Registers the networks of this package with timm: after the import, `timm.create_model` knows them by their names.
+"""Registers the networks of this package with timm: after the import, `timm.create_model` finds them by name.
 
-It is a module of its own, as timm takes longer to import than torch, and the networks do not need it.
+This is a separate module because timm takes longer to import than torch, and the networks do not need it.
 """
 
 from collections.abc import Callable

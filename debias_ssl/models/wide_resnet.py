@@ -16,7 +16,7 @@ def _activated(x: Tensor, norm: nn.Module) -> Tensor:
 
 
 class Block(nn.Module):
-    """Two pre-activated 3 x 3 convolutions; in the first scale the shortcut starts behind the activation."""
+    """Two pre-activated 3 x 3 convolutions; in the first scale, the shortcut starts after the activation."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, activate_shortcut: bool):
         super().__init__()

@@ -1,1 +1,1 @@
-"""Pages of one HTML file: of a run, of several runs, of labels and of a calibration."""
+"""HTML pages, each one file: of a run, of several runs, of labels, and of a calibration."""

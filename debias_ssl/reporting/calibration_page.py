@@ -1,4 +1,4 @@
-"""The page of predictions before and after a temperature."""
+"""The page of `debias-ssl evaluate`: predictions before and after temperature scaling."""
 
 import numpy as np
 
@@ -23,13 +23,13 @@ def calibration_page(rescaled: Rescaled, source: str, rows: str) -> Page:
             [name, *(percent(each[key]) for key in PERCENTS), *(f"{each[key]:.4f}" for key in SCORES)]
             for name, each in figures.items()
         ],
-        caption="ECE is over 15 bins of equal width, equal mass over 15 bins of as many rows; class-wise is the mean "
-        "over classes. NLL is in nats.",
+        caption="ECE uses 15 bins of equal width. Equal mass uses 15 bins with equally many rows. Class-wise is the "
+        "mean over classes. NLL is in nats.",
     )
     drawn = []
     for name, judged in rescaled.judged.items():
         correct = judged.correct.long().numpy()
-        # As of two classes, of which a row is the second where its prediction is right.
+        # As a problem of two classes: the second class means that the prediction is right.
         figure = reliability_figure(judged.confidence.numpy(), np.ones_like(correct), correct, f"Reliability, {name}")
         drawn.append(figure)
     return Page(

@@ -1,4 +1,4 @@
-"""The page of several runs: whether unlabeled images paid, and variants side by side, each over its seeds."""
+"""The page of several runs: whether unlabeled images helped, and the variants side by side, each with its seeds."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -76,9 +76,10 @@ def payoffs(compared: ComparedRuns) -> list[Section]:
     if not judged:
         return []
     text = (
-        "Accuracy of each variant less that of the run on the same labels alone, paired by seed: same network, split "
-        "and steps. It paid, or cost, where the 95 % interval is above, or below, 0. Each interval is for itself: of "
-        "twenty variants that change nothing, one is expected to be said to pay or to cost."
+        "The accuracy of each variant minus that of a run on the same labels alone. Runs are paired by seed, and "
+        "have the same network, split and steps. Unlabeled images paid if the 95 % interval is above 0, and cost "
+        "accuracy if it is below 0. Each interval is for one variant: of twenty variants without any effect, one "
+        "is expected to seem to pay or to cost."
     )
     by_block, values = by_setting(judged), read_gains(judged)
     drawn = [Figure(title="", svg=gains_figure(values))] if values else []
@@ -92,8 +93,8 @@ def payoffs(compared: ComparedRuns) -> list[Section]:
     ]
     points = [payoff_summary(setting, lines) for setting, lines in by_block.items()]
     caption = (
-        "Points of accuracy, mean over seeds, with Student's 95 % interval where there are several. Without a word: "
-        "not established."
+        "Points of accuracy: the mean over seeds, with Student's 95 % interval for several seeds. In a cell without a "
+        "verdict, the sign of the difference is not established."
     )
     table = Table(title="", head=["variant", *by_block], rows=rows, caption=caption)
     return [Section(title=PAYOFF, text=text, points=points, tables=[table], figures=drawn)]
@@ -115,7 +116,7 @@ def _drawn(variants: Sequence[Variant], notes: list[str], where: str = "") -> li
         try:
             inspections.append((variant.name, inspect(variant.runs[0])))
         except ImagesGoneError as error:
-            notes.append(f"Left out, because the images are not there any more: pseudo-label confusion ({error}).")
+            notes.append(f"Left out, because the images are missing: the confusion of pseudo-labels ({error}).")
             break
     true = true_counts(first, inspections[0][1] if inspections else None)
     sections = [learning(variants, where), bias(variants, true, where), recalls(variants, where)]
@@ -127,15 +128,15 @@ def _drawn(variants: Sequence[Variant], notes: list[str], where: str = "") -> li
 def figures_of(compared: ComparedRuns) -> Section:
     """Means and standard deviations, paired differences, and the settings in which the variants differ."""
     caption = (
-        "Percent, mean ± standard deviation over seeds, of the averaged model at the last step unless a "
-        "column says otherwise. The best is chosen on the test set itself, so it is optimistic."
+        "Percent: mean ± standard deviation over seeds, of the averaged model at the last step unless a "
+        "column says otherwise. The best evaluation is chosen on the test images, so it is optimistic."
     )
     tables = []
     for setting, lines in by_setting(compared.lines).items():
         head = ["variant", "seeds", *TABLE.values(), "seconds", "images/s"]
         tables.append(Table(title=setting, head=head, rows=[_row(line) for line in lines], caption=caption))
         caption = ""
-    caption = "Points, mean over the seeds that both have, with Student's 95 % interval where there are several."
+    caption = "Percentage points: mean over the seeds that both have, with Student's 95 % interval for several seeds."
     for setting, lines in by_setting(compared.lines).items():
         for number, (title, rows) in enumerate(paired_tables(lines)):
             head = ["paired difference", "seeds", *(NAMES[name] for name in PAIRED)]
@@ -163,7 +164,7 @@ def _what_differs(compared: ComparedRuns) -> list[Table]:
     if len(by_block) > 1:
         firsts = {lines[0]["first"]: setting for setting, lines in by_block.items()}
         tables.append(_settings_table("Settings", between_settings(compared.differences, firsts), [*firsts.values()]))
-    caption = "Everything else is the same in all variants; - where a method has no such setting."
+    caption = "All other settings are equal in all variants. A dash: the method has no such setting."
     blocks = {setting: [line["variant"] for line in lines] for setting, lines in by_block.items()}
     for title, names, inside in inside_settings(compared.differences, blocks):
         tables.append(_settings_table(title, inside, names, caption))

@@ -57,10 +57,10 @@ def labels_page(
     )
     notes = [f"{note[0].upper()}{note[1:]}." for note in labeling.notes]
     if labeling.is_refined:
-        notes.append("What is called debiased here is also refined by the neighbors of the rows.")
+        notes.append("Debiased labels on this page are also refined by the neighbors of the rows.")
     if len(kept) < len(labeling.reported):
         tuned = len(labeling.reported) - len(kept)
-        notes.append(f"Left out of all figures: {tuned:,} rows that strength and temperature may be chosen on.")
+        notes.append(f"All figures leave out {tuned:,} rows, on which strength and temperature may be chosen.")
     sections = []
     if len(kept):
         shown = _only(labeling, kept)
@@ -110,7 +110,7 @@ def headline(labeling: Labeling) -> Section:
             [key, *(percent(summary[key][name]) for name in TABLE), between(summary[key]["accuracy_interval"])]
             for key in which
         ]
-        caption = f"On {known:,} of {summary['num']:,} rows, whose truth is known."
+        caption = f"The true class is known for {known:,} of {summary['num']:,} rows."
         head = ["", *TABLE.values(), "accuracy, 95 % interval"]
         tables.append(Table(title="Against the truth", head=head, rows=rows, caption=caption))
     rows = []
@@ -124,13 +124,13 @@ def headline(labeling: Labeling) -> Section:
     caption = (
         f"Debiasing changes {summary['num_changed']:,} of {summary['num']:,} labels "
         f"({percent(summary['num_changed'] / summary['num'])}). "
-        "The entropy is that of the shares of predicted classes, 1 where all classes have the same."
+        "The entropy of the predicted class shares is 1 if all shares are equal."
     )
     head = ["", "entropy of counts", "smallest class", "largest class", "mean confidence"]
     tables.append(Table(title="What is predicted", head=head, rows=rows, caption=caption))
     if levels := levels_rows(summary):
         head, *rows = levels
-        caption = "Level 1 has nothing above it; a class that is less deep stands for itself on the levels below."
+        caption = "Level 1 is the top. A class with fewer levels counts as itself on the lower levels."
         tables.append(Table(title="Levels of names", head=head, rows=rows, caption=caption))
     return Section(title="Figures", tables=tables)
 
@@ -164,7 +164,7 @@ def _shares(
         (true, "the true shares") if true is not None else (np.full(len(names), 1 / len(names)), "equal shares")
     )
     away = [percent(np.abs(share - goal).sum() / 2, 1) for share in (before, after)]
-    sorted_ = "Each curve is sorted by itself. " if len(names) > NAMED else ""
+    sorted_ = "Each curve is sorted separately. " if len(names) > NAMED else ""
     return Figure(
         title="Labels of each class",
         svg=figures.class_shares(
@@ -177,7 +177,8 @@ def _shares(
             small=False,
         ),
         legend=[*zip(kinds, meanings, strict=True)][: 2 if true is None else 3],
-        caption=f"{sorted_}For {what}, {away[0]} of plain labels would have to be others, {away[1]} of debiased ones.",
+        caption=f"{sorted_}Distance from {what}: {away[0]} for plain labels, {away[1]} for debiased labels. It is the "
+        "share of labels that would have to change.",
     )
 
 
@@ -188,7 +189,7 @@ def _prior(labeling: Labeling) -> Figure:
     largest, smallest = named(prior, names, order[:half], 2), named(prior, names, order[len(order) - half :], 2)
     level = 1 / len(names)
     return Figure(
-        title="The prior",
+        title="The class prior",
         svg=figures.class_shares(
             prior[order],
             None,
@@ -199,9 +200,9 @@ def _prior(labeling: Labeling) -> Figure:
             level=level,
             small=False,
         ),
-        legend=[("level", "all classes alike")],
-        caption=f"What the classifier prefers, by the estimate {labeling.config.estimate}, and what is taken out. "
-        f"Largest: {largest}; smallest: {smallest}.",
+        legend=[("level", "equal probabilities")],
+        caption=f"The class prior of the classifier, by the estimate {labeling.config.estimate}. Debiasing removes it. "
+        f"Largest: {largest}. Smallest: {smallest}.",
     )
 
 
@@ -282,7 +283,7 @@ def _scores_by_count(confusion: Confusion, names: Sequence[str]) -> Figure | Non
     hidden = ""
     if never:
         some = ", ".join(printable(name) for name in never[:5]) + (", …" if len(never) > 5 else "")
-        hidden = f" Never predicted, and not drawn: {len(never)} ({some})."
+        hidden = f" {len(never)} never predicted, not drawn: {some}."
     return Figure(
         title="Precision and recall by predicted count, plain",
         svg=figures.class_scatter(
@@ -292,8 +293,8 @@ def _scores_by_count(confusion: Confusion, names: Sequence[str]) -> Figure | Non
             x_label="plain labels of the class",
         ),
         legend=[("mark-0", "recall"), ("mark-1", "precision")],
-        caption=f"A dot and a square for each class; {words}. A biased classifier finds most of the classes that it "
-        f"prefers, and is wrong the more often when it names them.{hidden}",
+        caption=f"A dot and a square for each class; {words}. A biased classifier has high recall and low precision on "
+        f"the classes that it prefers.{hidden}",
     )
 
 
@@ -305,7 +306,7 @@ def examples(labeling: Labeling, pictures: Pictures) -> Section:
         changed_sheet(labeling.plain, labeling.label, labeling.confidence, truth, classes, names, pictures),
         wrong_sheet(labeling.label, labeling.confidence, truth, classes, names, pictures, what),
     ]
-    text = "Confidence is that after debiasing."
+    text = "Confidence is the probability after debiasing."
     return Section(title="Examples", text=text, sheets=[sheet for sheet in sheets if sheet.pictures])
 
 
@@ -332,6 +333,6 @@ def class_table(labeling: Labeling) -> Table:
         title="Each class in numbers",
         head=head,
         rows=[[name, *cells] for name, *cells in zip(names, *columns, strict=True)],
-        caption="The shift is what is subtracted from the logits of a class.",
+        caption="The shift is subtracted from the logits of a class.",
         is_closed=True,
     )

@@ -1,4 +1,4 @@
-"""The parts of a page, such as figures and tables, and how a page becomes one HTML file."""
+"""The parts of a page, such as figures and tables, and the rendering of a page to one HTML file."""
 
 import base64
 import io
@@ -27,6 +27,8 @@ class Figure:
     legend: Sequence[tuple[str, str]] = ()
     """Pairs of a symbol (line-0, mark-1, bar-0, outline, tick-1, level) and its meaning."""
     is_small: bool = False
+    wide_svg: str = ""
+    """The same drawing for pages that are wide enough; it then fills their width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,4 +121,4 @@ def between(interval: Sequence[float] | None) -> str:
 
 def named(shares: Float[np.ndarray, " C"], names: Sequence[str], order: Sequence[int], digits: int = 1) -> str:
     """Names of classes with their shares, separated by commas."""
-    return ", ".join(f"{printable(names[k])} {percent(float(shares[k]), digits)}" for k in order)
+    return ", ".join(f"{printable(names[k])} ({percent(float(shares[k]), digits)})" for k in order)

@@ -1,4 +1,4 @@
-"""From run folders to a file: reads them, makes their page and writes it."""
+"""Reads run folders, makes their page and writes it to a file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ NAME = "report.html"
 
 
 def outputs_of(run: Path) -> Outputs:
-    """What is written into the folder of a run or of a comparison."""
+    """The files that a report adds to the folder of a run or of a comparison."""
     return comparison_outputs(run) if holds_comparison(run) else RunFolder(run).outputs
 
 
@@ -32,7 +32,7 @@ def write_report(runs: list[Path], out: Path, data: DataConfig | None = None) ->
         InputError: a folder holds no finished run, or its files do not fit together.
         WriteError: the page cannot be written.
     """
-    # What draws is slow to import, and not needed to find what is wrong with the folders.
+    # The drawing code is slow to import, and not needed to find errors in the folders.
     from debias_ssl.reporting.comparison_page import comparison_page
     from debias_ssl.reporting.page import render
     from debias_ssl.reporting.run_page import run_page

@@ -1,4 +1,4 @@
-"""The page of one run: its metrics and training curves, and the pseudo-labels of its model."""
+"""The page of one run: a summary in words, metrics, training curves, and the pseudo-labels of its model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +16,7 @@ from debias_ssl.reporting.reading.run import METRICS, Finetuned, FinishedRun
 from debias_ssl.reporting.sections.against_truth import confusion_figure, reliability_figure
 from debias_ssl.reporting.sections.class_correlation import correlation_figure
 from debias_ssl.reporting.sections.examples import changed_sheet, wrong_sheet
+from debias_ssl.reporting.sections.in_words import summary_in_words
 from debias_ssl.reporting.sections.pseudo_labels import (
     moments_of,
     pseudo_confusion,
@@ -34,8 +35,9 @@ def run_page(run: FinishedRun) -> Page:
     try:
         inspection = inspect(run)
     except ImagesGoneError as error:
-        notes.append(f"Left out, because the run's images are not there any more: {LEFT_OUT} ({error}).")
-    sections = [headline(run), learning(run), bias(run, inspection), predictions(run)]
+        notes.append(f"Left out, because the images of the run are missing: {LEFT_OUT} ({error}).")
+    words = summary_in_words(run, true_counts(run, inspection))
+    sections = [words, headline(run), learning(run), bias(run, inspection), predictions(run)]
     if inspection is not None:
         sections += [pseudo_labels(run, inspection), examples(run, inspection)]
     sections.append(Section(title="All classes", tables=[class_table(run, true_counts(run, inspection))]))
@@ -74,10 +76,10 @@ def headline(run: FinishedRun) -> Section:
     ]
     confusion = torch.tensor(run.metrics["confusion"])
     caption = (
-        f"On the {int(confusion.sum()):,} test images: at 95 % confidence, the accuracy of the averaged model at the "
-        f"last step is {between(accuracy_interval(confusion))}. EMA is the averaged model, which is exported, raw the "
-        "trained one. Judge by the last step or the median over evaluations: the best is chosen on the test set "
-        "itself, so it is optimistic."
+        f"Metrics on the {int(confusion.sum()):,} test images. EMA is the averaged model, which is exported. Its "
+        f"accuracy at the last step has the 95 % interval {between(accuracy_interval(confusion))}. Raw is the model "
+        "without averaging. Judge by the last step, or by the median. The best evaluation is chosen on the test "
+        "images, so it is optimistic."
     )
     return Section(title="Figures", tables=[Table(title="", head=["", *TITLES], rows=rows, caption=caption)])
 
@@ -90,9 +92,9 @@ def before_and_after(finetuned: Finetuned) -> Section:
         for (part, moment), figures in finetuned.metrics.items()
     ]
     caption = (
-        "Before is the averaged model of the run that this one was made of, after is the same network with another "
-        "classifier, which is exported. The classifier was chosen on the held-out images: judge by the test images. "
-        "Losses, curves, pseudo-labels and the marginal below are of the training of that run."
+        "Before: the averaged model of the first run. After: the same network with the new classifier, which is "
+        "exported. The classifier was chosen on the held-out images, so judge by the test images. Losses, curves, "
+        "pseudo-labels and the marginal below are from the training of the first run."
     )
     table = Table(title="", head=["", "objective", *TITLES], rows=rows, caption=caption)
     return Section(title="Figures", tables=[table])
@@ -114,13 +116,13 @@ def learning(run: FinishedRun) -> Section:
     right = np.array([np.nan if log["pseudo_accuracy"] is None else log["pseudo_accuracy"] for log in run.logs])
     mask = np.array([log["mask_rate"] for log in run.logs])
     known = right[~np.isnan(right)]
-    said = f"of those, {percent(known[-1], 1)} are right at the end" if len(known) else "how many are right is unknown"
+    said = f"{percent(known[-1], 1)} of these are right at the end" if len(known) else "their accuracy is unknown"
     drawn = [
         Figure(
             title="Losses",
             svg=figures.lines(losses, f"Loss terms over {steps[-1]} steps: {ends}.", percent=False),
             legend=[(f"line-{i}", name) for i, name in enumerate(names)],
-            caption="The terms whose sum is minimized, means over the steps between two lines of the log.",
+            caption="Training minimizes the sum of these terms. A point is a mean over the steps since the last point.",
         ),
         Figure(
             title="Accuracy on the test images",
@@ -130,7 +132,7 @@ def learning(run: FinishedRun) -> Section:
                 f"{percent(accuracy['ema'][-1])} at step {at[-1]}; raw model then {percent(accuracy['raw'][-1])}.",
             ),
             legend=[("line-0", "averaged model (EMA)"), ("line-1", "raw model")],
-            caption="The averaged model is the one that is exported.",
+            caption="The exported model is the averaged one.",
         ),
         Figure(
             title="Pseudo-labels in training",
@@ -143,7 +145,7 @@ def learning(run: FinishedRun) -> Section:
             legend=[("line-0", "share that counts (mask rate)"), ("line-1", "accuracy of these")][
                 : 2 if len(known) else 1
             ],
-            caption="A pseudo-label counts where it is confident enough; its accuracy is known where the truth is.",
+            caption="A pseudo-label counts if its confidence is high enough. Accuracy needs known true classes.",
         ),
     ]
     return Section(title="Learning", figures=drawn)
@@ -164,9 +166,11 @@ def _marginals(run: FinishedRun) -> Figure:
     return Figure(
         title="The marginal over time",
         svg=figures.marginals(steps, marginal, names, largest + smallest, alt),
-        legend=[("level", "all classes alike"), ("band", "from the smallest to the largest class")],
-        caption="Running mean of the undebiased predictions on unlabeled images: the model's standing preference for "
-        "classes. On balanced data an unbiased model stays at the dotted line. Named are the largest and smallest.",
+        wide_svg=figures.marginals(steps, marginal, names, largest + smallest, alt, is_wide=True),
+        legend=[("level", "equal probabilities"), ("band", "from the smallest to the largest class")],
+        caption="The marginal is the running mean of the predictions on unlabeled images, before debiasing. It shows "
+        "the model's average class bias. On balanced data, an unbiased model stays at the dotted line. The classes "
+        "with the largest and smallest values are named.",
     )
 
 
@@ -175,7 +179,7 @@ def bias(run: FinishedRun, inspection: Inspection | None) -> Section:
     names, counts, logs = run.classes, true_counts(run, inspection), moments_of(run)
     true = None if counts is None else np.array(counts) / sum(counts)
     pairs = [pseudo_label_shares(log) for log in logs]
-    # Where nothing is drawn, the axis has some height all the same.
+    # An axis needs some height, even if nothing is drawn.
     top = 1.08 * max(share.max() for pair in pairs for share in (*pair, pair[0] if true is None else true)) or 1
     kinds = ("line-0", "line-1", "line-2") if len(names) > NAMED else ("bar-0", "outline", "tick-1")
     meanings = [
@@ -188,14 +192,14 @@ def bias(run: FinishedRun, inspection: Inspection | None) -> Section:
         Figure(
             title=f"Step {log['step']:,}",
             svg=figures.class_shares(counted, every, true, names, _moment_alt(log, counted, true, names), top=top),
-            caption=f"{log['mask_rate'] * sum(log['pseudo_counts']):,.0f} count, {_distance(counted, true)}",
+            caption=f"{log['mask_rate'] * sum(log['pseudo_counts']):,.0f} count; {_distance(counted, true)}",
             legend=legend,
             is_small=True,
         )
         for log, (counted, every) in zip(logs, pairs, strict=True)
     ]
-    text = "Pseudo-labels per class at four moments of training"
-    text += "." if true is None else "; bars above the true shares are the bias."
+    text = "The average class bias during training, and the class shares of the pseudo-labels at some steps."
+    text += "" if true is None else " A bar above the true share shows bias toward its class."
     return Section(title="The bias", text=text, figures=[_marginals(run), *moments])
 
 
@@ -217,9 +221,9 @@ def _moment_alt(
 def _distance(counted: Float[np.ndarray, " C"], true: Float[np.ndarray, " C"] | None) -> str:
     """The distance of the pseudo-labels from the truth, for a caption."""
     if not counted.any():
-        return "too early to tell"
+        return "no shares yet"
     if true is None:
-        return f"largest class {percent(counted.max(), 1)}"
+        return f"the largest class has {percent(counted.max(), 1)}"
     return f"{percent(np.abs(counted - true).sum() / 2, 1)} away from the true shares"
 
 
@@ -239,11 +243,13 @@ def predictions(run: FinishedRun) -> Section:
                 [names[k] for k in order],
                 f"Recall of {len(order)} classes: lowest {lowest}; highest {highest}.",
             ),
-            caption=f"Lowest: {lowest}. The mean is {percent(run.summary['ema']['last']['mean_recall'])}.",
+            caption=f"Recall is the share of a class's test images that are right. Lowest: {lowest}. "
+            f"Mean over classes: {percent(run.summary['ema']['last']['mean_recall'])}.",
         ),
         reliability_figure(confidence.numpy(), predicted.numpy(), run.labels, "Reliability"),
     ]
-    return Section(title="Predictions on test images", text="Of the averaged model at the last step.", figures=drawn)
+    text = "Predictions of the averaged model at the last step."
+    return Section(title="Predictions on test images", text=text, figures=drawn)
 
 
 def pseudo_labels(run: FinishedRun, inspection: Inspection) -> Section:
@@ -260,11 +266,11 @@ def pseudo_labels(run: FinishedRun, inspection: Inspection) -> Section:
             )
     correlation = correlation_figure(inspection, names)
     text = (
-        f"The averaged model's labels of {num:,} of {run.num_unlabeled:,} unlabeled images, without augmentation and "
-        f"threshold. Debiasing with {strength_text(inspection)} changes {inspection.changed.sum():,} of them."
+        f"The averaged model labels {num:,} of {run.num_unlabeled:,} unlabeled images, without augmentation and "
+        f"threshold. Debiasing with {strength_text(inspection)} changes {inspection.changed.sum():,} of these labels."
     )
     if not drawn:
-        text += " Their true classes are unknown, so that there are no confusion matrices."
+        text += " Their true classes are unknown, so there are no confusion matrices."
     return Section(title="Pseudo-labels", text=text, figures=drawn + ([correlation] if correlation else []))
 
 
@@ -324,6 +330,5 @@ def class_table(run: FinishedRun, counts: Sequence[int] | None) -> Table:
         "recall",
         "95 % interval",
     ]
-    return Table(
-        title="Each class in numbers", head=head, rows=rows, caption="Shares at the last step.", is_closed=True
-    )
+    caption = "All shares are from the last step."
+    return Table(title="Each class in numbers", head=head, rows=rows, caption=caption, is_closed=True)

@@ -1,1 +1,1 @@
-"""What a run leaves behind, and comparisons of runs."""
+"""Runs: from settings to a run folder, its contents, trained runs loaded to predict, and comparisons of runs."""

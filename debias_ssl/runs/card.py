@@ -1,4 +1,4 @@
-"""The model card of a run: its README.md, which says what the network is, how to use it, and what it cannot do."""
+"""Writes the model card of a run (README.md): what the network is, how to use it, and its limits."""
 
 import html
 import json
@@ -30,7 +30,7 @@ FIGURES = {
 MOST_LETTERS = 100
 # Fewer test images leave the accuracy uncertain by several percent.
 FEW = 1000
-# In front of the tags, for whoever publishes the folder.
+# Comes before the tags, for people who publish the folder.
 LICENSE = "# license: choose one that your data and the initial weights allow\n"
 
 
@@ -103,7 +103,7 @@ def _use(model: Mapping[str, Any], of_timm: Mapping[str, Any] | None) -> str:
             "timm.data.resolve_model_data_config(network))` is its preprocessing."
         )
     else:
-        parts.append("The network has layers or a name that timm does not know: it is loaded by `debias_ssl`.")
+        parts.append("timm does not know the layers or the name of this network: `debias_ssl` loads it.")
     parts.append(
         "```python\nfrom debias_ssl import load_run\n\n"
         'probabilities = load_run("FOLDER").predict("images")  # N x C, of the files below a folder\n```'
@@ -123,11 +123,11 @@ def _use(model: Mapping[str, Any], of_timm: Mapping[str, Any] | None) -> str:
 def _figures(summary: Mapping[str, Any], confusion: torch.Tensor, model: Mapping[str, Any]) -> str:
     number, last = int(confusion.sum()), summary["ema"]["last"]
     if not number:
-        return "No test image has a known label, so that nothing is known of its accuracy."
+        return "No test image has a known label, so the accuracy is unknown."
     low, high = metrics.accuracy_interval(confusion)
     rows = [f"| {title} | {_percent(last[name])} |" for name, title in FIGURES.items()]
     table = "\n".join([f"| figure | on {number:,} test images |", "|---|---|", *rows])
-    interval = f"The accuracy is {_percent(low)} to {_percent(high)} with 95 % confidence, as far as chance goes."
+    interval = f"The accuracy is {_percent(low)} to {_percent(high)} (95 % interval for sampling error)."
     return f"{table}\n\n{interval}\n\n{_classes(confusion.numpy(), model)}"
 
 
@@ -182,7 +182,7 @@ def _made(settings: Mapping[str, Any], method: str, summary: Mapping[str, Any]) 
     ]
     model = settings["model"]
     if model.get("pretrained") or model.get("weights"):
-        lines.append("- the training began with pretrained weights, whose license applies too")
+        lines.append("- the training started from pretrained weights, whose license applies too")
     if settings.get("teacher"):
         lines.append("- a teacher, another trained run, labeled its images")
     if facts := summary.get("finetune"):
@@ -210,14 +210,16 @@ def _limits(
     if without:
         limits.append(f"{len(without)} classes had no labeled image, and were not learned: {_some(without)}.")
     if max(counts) >= 2 * max(1, min(counts)):
-        limits.append("Some classes had many more labels than others, and may be preferred: see their recalls.")
+        limits.append(
+            "Some classes had many more labels than others, so predictions may favor them: see their recalls."
+        )
     limits += [
-        "Every image gets one of these classes, also one that shows none of them.",
-        "The figures hold for images like the test images; other cameras, places or qualities lower them.",
+        "Every image gets one of these classes, even an image that shows none of them.",
+        "The figures hold for images like the test images. Other cameras, places or image qualities can lower them.",
         "Confidences are not calibrated; `debias-ssl evaluate --run FOLDER --calibrate` fits a temperature.",
     ]
     if method != "Supervised":
-        limits.append("Unlabeled images were trained towards guessed labels, which may be wrong in a systematic way.")
+        limits.append("The training used pseudo-labels of unlabeled images, which may be systematically wrong.")
     transform = model["transform"]
     if settings["data"].get("crop") == "resized":
         limits.append("timm's preprocessing resizes before it crops, this package crops first: pixels differ slightly.")

@@ -1,4 +1,4 @@
-"""Trains the runs of a comparison, one after the other or several at a time, and writes their results."""
+"""Trains the runs of a comparison, one by one or several in parallel, and writes their results."""
 
 import signal
 import tempfile

@@ -1,4 +1,4 @@
-"""The run folder: its files, and when it may be written to."""
+"""The run folder: its files, and the check whether a job may write to it."""
 
 import json
 from collections.abc import Collection
@@ -98,7 +98,9 @@ class RunFolder:
         movable = MOVABLE if saved_inputs(self.split) is None else MOVABLE | MOVABLE_BY_HASH
         differs = difference(completed(read_yaml(self.path / "config.yaml")), resolved, RESUMABLE, movable)
         if differs:
-            raise InputError(f"{str(self.path)!r} cannot be resumed: {differs}; leave it so, or choose another --out")
+            raise InputError(
+                f"{str(self.path)!r} cannot be resumed: {differs}; keep the earlier value, or choose another --out"
+            )
 
     def changed(self, resolved: dict[str, Any]) -> list[str]:
         """The settings in which a resumed run will differ from what it was, in words."""
@@ -156,7 +158,7 @@ class RunFolder:
             raise InputError(f"{str(self.path)!r} was changed after its run, or damaged: {reason(error)}") from error
 
     def write_model(self, predictor: Predictor, description: dict[str, Any], config: Config) -> None:
-        """Exports the network under timm's names, the method's state beside it if there is any, and what is in them.
+        """Exports the network under timm's names, the method's state if it has any, and their description.
 
         Args:
             predictor: the network and its method.
@@ -178,7 +180,7 @@ class RunFolder:
             self.write_json(TIMM_CONFIG, of_timm)
 
     def write_results(self, summary: dict[str, Any], predictor: Predictor) -> None:
-        """Writes the model card, when all other files are there, and then the summary, which says that they are."""
+        """Writes the model card after all other files, and then the summary, which marks the run as finished."""
         self.outputs.claim(CARD)
         write_aside(self.path / CARD, model_card(self.path, summary, is_plain=predictor.is_plain))
         self.write_json("summary.json", summary)

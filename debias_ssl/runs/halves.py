@@ -1,7 +1,7 @@
-"""Whether unlabeled images help: runs on disjoint halves of the labels, and how far they agree.
+"""Estimates whether unlabeled images help: trains runs on disjoint halves of the labels, and measures their agreement.
 
-No label is held out for it, and no test image is looked at. Two runs that saw different labels agree about unlabeled
-images as far as both found what is in the images, and not what is in their labels.
+It holds out no label and reads no test image. Two runs that saw different labels agree on unlabeled images as far as
+both learned from the images, and not from chance in their labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ def predicted(run: Path, task: Task, images: Int64[np.ndarray, " N"], place: Pla
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the halves say of each variant."""
+    """The agreement of the halves for each variant, and the choice."""
 
     agreements: Mapping[str, Float64[np.ndarray, " D"]]
     """Mean agreement over classes, in each division of the labels; the run on the labels alone is there too."""
@@ -104,8 +104,8 @@ class Verdict:
         gain = 100 * self.gain(self.best)
         said = (
             f"with {self.best}, runs on disjoint halves of the labels agree about the unlabeled images "
-            f"{abs(gain):.1f} points {'more' if gain >= 0 else 'less'} than with the labels alone; at least "
-            f"{100 * self.margin:g} more are asked for"
+            f"{abs(gain):.1f} points {'more' if gain >= 0 else 'less'} than with the labels alone; the choice "
+            f"requires at least {100 * self.margin:g} more"
         )
         return f"{said}: the choice is {self.best if self.helps else 'the labels alone'}"
 

@@ -1,4 +1,4 @@
-"""The CSV file of labels that a trained run gives to images, which is written as they come."""
+"""Writes the CSV file of a trained run's labels, row by row."""
 
 import csv
 import hashlib
@@ -137,7 +137,7 @@ def _remove_parts(folder: Path) -> None:
 
 
 def key_of(run: Path, names: Sequence[str], *settings: Any) -> str:
-    """A hash of what the rows of a table depend on.
+    """A hash of everything that the rows of a table depend on.
 
     Args:
         run: the run folder.

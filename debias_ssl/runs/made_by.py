@@ -1,4 +1,4 @@
-"""What a run was made by: the commit of this package, the versions of what it computes with, and the machine."""
+"""Records the provenance of a run: the commit of this package, versions of its dependencies, and the machine."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""Which variants of a comparison are set side by side, and the labels-only run that each of them has to beat."""
+"""Pairs the variants of a comparison: each with the baseline on the labels alone, and with each other."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ LABELS_ONLY = "LabelsOnly"
 LABELS_ONLY_METHOD = "Supervised"
 # What changes a run on the labels alone in nothing.
 OF_UNLABELED = {"teacher", "target_model", "unlabeled_ratio", "data.probs", "data.lanes"}
-# Which images there are, and which of them have labels: variants that differ in these cannot be paired by seed.
+# Settings that select the images and the labels: variants that differ in these cannot be paired by seed.
 IMAGES = {f"data.{field.name}" for stage in (SourceConfig, SplitConfig) for field in fields(stage)}
 IMAGES -= RESUMABLE | OF_UNLABELED
 
@@ -138,8 +138,8 @@ def find_floors(
             floor = inside(setting, f"{LABELS_ONLY}-{own_name(judged[0])}" if several else LABELS_ONLY)
             if floor in variants:
                 raise InputError(
-                    f"variant {floor!r} has the name of the labels-only run but other settings: call it something "
-                    "else, or pass --floor false"
+                    f"variant {floor!r} has the name of the labels-only run but other settings: rename it, or "
+                    "pass --floor false"
                 )
             added[floor] = wanted
         if floor is not None:

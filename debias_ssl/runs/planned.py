@@ -1,4 +1,4 @@
-"""The runs of a comparison: what each is, and which of them can be trained next."""
+"""The planned runs of a comparison, and which of them can be trained next."""
 
 import sys
 import time
@@ -106,7 +106,7 @@ def print_status(text: str) -> None:
 
 
 class Waiting:
-    """Runs that this process has not seen end; other processes may train some of them.
+    """Runs that are not known to be finished; other processes may train some of them.
 
     Args:
         runs: in the order in which they are wanted.

@@ -121,7 +121,7 @@ def _differences(
 
 
 def payoff(difference: Mapping[str, float | None]) -> Payoff | None:
-    """What a paired difference to the labels-only run says of the unlabeled images; None where there is no pair."""
+    """The verdict on the unlabeled images from a paired difference to the labels-only run; None without a pair."""
     if difference["mean"] is None:
         return None
     if difference["low"] is not None and difference["low"] > 0:

@@ -1,4 +1,4 @@
-"""A run, from its settings to its folder."""
+"""Trains a run: from its settings to its folder."""
 
 import signal
 import sys
@@ -124,7 +124,7 @@ def make_trainer(
 ) -> Trainer:
     """Makes everything that a run consists of, in the order in which it depends on each other."""
     if config.model.norm == "sync" and accelerator.device.type != "cuda":
-        raise InputError("model.norm sync needs GPUs: take batch or group")
+        raise InputError("model.norm sync needs GPUs: set it to batch or group")
     if config.accumulation * accelerator.num_processes > config.batch_size:
         raise InputError(f"accumulation is {config.accumulation}, more than each process has labeled images")
     if config.compile:
@@ -232,7 +232,7 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
     # What was logged after the checkpoint will be logged again, and so will an evaluation that comes after it.
     is_due = trainer.is_evaluation_due or trainer.start == config.steps
     cut_journal(folder.metrics, trainer.start, with_evaluation=not is_due)
-    # Last, as it says that there is a run.
+    # Last, because this file marks the folder as a run.
     folder.write_config(resolved)
     for note in [*changed, *_notes(config, task)]:
         print(f"note: {note}", file=sys.stderr)
@@ -259,25 +259,25 @@ def _notes(config: Config, task: Task) -> list[str]:
     notes, classes = task.notes, task.data.classes
     # A network of the user's own may load its weights itself.
     if (config.model.freeze or config.model.adapter) and not config.model.is_loaded and "." not in config.model.name:
-        notes.append("the weights that stay as they are are random: model.weights and model.pretrained set them")
+        notes.append("the frozen weights are random: set model.weights or model.pretrained")
     if task.unreadable:
         notes.append(f"left out {len(task.unreadable)} files that cannot be read: unreadable.json")
     views = {kind: len(each) for kind, each in task.readers["train"].views.items()}
     if views:
         notes.append(
-            f"data.features holds {' and '.join(f'{number} {kind}' for kind, number in views.items())} views of each "
-            "image, which are trained on; data.feature_views none trains on plain features"
+            f"data.features holds {' and '.join(f'{number} {kind}' for kind, number in views.items())} views of "
+            "each image, and the run trains on them; data.feature_views none trains on plain features"
         )
     raised = raised_classes(config.data, len(classes))
     if raised:
-        notes.append(f"{raised} classes at the end of the long tail would get less than one label; each was given one")
+        notes.append(f"{raised} classes at the end of the long tail would get less than one label: each gets one")
     without = [name for name, count in zip(classes, task.labeled_counts, strict=True) if not count]
     if without:
-        notes.append(f"no labeled image is of {shortened(without)}, which will not be learned")
+        notes.append(f"no labeled image of {shortened(without)}: these classes will not be learned")
     tested = class_counts(task.data.test.labels, len(classes))
     untested = [name for name, count in zip(classes, tested, strict=True) if not count]
     if untested:
-        notes.append(f"no test image is of {shortened(untested)}; recalls are of the other classes")
+        notes.append(f"no test image of {shortened(untested)}: recalls are those of the other classes")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""The summary of a finished run: the content of `summary.json`, and the table that is printed at the end."""
+"""The summary of a finished run: the content of `summary.json`, and the table printed at the end."""
 
 import statistics
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ def summarize(records: Iterable[dict[str, Any]], median_of: int) -> dict[str, An
     """
     evaluations, logs = [], []
     for record in records:
-        # The numbers of classes, of which a long run has many millions, are not kept.
+        # Numbers for each class are not kept: a long run has many millions of them.
         if "ema" in record:
             evaluations.append({name: _scalars(record[name]) for name in ("ema", "raw")})
         elif "loss" in record:

@@ -1,4 +1,4 @@
-"""A comparison in a terminal: what differs, a table for each setting, and whether the unlabeled images paid."""
+"""Tables of a comparison for the terminal: differing settings, the results, and the gain from unlabeled images."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -155,7 +155,7 @@ def payoff_text(line: Mapping[str, Any]) -> str:
     name = own_name(line["variant"])
     verdict = line["unlabeled_images"]
     if verdict is None:
-        return f"{name}: not established, as no seed has finished both with and without them"
+        return f"{name}: not established, because no seed has finished both with and without unlabeled images"
     seeds = "" if verdict != "not established" else f" with {num} seed{'s' * (num > 1)}"
     accuracy = difference["accuracy"]
     text = f"{name}: {verdict}{seeds}: {100 * accuracy['mean']:+.1f} points of accuracy"

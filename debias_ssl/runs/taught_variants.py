@@ -11,7 +11,7 @@ PREFIX = "variant:"
 
 
 def teacher_of(variant: str, resolved: Mapping[str, Any]) -> str | None:
-    """The variant, of the same setting, whose run of the same seed is the teacher; None where it is none of them."""
+    """The variant of the same setting whose run of the same seed is the teacher; None for any other teacher."""
     given = resolved.get("teacher") or ""
     return inside(setting_of(variant), given.removeprefix(PREFIX).strip()) if given.startswith(PREFIX) else None
 
@@ -27,7 +27,7 @@ def teachers_first(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
     def add(name: str, students: tuple[str, ...]) -> None:
         if name in students:
             circle = " <- ".join(own_name(each) for each in (*students[students.index(name) :], name))
-            raise InputError(f"variants are each other's teachers in a circle: {circle}")
+            raise InputError(f"variants are teachers of each other in a circle: {circle}")
         if name in order:
             return
         teacher = teacher_of(name, variants[name])

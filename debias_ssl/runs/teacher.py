@@ -1,4 +1,4 @@
-"""Class probabilities that the model of another run gives to the views of a step."""
+"""The teacher of a run: another run's model, which predicts class probabilities for the views of a step."""
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +22,7 @@ from debias_ssl.training.learner import Predictor
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtStream:
-    """The batches of a stream, with what a trained model says of their weak views.
+    """The batches of a stream, with a trained model's predictions for their views.
 
     It sees the very pixels that are trained on, so that what step k holds stays a function of (seed, k).
     """

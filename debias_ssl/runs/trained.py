@@ -1,4 +1,4 @@
-"""A finished run, loaded to predict."""
+"""Loads a finished run to predict with it."""
 
 import json
 from collections.abc import Sequence
@@ -101,26 +101,23 @@ class TrainedRun:
         return Reader(pixels=None, files=images.names, config=config, channels=len(self.mean))
 
     def reading(self, workers: int) -> DataConfig:
-        """The data setting by which files are read."""
+        """The data settings for reading files."""
         return replace(self.data, image_size=self.size, workers=workers, input="streaming")
 
     def check_features(self, are_given: bool) -> None:
         """Raises InputError where features are missing, or none are wanted."""
         if self.data.features and not are_given:
             raise InputError(
-                "features are missing, on which the run was trained: pass --features, a folder of debias-ssl "
-                "features or label's"
+                "the run was trained on features: pass --features, a folder of debias-ssl features or of label"
             )
         if are_given and not self.data.features:
-            raise InputError("features are of no use to a run that was trained on pixels: leave out --features")
+            raise InputError("the run was trained on pixels, not on features: leave out --features")
 
     def _array_reader(self, pixels: np.ndarray) -> Reader:
         """A reader of pixels, cropped and resized like those of files."""
         channels = len(self.mean)
         if self.data.features:
-            raise InputError(
-                "images: the run was trained on features, and has no use for pixels: give paths, and features"
-            )
+            raise InputError("images: the run was trained on features, not on pixels: pass paths and features")
         if pixels.ndim != 4 or pixels.dtype != np.uint8:
             raise InputError(f"images is {pixels.dtype} of shape {pixels.shape}, must be uint8 of N x H x W x K")
         if pixels.shape[3] != channels or not pixels.size:

@@ -81,7 +81,7 @@ def grid_of(text: str) -> dict[str, dict[str, Any]]:
     """The variants of --grid, by name: `method.strength=0,0.25` gives `strength=0` and `strength=0.25`."""
     field, _, values = text.partition("=")
     if not field or not all(value.strip() for value in values.split(",")):
-        raise InputError(f"--grid {text!r} is not a field and its values, such as method.strength=0,0.25,0.5,1")
+        raise InputError(f"--grid {text!r} must be a field and its values, such as method.strength=0,0.25,0.5,1")
     *parents, last = field.strip().split(".")
     found = {}
     for value in values.split(","):
@@ -203,7 +203,7 @@ def seeds_of(text: str) -> tuple[int, ...]:
     """The seeds of a flag such as 0,1,2."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
-        raise InputError(f"--seeds {text!r} are not different whole numbers with commas between, such as 0,1,2")
+        raise InputError(f"--seeds {text!r} must be different whole numbers, separated by commas, such as 0,1,2")
     return tuple(int(part) for part in parts)
 
 
@@ -223,14 +223,14 @@ def requested_plan(
     """
     variants, settings_of = _requested_variants(parsed), _requested_settings(parsed)
     if parsed.choose_on and not parsed.grid:
-        raise InputError("--choose_on chooses among the values of --grid: give one")
+        raise InputError("--choose_on chooses among the values of --grid: pass --grid too")
     if recorded and not variants and not settings and not parsed.settings:
         for resolved in recorded.variants.values():
             config_from({**resolved, "seed": recorded.seeds[0]})
         added = seeds_of(parsed.seeds) if parsed.seeds else ()
         return replace(recorded, seeds=tuple(dict.fromkeys((*recorded.seeds, *added)))), []
     if not variants and (not recorded or parsed.settings):
-        raise InputError("there is nothing to compare: give --methods, --variants or --grid")
+        raise InputError("there is nothing to compare: pass --methods, --variants or --grid")
     base, _ = _resolved_settings(settings)
     bases = {
         setting: (_resolved_settings([*settings, *flags_of(own)], f"setting {setting!r}")[0] if own else base)
@@ -242,7 +242,7 @@ def requested_plan(
     )
     for name in chosen:
         if not resolved[name]["data"]["validation_per_class"]:
-            raise InputError("--choose_on validation needs images held out: give --data.validation_per_class")
+            raise InputError("--choose_on validation needs validation images: pass --data.validation_per_class")
     requested = ComparisonPlan(
         base=base,
         variants=resolved,

@@ -1,4 +1,4 @@
-"""A process of `compare --jobs`: trains the runs that it is given on its standard input, one after the other."""
+"""A worker process of `compare --jobs`: trains, one by one, the runs that it reads from standard input."""
 
 import json
 import os

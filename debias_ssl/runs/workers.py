@@ -1,4 +1,4 @@
-"""The processes of `compare --jobs`, seen from the one that starts them; `worker.py` is what they do."""
+"""Starts and watches the worker processes of `compare --jobs`. `worker.py` is their program."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-# What a process says of a run: that it is finished, or that another one trains it.
+# The replies of a process about a run: it is finished, or another process trains it.
 FINISHED, IN_USE = "finished", "in use"
 
 
@@ -42,7 +42,7 @@ class Worker:
         os.truncate(self.log, 0)
         settings = self.log.with_suffix(".json")
         settings.write_text(json.dumps({"resolved": resolved, "out": str(out)}))
-        # One that has died meanwhile is told by `has_ended`.
+        # `has_ended` reports a process that died meanwhile.
         with suppress(BrokenPipeError):
             self.asked.write(f"{settings}\n".encode())
 

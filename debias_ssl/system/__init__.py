@@ -1,1 +1,1 @@
-"""Files, locks, and errors that users see."""
+"""The lowest layer: files, locks, tables, ranges of settings, and errors for users."""

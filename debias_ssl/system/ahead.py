@@ -1,4 +1,4 @@
-"""Work on parts of something large, some of them at a time, with results in their order."""
+"""Runs work on several parts in parallel, and returns the results in order."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

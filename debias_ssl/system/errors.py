@@ -1,4 +1,4 @@
-"""The exceptions that are shown to users as a message instead of a traceback."""
+"""`InputError` and other exceptions that users see as a message instead of a traceback."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: a flag, a file, an image.
+    """A mistake in the user's input: a flag, a file or an image.
 
     The message says what is wrong, where, and how to fix it, in one or two lines; entry points print it and
     exit with 2.
@@ -19,11 +19,11 @@ class InUseError(InputError):
 
 
 class StoppedError(RuntimeError):
-    """A run cannot go on; entry points print the message, which says from where it can, and exit with 1."""
+    """A run cannot go on. Commands print the message, which says how to resume, and exit with 1."""
 
 
 class LeftToOthers(Exception):
-    """A job ends before its work is done, as other processes go on with it; entry points exit with 75 (EX_TEMPFAIL)."""
+    """A job ends early because other processes continue its work. Commands exit with 75 (EX_TEMPFAIL)."""
 
 
 class WriteError(StoppedError):

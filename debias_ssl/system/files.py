@@ -1,4 +1,4 @@
-"""Whole files: written aside and renamed, so that nobody sees half of one; and errors of writing as messages."""
+"""Writes files whole: to a temporary name that is then renamed. Turns errors of writing into messages."""
 
 import os
 import secrets
@@ -49,14 +49,14 @@ def writes(path: Path) -> Iterator[None]:
 
 
 def unfinished(path: Path) -> Path:
-    """A path beside `path` for what is not whole yet."""
+    """A path beside `path` for a file that is not complete yet."""
     # Not the process's number: containers that share a folder give the same ones.
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; what is written there takes the place of `path` once it is whole.
+    """A path beside `path` to write to; the written file replaces `path` once it is complete.
 
     The body only writes: `writing_parts` is for what is computed meanwhile.
 
@@ -77,7 +77,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class Parts:
-    """Writes parts of a file, each behind the one before, while the next ones are computed."""
+    """Writes parts of a file one after another, while the next parts are computed."""
 
     def __init__(self, path: Path, file: int, threads: ThreadPoolExecutor):
         self.path, self.file, self.threads = path, file, threads
@@ -161,7 +161,7 @@ def read_array(path: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.nda
 
 @contextmanager
 def ends_told(mend: str = "--resume goes on") -> Iterator[None]:
-    """Adds how to go on to what is said of a file that cannot be written, or of a signal.
+    """Adds how to go on to the message about a file that cannot be written, or about a signal.
 
     Other errors stay as they are.
 
@@ -228,7 +228,7 @@ def is_whole(path: Path) -> bool:
 def remove_unfinished(folder: Path) -> None:
     """Removes what jobs that were killed had begun to write, in a folder that is locked and in those in it."""
     inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    # Another job may write in a folder that has a lock of its own.
+    # Another job may write in a folder with its own lock.
     for place in [folder, *(path for path in inner if not any(path.glob(f"*{LOCK}")))]:
         for path in place.glob(f".*{UNFINISHED}"):
             if path.is_dir():

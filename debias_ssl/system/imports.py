@@ -1,4 +1,4 @@
-"""Objects that a setting names by their place in Python, as package.module.function."""
+"""Imports objects that a setting names by their Python path, as package.module.function."""
 
 import difflib
 import importlib
@@ -29,7 +29,8 @@ def imported(name: str, setting: str) -> Any:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(
-            f"{setting} {name!r} cannot be imported: {reason(error)}; PYTHONPATH=. has Python look where it is started"
+            f"{setting} {name!r} cannot be imported: {reason(error)}; PYTHONPATH=. makes Python search the "
+            "current folder"
         ) from error
     if not hasattr(module, attribute):
         shown = [known for known in vars(module) if not known.startswith("_")]

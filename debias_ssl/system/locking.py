@@ -1,4 +1,4 @@
-"""One job at a time in a folder, or at a file; or several that share a folder, each with a lock of its own."""
+"""Locks: one job at a time in a folder or at a file, or several jobs that share a folder, each with its own lock."""
 
 import glob
 import os
@@ -47,7 +47,7 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
             check_writable(folder, "--out")
             yield
         finally:
-            # What a signal has kept from being removed; somebody may have taken the folder away.
+            # Files that remained after a signal; the folder may have been removed.
             with undisturbed(), suppress(OSError):
                 remove_unfinished(folder)
 
@@ -73,8 +73,8 @@ class Member:
         """Raises StoppedError where another process took this one for dead."""
         if not self.lock.exists():
             raise StoppedError(
-                f"another process did not see the lock of this one in {str(self.folder)!r}: the file system does not "
-                "share locks between machines; docs/scale.md says what it needs. Work there on one machine at a time"
+                f"another process did not see the lock of this process in {str(self.folder)!r}: the file system "
+                "does not share locks between machines (see docs/scale.md). Work there on one machine at a time"
             )
 
     def end_first_turn(self) -> None:
@@ -161,7 +161,7 @@ def _member_locks(folder: Path) -> list[Path]:
 
 
 def lock_if_free(path: Path, flag: str) -> ExitStack | None:
-    """Holds a lock, which what is returned gives back; None where another process holds it.
+    """Takes a lock and returns a function that releases it; None if another process holds the lock.
 
     Args:
         path: of the lock.
@@ -227,7 +227,7 @@ def _held(path: Path, what: Path, flag: str, patience: float | None, work: str =
         _remove_empty(made)
         raise InputError(f"cannot write to {flag} {str(what)!r}: {error.strerror}") from error
     try:
-        # For people; on Windows nobody else can read it.
+        # For people; on Windows, other processes cannot read it.
         with suppress(OSError):
             path.write_text(f"process {os.getpid()} on {platform.node()}" + (f"\n{work}" if work else ""))
         yield

@@ -1,4 +1,4 @@
-"""What jobs write into folders: what is in the way, what they wrote and may remove, and what they read instead."""
+"""Output folders: files that are in the way, files that a job wrote and may remove, and results that it uses again."""
 
 import fnmatch
 import json
@@ -20,7 +20,7 @@ Given = str | Path | Sequence[str] | Sequence[Path] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """The files that jobs of one kind write into a folder; a manifest in it says which of them they wrote.
+    """The files that jobs of one kind write into a folder; a manifest lists the files that they wrote.
 
     A name that is there and not in the manifest is foreign: it is refused, and never replaced or removed. What the
     manifest names is an earlier output of the same kind.
@@ -47,8 +47,8 @@ class Outputs:
         ]
         if foreign:
             raise InputError(
-                f"{str(self.folder)!r} holds {shortened(foreign)}, which {MANIFEST} there does not name as written for "
-                f"{self.kind}: choose another --out, or move it away"
+                f"{str(self.folder)!r} holds {shortened(foreign)}, which is not listed in its {MANIFEST} as "
+                f"written for {self.kind}: choose another --out, or move it away"
             )
 
     def held(self) -> list[str]:
@@ -76,12 +76,12 @@ class Outputs:
         """Raises InputError where an earlier job ended while it was replacing what is there."""
         if self.is_incomplete():
             raise InputError(
-                f"{str(self.folder)!r} holds parts of {self.kind}, as a job that replaced it was interrupted: pass "
-                "--overwrite to begin anew"
+                f"{str(self.folder)!r} holds parts of {self.kind}, because a job that replaced it was "
+                "interrupted: pass --overwrite to start again"
             )
 
     def claim(self, *names: str) -> None:
-        """Says in the manifest what is written next.
+        """Lists in the manifest the files that are written next.
 
         Raises:
             InputError: something of a name is there that no job of this kind wrote.
@@ -93,7 +93,7 @@ class Outputs:
             self._record([*claimed, *new], self.is_incomplete())
 
     def clear(self) -> None:
-        """Removes what was written, and nothing else; whoever is killed meanwhile leaves what is said to be incomplete.
+        """Removes the written files, and nothing else. A job that is killed meanwhile leaves them marked as incomplete.
 
         Raises:
             WriteError: something cannot be removed.
@@ -103,11 +103,11 @@ class Outputs:
             self.complete()
 
     def mark_incomplete(self) -> None:
-        """Says that what is there is not to be gone on with, until `complete` or `clear` has been called."""
+        """Marks the files as incomplete, until `complete` or `clear` is called."""
         self._record(self._claimed(), True)
 
     def begin_replacing(self) -> None:
-        """Removes what was written; until `complete` is called, what is there is said to be incomplete.
+        """Removes the written files, and marks the folder as incomplete until `complete` is called.
 
         Raises:
             WriteError: something cannot be removed.
@@ -157,7 +157,7 @@ class Outputs:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
-        raise InputError(f"{str(path)!r} does not say what was written there: choose another --out, or move it away")
+        raise InputError(f"{str(path)!r} does not list what was written there: choose another --out, or move it away")
 
 
 def check_whole(path: Path) -> None:
@@ -175,7 +175,8 @@ def check_whole(path: Path) -> None:
         return
     if kinds and not (path.parent / SUMMARY).exists() and (path.name in known or not path.exists()):
         raise InputError(
-            f"{str(path.parent)!r} holds parts of {kinds[0]}, as the job that wrote them was interrupted: run it again"
+            f"{str(path.parent)!r} holds parts of {kinds[0]}, because the job that wrote them was interrupted: "
+            "run it again"
         )
 
 

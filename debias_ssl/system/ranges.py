@@ -10,7 +10,7 @@ from debias_ssl.system.errors import InputError
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a setting may be; in a setting of several, each of them."""
+    """The allowed range of a numeric setting, or of each number in a setting of several."""
 
     smallest: float
     largest: float = math.inf

@@ -1,4 +1,4 @@
-"""Text files of rows and columns, as programs and spreadsheets write them."""
+"""Reads text files of rows and columns (CSV, TSV), as programs and spreadsheets write them."""
 
 import codecs
 import csv
@@ -113,8 +113,8 @@ class Table:
                     continue
                 if any(map(str.strip, cells[width:])):
                     raise InputError(
-                        f"{self.path}, line {number}: {len(cells)} cells for {width} columns; put a cell that has a "
-                        f"{_called(self.delimiter)} in it into quotes"
+                        f"{self.path}, line {number}: {len(cells)} cells for {width} columns; put cells that "
+                        f"contain a {_called(self.delimiter)} into quotes"
                     )
                 yield number, cells[:width] + [""] * (width - len(cells))
         except csv.Error as error:
@@ -160,7 +160,7 @@ class Table:
             meant = [name for name, each in zip(self.header, found, strict=True) if each in usual]
             if place is not None and len(meant) > 1:
                 listed = ", ".join(map(repr, meant))
-                told.append(f"{self.path}: of the columns {listed}, {self.header[place]!r} is taken for the {usual[0]}")
+                told.append(f"{self.path}: of the columns {listed}, {self.header[place]!r} is used as the {usual[0]}")
         if self.num_empty:
             told.append(f"{self.path}: {self.num_empty} empty rows are left out")
         return told

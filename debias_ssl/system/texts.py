@@ -1,4 +1,4 @@
-"""Many texts in few arrays: of a list of strings, each element would be an object of some hundred bytes."""
+"""Many texts in a few arrays: in a list of strings, each string would be an object of about a hundred bytes."""
 
 import os
 from array import array
@@ -96,7 +96,7 @@ class Texts(Sequence[str]):
 
 
 def texts_of(strings: Iterable[str]) -> Texts:
-    """Some strings, of which no list is needed."""
+    """The strings as `Texts`; they need not be a list."""
     if isinstance(strings, Texts):
         return strings.written_out()
     # Grown in place.
@@ -108,7 +108,7 @@ def texts_of(strings: Iterable[str]) -> Texts:
 
 
 def places_in(texts: Texts, others: Texts) -> Int64[np.ndarray, " N"]:
-    """For each text the place of the first one among others that is the same; -1 where there is none."""
+    """For each text, the position of the first equal text among others; -1 if there is none."""
     from pyarrow import compute
 
     # Pyright does not know its functions, which are made when it is imported.

@@ -1,1 +1,1 @@
-"""Training: settings, learner, loop, journal and checkpoints."""
+"""Training of a run: settings, learner, loop, journal and checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and resume exactly: tensors as safetensors, numbers as JSON, no code."""
+"""Checkpoints, complete or absent, exact on resume. Tensors are safetensors, numbers are JSON; neither holds code."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ def base_of(learner: Learner, *, is_found_again: bool) -> Base:
 
 
 def machine() -> dict[str, Any]:
-    """What the last bits of floating-point sums depend on."""
+    """The facts that the last bits of floating-point sums depend on."""
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -115,7 +115,7 @@ def _write(path: Path, files: dict[str, dict[str, Tensor]], state: dict[str, Any
 def _remove(checkpoint: Path) -> None:
     """Removes a checkpoint, if it is there, so that whoever is killed meanwhile leaves none that is half gone."""
     if checkpoint.exists():
-        # What is left under this name goes when the folder is locked again.
+        # Remains under this name are removed when the folder is locked again.
         gone = unfinished(checkpoint)
         checkpoint.rename(gone)
         shutil.rmtree(gone)
@@ -142,11 +142,11 @@ def load_checkpoint(
         found = {key: state[key] for key in ("step", "scaler", "machine")} | {"is_evaluation_due": due}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"checkpoint {str(path)!r} cannot be loaded ({reason(error)}): remove it to use the one before"
+            f"checkpoint {str(path)!r} cannot be loaded ({reason(error)}): remove it to use the previous one"
         ) from error
     if state.get("base") not in (None, base.hash):
         raise InputError(
-            f"checkpoint {str(path)!r} was trained beside other frozen weights: pass the file with which the run began "
+            f"checkpoint {str(path)!r} belongs to other frozen weights: pass the file that the run started with "
             "as --model.weights"
         )
     return found
@@ -185,7 +185,7 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `_without_tensors` was given."""
+    """The input of `_without_tensors`, restored."""
     match value:
         case {"tensor": name}:
             return tensors[name]

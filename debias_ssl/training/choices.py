@@ -1,4 +1,4 @@
-"""Classes that a setting can name: methods and losses of labeled images."""
+"""Classes that settings choose by name: methods and losses of labeled images."""
 
 from debias_ssl import methods
 from debias_ssl.methods import Method, labeled_loss
@@ -12,7 +12,7 @@ METHODS = {
 }
 # What DebiasPL can go over.
 BASES = {name: value for name, value in METHODS.items() if issubclass(value, PseudoLabeling) and has_common_step(value)}
-# What DyTrim can go over beside these.
+# Further methods that DyTrim can use as a base.
 TRIMMED = {
     name: value
     for name, value in METHODS.items()

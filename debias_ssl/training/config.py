@@ -1,4 +1,4 @@
-"""The settings of a run."""
+"""`Config`: the settings of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,37 +22,39 @@ class Config:
 
     Args:
         method: the class that turns views into losses and pseudo-labels; its own settings follow as --method.NAME.
-        labeled_loss: the class whose mean over labeled images is the method's labeled loss; its own settings follow as
+        labeled_loss: the class that computes the loss of labeled images; its own settings follow as
             --labeled_loss.NAME.
-        data: which images, how they are split, read and augmented.
+        data: the images, and how they are split, read and augmented.
         model: the network.
         optim: the optimizer.
         steps: optimizer steps.
-        seed: of the initial weights, the order of images and their augmentation, and the split.
-        batch_size: labeled images of a step, over all processes.
+        seed: of the initial weights, the order and augmentation of images, and the split.
+        batch_size: labeled images in a step, over all processes.
         unlabeled_ratio: mu, unlabeled images for each labeled one.
         class_balanced: whether labeled images are drawn equally often from each class.
-        accumulation: parts in which a step's images pass through the network, to save memory.
-        target_model: whose weak views make the pseudo-labels: the trained model's (raw) or the averaged one's (ema).
-        teacher: run folder of a teacher, whose averaged model gives class probabilities of the very views that are
-            trained on, to methods that ask for them; null takes those of data.probs.
-        ema_decay: of the averaged weights.
-        joint_pass: weak views in one pass with the others instead of apart and without gradient.
-        strong_views: which strong views pass through the network: all, or counted, those alone whose pseudo-labels
-            count, which changes nothing but rounding where the network mixes no images. Batch norms then have the
-            statistics of fewer images, and dropout draws other numbers. auto is counted where nothing but rounding
-            changes and time is saved, else all.
+        accumulation: number of parts in which a step's images pass through the network, to save memory.
+        target_model: the model that makes the pseudo-labels from weak views: the trained one (raw) or the averaged one
+            (ema).
+        teacher: run folder of a teacher. Its averaged model predicts class probabilities of the training views, for
+            methods that need them; null takes those of data.probs.
+        ema_decay: decay of the averaged weights.
+        joint_pass: whether weak views pass through the network together with the other views, instead of separately and
+            without gradient.
+        strong_views: the strong views that pass through the network: all, or only those whose pseudo-labels count
+            (counted). counted changes only rounding if the network does not mix images. Otherwise batch norms use the
+            statistics of fewer images, and dropout draws other numbers. auto is counted if it saves time and changes
+            only rounding, else all.
         precision: auto is bf16 on GPUs and CPUs that multiply in it (AVX512-BF16 or AMX), else fp32.
         compile: whether to compile the network.
-        deterministic: on a GPU, the same bits each time; false lets cuDNN choose its fastest algorithms, and multiplies
-            fp32 in TF32. A CPU gives the same bits in any case.
+        deterministic: whether a GPU computes the same bits each time; false lets cuDNN choose its fastest algorithms,
+            and multiplies fp32 in TF32. A CPU always computes the same bits.
         log_every: steps between lines in metrics.jsonl.
         eval_every: steps between evaluations.
-        checkpoint_every: steps between checkpoints; each closes a logging interval.
-        keep_checkpoints: how many are kept.
-        median_of: evaluations at the end that the reported median is taken of.
-        eval_batch_size: images of a batch in evaluations, in each process.
-        log_with: trackers of Accelerate to log to as well; each needs its package, an extra of this one.
+        checkpoint_every: steps between checkpoints; each checkpoint ends a logging interval.
+        keep_checkpoints: number of checkpoints to keep.
+        median_of: number of last evaluations in the reported median.
+        eval_batch_size: images in a batch of an evaluation, in each process.
+        log_with: further trackers of Accelerate to log to; each needs its package, which is an extra of this package.
     """
 
     method: Callable[[Problem], Method] = DebiasPL
@@ -88,8 +90,8 @@ class Config:
         check_settings(self, "", accumulation=(self.accumulation <= self.batch_size, at_most))
         if self.strong_views == "counted" and self.is_joint:
             raise InputError(
-                "strong_views is counted, but joint_pass has weak views pass together with strong ones, when nobody "
-                "knows which count: set one of them to its default"
+                "strong_views is counted, but with joint_pass weak and strong views pass together, before it is "
+                "known which count: set one of them to its default"
             )
         if self.teacher is not None and self.data.probs is not None:
             raise InputError("teacher and data.probs exclude each other: set one to null")

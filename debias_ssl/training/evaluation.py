@@ -1,4 +1,4 @@
-"""Predictions on a list of images, and the figures of them."""
+"""Evaluation: predictions on a list of images, and their metrics."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

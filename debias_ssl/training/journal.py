@@ -1,4 +1,4 @@
-"""The journal of a run: statistics of its steps, the progress bar, lines in metrics.jsonl, and warnings."""
+"""The journal of a run: statistics of steps, the progress bar, the lines of metrics.jsonl, and warnings."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from debias_ssl.distributed.collectives import all_sum_, num_processes
 from debias_ssl.methods import Method
 from debias_ssl.system.files import replacing, writes
 
-# Of the numbers of classes in a file: they are drawn, and a thousand classes with all digits make a line of 60 kB.
+# Digits of numbers of classes: they are only drawn, and a thousand classes with all digits make a line of 60 kB.
 DIGITS = 5
 # The confusion matrices of the last evaluation, beside metrics.jsonl: a million numbers each at a thousand classes.
 CONFUSION_FILE = "confusion.npz"
@@ -69,7 +69,7 @@ class StepStatistics:
             "pseudo_counts": counts.long().tolist(),
             "pseudo_weights": (weights / counts.clamp(min=1)).tolist(),
             "pseudo_accuracy": correct / known if known else None,
-            # One process is enough to spoil a step.
+            # One process with a non-finite loss spoils the step.
             "nonfinite_steps": math.ceil(bad / num_processes()),
         }
         self._reset()
@@ -77,7 +77,7 @@ class StepStatistics:
 
 
 def threshold_flag(method: Method) -> str | None:
-    """The flag of the threshold that pseudo-labels pass, which over a base is the base's; None where there is none."""
+    """The flag of the threshold for pseudo-labels, which may belong to a base method; None without a threshold."""
     base = getattr(method, "base", None)
     if not hasattr(method if base is None else base, "threshold"):
         return None
@@ -87,7 +87,7 @@ def threshold_flag(method: Method) -> str | None:
 def warnings_for(
     record: dict[str, Any], class_names: tuple[str, ...], threshold: str | None = "--method.threshold"
 ) -> dict[str, str]:
-    """What is wrong with the pseudo-labels of a line of the log, by kind; without a threshold all may count."""
+    """Warnings about the pseudo-labels of a line of the log, by kind; without a threshold, all of them may count."""
     found = {}
     if record["mask_rate"] == 0:
         fix = f"lower {threshold}, or train longer" if threshold else "train longer"
@@ -95,14 +95,15 @@ def warnings_for(
     elif record["mask_rate"] > 0.9999 and threshold:
         found["all"] = f"every pseudo-label passes the threshold, right or wrong; raise {threshold}"
     passed = [count * weight for count, weight in zip(record["pseudo_counts"], record["pseudo_weights"], strict=True)]
-    # Of a few labels, most are easily of one class.
+    # With few labels, most can be of one class by chance.
     if sum(passed) >= 10 * len(class_names):
         share, most = max(zip((n / sum(passed) for n in passed), class_names, strict=True))
-        # Two classes are unequal more easily than ten.
+        # With two classes, one has a large share more often than with ten.
         if share > max(0.5, 1.8 / len(class_names)):
             found["one"] = (
-                f"class {most!r} takes {share:.0%} of the pseudo-labels: unless it has that share of the images, the "
-                "model is collapsing; try a larger --method.strength (DebiasPL), more labels or a smaller learning rate"
+                f"class {most!r} has {share:.0%} of the pseudo-labels: unless it has that share of the images, "
+                "the model is collapsing; try a larger --method.strength (DebiasPL), more labels or a smaller "
+                "learning rate"
             )
     return found
 
@@ -231,7 +232,7 @@ def write_confusions(path: Path, figures: dict[Any, dict[str, dict[str, Any]]]) 
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of `metrics.jsonl` one by one; what is no record, as a line that was not finished, is left out."""
+    """The records of `metrics.jsonl` one by one, without damaged lines such as an unfinished last line."""
     if path.exists():
         with path.open("rb") as file:
             yield from (record for line in file if (record := _record(line)) is not None)
@@ -266,7 +267,7 @@ def _lines_from_the_end(path: Path) -> Iterator[tuple[int, dict[str, Any] | None
     with path.open("rb") as file:
         start, rest = file.seek(0, os.SEEK_END), b""
         while start > 0 or rest:
-            # Where a line begins: after the break before it, which may be in a part that is not read yet.
+            # A line starts after the line break before it, which may be in a part that is not read yet.
             at = rest.rfind(b"\n", 0, -1) + 1
             if at == 0 and start > 0:
                 size = min(READ_BYTES, start)

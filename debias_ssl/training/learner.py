@@ -1,4 +1,4 @@
-"""Model, averaged model and method as one module: one forward pass from images to losses and pseudo-labels."""
+"""`Learner`: model, averaged model (EMA) and method as one module, from images to losses and pseudo-labels."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,12 @@ from debias_ssl.models import batch_norms
 from debias_ssl.training.strong_views import UNPASSED, in_their_rows, rows_to_pass
 
 TargetModel = Literal["raw", "ema"]
-# Of the marginal that is logged for every method: 100 steps, so that a change is seen in short runs too.
+# Momentum of the marginal that is logged for every method: about 100 steps, so that short runs show changes too.
 LOGGED_MOMENTUM = 0.99
 
 
 class Predictor(nn.Module):
-    """What is used at test time: images to logits."""
+    """The part of a learner that is used at test time: images to logits."""
 
     pixel: Tensor
 
@@ -39,14 +39,14 @@ class Predictor(nn.Module):
         self._network: list[Callable] = [model]
 
     def compile_network(self) -> None:
-        """Compiles the pass of images; that of a blank one stays as it is."""
+        """Compiles the forward pass of images; that of a blank image is not compiled."""
         self._network = [torch.compile(self.model)]
 
     def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
         return self.predict(images)[0]
 
     def predict(self, images: Float[Tensor, "N K H W"]) -> tuple[Float[Tensor, "N C"], View]:
-        """The method's logits at test time, and what the network alone says of the images."""
+        """The method's logits at test time, and the network's own output for the images."""
         view = self.view(images)
         blank = self.blank(images) if self.method.needs.blank else None
         # In the precision of training, where the network's pass alone is in the run's.
@@ -55,7 +55,7 @@ class Predictor(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the method predicts what the network alone says."""
+        """Whether the method's predictions are those of the network itself."""
         device = next(self.model.parameters()).device
         logits = torch.zeros(1, self.method.problem.num_classes, device=device)
         view = View(logits=logits, features=torch.zeros(1, self.method.problem.num_features, device=device))
@@ -63,7 +63,7 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def blank(self, images: Float[Tensor, "N K H W"]) -> View:
-        """What the network says of a blank image of the size of others, with averaged statistics."""
+        """The network's output for a blank image of the same size, with averaged statistics."""
         was_training = self.model.training
         self.model.eval()
         image = self.pixel[:, None, None].expand(images.shape[1:])
@@ -72,7 +72,7 @@ class Predictor(nn.Module):
         return view
 
     def view(self, images: Float[Tensor, "N K H W"]) -> View:
-        """What the network alone says of images."""
+        """The network's own output for images."""
         return _view(self._network[0], images)
 
 
@@ -196,7 +196,7 @@ class Learner(nn.Module):
             strong = passed["strong"]
             if rows is not None:
                 strong = [in_their_rows(view, rows, len(weight), is_watched=self._is_watched) for view in strong]
-                # A method whose losses need others shows it at once.
+                # If the method's losses need other views, this fails immediately.
                 self._is_watched = False
             return replace(
                 views,
@@ -257,7 +257,7 @@ class Learner(nn.Module):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Averages weights after optimizer step number `step` (from 0), and running statistics over processes."""
-        moved = [norm for norm in self._batch_norms if norm.training]  # those of a frozen network stay as they are
+        moved = [norm for norm in self._batch_norms if norm.training]  # those of a frozen network do not change
         all_mean_([buffer for norm in moved for buffer in norm.buffers() if buffer.is_floating_point()])
         weight = 1 - ema_decay(step, self.decay)
         parameters = zip(self.ema.parameters(), self.raw.parameters(), strict=True)

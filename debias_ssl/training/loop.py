@@ -87,7 +87,7 @@ class Trainer:
         here = machine()
         differing = [f"{key} was {was}, is {here[key]}" for key, was in state["machine"].items() if was != here[key]]
         if differing and self.accelerator.is_main_process:
-            print(f"note: the last bits may differ from an unbroken run: {'; '.join(differing)}", file=sys.stderr)
+            print(f"note: the last bits may differ from an uninterrupted run: {'; '.join(differing)}", file=sys.stderr)
 
     def train(self, asked: Asked) -> dict[Part, dict[str, Tensor]]:
         """Takes all steps that are left; returns the logits of the last evaluation.
@@ -100,7 +100,7 @@ class Trainer:
             StoppedError: a loss or a weight became infinite, or there is not enough memory.
         """
         config, accelerator, learner = self.config, self.accelerator, self.learner
-        # Where nothing is said of places, Accelerate imports torch's tensors of several devices, to look for them.
+        # Without this argument, Accelerate imports torch's tensors of several devices, to look for them.
         trained, optimizer = accelerator.prepare(learner, self.optimizer, device_placement=[True, True])
         if accelerator.scaler is not None and self._scaler_state:
             accelerator.scaler.load_state_dict(self._scaler_state)
@@ -132,7 +132,7 @@ class Trainer:
                 if is_due or is_last:
                     self.tracking.examples(batch, result.pseudo)
                 if is_checkpoint:
-                    # Before the evaluation: that may fail, for want of memory, and must not cost the steps since.
+                    # Before the evaluation: it may run out of memory, and the steps so far must not be lost.
                     self._save(done, is_evaluation_due=is_due)
                     journal.restart_clock()
                 if is_due and not stop:
@@ -158,7 +158,7 @@ class Trainer:
         )
         loss, speed = sum(record["loss"].values()), record["images_per_second"]
         journal.show(loss=f"{loss:.3f}", mask=f"{record['mask_rate']:.2f}", **{"images/s": f"{speed:.0f}"})
-        # At first no prediction is confident, and workers have not started: that is no reason for a warning.
+        # At first no prediction is confident, and workers have not started: this needs no warning.
         if step < min(self.config.steps / 2, max(self.config.steps / 10, SETTLED)):
             return
         if not self.task.readers["train"].is_resident:
@@ -245,7 +245,7 @@ def take_step(
     result = trained(batch, progress)
     accelerator.backward(torch.stack([*result.losses.values()]).sum())
     if config.optim.clip is not None:
-        # What `accelerator.clip_grad_norm_` does here, but that one imports torch's tensors of several devices.
+        # The same as `accelerator.clip_grad_norm_`, which imports torch's tensors of several devices.
         accelerator.unscale_gradients()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip)
     plain.step()

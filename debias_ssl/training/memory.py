@@ -1,4 +1,4 @@
-"""Memory that was not enough, told in a line that names the setting to change."""
+"""Turns out-of-memory errors into a line that names the setting to change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from debias_ssl.system.errors import StoppedError
 
 @contextmanager
 def memory_told(when: str, fix: str) -> Iterator[None]:
-    """Tells people of memory that was not enough for what is done inside.
+    """Turns an out-of-memory error of its block into a message for users.
 
     Raises:
         StoppedError: it was not.
@@ -18,7 +18,7 @@ def memory_told(when: str, fix: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # Of a CPU's memory, torch says it in a plain RuntimeError.
+        # For CPU memory, torch raises a plain RuntimeError.
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
         raise StoppedError(f"out of memory {when}: {fix}") from error

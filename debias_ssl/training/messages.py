@@ -1,4 +1,4 @@
-"""jsonargparse's error messages in words for users."""
+"""Rewrites jsonargparse's error messages for users."""
 
 # jsonargparse's words for programmers, and ours for users.
 WORDING = (
@@ -9,7 +9,7 @@ WORDING = (
     (r"Does not validate against any of the Union subtypes .*? Errors: - (.+?)\.? - Expected a <class .*", r"\1"),
     (r"Expected a dot import path string: (\S+)", r"there is no method '\1'"),
     (r"Subclasses are disabled for \w+, thus (\S+) is not.*", r"class_path \1 is not a section of settings"),
-    (r"Option 'class_path' is not accepted", "beside class_path there is nothing but init_args"),
+    (r"Option 'class_path' is not accepted", "class_path allows only init_args beside it"),
     (
         r"Type collections.*Got value: (?:Namespace\(class_path=|\{'class_path': )'([^']*)'(?:\W*$|, init_args=Name.*)",
         r"'\1' is not a method",

@@ -12,7 +12,7 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import imported
 from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, check_ranges
 
-# What an optimizer is called with beside `args`.
+# The arguments that an optimizer gets beside `args`.
 OWN = {"params", "lr", "weight_decay"}
 # Methods of torch's optimizers, beside a step, that are wrapped for its compiler.
 BOOKKEEPING = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
@@ -24,17 +24,17 @@ class OptimConfig:
 
     Args:
         name: an optimizer of torch.optim or of timm.optim, upper or lower case, or package.module.Class.
-        lr: peak learning rate for the global batch; it is not scaled by anything.
-        weight_decay: on kernels only (weights of two and more dimensions), not on biases and normalization.
+        lr: peak learning rate for the global batch; it is used as given.
+        weight_decay: of kernels (weights with two or more dimensions); biases and normalization have none.
         args: further arguments of the optimizer, such as betas; SGD has a momentum of 0.9 and Nesterov's step unless
             they are set here.
         schedule: FixMatch's cosine, the cosine to zero, or constant.
         warmup: fraction of the run in which the learning rate rises from zero.
-        clip: largest norm of the gradient; null clips nothing.
-        layer_decay: for pretrained networks, the learning rate of each layer as a fraction of that of the layer behind
-            it; the classifier, and the method's own parameters, have the full rate (ULMFiT, arXiv 1801.06146; for
-            vision BEiT, arXiv 2106.08254). 1 is one rate for all. Below 1 what the network names so, such as position
-            embeddings, has no weight decay either.
+        clip: largest norm of the gradient; null does not clip.
+        layer_decay: for pretrained networks: the learning rate of each layer as a fraction of the rate of the next
+            layer; the classifier and the method's own parameters have the full rate (ULMFiT, arXiv 1801.06146; for
+            vision BEiT, arXiv 2106.08254). 1 is one rate for all. Below 1, parameters that the network exempts, such as
+            position embeddings, have no weight decay.
     """
 
     name: str = "sgd"
@@ -80,7 +80,7 @@ def make_optimizer(
     taken = inspect.signature(make).parameters
     arguments = _arguments(make, config)
     if is_scaled and make is torch.optim.SGD:
-        # Where the first step overflows, torch's fused kernel leaves momentum as the memory was that it has got.
+        # If the first step overflows, torch's fused kernel leaves the momentum uninitialized.
         if arguments.get("fused"):
             raise InputError("optim.args.fused is not right with precision fp16: leave it out")
     elif "fused" in taken and "fused" not in arguments:
@@ -129,7 +129,9 @@ def find_optimizer(name: str) -> Any:
         raise InputError(f"optim.name {name!r} is not a torch.optim.Optimizer")
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise InputError(f"optim.name: {found.__name__} computes the loss several times a step, which a run does not")
+        raise InputError(
+            f"optim.name: {found.__name__} needs the loss several times in a step, but a run computes it once"
+        )
     return found
 
 
@@ -159,7 +161,7 @@ def _arguments(make: Any, config: OptimConfig) -> dict[str, Any]:
 def _layers(net: Any, config: OptimConfig) -> list[dict[str, Any]]:
     """Groups of a network's trained parameters, each with the factor `lr_scale` of its layer."""
     if not hasattr(net, "group_matcher"):
-        raise InputError("optim.layer_decay: the network does not say which layers it has; leave it at 1")
+        raise InputError("optim.layer_decay: the network does not list its layers; leave it at 1")
     from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 
     exempt = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()

@@ -1,4 +1,4 @@
-"""Reads settings from defaults, YAML files and flags, in this order, by jsonargparse."""
+"""Reads settings with jsonargparse: from defaults, then YAML files, then flags."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=F
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are an InputError of one line."""
+    """A parser that raises errors as an InputError of one line."""
 
     choices: dict[str, tuple[type, dict[str, Any], tuple[str, str]]] = CHOICES
 
@@ -79,7 +79,8 @@ class Parser(ArgumentParser):
                 check_names(flat(settings).items(), name)
                 if "config" in settings:
                     raise InputError(
-                        f"{name}: 'config' is not a setting: a file includes no other, but --config can be repeated"
+                        f"{name}: 'config' is not a setting: a file cannot include another file, but --config can "
+                        "be repeated"
                     )
                 files.append(name)
         check_flags(arguments)
@@ -88,7 +89,7 @@ class Parser(ArgumentParser):
         except InputError as error:
             raise self._blamed(error, files) from error
         for setting in self.choices:
-            # jsonargparse hands the defaults of the class that another one takes the place of on to it.
+            # If a class replaces another one, jsonargparse passes the defaults of the old class on to it.
             if setting in given and (chosen := named_class(given[setting])):
                 asked = given[setting].get("init_args", {})
                 for name, parameter in signature(chosen).parameters.items():
@@ -173,7 +174,7 @@ def refuse_misplaced(hints: dict[str, Any], values: dict[str, Any], prefix: str 
             raise InputError(f"{prefix}{name} is null, which it must not be")
         if is_dataclass(hint):
             if not isinstance(value, dict):
-                raise InputError(f"{prefix}{name} is {value!r}, where a section of settings is expected")
+                raise InputError(f"{prefix}{name} is {value!r}, must be a section of settings")
             refuse_misplaced(get_type_hints(hint), value, f"{prefix}{name}.")
 
 

@@ -1,4 +1,4 @@
-"""Settings that had another name once: a file or a flag with the old name is told the new one."""
+"""Renamed settings: a file or flag with an old name gets a message with the new name."""
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -11,7 +11,7 @@ RENAMED = {
     "optim.momentum": "optim.args.momentum",
     "optim.nesterov": "optim.args.nesterov",
 }
-# The setting `teacher` was once whose weak views make the pseudo-labels; now it is a run folder.
+# The setting `teacher` once named the model that makes the pseudo-labels; now it is a run folder.
 OLD_TEACHERS = {"student": "raw", "ema": "ema"}
 
 
@@ -24,7 +24,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_names(settings: Iterable[tuple[str, Any]], where: str) -> None:
-    """Raises InputError at a setting whose name is an old one; `where` is a file, or `--` for flags."""
+    """Raises InputError for a setting with an old name; `where` is a file, or `--` for flags."""
     before = where if where == "--" else f"{where}: "
     for name, value in settings:
         if name in RENAMED:

@@ -1,4 +1,4 @@
-"""Settings that were saved with a run, read again."""
+"""Reads the settings that were saved with a run."""
 
 import json
 from argparse import ArgumentError
@@ -44,7 +44,7 @@ def _resolve_saved(saved: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
 
 
 def switched_method(resolved: dict[str, Any], files: Sequence[Path]) -> str | None:
-    """What became of a method's settings in files when a flag switched the method; None where none was switched."""
+    """The settings that were kept and dropped when a flag switched the method; None if it was not switched."""
     chosen, own = resolved["method"]["class_path"], resolved["method"]["init_args"]
     others, settings = [], []
     for file in files:
@@ -65,7 +65,7 @@ def switched_method(resolved: dict[str, Any], files: Sequence[Path]) -> str | No
 def parse_data(
     parser: Parser, arguments: list[str], run_of: Callable[[Namespace], str] = lambda parsed: parsed.run
 ) -> tuple[Namespace, DataConfig]:
-    """Parses a command line that names a run, whose data settings hold unless flags --data.NAME change them."""
+    """Parses a command line that names a run. Its data settings apply unless flags --data.NAME change them."""
     parser.add_class_arguments(DataConfig, "data")
     run = run_of(parser.read_arguments(arguments))
     if not (Path(run) / "config.yaml").exists():

@@ -1,4 +1,4 @@
-"""The files of settings that come with the package, found by their names."""
+"""Finds by name the configs that come with the package."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def first_comment(path: Path) -> str:
-    """What a file of settings says of itself in its first line; nothing where that is a setting."""
+    """The comment in the first line of a file of settings; empty if that line is a setting."""
     line = path.read_text(encoding="utf-8").partition("\n")[0]
     return line.removeprefix("#").strip() if line.startswith("#") else ""
 

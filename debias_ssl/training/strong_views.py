@@ -1,4 +1,4 @@
-"""Which strong views pass through the network: all, or those whose pseudo-labels count."""
+"""Decides which strong views pass through the network: all, or those whose pseudo-labels count."""
 
 import math
 from typing import Any, Literal
@@ -36,7 +36,7 @@ def passes_counted(setting: StrongViews, method: Method, model: Classifier, shap
     obstacle = _obstacle(method)
     mixing = mixing_of(model, shape) if obstacle is None else None
     if mixing == "other":
-        obstacle = "what the network says of an image depends on the other images of a step"
+        obstacle = "the network's output for an image depends on the other images of a step"
     if setting == "counted" and obstacle is not None:
         raise InputError(f"strong_views is counted, but {obstacle}: {REST}, or auto")
     return obstacle is None and (setting == "counted" or (mixing is None and not _is_classifier_alone(model)))
@@ -56,14 +56,15 @@ def _obstacle(method: Method) -> str | None:
 
 
 class Unpassed(View):
-    """Stands for views of images that have not passed through the network."""
+    """A placeholder for views that did not pass through the network."""
 
     def __init__(self):
         pass
 
     def __getattr__(self, name: str) -> Any:
         raise InputError(
-            f"the method reads {name} of labeled or strong views before it says which count (Views.counted): {REST}"
+            f"the method reads {name} of labeled or strong views before it marks the ones that count "
+            f"(Views.counted): {REST}"
         )
 
 
@@ -71,7 +72,7 @@ UNPASSED = Unpassed()
 
 
 def rows_to_pass(weight: Float[Tensor, " U"]) -> Int[Tensor, " n"] | None:
-    """The unlabeled images whose strong views pass, in an order of sizes that are few; None where all do.
+    """The unlabeled images whose strong views pass, filled up to one of a few sizes; None if all pass.
 
     Those that count come first, then some of the others. It waits for the device once, for the number of those that
     count.
@@ -88,7 +89,7 @@ def rounded_up(number: int, largest: int) -> int:
 
 
 def in_their_rows(passed: View, rows: Int[Tensor, " n"], number: int, *, is_watched: bool) -> View:
-    """Views of all unlabeled images, of which those that have not passed are zeros.
+    """Views of all unlabeled images; those that did not pass are zeros.
 
     Args:
         passed: what the network says of those that have passed.
@@ -110,4 +111,6 @@ def in_their_rows(passed: View, rows: Int[Tensor, " n"], number: int, *, is_watc
 
 def _check_rest(gradient: Float[Tensor, "U K"], rows: Int[Tensor, " n"]) -> None:
     if gradient.index_fill(0, rows, 0.0).any():
-        raise InputError(f"the method's losses depend on strong views that do not count, and have not passed: {REST}")
+        raise InputError(
+            f"the method's losses depend on strong views that do not count and did not pass through the network: {REST}"
+        )

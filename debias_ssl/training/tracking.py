@@ -1,4 +1,4 @@
-"""What the trackers of the setting `log_with` get: the settings, figures and pictures of a run, at its steps."""
+"""Sends a run's settings, metrics and pictures to the trackers of the setting `log_with`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ MOST_POINTS = 400
 
 
 class Tracking:
-    """The trackers of a run; with none of them, or in another process than the first, nothing is done.
+    """The trackers of a run. Without trackers, or in any process but the first, it does nothing.
 
     Args:
         accelerator: that has the trackers.
@@ -72,7 +72,7 @@ class Tracking:
         )
         for tracker in self.accelerator.trackers if self.is_active else ():
             if tracker.name == "tensorboard":
-                # Markdown, where four blanks in front keep a line as it is.
+                # Markdown: four leading blanks keep a line unchanged.
                 text = yaml.safe_dump(resolved, sort_keys=False)
                 tracker.tracker.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), start)
 
@@ -126,7 +126,7 @@ class Tracking:
 
     def _add(self, values: Iterable[tuple[int, Sequence[float]]]) -> None:
         if self._marginals is None:
-            # Those of a resumed run: the journal is read once, line by line, when a tracker first asks.
+            # For a resumed run: the journal is read once, line by line, when a tracker first needs it.
             self._marginals = {}
             self._add((each["step"], each["marginal"]) for each in read_records(self.metrics) if "marginal" in each)
         for step, value in values:

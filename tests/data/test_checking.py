@@ -120,8 +120,8 @@ def test_check_names_test_images_that_are_trained_on(tree: Path, flags: list[str
     main(["check", *flags])
     told = capsys.readouterr().out
     assert lines_starting(told, "duplicates") == [
-        "duplicates 1 test images are training images too",
-        "duplicates 1 test images are unlabeled images too",
+        "duplicates 1 test images are also training images",
+        "duplicates 1 test images are also unlabeled images",
     ]
     assert f" {tree}/test/cat/0.png = {tree}/labeled/dog/copy.png\n" in told
     assert f" {tree}/test/dog/3.png = {tree}/unlabeled/c/copy.png\n" in told
@@ -139,7 +139,10 @@ def test_check_of_embedded_data_finds_no_fault(capsys: pytest.CaptureFixture[str
     [
         ([], "usage: debias-ssl data check|split"),
         (["inspect"], "usage: debias-ssl data check|split"),
-        (["check", "--data.labels_per_class", "999"], "images left, 999 are asked for: lower data.labels_per_class"),
+        (
+            ["check", "--data.labels_per_class", "999"],
+            "images left, but 999 are requested: lower data.labels_per_class",
+        ),
         (["check", "--data.name", "folder"], "needs data.labeled and data.test"),
         (["check", "--data.labels_per_class", "0"], "data.labels_per_class is 0, must be at least 1"),
         (["check", "--data.lables_per_class", "4"], "--data.lables_per_class"),

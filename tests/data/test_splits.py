@@ -287,15 +287,18 @@ def test_an_unlabeled_set_of_its_own_is_drawn_independently_of_the_labels():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (SplitConfig(labels_per_class=6), "class 'b' has 5 images left, 6 are asked for: lower data.labels_per_class"),
-        (SplitConfig(validation_per_class=7), "class 'b' has 5 images left, 7 .* data.validation_per_class"),
+        (
+            SplitConfig(labels_per_class=6),
+            "class 'b' has 5 images left, but 6 are requested: lower data.labels_per_class",
+        ),
+        (SplitConfig(validation_per_class=7), "class 'b' has 5 images left, but 7 .* data.validation_per_class"),
         (
             SplitConfig(labels_per_class=3, validation_per_class=3),
-            "class 'b' has 2 images left, 3 .* data.labels_per_class",
+            "class 'b' has 2 images left, but 3 .* data.labels_per_class",
         ),
         (
             SplitConfig(labels_per_class=2, unlabeled_per_class=4),
-            "'b' has 3 images left, 4 .* data.unlabeled_per_class",
+            "'b' has 3 images left, but 4 .* data.unlabeled_per_class",
         ),
     ],
 )

@@ -47,8 +47,8 @@ def test_files_that_do_not_say_it_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"cannot read .*summary\.json"):
         read_adjustment(None, str(tmp_path / "nowhere"), CLASSES)
     for change, words in (
-        ({"shift": None}, "no folder of debias-ssl debias"),
-        ({"predictions": None}, "no folder of debias-ssl debias"),
+        ({"shift": None}, "not a folder of debias-ssl debias"),
+        ({"predictions": None}, "not a folder of debias-ssl debias"),
         ({"shift": {"ant": 0.0, "cat": 0.0}}, "other classes"),
         ({"refine": "gaussian"}, "without --refine"),
     ):
@@ -58,5 +58,5 @@ def test_files_that_do_not_say_it_are_refused(tmp_path: Path):
 
 
 def test_two_temperatures_are_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="brings its own temperature"):
+    with pytest.raises(InputError, match="sets the temperature"):
         read_adjustment("2", written(tmp_path, SUMMARY), CLASSES)

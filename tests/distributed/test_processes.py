@@ -90,7 +90,7 @@ def test_when_another_process_is_killed(num_processes, killed, tmp_path):
     messages = told(log)
     # Where the process that they all meet at is gone, the others do not know of each other.
     assert 1 <= len(messages) <= (num_processes - 1 if killed == 0 else 1), messages
-    assert all("another process is gone" in message and "--resume" in message for message in messages)
+    assert all("another process has ended" in message and "--resume" in message for message in messages)
 
 
 def wait_for_ever(rank: int, port: int, ready: Any) -> None:

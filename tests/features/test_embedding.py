@@ -195,10 +195,10 @@ def test_features_of_an_earlier_version_are_not_used(clip: Clip, images: list[Pa
         del manifest["model"][name]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
-        InputError, match=r"holds features of another version, which read some images otherwise .*" + FIX
+        InputError, match=r"holds features from another version, which read some images differently .*" + FIX
     ):
         cached(clip, images)
-    assert "are of another version" in feature_notes([str(folder)])[0]
+    assert "are from another version" in feature_notes([str(folder)])[0]
 
 
 def test_features_of_images_that_pillow_resized_are_not_used(clip: Clip, images: list[Path]):
@@ -206,7 +206,9 @@ def test_features_of_images_that_pillow_resized_are_not_used(clip: Clip, images:
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["model"][RESIZED]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"holds features of another version, which resized images otherwise .*" + FIX):
+    with pytest.raises(
+        InputError, match=r"holds features from another version, which resized images differently .*" + FIX
+    ):
         cached(clip, images)
 
 
@@ -273,7 +275,7 @@ def test_only_new_and_changed_images_are_read(clip: Clip, images: list[Path], en
     found = np.stack([np.frombuffer(after[name], np.float32) for name in (cache.names[0], "bee/3.png")])
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=0)
     note = (
-        "features of 8 of 10 images are used again; 2 images are new or have another name, size or time, and are read"
+        "features of 8 of 10 images are used again; 2 images are new, or have another name, size or time: they are read"
     )
     assert f"note: {folder_of(cache)}: {note}" in capsys.readouterr().err
     # Nothing of the earlier list stays, and the trainer finds the features of the new one.
@@ -325,8 +327,8 @@ def test_the_same_images_in_another_copy_keep_their_features(
     encoded.clear()
     assert rows_of(cached(clip, copies, progress=True)) == before and not encoded
     said = capsys.readouterr().err
-    assert "features of 0 of 10 images are used again; 10 images are new or have another" in said
-    assert "note: 10 images are of known content, and keep their features" in said
+    assert "features of 0 of 10 images are used again; 10 images are new, or have another" in said
+    assert "note: 10 images have known contents, and their stored features are used" in said
     # They are known by their times from now on, and are not read again.
     for path in copies:
         spoil(path)
@@ -592,7 +594,7 @@ def test_a_process_makes_its_own_shards_alone(clip: Clip, images: list[Path], mo
     before = shards(cache)
     (folder_of(cache) / "shard_00001.npy").unlink()
     monkeypatch.setattr(features, "_of_all", lambda number, place: torch.tensor([number]))
-    with pytest.raises(StoppedError, match=r"shard_00001\.npy' is gone or damaged \(No such file or directory\)"):
+    with pytest.raises(StoppedError, match=r"shard_00001\.npy' is missing or damaged \(No such file or directory\)"):
         cached(clip, images, place=Place(rank=0, num_processes=2))
     cached(clip, images, place=Place(rank=1, num_processes=2))
     assert shards(cache) == before

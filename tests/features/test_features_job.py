@@ -263,7 +263,7 @@ def test_what_is_no_folder_of_features_is_left_alone(flags, images, tmp_path: Pa
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.yaml").write_text("a: 1")
     said = refused([*flags, "--out", str(tmp_path / "out")], capsys)
-    assert "holds config.yaml and no features: name another folder" in said
+    assert "holds config.yaml but no features: choose another folder" in said
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.yaml"]
     assert "lies in --images" in refused([*flags, "--out", str(tmp_path / "images" / "out")], capsys)
 

@@ -169,7 +169,7 @@ def test_the_job_writes_what_the_function_says(folder: Path, capsys):
         assert float(row["score"]) == pytest.approx(score, abs=1e-6)
     assert f"labeled   120 of 400 rows (30.00%), by entropy of at least {figures['threshold']:.4g}; right where" in said
     page = (folder / "out" / "report.html").read_text()
-    assert "Risk against coverage" in page and "What abstains" in page
+    assert "Risk against coverage" in page and "Classes of rows without a label" in page
 
 
 def test_without_a_setting_nothing_else_is_written(folder: Path):
@@ -200,10 +200,13 @@ def test_a_folder_with_rows_without_labels_is_read_again(folder: Path):
         (["--coverage", "0.5", "--min_score", "0.5"], "coverage and min_score are both a limit"),
         (["--coverage", "0"], "coverage is 0"),
         (["--coverage", "90"], "coverage is 90"),
-        (["--min_precision", "0.9"], "--min_precision needs the labels of some rows: give them by --tune_on FILE"),
+        (["--min_precision", "0.9"], "--min_precision needs the labels of some rows: pass them with --tune_on FILE"),
         (["--min_precision", "1"], "min_precision is 1"),
-        (["--min_precision", "0.995", "--tune_on", "FEW"], "100 rows of --tune_on: 199 that are all right are the"),
-        (["--min_precision", "0.98", "--tune_on", "FEW"], "is not reached by the surest of the 100 rows of --tune_on"),
+        (["--min_precision", "0.995", "--tune_on", "FEW"], "100 rows of --tune_on: at least 199 rows are needed"),
+        (
+            ["--min_precision", "0.98", "--tune_on", "FEW"],
+            "is not reached, even by the most certain of the 100 rows of --tune_on",
+        ),
         (["--unknown", "confidence"], "'max_prob', 'margin', 'entropy', 'energy'"),
         (
             ["--unknown", "energy", "--predictions", "PROBS"],

@@ -115,7 +115,7 @@ def test_prompts_and_names_above_are_the_same_in_all_formats(tmp_path, data, nam
     assert given_classes(given | {"dog < animal": ["puppy", "A dog barks."]}) == listed
     assert listed.said == (
         "2 of 3 classes have names above them, such as maine coon < cats < animal",
-        "note: 1 of 5 prompts end with a period: as sentences, they go through no template; the first one is "
+        "note: 1 of 5 prompts end with a period: they are used as sentences, without templates; the first one is "
         "'A dog barks.'",
     )
 
@@ -144,9 +144,9 @@ def test_digits_may_have_prompts_in_lists(tmp_path):
         (
             "c.txt",
             "cat\ndog # the pet\n",
-            "line 2: 'dog # the pet' has a # in it: put a comment into a line of its own",
+            "line 2: 'dog # the pet' has a # in it: write comments on separate lines",
         ),
-        ("c.txt", "cat\na <  < b\n", "line 2: 'a <  < b' has nothing beside a <"),
+        ("c.txt", "cat\na <  < b\n", "line 2: 'a <  < b' has no name on one side of a <"),
         ("c.txt", "# pets\ncat < a\ndog < b < a\nb < a", "'b' is a class in line 4 and stands above 'dog' in line 3"),
         ("c.txt", "cat < a\ncat < b\n", "lines 1 and 2 are both 'cat'"),
         ("c.json", '{"cat": "x", "dog": "y", "cat": "z"}', "entries 1 and 3 are both 'cat'"),

@@ -124,14 +124,14 @@ WRONG = np.arange(24, dtype=np.float32).reshape(3, 8)
     [
         (WRONG[:2], "has 2 rows of 8 numbers; 3 rows are needed, one for each class in the order of --classes"),
         (WRONG.T, "has 8 rows of 3 numbers; .* --classes: pass its transpose"),
-        (WRONG[0], r"holds float32 of shape \(8,\); fractions are needed, a row a class"),
+        (WRONG[0], r"holds float32 of shape \(8,\); floating-point numbers are needed, one row for each class"),
         (WRONG.astype(int), "holds int64"),
         (np.where(WRONG > 7, WRONG, 0), r"row 0 \(from 0\) is 0 everywhere"),
         (np.where(WRONG == 9, np.nan, WRONG + 1), r"row 1 \(from 0\) has a number that is not finite"),
         (WRONG[:, :5] + 1, "have 5 numbers each, and vectors of --model 8: make them by its encode_text"),
         (
             np.stack([WRONG[1], WRONG[2], 2 * WRONG[1]]),
-            r"rows 0 and 2 \(from 0\) are the same, so that 'ant' would never",
+            r"rows 0 and 2 \(from 0\) are the same, so 'ant' would never",
         ),
     ],
 )

@@ -311,14 +311,14 @@ def test_labels_by_path_row_and_number(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("path,label\nc.png,fox\n", "line 2: 'fox' is no class; the classes are ant, bee, cat, dog"),
-        ("path,label\nc.png,0\n", "'0' is no class"),
+        ("path,label\nc.png,fox\n", "line 2: 'fox' is not a class; the classes are ant, bee, cat, dog"),
+        ("path,label\nc.png,0\n", "'0' is not a class"),
         ("path,label\nc.png,ant\nc.png,bee\n", "lines 2 and 3 are both path 'c.png'"),
         ("path,label\nd.png,ant\n", "none of the rows: the first is 'd.png', and the first row without one 'a.png'"),
         ("thing,label\nc.png,ant\n", "path or row, and label"),
         ("path\nc.png\n", "path or row, and label"),
         ("row,label\n3,ant\n", "line 2: there is no row '3'; rows are 0 to 2"),
-        ("row,label\n1,4\n", "'4' is no class"),
+        ("row,label\n1,4\n", "'4' is not a class"),
         ("", "first line must name the columns"),
     ],
 )
@@ -410,7 +410,7 @@ def test_a_folder_with_labels_is_not_written_to(tmp_path: Path):
         check_folder(tmp_path, overwrite=False)
     check_folder(tmp_path, overwrite=True)
     (tmp_path / "probs.npy").write_text("of somebody else")
-    with pytest.raises(InputError, match=r"holds probs\.npy, which .* does not name"):
+    with pytest.raises(InputError, match=r"holds probs\.npy, which is not listed in its .* as"):
         check_folder(tmp_path, overwrite=True)
     for out in (tmp_path / "mine.txt", tmp_path / "mine.txt" / "below"):
         with pytest.raises(InputError, match="not a folder"):

@@ -109,13 +109,16 @@ def test_what_one_line_says_of_a_name_holds_in_all():
     [
         (
             {1: ("a", "cat", "animal"), 4: ("b", "cat", "pet")},
-            "f: 'cat' is below 'animal' in line 1 and below 'pet' in line 4; a name has one above it",
+            "f: 'cat' is below 'animal' in line 1 and below 'pet' in line 4; each name has only one name above it",
         ),
-        ({2: ("a", "x", "y"), 5: ("b", "y", "x")}, "f: 'x' is below itself, x < y < x, by lines 2 and 5: remove one"),
-        ({2: ("a", "x", "x")}, "f: 'x' is below itself, x < x, by line 2: remove one"),
+        (
+            {2: ("a", "x", "y"), 5: ("b", "y", "x")},
+            "f: 'x' is above itself in a circle, x < y < x, by lines 2 and 5: remove one",
+        ),
+        ({2: ("a", "x", "x")}, "f: 'x' is above itself in a circle, x < x, by line 2: remove one"),
         (
             {1: ("a", "x", "y"), 2: ("b", "y", "z"), 3: ("c", "z", "x")},
-            "f: 'x' is below itself, x < y < z < x, by lines 1 and 2 and 3",
+            "f: 'x' is above itself in a circle, x < y < z < x, by lines 1 and 2 and 3",
         ),
         (
             {1: ("tabby", "cat"), 7: ("cat",)},

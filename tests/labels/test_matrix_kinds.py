@@ -76,7 +76,7 @@ def test_one_row_that_is_a_little_off_does_not_flip_the_matrix(off: float, tmp_p
     values = probabilities(5)
     values[17] *= off
     said = check_probs(values, tmp_path)
-    assert f"up to {abs(1 - off):.2g} off, row 17 (from 0) to {off:g}: divided by their sums" in said
+    assert f"up to {abs(1 - off):.2g} off, row 17 (from 0) to {off:g}: rows are divided by their sums" in said
 
 
 @pytest.mark.parametrize("off", [0.5, 0.93, 1.07, 1.6])

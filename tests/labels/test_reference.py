@@ -71,7 +71,7 @@ def test_without_a_reference_the_labels_are_hardly_worse_than_plain_ones_and_it_
     logits = made(truth, 2)
     labels = debias_matrix(logits)
     assert labels.presence is not None and labels.presence.removed < 0.5
-    assert "as if some were not there" in labels.notes[0] and "reference" in labels.notes[0]
+    assert "so some classes may be missing" in labels.notes[0] and "reference" in labels.notes[0]
     plain = float((logits.argmax(1) == truth).mean())
     assert float((labels.label == truth).mean()) > plain - 0.02
     # Who says that all classes are there is believed, to the labels' harm here.
@@ -94,7 +94,9 @@ def test_a_strength_that_is_given_or_tuned_is_obeyed(settings: dict[str, Any]):
 def test_which_classes_are_here_is_told_and_written(files: Path, capsys: pytest.CaptureFixture[str]):
     summary = run(files, "out", "--reference", str(files / "others.npy"), "--truth", str(files / "truth.npy"))
     said = capsys.readouterr().out
-    assert "here      2 of 6 classes, 95 % intervals of shares: " in said and "absent?   no clear evidence of: " in said
+    assert (
+        "here      2 of 6 classes, 95 % intervals of shares: " in said and "absent?   no clear evidence for: " in said
+    )
     assert "others.npy: 1800 x 6 logits" in said
     shares = summary["shares"]
     assert [name for name in CLASSES if shares[name]["present"]] == ["ant", "bee"]
@@ -104,7 +106,7 @@ def test_which_classes_are_here_is_told_and_written(files: Path, capsys: pytest.
         # The upper end of Clopper and Pearson's interval of no rows of 600.
         assert high >= binomtest(0, 600).proportion_ci(method="exact").high - 1e-9
     page = (files / "out" / "report.html").read_text()
-    assert "There is clear evidence of 2 of the 6 classes. There is no clear evidence of: " in page
+    assert "There is clear evidence for 2 of the 6 classes. There is no clear evidence for: " in page
     labels = debias_matrix(LOGITS, reference=OTHERS, classes=CLASSES)
     assert [row["label"] for row in rows_of(files / "out")] == [CLASSES[k] for k in labels.label]
 
@@ -171,11 +173,11 @@ def test_a_preference_of_another_estimate_or_temperature_is_refused(files: Path,
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"class_prior": {"ant": 0.5, "bug": 0.5}, "log_prior": [0, 0], "draws": []}, "is of other classes (bee, bug"),
+        ({"class_prior": {"ant": 0.5, "bug": 0.5}, "log_prior": [0, 0], "draws": []}, "has other classes (bee, bug"),
         ({"made_with": {"kinds of numbers": "probs"}}, "was made with other kinds of numbers"),
         ({"version": 2}, "its version is 2, not 1"),
         ({"log_prior": [0.0]}, "does not have a finite number for each class"),
-        ({"draws": [[0.0]]}, "is no preference.json"),
+        ({"draws": [[0.0]]}, "is not a preference.json"),
     ],
 )
 def test_a_preference_that_does_not_fit_is_refused(
@@ -192,7 +194,7 @@ def test_a_preference_that_does_not_fit_is_refused(
 def test_references_that_are_none_are_refused(files: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--predictions", str(files / "logits.npy"), "--out", str(files / "out"), "--reference"]
     (files / "folder").mkdir()
-    assert "is no folder that debias has written" in refused(main, [*arguments, str(files / "folder")], capsys)
+    assert "is not a folder of debias" in refused(main, [*arguments, str(files / "folder")], capsys)
     np.save(files / "folder" / "five.npy", OTHERS[:, :5])
     five = str(files / "folder" / "five.npy")
     assert "--reference has 5 classes, --predictions has 6" in refused(main, [*arguments, five], capsys)

@@ -70,7 +70,7 @@ def test_the_job_refines_and_says_so(folder: Path, capsys: pytest.CaptureFixture
     summary = json.loads((folder / "out" / "summary.json").read_text())
     assert summary["refine"] == "mixture" and "temperature 1, refined by mixture\n" in said.out
     assert "refined by mixture" in page and "also refined by the neighbors of the rows" in page
-    assert re.search(r"note: refining holds \d+ MB in memory, and compares 300 rows", said.err)
+    assert re.search(r"note: refining needs \d+ MB of memory, and compares 300 rows", said.err)
     assert summary["plain"] == start["plain"] and summary["class_prior"] == start["class_prior"]
     assert summary["debiased"]["accuracy"] > start["debiased"]["accuracy"] + 0.04
     # Labels, confidences and gaps are all of the probabilities that are written.
@@ -122,7 +122,7 @@ def test_features_that_are_all_the_same_leave_the_labels_and_are_told(made: Made
     found = debias_ssl.debias_matrix(made.logits, refine="mixture", **arguments)
     start = debias_ssl.debias_matrix(made.logits)
     np.testing.assert_array_equal(found.probs, start.probs)
-    assert not found.is_refined and "the features of all rows are the same" in found.notes[-1]
+    assert not found.is_refined and "the features of all rows are equal" in found.notes[-1]
     assert found.summary()["refine"] == "none"
 
 

@@ -50,19 +50,19 @@ def test_names_are_matched_in_some_bytes_each(front):
 def test_other_spellings_are_taken_for_rows_and_told(entry):
     found = match([entry, "cat/2.jpg"], ROWS)
     assert found.entry_of.tolist() == [0, 1, -1]
-    assert found.notes == (f"1 paths are spelled otherwise than the rows: {entry!r} is taken for 'cat/1.jpg'",)
+    assert found.notes == (f"1 paths are spelled differently from the rows: {entry!r} is matched to 'cat/1.jpg'",)
 
 
 def test_a_folder_that_all_entries_begin_with_is_taken_off():
     found = match([f"data/train/{name}" for name in ROWS], ROWS)
     assert found.entry_of.tolist() == [0, 1, 2]
-    assert found.notes[0].startswith("3 paths begin with 'data/train/', which the rows do not: 'data/train/cat/1.jpg'")
+    assert found.notes[0].startswith("3 paths start with 'data/train/', but the rows do not: 'data/train/cat/1.jpg'")
 
 
 def test_a_folder_that_all_rows_begin_with_is_put_before():
     found = match(ROWS, [f"/x/{name}" for name in ROWS])
     assert found.entry_of.tolist() == [0, 1, 2]
-    assert found.notes[0].startswith("3 paths lack '/x/', with which the rows begin: 'cat/1.jpg' is taken for")
+    assert found.notes[0].startswith("3 paths lack '/x/', the start of the rows: 'cat/1.jpg' is matched to")
 
 
 def test_entries_with_a_folder_among_some_without_it_are_found():
@@ -70,7 +70,7 @@ def test_entries_with_a_folder_among_some_without_it_are_found():
     names = [f"{i}.jpg" for i in range(200)]
     entries = names[:2] + [f"images/{name}" for name in names[2:]]
     found = match(entries, names)
-    assert found.entry_of.tolist() == [*range(200)] and found.notes[0].startswith("198 paths begin with 'images/'")
+    assert found.entry_of.tolist() == [*range(200)] and found.notes[0].startswith("198 paths start with 'images/'")
 
 
 def test_more_entries_than_rows_may_have_the_folder():
@@ -98,9 +98,9 @@ def test_what_a_folder_does_not_explain_is_not_matched(entries, names):
 @pytest.mark.parametrize(
     ("entries", "names", "cause"),
     [
-        (["A.JPG"], ["a.jpg"], "names differ by upper and lower case (1 of them)"),
-        (["a.png", "b.png"], ["a.jpg", "c.jpg"], "names differ by what comes after the last dot (1 of them)"),
-        (["a"], ["a.jpg"], "names differ by what comes after the last dot (1 of them)"),
+        (["A.JPG"], ["a.jpg"], "names differ in upper and lower case (1 of them)"),
+        (["a.png", "b.png"], ["a.jpg", "c.jpg"], "names differ in their suffix (1 of them)"),
+        (["a"], ["a.jpg"], "names differ in their suffix (1 of them)"),
         (["x"], ["y"], ""),
     ],
 )

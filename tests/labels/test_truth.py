@@ -62,7 +62,7 @@ def test_a_folder_in_front_is_told_and_taken_off(tmp_path, capsys):
     assert found.labels.tolist() == [0, 0] + [1] * 198
     say(found.said)
     said = capsys.readouterr()
-    assert "200 of 200 rows of" in said.out and "198 paths begin with 'images/'" in said.err
+    assert "200 of 200 rows of" in said.out and "198 paths start with 'images/'" in said.err
 
 
 def test_entries_that_are_of_no_row_are_told_with_an_example_of_each_side(tmp_path):
@@ -72,12 +72,12 @@ def test_entries_that_are_of_no_row_are_told_with_an_example_of_each_side(tmp_pa
     )
     assert found.notes[0].endswith(
         "1 rows of it match none: the first is 'B.png', and the first row without one 'b.png'; "
-        "names differ by upper and lower case (1 of them)"
+        "names differ in upper and lower case (1 of them)"
     )
 
 
 def test_nothing_that_matches_is_refused_with_the_cause(tmp_path):
-    with pytest.raises(InputError, match=r"none of the rows: the first is 'a\.jpg', .* after the last dot \(2 of them"):
+    with pytest.raises(InputError, match=r"none of the rows: the first is 'a\.jpg', .* in their suffix \(2 of them"):
         labels_of(tmp_path, "path,label\na.jpg,bee\nb.jpg,bee\n")
 
 

@@ -249,7 +249,7 @@ def test_group_norms_take_adapters():
         ({"adapter_rank": 4}, r"model\.adapter_rank is 4, but there is no adapter: set model\.adapter to lora or"),
         ({"adapter_scale": 0.5}, r"model\.adapter_scale is 0\.5, but there is no adapter"),
         ({"adapter_norms": True, "freeze": "backbone"}, r"model\.adapter_norms is True, but there is no adapter"),
-        ({"adapter": "lora", "freeze": "backbone"}, r"model\.freeze backbone leaves no adapter to train"),
+        ({"adapter": "lora", "freeze": "backbone"}, r"model\.freeze backbone would not train an adapter"),
         ({"adapter": "lora", "drop_path_rate": 0.1}, r"model\.drop_path_rate is 0\.1, but model\.adapter leaves"),
         ({"adapter": "lora", "adapter_rank": 0}, r"model\.adapter_rank is 0, must be at least 1"),
     ],

@@ -231,8 +231,8 @@ def test_names_that_do_not_fit_are_refused_before_anything_is_downloaded(monkeyp
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"preprocess_cfg": None}, r"does not say how images are prepared: add a preprocess_cfg"),
-        ({"preprocess_cfg": {"mean": [0, 0, 0]}}, r"does not say how images are prepared"),
+        ({"preprocess_cfg": None}, r"does not define the preprocessing of images: add a preprocess_cfg"),
+        ({"preprocess_cfg": {"mean": [0, 0, 0]}}, r"does not define the preprocessing of images"),
         ({"model_cfg": None}, r"open_clip_config.json' is not a model's config"),
         ({"model_cfg": MODEL | {"embed_dim": 9}}, r"cannot be loaded: .*size mismatch.*weights those of this model\?"),
     ],

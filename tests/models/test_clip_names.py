@@ -71,7 +71,7 @@ def test_a_model_of_the_hub_is_held_to_its_config_before_its_weights_are_downloa
     monkeypatch.setattr(open_clip, "create_model", None)
     download = "open_clip.pretrained.download_pretrained_from_hf"
     monkeypatch.setattr(download, lambda *_, filename: str(tmp_path / filename))
-    with pytest.raises(InputError, match="does not say how images are prepared"):
+    with pytest.raises(InputError, match="does not define the preprocessing of images"):
         checked_config("hf-hub:somebody/clip", None)
 
     def offline(*_: Any, **__: Any) -> str:

@@ -283,7 +283,7 @@ def test_weights_of_another_number_of_classes_are_loaded_into_all_but_the_classi
 
 
 def test_logits_that_are_not_the_classifiers_are_refused():
-    with pytest.raises(InputError, match="volo_d1_224 are not its classifier's of its 384 features"):
+    with pytest.raises(InputError, match="volo_d1_224 are not its classifier applied to its 384 features"):
         check_images("volo_d1_224", build("volo_d1_224", 5), (224, 224, 3))
 
 

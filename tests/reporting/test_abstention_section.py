@@ -32,24 +32,26 @@ def test_tables_of_worked_rows():
         abstention=Abstention(score="margin", threshold=0.5),
     )
     page = page_of(labeling)
-    assert rows_of(page, "What gets a label") == [
+    assert rows_of(page, "Rows with a label") == [
         ["margin", "2 of 4", "50.00\u00a0%", "0.5", "100.00\u00a0%", "34.2 to 100.0\u00a0%", "66.67\u00a0%"]
     ]
     # All that would be b: one has a label and is right, two have none, of which one is known and wrong.
-    assert rows_of(page, "What abstains") == [["b", "3", "2", "66.7\u00a0%", "100.0\u00a0%", "0.0\u00a0%"]]
+    which = "Classes of rows without a label"
+    assert rows_of(page, which) == [["b", "3", "2", "66.7\u00a0%", "100.0\u00a0%", "0.0\u00a0%"]]
     figure = risk_figure(labeling)
     # Risks of 0, 0, 1 / 3 of the debiased labels, and of 1, 1, 2 / 3 of the plain ones by their own score.
     assert "area 88.89\u00a0% plain, 11.11\u00a0% debiased; chosen: 0.00\u00a0% wrong at 66.67\u00a0%" in figure.caption
 
 
 def test_what_is_shown_depends_on_what_is_known():
-    assert {"Risk against coverage", "What abstains", "Least sure"} <= {*titles_of(page_of(abstaining()))}
+    titles = {*titles_of(page_of(abstaining()))}
+    assert {"Risk against coverage", "Classes of rows without a label", "Least certain"} <= titles
     unknown = titles_of(page_of(abstaining(known=False), with_pictures=False))
     assert "Rows with a label at each threshold" in unknown
-    assert not {"Risk against coverage", "Least sure"} & {*unknown}
+    assert not {"Risk against coverage", "Least certain"} & {*unknown}
     everything = titles_of(page_of(abstaining(threshold=None)))
-    assert "What gets a label" in everything and "What abstains" not in everything
-    assert "What gets a label" not in titles_of(page_of(biased(NAMES, 60)))
+    assert "Rows with a label" in everything and "Classes of rows without a label" not in everything
+    assert "Rows with a label" not in titles_of(page_of(biased(NAMES, 60)))
 
 
 @pytest.mark.parametrize("threshold", [None, 0.5, 2.0])
@@ -67,7 +69,7 @@ def test_rows_of_tune_on_are_left_out():
     reported = np.arange(60) % 3 != 0
     page = page_of(abstaining(reported=reported))
     score = np.linspace(1, 0, 60, dtype=np.float32)[reported]
-    cells = rows_of(page, "What gets a label")[0]
+    cells = rows_of(page, "Rows with a label")[0]
     assert cells[1] == f"{(score >= 0.5).sum()} of 40" and "90.00\u00a0% (59.6 to 98.2\u00a0%) of 10" in cells
 
 

@@ -201,7 +201,7 @@ def test_rows_of_tune_on_are_in_no_figure():
     )
     one, other_page = (page_of(each, with_features=False, with_pictures=False) for each in (with_rows, without))
     assert one.sections == other_page.sections
-    assert one.notes == ["Left out of all figures: 20 rows that strength and temperature may be chosen on."]
+    assert one.notes == ["All figures leave out 20 rows, on which strength and temperature may be chosen."]
 
 
 def test_pictures_are_asked_for_by_their_rows_among_all():
@@ -225,39 +225,39 @@ def test_features_of_rows_of_tune_on_count_for_no_class():
     labels, rows = np.array([0, 1, 2, 3, 1]), np.array([True, True, True, True, False])
     labeling = labeled(labels, labels, labels, "abcd", reported=rows)
     page = labels_page(labeling, facts=[], features=lambda: features.split(2), pictures=None)
-    nearest = {row[0]: row[1] for row in rows_of(page, "The neighbors by name")}
+    nearest = {row[0]: row[1] for row in rows_of(page, "Nearest classes by name")}
     assert nearest == {"a": "c 0.707", "b": "c 0.707", "c": "a 0.707", "d": "b 0.000"}
 
 
 def test_the_claim_about_rare_classes_is_checked():
     """Most predicted: a, b at right angles to all; least predicted: c, d all but parallel; and the other way round."""
     features = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [0, 0.01, 1.0]])
-    for order, said in (([0, 1, 2, 3], "so it is here"), ([2, 3, 0, 1], "here it is not so")):
+    for order, said in (([0, 1, 2, 3], "these labels agree"), ([2, 3, 0, 1], "these labels do not")):
         labels = np.repeat(order, [5, 4, 2, 1])
         labeling = labeled(labels, labels, labels, "abcd")
         section = nearest_classes_section(labeling, np.arange(12), 12, [features[labels]])
-        assert said in section.text and "(true)" in section.text
+        assert said in section.text and "true classes" in section.text
         assert [row[0] for row in section.tables[0].rows] == ["abcd"[k] for k in order]
 
 
 def test_without_truth_nothing_is_judged():
     page = page_of(biased(NAMES, 60, known=False))
     titles, text = titles_of(page), render(page, "1.2.3")
-    assert not {"Against the truth", "Confusion, plain", "Confident and wrong"} & set(titles)
-    assert {"What is predicted", "The prior", "Most often changed by debiasing"} < set(titles)
+    assert not {"Against the truth", "Confusion, plain", "Confident mistakes"} & set(titles)
+    assert {"What is predicted", "The class prior", "Labels that debiasing changes"} < set(titles)
     for word in ("recall", "true share", "ECE", "became right"):
         assert word not in text, word
-    assert "(by plain label)" in text and "true class unknown" in text
+    assert "classes by plain label" in text and "true class unknown" in text
     check_self_contained(text, min_figures=4)
 
 
 def test_everything_is_there_where_it_is_known(page: Page):
-    assert {"Confusion, plain", "Confusion, debiased", "Confident and wrong", "Each class in numbers"} < set(
+    assert {"Confusion, plain", "Confusion, debiased", "Confident mistakes", "Each class in numbers"} < set(
         titles_of(page)
     )
     assert {"The 2 most predicted classes", "The 2 least predicted classes"} < set(titles_of(page))
     text = render(page, "1.2.3")
-    assert "true share" in text and "(true)" in text
+    assert "true share" in text and "(true classes)" in text
     check_self_contained(text, min_figures=9)
 
 
@@ -284,7 +284,7 @@ def test_names_are_text_wherever_they_stand(page: Page):
 def test_a_class_that_is_never_predicted_is_named():
     labeling = labeled([0, 0, 0, 1, 1, 3], [0, 2, 2, 1, 3, 3], [0, 2, 2, 1, 3, 3], "abcd")
     page = page_of(labeling, with_features=False, with_pictures=False)
-    assert "Never predicted, and not drawn: 1 (c)." in render(page, "1.2.3")
+    assert "1 never predicted, not drawn: c." in render(page, "1.2.3")
     row = next(row for row in rows_of(page, "Each class in numbers") if row[0] == "c")
     interval = "34.2 to 100.0\u00a0%"  # Wilson's of 2 of 2
     assert row[3:] == ["0", "2", "2", "0.0\u00a0%", "100.0\u00a0%", interval, "-", "100.0\u00a0%"]
@@ -324,7 +324,7 @@ def test_labels_that_do_not_change():
     labeling = labeled([0, 1, 1], [0, 1, 1], [0, 1, 0], "ab", config=DebiasConfig(prior="none"), strength=0.0)
     text = html(labeling)
     assert "No count changes." in text and "Debiasing changes 0 of 3 labels" in text
-    assert "The prior" not in text and "Most often changed" not in text
+    assert "The class prior" not in text and "Labels that debiasing changes" not in text
 
 
 def test_a_page_without_reported_rows_says_so():
@@ -338,7 +338,7 @@ def test_a_thousand_classes_make_a_light_page():
     check_self_contained(text, min_figures=9)
     for svg in re.findall(r'<svg viewBox="[^"]*" role.*?</svg>', text, re.DOTALL):
         assert svg.count("<text") < 150
-    assert "Each curve is sorted by itself." in text and text.count("a name of class 7</th>") >= 1
+    assert "Each curve is sorted separately." in text and text.count("a name of class 7</th>") >= 1
 
 
 def test_a_mistake_among_many_classes_is_seen():

@@ -126,7 +126,7 @@ def test_every_figure_of_a_run_is_there(page: Path):
         "Class correlation",
     ):
         assert f"<h3>{title}" in text, title
-    assert "Confident and wrong" in text and "data:image/png;base64," in text and "class_path: DebiasPL" in text
+    assert "Confident mistakes" in text and "data:image/png;base64," in text and "class_path: DebiasPL" in text
     assert "strength 0.5 (the method&#39;s own)" in text and "Left out" not in text
 
 
@@ -351,3 +351,18 @@ def test_the_browser_would_tell(page: Path, tmp_path: Path):
     wrong = '<img src="http://example.invalid/x.png"><p style="width:900px">wide</p></body>'
     found = measured(page.read_text().replace("</body>", wrong), 390, tmp_path)
     assert found["width"] > 390 and found["wide"] and found["asked"] == ["http://example.invalid/x.png"]
+
+
+def test_the_summary_in_words_says_the_figures(run: Path, page: Path):
+    summary, text = json.loads((run / "summary.json").read_text()), page.read_text()
+    accuracy = f"{100 * summary['ema']['last']['accuracy']:.1f}\u00a0%"
+    points = re.findall(r"<li>([^<]*)</li>", text[text.index("<h2>Summary") : text.index("<h2>Figures")])
+    assert len(points) == 3 and points[0].startswith(f"DebiasPL reached {accuracy} accuracy with 4 labels a class")
+    assert f"{100 * summary['ema']['last']['min_recall']:.1f}\u00a0% of its" in points[1]
+
+
+def test_the_marginal_fills_a_wide_page(page: Path):
+    text = page.read_text()
+    figure = text[text.index("<h3>The marginal over time") :]
+    assert re.findall(r'<div class="(\w+)"><svg viewBox="0 0 (\d+)', figure)[:2] == [("wide", "756"), ("narrow", "360")]
+    assert 'class="figures lone full"' in text

@@ -151,7 +151,7 @@ def test_a_run_that_finds_other_weights_in_its_file_is_told(killed: tuple[Path, 
     changed["blocks.0.attn.proj.weight"] += 1e-6
     save_file(changed, file)
     message = refused(train.main, ["--out", str(out), "--resume"], capsys)
-    assert "beside other frozen weights: pass the file with which the run began as --model.weights" in message
+    assert "belongs to other frozen weights: pass the file that the run started with as --model.weights" in message
     # The file may be elsewhere.
     train.main(["--out", str(out), "--resume", "--model.weights", str(base)])
     assert (out / "summary.json").exists()
@@ -166,7 +166,7 @@ def test_the_first_lines_of_a_run_say_how_many_parameters_are_trained(tmp_path: 
 
 @pytest.mark.parametrize("flags", [["--model.adapter", "lora"], ["--model.freeze", "backbone"]])
 def test_frozen_weights_that_are_random_are_told(flags: list[str], tmp_path: Path, capsys):
-    told = "the weights that stay as they are are random"
+    told = "the frozen weights are random"
     run(tmp_path / "a", *flags, "--steps", "1")
     assert told in capsys.readouterr().err
     run(tmp_path / "b", *flags, "--steps", "1", "--model.weights", str(tmp_path / "a" / "model.safetensors"))

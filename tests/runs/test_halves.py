@@ -65,5 +65,5 @@ def test_labels_alone_are_chosen_where_no_gain_reaches_the_margin():
     said = verdict(0.05, FixMatch=[0.5, 0.45], DebiasPL=[0.3, 0.4])
     assert not said.helps and said.chosen == "LabelsOnly"
     assert said.lines()[1] == ["LabelsOnly *", "45.0", "-", "-", "-"]
-    assert "2.5 points more than with the labels alone; at least 5 more are asked for" in said.why
+    assert "2.5 points more than with the labels alone; the choice requires at least 5 more" in said.why
     assert "10.0 points less" in verdict(0.05, DebiasPL=[0.3, 0.4]).why

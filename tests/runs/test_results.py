@@ -37,7 +37,7 @@ def compared(*accuracies: float | None, **further: Any) -> dict[str, Any]:
         ((0.49, 0.48, 0.47), "a: not established with 3 seeds: -2.0 points of accuracy (95 % interval -4.5 to +0.5)"),
         ((0.9,), "a: not established with 1 seed: +40.0 points of accuracy (one seed has no interval)"),
         ((0.9, None), "a: not established with 1 seed: +40.0 points of accuracy (one seed has no interval)"),
-        ((None,), "a: not established, as no seed has finished both with and without them"),
+        ((None,), "a: not established, because no seed has finished both with and without unlabeled images"),
         # An interval that ends at 0 establishes nothing.
         ((0.5, 0.5), "a: not established with 2 seeds: +0.0 points of accuracy (95 % interval +0.0 to +0.0)"),
     ],

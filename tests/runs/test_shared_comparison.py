@@ -211,7 +211,7 @@ def test_locks_that_another_machine_does_not_see_are_told(tmp_path: Path, monkey
 
     monkeypatch.setattr(module, "train", seen_as_dead)
     assert run(tmp_path / "a") == 1
-    assert "the file system does not share locks between machines; docs/scale.md" in capsys.readouterr().err
+    assert "the file system does not share locks between machines (see docs/scale.md" in capsys.readouterr().err
 
 
 LONG = ["--config", str(DIGITS), "--steps", "30", "--log_every", "3", "--eval_every", "30", "--checkpoint_every", "3"]

@@ -32,7 +32,7 @@ def written(folder: Path) -> Outputs:
 def test_what_nobody_claimed_is_refused_by_name(tmp_path: Path, name: str, is_link: bool):
     # A link to nothing is there too: a write would go through it.
     (tmp_path / name).symlink_to(tmp_path / "nothing") if is_link else (tmp_path / name).touch()
-    with pytest.raises(InputError, match=f"holds {name}, which written.json there does not name"):
+    with pytest.raises(InputError, match=f"holds {name}, which is not listed in its written.json"):
         outputs_in(tmp_path).check_foreign()
     with pytest.raises(InputError, match=f"holds {name}, "):
         outputs_in(tmp_path).claim(name)
@@ -89,7 +89,7 @@ def test_outputs_of_another_kind_are_foreign(tmp_path: Path):
 def test_a_manifest_of_somebody_else_is_refused(tmp_path: Path, text: str):
     (tmp_path / MANIFEST).write_text(text)
     for work in (outputs_in(tmp_path).check_foreign, lambda: outputs_in(tmp_path).claim("done.json")):
-        with pytest.raises(InputError, match=r"written\.json' does not say what was written there"):
+        with pytest.raises(InputError, match=r"written\.json' does not list what was written there"):
             work()
     assert (tmp_path / MANIFEST).read_text() == text
 

@@ -69,7 +69,7 @@ def test_columns_that_a_spreadsheet_left_empty_are_none(tmp_path):
 
 
 def test_a_cell_too_many_is_told_with_its_line(tmp_path):
-    with pytest.raises(InputError, match="line 3: 3 cells for 2 columns; put a cell that has a comma"):
+    with pytest.raises(InputError, match="line 3: 3 cells for 2 columns; put cells that contain a comma"):
         list(table_of(tmp_path, "path,label\nx.jpg,cat\ny, z.jpg,cat\n"))
 
 
@@ -101,7 +101,7 @@ def test_columns_are_found_by_usual_names(tmp_path, name):
 def test_the_more_exact_of_several_columns_is_taken_and_told(tmp_path):
     table = table_of(tmp_path, "id,Image Path,name,label\n1,x.jpg,y,cat\n,,,\n")
     assert table.header[table.column(PATHS) or 0] == "Image Path"
-    told = "of the columns 'id', 'Image Path', 'name', 'Image Path' is taken for the path"
+    told = "of the columns 'id', 'Image Path', 'name', 'Image Path' is used as the path"
     assert table.notes(PATHS, LABELS) == [f"{table.path}: {told}", f"{table.path}: 1 empty rows are left out"]
 
 

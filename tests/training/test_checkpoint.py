@@ -216,7 +216,7 @@ def test_other_frozen_weights_than_those_it_was_trained_beside_are_told(make_lea
     save_checkpoint(tmp_path, 2, learners[0], optimizers[0], {}, keep=1, base=bases[0])
     path = tmp_path / "step_00000002"
     load_checkpoint(path, learners[0], optimizers[0], bases[0])
-    with pytest.raises(InputError, match=r"beside other frozen weights.*the file with which the run began"):
+    with pytest.raises(InputError, match=r"belongs to other frozen weights.*the file that the run started with"):
         load_checkpoint(path, learners[1], optimizers[1], bases[1])
 
 

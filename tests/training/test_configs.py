@@ -55,13 +55,13 @@ def test_a_setting_that_is_null_although_it_must_not_be_is_refused(text: str, tm
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model: 3", r"model is 3, where a section"),
-        ("data: {augment: -6.5e+16}", r"data\.augment is -6\.5e\+16, where a section"),
+        ("model: 3", r"model is 3, must be a section"),
+        ("data: {augment: -6.5e+16}", r"data\.augment is -6\.5e\+16, must be a section"),
         ("optim: [1]", r"optim"),
         ("config: false", r"'config' is not a setting"),
         ("steps: ''", r"steps.*expected int, got ''"),
         ("optim: {clip: ''}", r"optim\.clip.*expected float"),
-        ("method: {class_path: FixMatch, data: 3}", r"beside class_path there is nothing but init_args"),
+        ("method: {class_path: FixMatch, data: 3}", r"class_path allows only init_args beside it"),
         ("method: builtins.eval", r"'builtins.eval' is not a method"),
         ("optim: {class_path: os.system}", r"class_path 'os.system' is not a section of settings"),
         ("data: {augment: {class_path: nope.Nope}}", r"class_path 'nope.Nope' is not a section of settings"),

@@ -195,7 +195,7 @@ def test_another_device_is_told_on_resume(tmp_path: Path, monkeypatch, capfd):
         stopped(tmp_path / "b")
     monkeypatch.setattr("debias_ssl.training.checkpoint.device_name", lambda: "Another GPU")
     run(tmp_path / "b", "--resume")
-    assert "note: the last bits may differ from an unbroken run: device was CPU with " in capfd.readouterr().err
+    assert "note: the last bits may differ from an uninterrupted run: device was CPU with " in capfd.readouterr().err
 
 
 def test_evaluations_of_a_run_read_each_image_once_and_compute_in_its_precision(tmp_path: Path, monkeypatch):

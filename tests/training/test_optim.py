@@ -208,7 +208,7 @@ def test_an_optimizer_of_torch_or_timm_gets_its_own_arguments(name, args, kind):
         ({"name": "adamw", "args": {"momentum": 0.9}}, "AdamW does not take 'momentum'; it takes betas, eps"),
         ({"args": {"lr": 0.9}}, "SGD does not take 'lr'"),
         ({"args": {"momentum": 0.0, "nesterov": True}}, "SGD does not take .*Nesterov momentum requires"),
-        ({"name": "LBFGS", "weight_decay": 0.0}, "LBFGS computes the loss several times a step"),
+        ({"name": "LBFGS", "weight_decay": 0.0}, "LBFGS needs the loss several times in a step"),
         ({"name": "Rprop"}, "Rprop has no weight decay: set optim.weight_decay to 0"),
         ({"name": "torch.nn.Linear"}, "'torch.nn.Linear' is not a torch.optim.Optimizer"),
         ({"name": "nowhere.Mine"}, "optim.name 'nowhere.Mine' cannot be imported"),

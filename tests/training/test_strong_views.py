@@ -406,7 +406,7 @@ class Centered(nn.Module):
 def test_a_network_that_mixes_images_in_its_own_way_is_found():
     name = f"{__name__}.Centered"
     assert not decided("auto", name=name)
-    with pytest.raises(InputError, match="what the network says of an image depends on the other images"):
+    with pytest.raises(InputError, match="the network's output for an image depends on the other images"):
         decided("counted", name=name)
 
 

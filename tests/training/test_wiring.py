@@ -468,7 +468,7 @@ def test_batch_norm_has_the_statistics_of_strong_views_that_count_where_that_is_
     [
         (["--method.base", "SoftMatch"], "SoftMatch gives every pseudo-label a weight above 0: set --strong_views all"),
         (["--method.base", "PseudoLabel"], "PseudoLabel has no strong views: set --strong_views all"),
-        (["--joint_pass", "true"], "joint_pass has weak views pass together with strong ones"),
+        (["--joint_pass", "true"], "with joint_pass weak and strong views pass together"),
     ],
     ids=str,
 )

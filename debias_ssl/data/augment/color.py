@@ -1,4 +1,4 @@
-"""RandAugment's color operations: functions of images and their magnitudes."""
+"""RandAugment's color operations, as functions of images and magnitudes."""
 
 from functools import cache
 
@@ -99,7 +99,7 @@ def sharpness(images: UInt8[Tensor, "N H W K"], v: Int[Tensor, " N"]) -> UInt8[T
     inner = result[:, 1:-1, 1:-1]
     rows = result[:, :-2] + result[:, 1:-1] + result[:, 2:]
     blur = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * inner).div_(13).round_()
-    # The same as `blend` but for the rounding, which is torchvision's here too.
+    # The same as `blend`, but with torchvision's rounding.
     inner.addcmul_(blur - inner, factors(v)[1])
     return result.to(torch.uint8)
 

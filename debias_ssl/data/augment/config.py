@@ -23,17 +23,16 @@ class AugmentConfig:
     """Weak and strong views as in FixMatch (arXiv 2001.07685).
 
     Args:
-        flip: Mirror left and right with probability one half; null leaves it to the data set: digits and SVHN are not
-            mirrored, all others are.
+        flip: Mirror left and right with probability 0.5; null mirrors all data sets but digits and SVHN.
         shift: Largest shift as a fraction of the side; the border is filled by reflection.
         num_ops: RandAugment operations per strong view (arXiv 1909.13719).
-        ops: The operations that they are drawn from, each as probable as the others: names of the default's, or
-            package.module.function of your own, of uint8 images N x H x W x K and int64 magnitudes N.
+        ops: The operations to draw from, all with the same probability: names as in the default, or
+            package.module.function of your own, which takes uint8 images N x H x W x K and int64 magnitudes N.
         op_probability: Probability with which each drawn operation is applied.
-        magnitude: The magnitude of an operation is uniform on 1..magnitude-1, out of 10.
+        magnitude: The magnitude of an operation is drawn uniformly from 1..magnitude-1, out of 10.
         cutout: Side of the gray square as a fraction of the image's side (arXiv 1708.04552); 0 turns it off.
-        feature_noise: Where images are given as features: deviation of the noise that a strong view adds to each
-            feature, in units of the feature's own deviation over images. A weak view has no noise.
+        feature_noise: For images given as features: standard deviation of the noise that a strong view adds to each
+            feature, in units of the feature's own standard deviation over images. A weak view has no noise.
         feature_dropout: Probability with which a strong view replaces a feature by its mean.
     """
 
@@ -54,7 +53,7 @@ class AugmentConfig:
         for name in self.ops:
             if "." not in name and name not in OPERATIONS:
                 raise InputError(
-                    f"data.augment.ops: there is no operation {name!r}; the operations are {', '.join(OPERATIONS)}, "
+                    f"data.augment.ops: unknown operation {name!r}; the operations are {', '.join(OPERATIONS)}, "
                     f"or package.module.function of your own{near(name, OPERATIONS)}"
                 )
 

@@ -1,4 +1,4 @@
-"""Strong views of features: noise and dropout, taken from a pool of random numbers that is made once."""
+"""Strong views of features: noise and dropout, from a pool of random numbers that is filled once."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,7 +49,7 @@ class FeatureNoise:
             numbers: uniform on [0, 1), on the CPU: where each image begins in the pool.
         """
         length, starts = features.shape[1], whole(numbers, POOL).to(features.device, non_blocking=True)
-        # All stretches of the pool are rows of a matrix that needs no memory; those asked for are copied.
+        # All parts of the pool are rows of a view that needs no memory; only the requested ones are copied.
         own = self.pool.as_strided((len(self.pool) - length + 1, length), (1, 1)).index_select(0, starts)
         noisy = torch.add(features.flatten(1), own, alpha=self.deviation, out=own)
         return (noisy.nan_to_num_(nan=0.0) if self.drops else noisy)[..., None, None]

@@ -1,4 +1,4 @@
-"""RandAugment's geometric operations: one resampling with an affine matrix for each image."""
+"""RandAugment's geometric operations: one affine matrix and one resampling for each image."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def resample(images: UInt8[Tensor, "N H W K"], matrix: Float32[Tensor, "N 2 3"])
     y = torch.arange(height, device=images.device).sub((height - 1) / 2)[:, None, None]
     x = torch.arange(width, device=images.device).sub((width - 1) / 2)[:, None]
     by_x, by_y, constant = matrix[:, None, None].unbind(-1)
-    # Not a matrix product: its rounding may depend on how many images there are.
+    # Not a matrix product: its rounding may depend on the number of images.
     grid = by_x * x + by_y * y + constant
     source = images.permute(0, 3, 1, 2).float()
     result = F.grid_sample(source, grid, mode="nearest", padding_mode="zeros", align_corners=False)

@@ -25,7 +25,7 @@ NOTHING = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """What the names of operations mean."""
+    """The operations by their names."""
 
     functions: tuple[Operation, ...]
     """Each once: of colors, and of the user's own."""
@@ -85,12 +85,12 @@ def check_own_operations(config: AugmentConfig, shape: tuple[int, int, int], dev
         magnitudes = torch.tensor([1, config.magnitude - 1], device=device)
         try:
             first, second = (operation(noise.to(device, copy=True), magnitudes.clone()) for _ in range(2))
-        except Exception as error:  # whatever somebody else's function raises
+        except Exception as error:  # a function of the user can raise any exception
             raise InputError(f"data.augment.ops: {name!r} raised {told(error)}") from error
         if not isinstance(first, Tensor) or first.shape != noise.shape or first.dtype != noise.dtype:
             found = f"{first.dtype} {[*first.shape]}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
             raise InputError(f"data.augment.ops: {name!r} returned {found} of torch.uint8 {[*noise.shape]}")
         if not first.equal(second):
             raise InputError(
-                f"data.augment.ops: {name!r} gives other images at a second call: it must use no random numbers"
+                f"data.augment.ops: {name!r} returns different images at a second call: it must not use random numbers"
             )

@@ -1,4 +1,4 @@
-"""Weak and strong views of a batch of uint8 images, or of features of images, on the device that they are on."""
+"""Makes weak and strong views of a batch, on the batch's device: of uint8 images, or of features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

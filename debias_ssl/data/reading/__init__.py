@@ -1,1 +1,1 @@
-"""Pixels of images: decoding, the cache of decoded images, and processes that decode in advance."""
+"""Reading: decodes image files to pixels, caches decoded images, and runs the processes that decode in advance."""

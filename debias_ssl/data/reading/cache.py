@@ -1,4 +1,4 @@
-"""Decoded images, and lists of unreadable files, that are kept in a cache on disk."""
+"""The cache on disk: decoded images, and lists of unreadable files."""
 
 import hashlib
 import io
@@ -77,7 +77,9 @@ def decoded_array(
     shutil.rmtree(parts, ignore_errors=True)
     found = _whole_array(path, shape)
     if found is None:
-        raise InputError(f"{str(path)!r} is not what was written to it: set data.cache to a folder on another disk")
+        raise InputError(
+            f"{str(path)!r} does not contain what was written to it: set data.cache to a folder on another disk"
+        )
     return found
 
 

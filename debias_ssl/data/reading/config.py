@@ -1,4 +1,4 @@
-"""The settings of reading: how files become pixels."""
+"""The settings of reading: how image files become pixels."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -9,14 +9,14 @@ from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import AtLeastOne, Finite, Natural, Positive, Range, Share, check_ranges
 
 Bits = Annotated[int, Range(8, 16, below=False)]
-# Raised wherever a file begins to give other pixels: caches of pixels are made anew then, and old features refused.
+# Increased whenever a file gives other pixels than before: then caches are made again, and old features are refused.
 DECODER = 3
 WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the numbers in an image file become bytes, and how many of them may be decoded.
+    """How an image file becomes bytes, and how many pixels it may have.
 
     Args:
         bits: of gray images with 16 bits, how many hold the picture; null is what the file says of itself, else 16.
@@ -59,28 +59,28 @@ STANDARD = Decoding()
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig:
-    """How images become the numbers that a network takes.
+    """How images become the input of a network.
 
     Args:
-        features: folders of features that `debias-ssl features` or `label` has made of these images, to train on
-            instead of pixels.
-        feature_views: `auto` trains on the weak and the strong views of images where the folders of features hold some
-            (weak_0, strong_0 and so on), one of them at random in each step, and on plain features otherwise; `none`
-            always on plain features. `augment.feature_noise` and `augment.feature_dropout` come in addition.
+        features: folders of features of these images, from `debias-ssl features` or `label`; the run then trains on
+            features instead of pixels.
+        feature_views: `auto` trains on stored weak and strong views (weak_0, strong_0 and so on) where the folders of
+            features have them, with a random one in each step, and else on plain features; `none` always trains on
+            plain features. `augment.feature_noise` and `augment.feature_dropout` apply in addition.
         image_size: side in pixels to which images are resized and cropped; null keeps them as they are.
-        crop: `shift` crops the center once, and views are shifted by `augment.shift`; `resized` crops each view at
-            random (ImageNet), which needs files.
+        crop: `shift` crops the center once, and shifts views by `augment.shift`; `resized` crops each view at random
+            (as for ImageNet), and needs image files.
         crop_scale: smallest and largest area of a random crop, as a fraction of the image.
         mean: of each channel, in [0, 1]; null takes the data set's, or ImageNet's.
         std: of each channel, likewise.
-        bits: of gray images with 16 bits, how many hold the picture, such as 12; null is what the file says of itself,
-            else 16. `debias-ssl data check` says the largest value.
-        max_pixels: most pixels of an image that is decoded; null is Pillow's limit, about 179 million.
-        background: what transparent pixels are put on: the name of a color, or '#rrggbb' in quotes.
-        on_error: `stop` at an image that cannot be read, or `skip` it and list it in the run folder.
-        input: `resident` decodes all images once into a cached array, `streaming` decodes as it goes in `workers`;
-            `auto` streams what needs more than 4 GiB.
-        workers: processes that decode, for streaming.
+        bits: bits that gray images with 16 bits really use, such as 12; null takes the number in the file, else 16.
+            `debias-ssl data check` prints the largest value.
+        max_pixels: largest number of pixels of an image; null is Pillow's limit, about 179 million.
+        background: color behind transparent pixels: the name of a color, or '#rrggbb' in quotes.
+        on_error: `stop` at an unreadable image, or `skip` it and list it in the run folder.
+        input: `resident` decodes all images once into a cached array, `streaming` decodes them in `workers` during
+            training; `auto` streams images that need more than 4 GiB.
+        workers: decoding processes, for streaming.
         cache: folder of decoded arrays and of indexes of tar files; null takes the user's cache folder.
     """
 

@@ -1,4 +1,4 @@
-"""What is in an image's file, as a hash: by it, an image is known again under another name, or with another time."""
+"""Hashes of the contents of image files: they identify an image after its name or its time has changed."""
 
 import hashlib
 from typing import Any

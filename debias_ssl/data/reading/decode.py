@@ -1,4 +1,4 @@
-"""Image files as pixels: decoding, and crops."""
+"""Decodes image files to pixels, and crops them."""
 
 import importlib.util
 import struct
@@ -54,8 +54,8 @@ def decode(path: str, channels: int = 3, side: int | None = None, decoding: Deco
     image = _by_pillow(path, mode, decoding) if pixels is None else Image.fromarray(pixels).convert(mode)
     if side is not None and image.size != (side, side):
         raise InputError(
-            f"{path!r} has {image.width} x {image.height} pixels, the first image {side} x {side}: "
-            "set data.image_size to the side to crop to"
+            f"{path!r} has {image.width} x {image.height} pixels, but the first image has {side} x {side}: set "
+            "data.image_size to the side to crop to"
         )
     return image
 
@@ -124,8 +124,8 @@ def _tell_large(path: str, number: int) -> None:
     if not _LARGE_TOLD.is_set():
         _LARGE_TOLD.set()
         print(
-            f"note: {path!r} has {number:,} pixels, and decoding it takes {3 * number / 2**30:.1f} GiB; if it may, say "
-            f"so (--max_pixels {number}, train: --data.max_pixels {number})",
+            f"note: {path!r} has {number:,} pixels, and decoding it takes {3 * number / 2**30:.1f} GiB; to allow "
+            f"that without this note, pass --max_pixels {number} (train: --data.max_pixels {number})",
             file=sys.stderr,
         )
 

@@ -1,4 +1,4 @@
-"""The list of files whose images have features: a table beside the features, with a row for each file."""
+"""The table of image files that stands beside stored features: one row for each file."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ pc: Any = compute
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureList:
-    """The files whose images have features, as they were when these were made: in arrays, as there may be millions."""
+    """The files of images with features, as they were when the features were computed, in arrays."""
 
     files: FileNames
     """By their paths below the folder of all, with sizes and times."""

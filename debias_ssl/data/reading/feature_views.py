@@ -1,6 +1,7 @@
-"""Features of weak and strong views of images, which lie beside the plain features of a folder.
+"""Stored features of weak and strong views of images.
 
-`weak_0`, `weak_1`, ..., `strong_0`, ... are folders in it with the layout of `features.py`, of the same list of files.
+A folder of features holds them in the folders `weak_0`, `weak_1`, ..., `strong_0`, .... Each of these has the layout
+of `features.py` and belongs to the same list of files.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ KINDS: tuple[ViewKind, ...] = ("weak", "strong")
 
 
 def find_views(folders: Sequence[str], paths: Sequence[str]) -> dict[ViewKind, Float16[np.ndarray, "V N D"]]:
-    """The features of the views of images, by their kind; a kind of which there are none is left out.
+    """The features of the images' views, by kind. A kind without views is left out.
 
     Raises:
         InputError: folders hold different numbers of views, or views of other images than their plain features.

@@ -1,10 +1,10 @@
-"""Features of images that `features` and `label` keep on disk: a manifest, a list of files, and shards of their rows.
+"""The format of stored features, which `features` and `label` write: a manifest, a list of files, and shards of rows.
 
-Beside each shard of features stand the contents of its images, as hashes. Where images were added, changed or removed,
-the features of the new list are another generation of all these files, which the manifest names as soon as it is whole.
-The first generation is 0.
+Beside each shard of features stands a file with the hashes of its images' contents. When images are added, changed or
+removed, the features of the new list form a new generation of all these files. The manifest names a generation once it
+is complete. The first generation is 0.
 
-Features of weak and strong views of the images are folders of the same format below that one.
+Features of weak and strong views of the images are folders of the same format inside this one.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ ViewKind = Literal["weak", "strong"]
 
 
 def view_folder(folder: Path, kind: ViewKind, number: int) -> Path:
-    """Of the features of view `number`, 0 first, of a kind: they are beside those of the images as they are."""
+    """The folder of the features of view `number` (from 0) of a kind, inside the folder of the plain features."""
     return folder / f"{kind}_{number}"
 
 
@@ -92,8 +92,8 @@ def feature_notes(folders: Sequence[str]) -> list[str]:
     """What people should know of features that another version of this program has made."""
     older = [folder for folder in folders if read_manifest(Path(folder))["model"].get("decoder") != DECODER]
     return [
-        f"the features in {folder} are of another version, which may have read photos sideways and transparency as "
-        f"black: {MAKERS} makes new ones in another folder"
+        f"the features in {folder} are from another version, which may have read rotated photos and transparency "
+        f"differently: let {MAKERS} write new ones in another folder"
         for folder in older
     ]
 
@@ -106,7 +106,7 @@ class _Asked:
 
     @classmethod
     def of(cls, paths: Sequence[str]) -> "_Asked":
-        """Images by their paths, of which some may go on into tar files."""
+        """Images by their paths, some of which may lead into tar files."""
         if isinstance(paths, FileNames):
             return cls(names=paths)
         return cls(names=[path if isinstance(path, Member) else member_named(path) or path for path in paths])
@@ -120,7 +120,7 @@ class _Asked:
         return [path.shard.path if isinstance(path, Member) else path for path in self.names]
 
     def on_disk(self, positions: Int64[np.ndarray, " P"]) -> Int64[np.ndarray, "P 2"]:
-        """Sizes and times of some; what a list says of its files is not asked of the disk again."""
+        """Sizes and times of some files; those that a list contains are not read from the disk again."""
         if isinstance(self.names, FileNames):
             return np.stack([self.names.sizes[positions], self.names.mtimes[positions]], axis=1)
         found = on_disk(picked(self.names, positions))

@@ -1,4 +1,4 @@
-"""Pixels of images by position: from memory, from files decoded once (resident), or decoded as needed (streaming)."""
+"""`Reader` returns the pixels of images by position: decoded once and kept (resident), or when needed (streaming)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ EVALUATION_CROP = 0.875
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """Gives batches N H W K of some images by position: uint8 pixels, or features with one row and one column."""
+    """Returns batches N H W K of images by position: uint8 pixels, or features with one row and one column."""
 
     pixels: Num[Tensor, "N H W K"] | None
     """All of them, or None where `files` are decoded at each call."""
@@ -46,7 +46,7 @@ class Reader:
 
     @property
     def crops_at_random(self) -> bool:
-        """Whether each view is a crop of its own, by `crops`."""
+        """Whether each view is a separate crop, made by `crops`."""
         return self.config.crop == "resized" and not self.config.features
 
     @property
@@ -124,7 +124,7 @@ def make_reader(images: Images, config: ReadingConfig, device: torch.device, pro
 
 
 def feature_reader(images: Images, config: ReadingConfig, device: torch.device) -> Reader:
-    """A reader of the images' features, as images of one pixel whose channels they are."""
+    """A reader of the images' features, as images of one pixel: the features are its channels."""
     features = torch.from_numpy(find_features(config.features, images.names))
     return Reader(pixels=features[:, None, None].to(device), files=images.names, config=config)
 

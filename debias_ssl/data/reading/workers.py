@@ -1,4 +1,4 @@
-"""Processes that decode images in advance (workers), and how their errors reach the user."""
+"""Workers: processes that decode images in advance; their errors reach the user."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ def dead_workers_told(flag: str = "--data.workers", mend: str = "start again wit
 
 @dataclass(frozen=True, kw_only=True)
 class Caught(Dataset):
-    """A data set that returns what it would raise: a worker that raises adds its traceback to the message."""
+    """A data set that returns its exceptions: if a worker raised them, its traceback would be part of the message."""
 
     dataset: Dataset
 

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a key: the same on every device, in every process, after every resume.
+"""Random numbers as a function of a key: the same on every device, in every process and after every resume.
 
 The generator is Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): it turns a
 counter and a key into random words without any state. torch's own CPU generator cannot start in the middle.
@@ -25,7 +25,7 @@ Word = TypeVar("Word", int, Tensor, np.ndarray)
 
 
 class Purpose(IntEnum):
-    """What a stream of numbers is for: streams of different purposes never share numbers."""
+    """The purpose of a stream of random numbers: streams of different purposes never share numbers."""
 
     SPLIT = 0
     LABELED_ORDER = 1

@@ -1,4 +1,4 @@
-"""Which images each global batch holds: a function of the step alone, so that there is no iterator to save."""
+"""Orders: which images each global batch takes. They are functions of the step, so a checkpoint saves no iterator."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from debias_ssl.data.sampling.permutations import Permutations
 
 @runtime_checkable
 class BatchOrder(Protocol):
-    """Which items of a list, such as the unlabeled images, the global batch of each step holds."""
+    """The items of a list, such as the unlabeled images, in the global batch of each step."""
 
     def __call__(self, step: int, positions: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
         """The items at some positions of the global batch of a step."""
@@ -25,7 +25,7 @@ class BatchOrder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PassOrder:
-    """The global batch of each step, as positions in a list of items that is gone through in passes.
+    """The global batch of each step, as positions in a list of items that is visited in passes.
 
     Each item comes once per pass; pass n has the order of permutation number n.
     """

@@ -1,4 +1,4 @@
-"""Permutations that an order of images draws from again and again."""
+"""Permutations of images, from which the orders draw."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def permutations(seed: int, purpose: int, numbers: Sequence[int], lengths: Seque
 
 
 class Permutations:
-    """Permutations of one purpose, of which those used last are kept.
+    """Permutations of one purpose; the last used ones are kept.
 
     Args:
         seed: of the permutations.

@@ -1,4 +1,4 @@
-"""Data sets: each gives lists of images with labels; the names here are what a data set of one's own needs."""
+"""Sources: data sets, each of which returns lists of images with labels. A data set of your own needs these names."""
 
 from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.images import UNKNOWN, Data, Images

@@ -1,7 +1,8 @@
-"""Where the images of Arrow files lie in them, and their classes.
+"""Finds the images and their classes in Arrow files.
 
-The package datasets writes Arrow files without compression, so that each image has a place in its file and is read from
-there, by the readers of this package. Arrow maps the file into memory: what is not looked at takes none.
+The package datasets writes Arrow files without compression. So each image has a fixed position in its file, and the
+readers of this package read it from there. Arrow maps the file into memory, and only the pages that are read take
+memory.
 """
 
 import os
@@ -50,7 +51,7 @@ class Columns:
             InputError: a row has no image or a wrong class, or the rows are not those of the files.
         """
         if dataset._indices is not None:
-            raise InputError(f"{where}: its rows are chosen by an index: save it again, after flatten_indices()")
+            raise InputError(f"{where}: its rows are selected by an index: call flatten_indices() and save it again")
         if label is not None and label not in dataset.features:
             label = None
         feature = None if label is None else dataset.features[label]
@@ -96,7 +97,7 @@ class Columns:
 
 
 def bytes_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type of the bytes of images: of the column itself, or of its field `bytes`; None where there is none."""
+    """The type of the bytes of images: of the column itself, or of its field `bytes`; None without such bytes."""
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return None if place < 0 else bytes_type(kind.field(place).type)
@@ -128,7 +129,7 @@ def _places(column: pa.Array, whole: pa.Buffer, where: str, first: int) -> Int64
 def _texts(column: pa.Array, where: str) -> pa.Array:
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise InputError(f"{where} is of type {kind}: classes are texts or whole numbers")
+        raise InputError(f"{where} has the type {kind}: classes must be texts or whole numbers")
     return column.cast(pa.large_string())
 
 

@@ -1,4 +1,4 @@
-"""Names of files relative to a folder, made as they are asked for."""
+"""Names of files relative to a folder, computed on access."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from debias_ssl.data.sources.listing import FileNames
 
 @dataclass(frozen=True, kw_only=True)
 class NamesBelow(Sequence[str]):
-    """Paths of files relative to a folder, which are in no memory of their own."""
+    """Paths of files relative to a folder, which take no memory."""
 
     files: Sequence[str]
     root: Path

@@ -1,4 +1,4 @@
-"""The settings of a source: which images there are."""
+"""The settings of a source: which data set is read, and from where."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,33 +9,33 @@ from debias_ssl.system.ranges import AtLeastOne, Fraction, Range, check_ranges
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Which images there are, and what is known of them.
+    """The images of a data set, and what is known about them.
 
     Args:
-        name: `digits` is embedded; `folder` takes `labeled`, `unlabeled` and `test`; `hf` takes `path`; CIFAR10,
+        name: `digits` is scikit-learn's; `folder` uses `labeled`, `unlabeled` and `test`; `hf` uses `path`; CIFAR10,
             CIFAR100, STL10, SVHN and FashionMNIST are torchvision's; package.module.function is a data set of your own.
-        root: folder of torchvision's data sets, or what relative paths in label files are relative to (null: the file).
-        download: whether a data set may be downloaded: one of torchvision's that is not in `root`, or of `hf` one that
-            `path` names on the Hugging Face hub.
+        root: folder of torchvision's data sets, or the base of relative paths in label files (null: the file's folder).
+        download: whether to download a data set: one of torchvision that is not in `root`, or for `hf` one that `path`
+            names on the Hugging Face hub.
         fold: STL10's predefined fold of 1,000 labeled images; null takes all 5,000.
         labeled: a tree with a folder for each class, or a CSV or Parquet file of path,label, such as the labels.csv
             of `debias-ssl label`.
-        min_confidence: of a CSV file with a confidence column, the rows from this confidence on are the labeled images,
-            and the others are unlabeled.
-        seeds_per_class: likewise, so many of the most confident rows of each class.
-        probs: folder of `debias-ssl label` or `debias`, whose class probabilities of the unlabeled images are given to
-            methods that ask for them.
+        min_confidence: for a CSV file with a confidence column: rows with at least this confidence are labeled images,
+            and all others are unlabeled.
+        seeds_per_class: likewise: this number of the most confident rows of each class are labeled images.
+        probs: folder of `debias-ssl label` or `debias` with class probabilities of the unlabeled images, for methods
+            that need them.
         unlabeled: a folder of images at any depth, a text file of paths, a CSV file of path and perhaps label, or tar
-            files (shards), such as train-{000..099}.tar; null takes the images of `labeled` that are not labeled.
+            files (shards), such as train-{000..099}.tar; null takes the images of `labeled` that get no label.
         test: a tree or a CSV file like `labeled`.
-        path: of `hf`: a folder that `save_to_disk` of the package datasets has written, a folder of Parquet files, such
-            a file, or with `download` a name on the hub.
-        train_split: of `hf`: the split of the training images; parts are written as in train[:80%].
-        unlabeled_split: of `hf`: a split of unlabeled images of its own; null takes those of `train_split` that are not
-            labeled.
-        test_split: of `hf`: the split of the test images.
-        image_column: of `hf`: the column of the images; null takes the only one.
-        label_column: of `hf`: the column of the classes; null takes the only ClassLabel column, or one called `label`.
+        path: for `hf`: a folder that `save_to_disk` of the package datasets wrote, a folder of Parquet files, one
+            Parquet file, or with `download` a name on the hub.
+        train_split: for `hf`: the split of the training images; write parts as train[:80%].
+        unlabeled_split: for `hf`: a separate split of unlabeled images; null takes the images of `train_split` that get
+            no label.
+        test_split: for `hf`: the split of the test images.
+        image_column: for `hf`: the column of the images; null takes the only one.
+        label_column: for `hf`: the column of the classes; null takes the only ClassLabel column, or one called `label`.
         cache: folder of decoded arrays and of indexes of tar files; null takes the user's cache folder.
     """
 

@@ -1,6 +1,6 @@
-"""Map-style data sets of Hugging Face as lists of image bytes: Arrow files as they are, Parquet files by way of Arrow.
+"""Hugging Face's map-style data sets as lists of image bytes, from Arrow files or from Parquet files.
 
-The package datasets finds the Arrow files; Parquet files it converts once, and keeps the result in its cache.
+The package datasets finds the Arrow files. It converts Parquet files to Arrow once, and keeps the result in its cache.
 """
 
 import importlib
@@ -43,7 +43,7 @@ class Rows:
     """Whether the column itself lists the classes, in their order."""
 
     def labels(self, number: Mapping[str, int]) -> Int64[np.ndarray, " N"]:
-        """The numbers of the classes by their names; negative where there is none."""
+        """The numbers of the classes by their names; negative for rows without a class."""
         return np.array([*(number.get(name, NO_CLASS) for name in self.classes), NO_CLASS], dtype=np.int64)[self.codes]
 
 
@@ -92,8 +92,8 @@ class DatasetRows:
             found = importlib.import_module("datasets").ReadInstruction.from_spec(split).to_absolute(sizes)
         except (ValueError, AssertionError) as error:
             raise InputError(
-                f"{setting} is {split!r}: {self.where!r} has the splits {', '.join(sizes)}; parts of them are written "
-                "as in train[:80%]"
+                f"{setting} is {split!r}: {self.where!r} has the splits {', '.join(sizes)}; write a part of a "
+                "split as train[:80%]"
             ) from error
         parts = [
             (each.splitname, each.from_ or 0, sizes[each.splitname] if each.to is None else each.to) for each in found
@@ -181,7 +181,7 @@ def _files(path: Path, setting: str) -> dict[str, list[str]]:
     """The Parquet or Arrow files of each split, by the names of files and folders, as `datasets` finds them."""
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise InputError(f"{setting} is {str(path)!r}: it is no Parquet or Arrow file")
+            raise InputError(f"{setting} is {str(path)!r}: it is not a Parquet or Arrow file")
         return {"train": [os.path.abspath(path)]}
     module = importlib.import_module("datasets.data_files")
     files = {}
@@ -197,7 +197,8 @@ def _files(path: Path, setting: str) -> dict[str, list[str]]:
     files = {split: names for split, names in files.items() if names}
     if not files:
         raise InputError(
-            f"{setting} is {str(path)!r}: it is no data set of Hugging Face: no {SPLITS_FILE}, and no Parquet files"
+            f"{setting} is {str(path)!r}: it is not a Hugging Face data set: it has no {SPLITS_FILE} and no "
+            "Parquet files"
         )
     return files
 
@@ -224,7 +225,7 @@ def rows_of_hf(where: str, setting: str) -> Rows:
     """
     path, split = _path_and_split(where)
     if not path:
-        raise InputError(f"{setting} is {where!r}: a folder or a file stands behind {PREFIX}")
+        raise InputError(f"{setting} is {where!r}: name a folder or a file after {PREFIX}")
     dataset = open_dataset(path, setting)
     if split is None and len(dataset.splits) > 1:
         first = next(iter(dataset.splits))
@@ -245,7 +246,7 @@ def _path_and_split(where: str) -> tuple[str, str | None]:
 
 
 def row_named(name: str) -> Member | None:
-    """The image in a data set of Hugging Face that has this name, as in a label file; None where it is none."""
+    """The image with this name in a Hugging Face data set, as in a label file; None if the name is of another kind."""
     found = ROW.fullmatch(name)
     if found is None or not _is_dataset(found["where"]):
         return None

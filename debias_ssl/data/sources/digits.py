@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits."""
+"""The data set `digits`: scikit-learn's handwritten digits."""
 
 import gzip
 from importlib.util import find_spec

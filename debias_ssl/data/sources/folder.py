@@ -28,7 +28,7 @@ from debias_ssl.system.errors import InputError, shortened
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Files, and names of their classes, which are empty where they are unknown."""
+    """Files, and names of their classes; the name is empty where the class is unknown."""
 
     paths: FileNames | list[str]
     labels: list[str]
@@ -50,7 +50,9 @@ def find_files(where: str, setting: str, root: str | None = None, root_setting: 
         InputError: there are no images, or the root is for no list.
     """
     if root is not None and not is_list(where):
-        raise InputError(f"{root_setting} is for lists and CSV files, which {setting} {where!r} is not: leave it out")
+        raise InputError(
+            f"{root_setting} works with lists and CSV files, but {setting} {where!r} is neither: leave it out"
+        )
     if is_hf(where):
         names = rows_of_hf(where, setting).names
         return Images(pixels=None, labels=np.full(len(names), UNKNOWN), names=names)
@@ -72,7 +74,7 @@ def is_table(path: Path) -> bool:
 
 
 def listed_images(paths: Sequence[str | Path], setting: str) -> Images:
-    """Images whose paths are given one by one; they may go on into tar files. Labels are left out."""
+    """Images whose paths are given one by one. Paths may lead into tar files. Labels are not read."""
     names = [str(path) for path in paths]
     if not names:
         raise InputError(f"{setting} lists no images")
@@ -255,7 +257,7 @@ def _tree(where: str, setting: str) -> tuple[FileNames, list[str]]:
     """Paths and class names from a class tree."""
     folders = _shown_folders(Path(where))
     if not folders:
-        raise InputError(f"{setting} is {where!r}: it has no folders, one for each class is expected")
+        raise InputError(f"{setting} is {where!r}: it must have a folder for each class, but it has no folders")
     lists, names = [], []
     for folder in folders:
         found = find_images(folder)

@@ -1,4 +1,4 @@
-"""Which images are one file, however often and by whatever path they are listed."""
+"""Finds images that are the same file, even if they are listed several times or by different paths."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from debias_ssl.system.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A list of images in which each file is once."""
+    """A list of images in which each file occurs once."""
 
     images: Images
     keys: Int64[np.ndarray, " N"] | None
@@ -76,7 +76,7 @@ def _links_in(folder: str) -> set[str] | None:
 
 
 def each_once(images: Images, classes: Sequence[str], where: str) -> Listed:
-    """A list of images without those whose file was there before.
+    """A list of images without repeated files.
 
     Args:
         images: a list of files.
@@ -100,10 +100,10 @@ def each_once(images: Images, classes: Sequence[str], where: str) -> Listed:
         named = f"rows {i + 1} and {j + 1}, {images.names[i]!r}," if os.path.isfile(where) else f"{images.names[i]!r}"
         named += f" and {images.names[j]!r}" if images.names[i] != images.names[j] else ""
         raise InputError(
-            f"{where}: {named} are the same file, as {classes[now[i]]!r} and as {classes[now[j]]!r}: keep one of them"
+            f"{where}: {named} are the same file, labeled {classes[now[i]]!r} and {classes[now[j]]!r}: keep one of them"
         )
     rows = np.sort(first)
-    note = f"{where} has {len(images) - len(rows)} files more than once: each is one image"
+    note = f"{where} has {len(images) - len(rows)} duplicate files: each counts once"
     return Listed(images=images.part(rows), keys=keys[rows], rows=rows, notes=(*images.notes, note))
 
 
@@ -157,7 +157,7 @@ def _check_labels(
 
 @dataclass(frozen=True, kw_only=True)
 class Sets:
-    """Lists of images that have no file in common but for the test images among the labeled ones."""
+    """Lists of images without common files, except for test images among the labeled ones."""
 
     train: Images
     num_separate: int
@@ -183,7 +183,7 @@ def separated(
     """
     notes, known = [], np.flatnonzero(among(test, labeled))
     if len(known):
-        notes.append(f"{len(known)} test images are labeled images too: figures of the test are too good")
+        notes.append(f"{len(known)} test images are also labeled images: test results are too optimistic")
     if are_certain:
         _check_labels(test, known, "data.test", labeled, classes)
     if unlabeled is None:
@@ -191,15 +191,15 @@ def separated(
     number, tested, both = len(unlabeled.images), among(unlabeled, test), among(unlabeled, labeled)
     if not number:
         raise InputError(
-            "no image is left without a label: lower data.seeds_per_class, raise data.min_confidence, or name "
-            "unlabeled images by data.unlabeled"
+            "all images have a label, so none is unlabeled: lower data.seeds_per_class, raise "
+            "data.min_confidence, or set data.unlabeled"
         )
     if tested.all():
-        raise InputError("all unlabeled images are test images too: data.unlabeled must be others")
+        raise InputError("all unlabeled images are also test images: set data.unlabeled to other images")
     if tested.any():
-        notes.append(f"{tested.sum()} of {number} unlabeled images are test images: left out")
+        notes.append(f"{tested.sum()} of {number} unlabeled images are also test images: left out")
     if both.any():
-        notes.append(f"{both.sum()} of {number} unlabeled images are labeled images too: each is one image")
+        notes.append(f"{both.sum()} of {number} unlabeled images are also labeled images: each counts once")
     if are_certain:
         _check_labels(unlabeled, np.flatnonzero(both), "data.unlabeled", labeled, classes)
     train = labeled.images

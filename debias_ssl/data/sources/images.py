@@ -1,4 +1,4 @@
-"""What every source gives: lists of images with labels and names, and the hash by which they are known again."""
+"""`Images` and `Data`, which every source returns: images with labels and names, and a hash that identifies them."""
 
 import hashlib
 import os.path
@@ -57,7 +57,7 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a source gives: training and test images, and what their labels mean.
+    """The result of a source: training and test images, and the classes of their labels.
 
     The last `num_separate` training images are an unlabeled set of its own: they give no labels, and all unlabeled
     images come from them, and from the `num_shared` images before them, which are in both sets: what is not held out of

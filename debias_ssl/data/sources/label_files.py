@@ -1,4 +1,4 @@
-"""Label files: which image has which class, how confidently, and the probabilities of all classes."""
+"""Reads label files: the class of each image, its confidence, and the probabilities of all classes."""
 
 import json
 import os.path
@@ -19,7 +19,7 @@ from debias_ssl.system.outputs import check_whole
 from debias_ssl.system.tables import LABELS, PATHS, check_text, read_lines, read_table, read_text
 from debias_ssl.system.texts import places_in, texts_of
 
-# What programs write where there is no label, in any case of its letters; -1 is scikit-learn's.
+# Words that programs write for an unknown label, in upper or lower case; -1 is scikit-learn's.
 UNKNOWN_WORDS = {"", "nan", "none", "null", "na", "<na>", "n/a", "#n/a", "-1"}
 # By what part of itself float16 rounds a probability at most, or decides a tie; and what six decimals leave out.
 ROUNDING, DECIMALS = 2**-9, 1e-6
@@ -82,7 +82,7 @@ def read_label_file(
             # "None" may be a class.
             if is_unknown(word, classes) and not (word and word in beside()):
                 if needs_labels:
-                    meant = f": {word!r} says that it is unknown, unless a classes.json beside the file lists it"
+                    meant = f": {word!r} means unknown, unless a classes.json beside the file lists it as a class"
                     mend = "; with data.min_confidence 0, such rows are unlabeled" if has_confidence(path) else ""
                     raise InputError(f"{path}, line {line}: {name} has no label{meant if word else mend}")
                 if word:
@@ -94,7 +94,7 @@ def read_label_file(
     listed = find_listed(path, root, root_setting, labeled_rows(), rows)
     notes = table.notes(PATHS, LABELS)
     if words:
-        notes.append(f"{path}: {len(words)} labels, such as {words[0]!r}, say that the class is unknown")
+        notes.append(f"{path}: {len(words)} labels, such as {words[0]!r}, mean that the class is unknown")
     return LabelFile(files=listed.files, labels=labels, lines=listed.lines, notes=(*notes, *listed.notes))
 
 
@@ -147,7 +147,7 @@ def has_confidence(path: Path) -> bool:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """The class names of the folder that a label file lies in, some of which no row may have; none where unknown."""
+    """The class names of a label file's folder, including classes without rows; empty if they are unknown."""
     names = path.parent / "classes.json"
     if not names.is_file():
         return ()
@@ -169,7 +169,7 @@ def confident(
     at_least: float | None,
     per_class: int | None,
 ) -> Bool[np.ndarray, " N"]:
-    """Rows whose confidence is `at_least` so high, or else the `per_class` most confident rows of each class."""
+    """Rows with a confidence of `at_least`, or else the `per_class` most confident rows of each class."""
     if at_least is not None:
         return (confidence >= at_least) & (labels >= 0)
     chosen = np.zeros(len(labels), dtype=bool)
@@ -202,8 +202,8 @@ def read_probs(
     """
     check_whole(folder / "probs.npy")
     if not (folder / "probs.npy").is_file():
-        cut = ", but the five largest of each row alone" if (folder / TOP5[0]).is_file() else ""
-        raise InputError(f"data.probs: {str(folder)!r} has no probs.npy{cut}; where label or debias made it, {FULL}")
+        cut = ", only the five largest of each row" if (folder / TOP5[0]).is_file() else ""
+        raise InputError(f"data.probs: {str(folder)!r} has no probs.npy{cut}; if label or debias wrote it, {FULL}")
     table = table_beside(folder / "probs.npy")
     own = read_classes(table)
     if set(own) != set(classes):
@@ -238,15 +238,15 @@ def _check_rows(path: Path, listed: LabelFile, classes: tuple[str, ...], probs: 
         told = "" if confidence is None else f" with confidence {confidence[i]:.3f}"
         raise InputError(
             f"{path}, line {listed.lines[i]}: {listed.labels[i]!r}{told}, but row {i} of probs.npy has "
-            f"{classes[int(probs[i].argmax())]!r} with {probs[i].max():.3f}: {path.name} was sorted or changed; put it "
-            "back as it was written, or make the folder anew"
+            f"{classes[int(probs[i].argmax())]!r} with {probs[i].max():.3f}: {path.name} was sorted or changed; "
+            "restore the file, or write the folder again"
         )
 
 
 def contradicting_row(
     probs: Num[np.ndarray, "N C"], labels: Int64[np.ndarray, " N"], confidence: Float64[np.ndarray, " N"] | None
 ) -> int | None:
-    """The first row whose label or confidence is not that of its probabilities; None where all rows agree.
+    """The first row whose label or confidence contradicts its probabilities; None if all rows agree.
 
     Of two classes whose probabilities differ by the rounding of float16 alone, either may be the label.
 

@@ -1,4 +1,4 @@
-"""Which files are images, by their suffix; and what of a folder or a tar file is left out, counted by reason."""
+"""Decides by the suffix which files are images, and counts the files of a folder or tar file that are left out."""
 
 import importlib.util
 import os
@@ -26,11 +26,11 @@ NO_IMAGES |= {".parquet", ".pkl", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", "
 # Reasons, beside suffixes.
 HIDDEN, HIDDEN_IMAGES, HIDDEN_FOLDERS = "hidden files", "hidden images", "hidden folders"
 NOWHERE, TO_FOLDERS = "links to nothing", "links to folders"
-CLOSED, UNSEEN, NO_FILES = "folders that may not be read", "files that may not be looked at", "no regular files"
+CLOSED, UNSEEN, NO_FILES = "folders without permission to read", "files without permission to read", "no regular files"
 NO_SUFFIX, OTHER_SUFFIXES = "without a suffix", "of other suffixes"
 # In a folder with a folder for each class, and in tar files.
 BESIDE, LINKS, SPARSE = "images beside the folders of the classes", "links, devices and the like", "files with holes"
-# Names like "scan.1", "scan.2" have as many suffixes as there are files: some are counted, and the others together.
+# Names like "scan.1", "scan.2" make one suffix for each file: some suffixes are counted, and the others together.
 MOST_SUFFIXES, LONGEST_SUFFIX = 500, 10
 # Reasons in a note.
 SHOWN = 5
@@ -38,7 +38,7 @@ SHOWN = 5
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts entries of a folder or a tar file that are left out, by reason; no names are held."""
+    """Counts by reason the entries of a folder or a tar file that are left out; it stores no names."""
 
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -50,7 +50,7 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """What is left out of a place that images are in."""
+    """The entries of a folder or tar file that are left out."""
 
     where: str
     """The folder or the tar files."""
@@ -82,7 +82,7 @@ def suffix_of(name: str) -> str:
 
 
 def hidden(name: str) -> str:
-    """The reason for which a file whose name begins with a dot is left out."""
+    """The reason for which a file is left out if its name begins with a dot."""
     # macOS puts `._x.jpg` beside `x.jpg`, which is no image.
     is_image = suffix_of(name) in EXTENSIONS.union(NEEDED) and not name.startswith("._")
     return HIDDEN_IMAGES if is_image else HIDDEN
@@ -114,5 +114,5 @@ def reasons_told(left_out: Mapping[str, int]) -> str:
 
 
 def none_told(left_out: Mapping[str, int]) -> str:
-    """What to add to the words that there are no images; empty where nothing else is there."""
+    """What to add to the message that there are no images; empty if nothing else is there either."""
     return f" (left out: {reasons_told(left_out)})" if left_out else ""

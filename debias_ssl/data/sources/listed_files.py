@@ -1,4 +1,4 @@
-"""The files that a list names: found below a folder, and kept in arrays."""
+"""Files that a list of paths names: looked up in a folder, and kept in arrays."""
 
 import os
 import stat
@@ -70,7 +70,7 @@ def find_listed(
     listed = FileNames.of(files())
     if not len(lines):
         raise InputError(f"{path} lists no images")
-    notes = (f"{path}: {respelled} paths are spelled otherwise than their files: {first}",) if respelled else ()
+    notes = (f"{path}: {respelled} paths are spelled differently from their files: {first}",) if respelled else ()
     numbers = np.frombuffer(lines, dtype=np.int64)
     if not members:
         return ListedFiles(files=listed.without_folder(str(places.root)), lines=numbers, notes=notes)

@@ -1,4 +1,4 @@
-"""Lists of files as arrays, found in one pass over the disk, which the processes of a host share while they start."""
+"""Lists the files of a folder in one pass, as arrays. Processes of one host share the list while they start."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ SUFFIX = ".listing"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FileNames(Texts):
-    """Paths of files, with what the disk said of them when they were listed: of a million, 100 MB instead of a GB."""
+    """Paths of files with their sizes and times when they were listed: 100 MB for a million files instead of a GB."""
 
     sizes: Int64[np.ndarray, " N"]
     """In bytes."""
@@ -112,7 +112,7 @@ class FileNames(Texts):
         return replace(self, prefix="", text=paths.text, ends=paths.ends)
 
     def without_folder(self, folder: str) -> "FileNames":
-        """The same paths with a folder as their prefix; where some lie elsewhere, as they are."""
+        """The same paths, with the folder stored once as their prefix; without a prefix if some lie elsewhere."""
         prefix = os.path.normpath(folder)
         prefix = "" if prefix == "." else os.path.join(prefix, "")
         paths, front = self.written_out().arrow(), os.fsencode(prefix)
@@ -200,7 +200,7 @@ def _found(folder: Path, left_out: Tally) -> Iterator[tuple[str, int, int, bool]
 
 
 def look_at(entry: Any) -> os.stat_result | str:
-    """What the disk says of an image, or the reason for which an entry of a folder (os.DirEntry) is left out."""
+    """The size and time of an image, or the reason for which an entry of a folder (os.DirEntry) is left out."""
     if entry.name.startswith("."):
         return HIDDEN_FOLDERS if entry.is_dir(follow_symlinks=False) else hidden(entry.name)
     if suffix_of(entry.name) not in EXTENSIONS:

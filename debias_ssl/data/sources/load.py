@@ -1,4 +1,4 @@
-"""The data set that a setting names: one of the package's own, or a function of the user's."""
+"""Loads the data set that the settings name: a built-in one, or a function of the user."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,13 +59,13 @@ def check_classes(config: SourceConfig, classes: tuple[str, ...]) -> None:
     if others:
         return
     if config.labeled is None or config.name != "folder":
-        raise InputError(f"data.name {config.name!r} has the one class {first!r}: there must be two at least")
+        raise InputError(f"data.name {config.name!r} has only the class {first!r}: at least two classes are needed")
     labeled = Path(config.labeled)
     if labeled.is_file():
-        raise InputError(f"{config.labeled} has the one class {first!r}: there must be rows of two at least")
+        raise InputError(f"{config.labeled} has only the class {first!r}: it needs rows of at least two classes")
     deeper = deeper_classes(labeled)
     hint = "there must be one for each class" if deeper is None else f"set it to {str(deeper)!r}, which has several"
-    raise InputError(f"data.labeled is {config.labeled!r}: it has the one class folder {first!r}; {hint}")
+    raise InputError(f"data.labeled is {config.labeled!r}: it has only the class folder {first!r}; {hint}")
 
 
 def load_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:

@@ -1,4 +1,4 @@
-"""A data set of the user's own: any function that takes the settings of a source and returns Data."""
+"""A data set of the user: a function that takes the settings of a source and returns `Data`."""
 
 import os
 from dataclasses import replace
@@ -28,7 +28,7 @@ def read_own(config: SourceConfig) -> Data:
         data = function(config)
     except (InputError, StoppedError):
         raise
-    except Exception as error:  # whatever somebody else's function raises
+    except Exception as error:  # a function of the user can raise any exception
         raise InputError(f"{where} raised {told(error)}") from error
     if not isinstance(data, Data):
         raise InputError(f"{where} returned a {type(data).__name__}, must return Data of debias_ssl.data.sources")

@@ -1,4 +1,4 @@
-"""Names of images in rows of tables, made as they are asked for: there may be more than fit into memory as texts."""
+"""Names of images in rows of tables, computed on access: as strings, millions of them may not fit into memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

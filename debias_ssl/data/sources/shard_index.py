@@ -1,7 +1,7 @@
-"""Where the images of a tar file (a shard, as WebDataset writes them) lie in it.
+"""Finds the positions of images in a tar file (a shard, as WebDataset writes it).
 
-Python's tarfile finds the members, and a member is then read by its place in the file. The package webdataset reads
-shards from their beginning to their end only, so that a step of a run could not be computed from its number.
+Python's tarfile finds the members. Each member is then read by its position in the file. The package webdataset reads
+shards only from start to end, so the batch of a step could not be computed from the number of the step.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class Shard(NamedTuple):
 
 
 class Member(str):
-    """The name of an image in a shard, `SHARD.tar/MEMBER.jpg`, which knows where its bytes are.
+    """The name of an image in a shard, `SHARD.tar/MEMBER.jpg`, with the position of its bytes.
 
     A row of a data set of Hugging Face is such a member too, of an Arrow file, and has a name of its own.
     """
@@ -66,7 +66,7 @@ class Member(str):
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """Where the images of a shard lie in it."""
+    """The positions of the images in a shard."""
 
     shard: Shard
     offsets: Int64[np.ndarray, " n"]
@@ -163,7 +163,7 @@ def make_index(path: str) -> dict[str, np.ndarray]:
         with open(path, "rb", buffering=8 * BLOCK) as file:
             start = file.read(BLOCK)
             if start.startswith(COMPRESSED_STARTS):
-                raise InputError(f"shard {path!r} is compressed: uncompress it, so that images can be read singly")
+                raise InputError(f"shard {path!r} is compressed: uncompress it, so that single images can be read")
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                 while (member := tar.next()) is not None:

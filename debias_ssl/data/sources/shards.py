@@ -1,4 +1,4 @@
-"""Images in tar files (shards, as WebDataset writes them), as a list of names that are made when they are asked for."""
+"""Images in tar files (shards, as WebDataset writes them), as a list of names that are computed on access."""
 
 import glob
 import io
@@ -29,7 +29,7 @@ MOST_SHARDS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class ShardedNames(Sequence[str]):
-    """Names of files, then of members of shards, made as they are asked for: there may be more than fit into memory."""
+    """Names of files, then of members of shards, computed on access: there may be more than fit into memory."""
 
     before: Sequence[str] = ()
     """Files that are in no shard."""
@@ -90,7 +90,7 @@ class ShardedNames(Sequence[str]):
 
 
 class OnDisk(NamedTuple):
-    """A file that images lie in, as it was when it was listed."""
+    """A file with images in it, as it was when it was listed."""
 
     path: str
     size: int
@@ -151,14 +151,12 @@ def read_member(member: Member) -> bytes:
                 file.seek(member.offset)
                 return file.read(member.length)
     except OSError as error:
-        raise StoppedError(
-            f"cannot read shard {shard.path!r}: {error.strerror}; put it back and start again"
-        ) from error
-    raise StoppedError(f"shard {shard.path!r} has changed since it was read first; put it back and start again")
+        raise StoppedError(f"cannot read shard {shard.path!r}: {error.strerror}; restore it and start again") from error
+    raise StoppedError(f"shard {shard.path!r} has changed since it was read first; restore it and start again")
 
 
 class OpenMember(io.BytesIO):
-    """An image's file in memory, which Pillow's messages call by the member's name."""
+    """An image's file in memory; Pillow's messages call it by the name of the member."""
 
     def __init__(self, member: Member):
         super().__init__(read_member(member))
@@ -234,7 +232,7 @@ def members_of(path: str, size: int, mtime_ns: int) -> Iterator[Member]:
 
 
 def member_named(path: str) -> Member | None:
-    """The image in a shard, or in a data set of Hugging Face, that has this name; None where it is none."""
+    """The image with this name in a shard or in a Hugging Face data set; None if the name is of another kind."""
     end = path.lower().find(".tar/") + len(".tar")
     if end < len(".tar") or not Path(path[:end]).is_file():
         return row_named(path)
@@ -249,11 +247,11 @@ def _by_name(path: str, size: int, mtime_ns: int) -> dict[str, Member]:
 
 
 def shard_paths(where: str, setting: str) -> list[str]:
-    """The files that a pattern means, in order: of braces as they are written, of `*` by name."""
+    """The files that a pattern matches, in order: for braces as written, for `*` by name."""
     paths: list[str] = []
     for pattern in [where] if Path(where).is_file() else expanded(where):
         if pattern.lower().endswith(COMPRESSED):
-            raise InputError(f"{setting}: {pattern!r} is compressed: uncompress it, so that images can be read singly")
+            raise InputError(f"{setting}: {pattern!r} is compressed: uncompress it, so that single images can be read")
         found = [pattern] if Path(pattern).is_file() or not glob.has_magic(pattern) else sorted(glob.glob(pattern))
         if not found or not Path(found[0]).is_file():
             raise InputError(f"{setting}: there is no shard {pattern!r}")

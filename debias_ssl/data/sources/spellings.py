@@ -1,4 +1,4 @@
-"""Spellings of a file's name: what other systems and programs write for it."""
+"""Spellings of a file's name, as other systems and programs write it."""
 
 import os.path
 from collections.abc import Iterator

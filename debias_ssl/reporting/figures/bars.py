@@ -1,4 +1,4 @@
-"""Bars: the shares and the recalls of the classes. Many classes become curves."""
+"""Bar charts: class shares and recalls. With many classes, curves replace the bars."""
 
 from collections.abc import Sequence
 

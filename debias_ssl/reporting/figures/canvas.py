@@ -1,6 +1,6 @@
-"""What all figures share: colors and styles, names along an axis, and how a matplotlib figure becomes SVG for a page.
+"""The base of all figures: colors and styles, names along an axis, and the conversion of matplotlib figures to SVG.
 
-Colors are those of the page, so that a figure fits its light and its dark theme.
+Figures use the colors of the page, so that they fit its light and its dark theme.
 """
 
 import html
@@ -28,8 +28,8 @@ DASHES += ((0, (6, 2, 1.5, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "os^Dv*"
 # Up to this number of classes, an axis names each of them and a matrix has a cell for each pair.
 NAMED = 30
-# Inches. A figure is as wide as a phone's page, so that its letters keep their size there.
-WIDTH, PANEL = 5.0, 2.75
+# Inches. A figure is as wide as a phone's page, so that its letters keep their size there. FULL is for a wide page.
+WIDTH, PANEL, FULL = 5.0, 2.75, 10.5
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -82,7 +82,7 @@ class Canvas:
 @contextmanager
 def canvas(width: float, height: float, alt: str) -> Iterator[Canvas]:
     """An empty figure of so many inches; `alt` is its description for those who cannot see it."""
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": printable(alt)}), warnings.catch_warnings():
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"{printable(alt)} {width}"}), warnings.catch_warnings():
         # The reader's font draws the letters that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
@@ -106,7 +106,7 @@ def _for_page(svg: str, alt: str) -> str:
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"(<(?:use|image) [^>]*)xlink:href=", r"\1href=", body)
     body = re.sub(r'style="[^"]*"', lambda style: _page_style(style[0]), body)
-    # Nobody sees less than a hundredth of a pixel, and cutting digits shortens a page by a third.
+    # A hundredth of a pixel is invisible, and fewer digits make a page a third shorter.
     body = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
     return opening + re.sub(r"\s*\n\s*", "\n", body).strip()
 

@@ -1,4 +1,4 @@
-"""Curves over training steps or over ranks of classes."""
+"""Line charts: curves over training steps, or over ranks of classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from debias_ssl.reporting.figures.canvas import (
     COLORS,
     DASHES,
     FAINT,
+    FULL,
     INK,
     NAMED,
     PANEL,
@@ -91,6 +92,8 @@ def marginals(
     names: Sequence[str],
     shown: Sequence[int],
     alt: str,
+    *,
+    is_wide: bool = False,
 ) -> str:
     """The marginal of each class over steps: a band over all classes, a faint line for each where they are few.
 
@@ -100,9 +103,10 @@ def marginals(
         names: of the classes.
         shown: classes that get a colored line and their name.
         alt: description of the figure.
+        is_wide: whether the figure fills a wide page.
     """
     num_classes = marginal.shape[1]
-    with canvas(WIDTH, 3.2, alt) as drawn:
+    with canvas(FULL if is_wide else WIDTH, 3.2, alt) as drawn:
         axes = drawn.axes
         axes.fill_between(steps, marginal.min(1), marginal.max(1), color=FAINT, alpha=0.5, linewidth=0)
         if num_classes <= NAMED:
@@ -118,10 +122,15 @@ def marginals(
             text = truncated(names[k])
             color = COLORS[list(shown).index(k)]
             axes.annotate(
-                text, (1.02, place), xycoords=("axes fraction", "data"), va="center", color=color, annotation_clip=False
+                text,
+                (1.01 if is_wide else 1.02, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                color=color,
+                annotation_clip=False,
             )
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(10 if is_wide else 5, integer=True, steps=[1, 2, 2.5, 5, 10]))
         axes.set_ylim(low, high)
         axes.grid(axis="y")
         percent_axis(axes)

@@ -1,4 +1,4 @@
-"""Dots: numbers of classes, points of a plane, and the bins of a reliability diagram."""
+"""Dot charts: numbers of classes, points of a plane, and reliability diagrams."""
 
 from collections.abc import Sequence
 
@@ -84,7 +84,7 @@ def class_scatter(x: Num[np.ndarray, " C"], values: Float[np.ndarray, "V C"], al
                 x, row, s=30 if len(x) <= NAMED else 9, marker=MARKERS[i], color=COLORS[i], alpha=0.7, linewidths=0
             )
         axes.set_xscale("log")
-        # Powers of ten alone would be too few ticks on a short axis.
+        # Only powers of ten would be too few ticks on a short axis.
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if x.max() < 40 * x.min() else (1,)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.xaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""Gains over a common zero, such as labels alone: a dot and its interval for each variant, in groups of settings."""
+"""Chart of gains over a baseline, such as labels alone: a dot and its interval for each variant, grouped by setting."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Heat maps: a matrix over classes, and the similarity of classes to their nearest ones."""
+"""Heat maps: a matrix over classes, and the similarity of classes to their nearest classes."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def heat_map(
     texts: Sequence[Sequence[str]] = (),
     border: int | None = None,
 ) -> str:
-    """A matrix whose cells are the more opaque the larger their value in [0, 1]; many classes become one image.
+    """A matrix: the larger the value of a cell in [0, 1], the more opaque it is. Many classes become one image.
 
     Args:
         shares: the matrix.
@@ -95,7 +95,7 @@ def neighbors(
         _cells(axes, shares, texts)
         name_axis(axes, names, "y")
         name_axis(axes, [str(rank) for rank in range(1, num_neighbors + 1)], "x")
-        axes.set_xlabel("neighbor, nearest first; named is the nearest")
+        axes.set_xlabel("neighbor, nearest first (its name on the right)")
         right = axes.secondary_yaxis("right")
         right.set_yticks(range(num), [truncated(name, 12) for name in nearest], fontsize=9)
         right.tick_params(length=0)

@@ -1,1 +1,1 @@
-"""Run folders and comparisons, read and checked before a page is made of them."""
+"""Reads and checks run folders and comparisons for their pages."""

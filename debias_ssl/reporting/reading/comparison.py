@@ -1,4 +1,4 @@
-"""Several runs side by side: the folder of a comparison, or run folders that are grouped into variants."""
+"""Reads several runs to compare: the folder of a comparison, or run folders, which it groups into variants."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from debias_ssl.training.renamed import flat
 
 # Columns that `compare.json` must have.
 METRICS = ("accuracy", "mean_recall", "min_recall", "h_mean", "ece", "median_accuracy", "best_test_accuracy")
-# What lines of comparisons without labels-only runs lack.
+# Keys that are missing in comparisons without labels-only runs.
 OLDER: dict[str, Any] = {"setting": "", "floor": None, "difference_to_floor": None}
 # Settings in which runs of one variant may differ.
 SEEDS = {"seed", "data.split_seed"}
@@ -33,7 +33,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedRuns:
-    """What a page of several runs is made of."""
+    """The data of a page of several runs."""
 
     variants: Sequence[Variant]
     """Variants with at least one finished run."""

@@ -1,4 +1,4 @@
-"""The pseudo-labels that a run's exported model gives to its unlabeled images."""
+"""Computes the pseudo-labels of a run's exported model for its unlabeled images."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.trained import TrainedRun, load_trained
 from debias_ssl.system.errors import InputError, reason
 
-# Of more unlabeled images, this number is labeled, evenly spread over all of them.
+# The largest number of unlabeled images to label; they are spread evenly over all unlabeled images.
 MOST_IMAGES = 5000
 
 

@@ -1,4 +1,4 @@
-"""A finished run, read from its folder."""
+"""Reads a finished run from its folder."""
 
 import json
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Figures with their captions, and other parts, that several pages have in common."""
+"""Sections that several pages share: figures with captions, tables and example images."""

@@ -1,4 +1,4 @@
-"""Rows without a label: how many and which they are, and the risk of the labels at each coverage."""
+"""The section about abstention: the rows without a label, and the risk of the labels at each coverage."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -11,12 +11,12 @@ from debias_ssl.reporting.figures import Series
 from debias_ssl.reporting.page import Figure, Picture, Section, Sheet, Table, between, percent, picture
 from debias_ssl.reporting.sections.examples import PICTURES, Pictures, short_name
 
-# Points of a curve, and classes in the table of what abstains.
+# Points of a curve, and classes in the table of rows without a label.
 POINTS, MOST_ABSTAINED = 200, 30
 
 
 def abstention_section(labeling: Labeling, pictures: Pictures | None) -> Section:
-    """What gets a label and what does not; empty where rows have no score.
+    """The rows with and without a label; empty if rows have no score.
 
     Args:
         labeling: the rows that are shown.
@@ -25,8 +25,8 @@ def abstention_section(labeling: Labeling, pictures: Pictures | None) -> Section
     if labeling.abstention is None or labeling.abstained is None or labeling.score is None:
         return Section(title="Without a label")
     text = (
-        f"Each row has a score, {labeling.abstention.score}: the higher, the surer is its label. Rows below the "
-        "threshold have none; all other parts of this page show the labels that they would have."
+        f"Each row has a score, {labeling.abstention.score}. A higher score means a more certain label. Rows below the "
+        "threshold get no label. All other parts of this page show the labels that they would have."
     )
     tables = [labeled_table(labeling)]
     sheets = []
@@ -56,7 +56,7 @@ def labeled_table(labeling: Labeling) -> Table:
         cells["right where known"] = percent(found.get("accuracy"))
         cells["95 % interval"] = between(found.get("accuracy_interval"))
         cells["of all"] = percent(float((labeling.label == labeling.truth)[labeling.truth >= 0].mean()))
-    return Table(title="What gets a label", head=["score", *cells], rows=[[found["score"], *cells.values()]])
+    return Table(title="Rows with a label", head=["score", *cells], rows=[[found["score"], *cells.values()]])
 
 
 def classes_table(labeling: Labeling, abstained: Bool[np.ndarray, " N"]) -> Table:
@@ -72,8 +72,8 @@ def classes_table(labeling: Labeling, abstained: Bool[np.ndarray, " N"]) -> Tabl
         for k in order
     ]
     head = ["class", "would have it", "no label", "share", *(["right with label", "right without"] if right else [])]
-    caption = f"The {len(order)} classes that most rows without a label would have."
-    return Table(title="What abstains", head=head, rows=rows, caption=caption)
+    caption = f"The {len(order)} classes that rows without a label would most often have."
+    return Table(title="Classes of rows without a label", head=head, rows=rows, caption=caption)
 
 
 def _right_of_class(labeling: Labeling, rows: Bool[np.ndarray, " N"]) -> Float[np.ndarray, " C"]:
@@ -111,13 +111,13 @@ def risk_figure(labeling: Labeling) -> Figure:
         title="Risk against coverage",
         svg=figures.lines(
             series,
-            f"Share of wrong labels over the share of rows that have one, the surest first; {words}.",
+            f"Share of wrong labels over the share of rows with a label, the most certain first; {words}.",
             x_label="rows with a label, %",
             level=level,
         ),
         legend=legend,
-        caption=f"The share of wrong labels where the surest rows alone have one, of {len(truth):,} rows whose truth "
-        f"is known; {words}. A smaller area is better.",
+        caption=f"The share of wrong labels if only the most certain rows get one. The truth is known for "
+        f"{len(truth):,} rows; {words}. A smaller area is better.",
     )
 
 
@@ -168,4 +168,4 @@ def least_sure_sheet(
             alt = f"{name}: no label, would be {would} by a score of {score[i]:.3f}, {is_}"
             drawn.append(picture(image, alt, [f"{would}? {score[i]:.3f}", is_, short_name(name)]))
     caption = f"The {len(drawn)} lowest scores of {len(where):,} rows without a label."
-    return Sheet(title="Least sure", pictures=drawn, caption=caption)
+    return Sheet(title="Least certain", pictures=drawn, caption=caption)

@@ -1,4 +1,4 @@
-"""Predictions against the truth: their confusion and their reliability."""
+"""Predictions against the truth: confusion matrix and reliability diagram."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def confusion_figure(confusion: Confusion, names: Sequence[str], title: str, wha
     np.fill_diagonal(wrong, 0)
     worst = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]
     mistakes = ", ".join(
-        f"{printable(names[r])} taken for {printable(names[k])} ({wrong[r, k]:,})" for r, k in worst if wrong[r, k]
+        f"{printable(names[r])} predicted as {printable(names[k])} ({wrong[r, k]:,})" for r, k in worst if wrong[r, k]
     )
     accuracy = percent(np.trace(confusion) / max(1, confusion.sum()))
     alt = f"Confusion matrix of {what}: {accuracy} of {confusion.sum():,} right; most frequent mistakes: "
@@ -49,7 +49,8 @@ def confusion_figure(confusion: Confusion, names: Sequence[str], title: str, wha
     return Figure(
         title=title,
         svg=svg,
-        caption=f"{accuracy} of {confusion.sum():,} right. Rows are true classes. {mistakes or 'No mistakes'}.",
+        caption=f"{accuracy} of {confusion.sum():,} are right. Rows are true classes, columns are predicted ones. "
+        f"Most frequent mistakes: {mistakes or 'none'}.",
     )
 
 
@@ -74,7 +75,7 @@ def reliability_figure(
             f"{title}: accuracy over confidence in {filled.sum()} bins; expected calibration error {percent(ece)}; "
             f"mean confidence {percent(means[0])}, accuracy {percent(means[1])}.",
         ),
-        legend=[("mark-0", "bin; its area is its share of the images"), ("line-1", "gap"), ("level", "perfect")],
-        caption=f"Points below the dotted line are overconfident. On average the model is {direction}, "
+        legend=[("mark-0", "bin (area: share of the images)"), ("line-1", "gap"), ("level", "perfect calibration")],
+        caption=f"Below the dotted line, confidence is higher than accuracy. On average, the model is {direction} "
         f"by {percent(abs(gap))}.",
     )

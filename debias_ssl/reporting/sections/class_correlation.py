@@ -1,4 +1,4 @@
-"""How similar the mean features of classes are: of a run as one matrix, of labels as lists of the nearest classes."""
+"""Similarity of the classes' mean features: one matrix for a run, lists of the nearest classes for labels."""
 
 from collections.abc import Iterable, Sequence
 
@@ -53,8 +53,8 @@ def correlation_figure(inspection: Inspection, names: Sequence[str]) -> Figure |
             texts=[[f"{value:.2f}".lstrip("0") for value in row] for row in cosine],
             border=half,
         ),
-        caption=f"Cosine similarity of the mean features of classes ({'true' if known else 'pseudo-labeled'}); mean "
-        f"{words}. Where the features of classes are alike, pseudo-labels flow from one to the other.",
+        caption=f"Cosine similarity of the classes' mean features ({'true' if known else 'pseudo-labeled'} classes). "
+        f"Mean: {words}. Classes with similar features are often confused in pseudo-labels.",
     )
 
 
@@ -118,7 +118,7 @@ def nearest_classes_section(
     low, high = cosine.min(), cosine.max()
     drawn = []
     for kind, block, mean in (("most", slice(half), most), ("least", slice(half, None), least)):
-        words = f"mean {mean:.3f}, nearest alone {cosine[block, 0].mean():.3f}"
+        words = f"mean {mean:.3f}, mean to the nearest class {cosine[block, 0].mean():.3f}"
         drawn.append(
             Figure(
                 title=f"The {half} {kind} predicted classes",
@@ -130,19 +130,19 @@ def nearest_classes_section(
                     f"Cosine similarity of the {half} {kind} predicted classes to their {near.shape[1]} nearest, from "
                     f"{low:.3f} (clear) to {high:.3f} (full color): {words}.",
                 ),
-                caption=f"Cosine to the {near.shape[1]} nearest classes: {words}.",
+                caption=f"Cosine similarity to the {near.shape[1]} nearest classes: {words}.",
             )
         )
-    outcome = "so it is here" if least > most else "here it is not so"
+    outcome = "these labels agree" if least > most else "these labels do not"
     text = (
-        f"Cosine similarity of the mean features of classes ({'true' if known else 'by plain label'}). Classes that "
-        "are predicted least are said to be the more entangled with others (arXiv 2201.01490): "
-        f"{outcome}, {least:.3f} among the least predicted and {most:.3f} among the most."
+        f"Cosine similarity of the classes' mean features ({'true classes' if known else 'classes by plain label'}). "
+        "arXiv 2201.01490 finds that the least predicted classes are more similar to others: "
+        f"{outcome} (mean {least:.3f} for the least predicted classes, {most:.3f} for the most predicted)."
     )
     head = ["class", *(str(rank) for rank in range(1, near.shape[1] + 1))]
     rows = [
         [names[k], *(f"{truncated(names[j], 24)} {value:.3f}" for j, value in zip(*pair, strict=True))]
         for k, *pair in zip(shown, near, cosine, strict=True)
     ]
-    table = Table(title="The neighbors by name", head=head, rows=rows, is_closed=True)
+    table = Table(title="Nearest classes by name", head=head, rows=rows, is_closed=True)
     return Section(title="Class correlation", text=text, tables=[table], figures=drawn)

@@ -1,4 +1,4 @@
-"""Sheets of example images: confident mistakes, and labels that debiasing changes."""
+"""Example images: confident mistakes, and labels that debiasing changes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
@@ -46,7 +46,7 @@ def wrong_sheet(
     caption = (
         f"The {len(pictures)} most confident of {len(wrong):,} wrong predictions on {(truth >= 0).sum():,} {what}."
     )
-    return Sheet(title="Confident and wrong", pictures=pictures, caption=caption)
+    return Sheet(title="Confident mistakes", pictures=pictures, caption=caption)
 
 
 def changed_sheet(
@@ -82,7 +82,7 @@ def changed_sheet(
     gained, lost = ((labels[where] == truth[where]).sum() for labels in (after, before))
     known = f" {gained:,} became right, {lost:,} became wrong." if (truth >= 0).any() else ""
     caption = f"{len(where):,} of {len(before):,} labels changed, most often {often}.{known}"
-    return Sheet(title="Most often changed by debiasing", pictures=pictures, caption=caption)
+    return Sheet(title="Labels that debiasing changes", pictures=pictures, caption=caption)
 
 
 def changes_in_turn(

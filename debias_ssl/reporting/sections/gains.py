@@ -1,4 +1,4 @@
-"""What variants gained over the run on the labels alone, as a figure."""
+"""The figure of the variants' gains over training on the labels alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pseudo-labels of a run: the shares of the classes during training, and the confusion of the exported model's."""
+"""Pseudo-labels of a run: class shares during training, and the confusion matrix of the exported model."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which classes are among the rows: estimated shares with intervals."""
+"""The estimated class shares of the rows, with intervals."""
 
 from collections.abc import Sequence
 
@@ -26,13 +26,13 @@ def shares_section(shares: Shares, truth: Int[np.ndarray, " N"], classes: tuple[
     order = [int(k) for k in np.argsort(-shares.share, kind="stable")]
     known = truth >= 0
     true = np.bincount(truth[known], minlength=len(classes)) / known.sum() if known.any() else None
-    text = f"There is clear evidence of {here.sum():,} of the {len(classes):,} classes."
+    text = f"There is clear evidence for {here.sum():,} of the {len(classes):,} classes."
     if not here.all():
         absent = [printable(classes[k]) for k in order if not here[k]]
         more = f" and {len(absent) - SPOKEN:,} more" if len(absent) > SPOKEN else ""
-        text += f" There is no clear evidence of: {', '.join(absent[:SPOKEN])}{more}."
+        text += f" There is no clear evidence for: {', '.join(absent[:SPOKEN])}{more}."
     return Section(
-        title="Which classes are here",
+        title="Which classes occur",
         text=text,
         figures=[_drawn(shares, true, order, classes)],
         tables=[_table(shares, true, order, classes)],
@@ -43,7 +43,7 @@ def _drawn(shares: Shares, true: Float[np.ndarray, " C"] | None, order: list[int
     is_many = len(classes) > NAMED
     symbols = ("line-0", "line-1", "line-2", "line-3") if is_many else ("mark-0", "bar-0", "tick-1")
     if is_many:
-        meanings = ["estimated share", "lower end of its 95 % interval", "upper end of it", "true share"]
+        meanings = ["estimated share", "lower end of its 95 % interval", "upper end", "true share"]
     else:
         meanings = ["estimated share", "its 95 % interval", "true share"]
     return Figure(
@@ -57,9 +57,9 @@ def _drawn(shares: Shares, true: Float[np.ndarray, " C"] | None, order: list[int
             f"Estimated shares of {len(classes)} classes: largest {named(shares.share, classes, order[:3])}.",
         ),
         legend=[*zip(symbols, meanings, strict=True)][: None if true is not None else -1],
-        caption="The shares are those that make the predictions most likely (expectation maximization). The intervals "
-        "are those of chance, by drawing the rows, and those of the reference, again and again. They do not hold "
-        "where the images of a class look otherwise here than in the reference.",
+        caption="Expectation maximization finds the shares that make the predictions most likely. The intervals are "
+        "bootstrap intervals: they draw the rows, and those of the reference, again and again. They do not cover the "
+        "case that images of a class look different here and in the reference.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Variants side by side in figures: curves, shares of pseudo-labels, recalls, confusions and errors."""
+"""Figures that compare variants: curves, shares of pseudo-labels, recalls, confusion matrices and errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -52,20 +52,20 @@ def learning(variants: Sequence[Variant], where: str = "") -> Section:
             "Lowest recall of a class",
             lambda r: r["ema"]["min_recall"],
             True,
-            "Of the averaged model on the test images.",
+            "The averaged model on the test images.",
         ),
         ("Share of pseudo-labels that counts", lambda r: r["mask_rate"], False, "The mask rate in training."),
         (
             "Accuracy of pseudo-labels that count",
             lambda r: r["pseudo_accuracy"],
             False,
-            "In training, where the truth is known.",
+            "During training, on images with a known true class.",
         ),
         (
             "Distance of the marginal from uniform",
             lambda r: float(np.abs(np.array(r["marginal"]) - 1 / len(r["marginal"])).sum() / 2),
             False,
-            "Half the sum of absolute differences: how much the model prefers classes on unlabeled images.",
+            "Half the sum of absolute differences: the size of the model's class bias on unlabeled images.",
         ),
     ]
     drawn = []
@@ -95,9 +95,9 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None, where: str = "
     )
     without = sorted_shares.sum((0, 2)) == 0
     sorted_shares[:, without] = np.nan
-    # Where nothing is drawn, the axis has some height all the same.
+    # An axis needs some height, even if nothing is drawn.
     top = 1.08 * max(np.nan_to_num(sorted_shares).max(), 0 if truth is None else truth.max()) or 1
-    # Its own look, even where the variants have all colors.
+    # A separate look, even if the variants use all colors.
     true_look = max(NUM_COLORS - 1, len(variants))
     legend = keys(variants) + ([] if truth is None else [(f"line-{true_look}", "true shares")])
     for shares, m in zip(sorted_shares, range(-number, 0), strict=True):
@@ -120,7 +120,7 @@ def bias(variants: Sequence[Variant], true: Sequence[int] | None, where: str = "
         drawn.append(Figure(title=f"Step {step:,}", svg=svg, caption=words, legend=legend, is_small=True))
     text = (
         "Shares of the classes among the pseudo-labels that count, the most frequent class first, at four moments of "
-        "training. A steep line is the bias; debiased pseudo-labels come closer to the true shares."
+        "training. A steep line shows class bias. Debiased pseudo-labels are closer to the true shares."
     )
     if without.any():
         names = ", ".join(printable(variant.name) for variant, none in zip(variants, without, strict=True) if none)
@@ -166,8 +166,8 @@ def confusions(inspections: Sequence[tuple[str, Inspection]], classes: Sequence[
     ]
     used = "; ".join(f"{name} by {strength_text(i)}" for name, i in inspections if i.is_own_strength)
     text = (
-        f"The averaged models' labels of {len(inspections[0][1].index):,} unlabeled images, first seed of each "
-        "variant, without augmentation and threshold."
+        f"Each variant's averaged model (first seed) labels {len(inspections[0][1].index):,} unlabeled images, without "
+        "augmentation and threshold."
     )
     return Section(
         title="Confusion of pseudo-labels", text=text + (f" Debiased: {used}." if used else ""), figures=drawn
@@ -201,5 +201,5 @@ def errors(variants: Sequence[Variant], where: str = "") -> Section:
         )
         legend = keys(variants, "line" if len(order) > NAMED else "mark")
         drawn.append(Figure(title=title, svg=svg, legend=legend, caption=f"Mean over classes with errors: {means}."))
-    text = "Share of each class's errors on test images, summed over seeds, that falls on one or two other classes."
+    text = "The share of each class's test errors, summed over seeds, in which one or two other classes are predicted."
     return Section(title="Where errors fall", text=text, figures=drawn)

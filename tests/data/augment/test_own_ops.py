@@ -100,7 +100,7 @@ def test_the_default_list_is_saved_with_a_run(tmp_path: Path):
 @pytest.mark.parametrize(
     ("ops", "messages"),
     [
-        ("[rotat]", ["there is no operation 'rotat'", "autocontrast, brightness, color", "near it: rotate"]),
+        ("[rotat]", ["unknown operation 'rotat'", "autocontrast, brightness, color", "near it: rotate"]),
         ("[]", ["data.augment.ops is empty", "data.augment.num_ops to 0"]),
         ("[wrong_ops.gone]", ["data.augment.ops 'wrong_ops.gone' cannot be imported", "has no 'gone'"]),
         ("[nowhere.at_all]", ["No module named 'nowhere'", "PYTHONPATH=."]),
@@ -108,7 +108,10 @@ def test_the_default_list_is_saved_with_a_run(tmp_path: Path):
         ("[wrong_ops.half]", ["'wrong_ops.half' returned torch.uint8 [2, 4, 8, 1]"]),
         ("[wrong_ops.nothing]", ["'wrong_ops.nothing' returned a NoneType"]),
         ("[wrong_ops.fails]", ["'wrong_ops.fails' raised ZeroDivisionError", "wrong_ops.py, line 5)"]),
-        ("[wrong_ops.noisy]", ["'wrong_ops.noisy' gives other images at a second call", "no random numbers"]),
+        (
+            "[wrong_ops.noisy]",
+            ["'wrong_ops.noisy' returns different images at a second call", "not use random numbers"],
+        ),
     ],
 )
 def test_operations_that_are_not_right_are_told(

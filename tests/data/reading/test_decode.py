@@ -139,7 +139,7 @@ def test_sides_are_compared_after_the_turn(tmp_path: Path):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     PICTURE.resize((8, 8)).save(paths[0])
     PICTURE.save(paths[1], exif=exif(6))
-    with pytest.raises(InputError, match=r"b\.png' has 32 x 48 pixels, the first image 8 x 8"):
+    with pytest.raises(InputError, match=r"b\.png' has 32 x 48 pixels, but the first image has 8 x 8"):
         make_reader(images_of(*paths), DataConfig(input="resident"), CPU, progress=False)
 
 

@@ -177,5 +177,5 @@ def test_features_are_images_of_one_pixel_standardized_over_the_training_images(
 
 def test_a_method_that_asks_for_a_blank_image_is_refused(task: Task):
     for method in (CDMAD(task.problem(5)), DebiasPL(task.problem(5), base=CDMAD)):
-        with pytest.raises(InputError, match=r"needs a blank image, .* unset data\.features"):
+        with pytest.raises(InputError, match=r"for a blank image, .* leave out data\.features"):
             task.training_stream(method, seed=0, batch_size=9, unlabeled_ratio=2, balanced=False)

@@ -226,7 +226,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path, paint: Paint, con
     everything = torch.arange(3)
     # What was resized before is not taken for what need not be.
     assert reader_of(images, config, input=how, image_size=12).center(everything).shape == (3, 12, 12, 3)
-    message = r"2\.png' has 16 x 16 pixels, the first image 12 x 12: set data\.image_size"
+    message = r"2\.png' has 16 x 16 pixels, but the first image has 12 x 12: set data\.image_size"
     with pytest.raises(InputError, match=message):
         reader_of(images, config, input=how).center(everything)
 

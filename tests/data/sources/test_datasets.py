@@ -131,7 +131,7 @@ def test_an_empty_class_folder_is_named(tree: Path, config: DataConfig):
 
 
 def test_a_folder_without_class_folders_is_refused(tree: Path, config: DataConfig):
-    with pytest.raises(InputError, match=r"data\.test is '.*cat': it has no folders, one for each class"):
+    with pytest.raises(InputError, match=r"data\.test is '.*cat': it must have a folder for each class"):
         load_data(replace(config, test=str(tree / "test" / "cat")))
 
 

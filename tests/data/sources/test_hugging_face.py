@@ -155,8 +155,8 @@ def test_an_unlabeled_split_may_hold_labeled_and_test_images(arrow: Path, tmp_pa
     assert (len(data.train), data.num_shared, data.num_separate) == (13, 4, 9)
     assert [*data.train.names[4:]] == [f"{arrow}/train[{i}]" for i in (3, 4, *range(9, 16))]
     assert data.notes == (
-        "3 of 16 unlabeled images are test images: left out",
-        "4 of 16 unlabeled images are labeled images too: each is one image",
+        "3 of 16 unlabeled images are also test images: left out",
+        "4 of 16 unlabeled images are also labeled images: each counts once",
     )
 
 
@@ -215,7 +215,7 @@ def test_what_the_flag_images_names(arrow: Path, splits, tmp_path: Path):
     assert rows.labels({"dog": 3, "cat": 8}).tolist() == [8, 8] and rows.labels({"dog": 3}).tolist() == [UNKNOWN] * 2
     with pytest.raises(InputError, match=r"has the splits train, test: name one, as in hf:.*arrow:train"):
         rows_of_hf(f"hf:{arrow}", "--images")
-    with pytest.raises(InputError, match="--images is 'hf:': a folder or a file stands behind hf:"):
+    with pytest.raises(InputError, match="--images is 'hf:': name a folder or a file after hf:"):
         rows_of_hf("hf:", "--images")
     of_files(splits["test"], CLASSES).save_to_disk(tmp_path / "a:b")
     assert len(rows_of_hf(f"hf:{tmp_path}/a:b", "--images").names) == 16
@@ -229,7 +229,7 @@ def test_what_the_flag_images_names(arrow: Path, splits, tmp_path: Path):
         ({"test_split": "validation"}, "data.test_split is 'validation'"),
         ({"image_column": "label"}, r"data.image_column is 'label': .* image \(Image\), label \(ClassLabel\)"),
         ({"label_column": "none"}, "its rows have no classes; set data.label_column"),
-        ({"label_column": "image"}, "column 'image' is of type struct.*: classes are texts or whole numbers"),
+        ({"label_column": "image"}, "column 'image' has the type struct.*: classes must be texts or whole numbers"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings: dict[str, Any], message: str, arrow: Path, tmp_path: Path):
@@ -265,8 +265,8 @@ def test_rows_that_name_files_are_refused(splits, tmp_path: Path):
 def test_places_that_are_no_data_set_are_refused(splits, tmp_path: Path):
     for path, message in (
         ("nowhere", "there is no such folder or file; .* pass --data.download true"),
-        ("tree", "it is no data set of Hugging Face"),
-        ("tree/train/cat/0.png", "it is no Parquet or Arrow file"),
+        ("tree", "it is not a Hugging Face data set"),
+        ("tree/train/cat/0.png", "it is not a Parquet or Arrow file"),
     ):
         with pytest.raises(InputError, match=message):
             read_hf(source(tmp_path / path, tmp_path))

@@ -47,18 +47,18 @@ def test_rows_that_are_there_twice_are_one_image(tree: Path, config: DataConfig)
     task = task_of(replace(config, labeled=labels, unlabeled=None, validation_per_class=2))
     assert len(task.split.validation) == 4 and len(task.split.labeled) == 5
     assert not files_of(task, "validation") & (files_of(task, "labeled") | files_of(task, "unlabeled"))
-    assert f"{labels} has 12 files more than once: each is one image" in task.notes
+    assert f"{labels} has 12 duplicate files: each counts once" in task.notes
 
 
 def test_two_labels_of_a_file_are_refused_with_their_rows(tree: Path, config: DataConfig):
     rows = ["labeled/cat/0.png,cat", "labeled/dog/1.png,dog", "labeled/../labeled/cat/0.png,dog"]
     labels = listed(tree / "rows.csv", *rows)
-    with pytest.raises(InputError, match=r"rows\.csv: rows 1 and 3, '.*0\.png'.* as 'cat' and as 'dog': keep one"):
+    with pytest.raises(InputError, match=r"rows\.csv: rows 1 and 3, '.*0\.png'.* labeled 'cat' and 'dog': keep one"):
         load_data(replace(config, labeled=labels))
     shutil.copy(tree / "test" / "cat" / "0.png", tree / "test" / "dog" / "copy.png")
     load_data(config)
     (tree / "test" / "dog" / "link.png").symlink_to(tree / "test" / "cat" / "0.png")
-    with pytest.raises(InputError, match=r"cat/0\.png' and '.*link\.png' are the same file, as 'cat' and as 'dog'"):
+    with pytest.raises(InputError, match=r"cat/0\.png' and '.*link\.png' are the same file, labeled 'cat' and 'dog'"):
         load_data(config)
 
 
@@ -105,9 +105,9 @@ def test_what_is_held_out_is_not_unlabeled(way: str, includes: bool, tree: Path,
     assert len(unlabeled_files) == len(task.split.unlabeled) == 3 + rest + 2 * includes, "each is there once"
     assert not {str(path) for path in (tree / "test").rglob("*.png")} & unlabeled_files
     told = " ".join(task.notes)
-    assert "unlabeled images are labeled images too: each is one image" in told
-    assert "4 validation images are unlabeled images too: not trained on" in told
-    assert ("4 of 19 unlabeled images are test images: left out" in told) == (way == "a folder above")
+    assert "unlabeled images are also labeled images: each counts once" in told
+    assert "4 validation images are also unlabeled images: training leaves them out" in told
+    assert ("4 of 19 unlabeled images are also test images: left out" in told) == (way == "a folder above")
 
 
 def test_a_set_without_common_files_is_as_it_was(config: DataConfig):
@@ -117,14 +117,14 @@ def test_a_set_without_common_files_is_as_it_was(config: DataConfig):
 
 
 def test_unlabeled_images_that_are_all_test_images_are_refused(tree: Path, config: DataConfig):
-    with pytest.raises(InputError, match="all unlabeled images are test images too"):
+    with pytest.raises(InputError, match="all unlabeled images are also test images"):
         load_data(replace(config, unlabeled=str(tree / "test")))
 
 
 def test_a_test_image_with_another_label_than_in_training_is_refused(tree: Path, config: DataConfig):
     same = listed(tree / "same.csv", "labeled/cat/0.png,cat", "labeled/dog/0.png,dog", "test/dog/2.png,dog")
     data = load_data(replace(config, test=same))
-    assert data.notes == ("2 test images are labeled images too: figures of the test are too good",)
+    assert data.notes == ("2 test images are also labeled images: test results are too optimistic",)
     other = listed(tree / "other.csv", "labeled/cat/0.png,dog")
     with pytest.raises(InputError, match=r"0\.png' is 'cat' in data\.labeled and 'dog' in data\.test"):
         load_data(replace(config, test=other))
@@ -148,11 +148,11 @@ def test_a_run_and_data_check_say_it(tree: Path, config: DataConfig, tmp_path: P
     flags = [f"--data.{name}={getattr(config, name)}" for name in names] + [f"--data.unlabeled={tree / 'labeled'}"]
     flags += ["--data.validation_per_class=1", "--data.labels_per_class=1", "--data.image_size=8"]
     main(["check", *flags])
-    assert "note: 9 of 9 unlabeled images are labeled images too" in capsys.readouterr().out
+    assert "note: 9 of 9 unlabeled images are also labeled images" in capsys.readouterr().out
     run = ["--config", str(DIGITS), "--steps", "1", "--batch_size", "2", "--unlabeled_ratio", "1", *flags]
     train.main([*run, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().err
-    assert "note: 2 validation images are unlabeled images too: not trained on" in said
+    assert "note: 2 validation images are also unlabeled images: training leaves them out" in said
     split = json.loads((tmp_path / "run" / "split.json").read_text())
     assert not {*split["validation"]} & {*split["unlabeled"], *split["labeled"]}
 
@@ -165,9 +165,9 @@ def test_check_finds_the_same_pixels_under_two_names(tree: Path, config: DataCon
     shutil.copy(tree / "labeled" / "cat" / "1.png", tree / "unlabeled" / "copy.png")
     main(["check", *(f"--data.{name}={getattr(config, name)}" for name in ("name", "labeled", "unlabeled", "test"))])
     said = capsys.readouterr().out
-    assert "duplicates 1 training images are there before, 1 of them with another label" in said
+    assert "duplicates 1 training images occur more than once, 1 of them with different labels" in said
     assert f"{tree}/labeled/dog/copy.png = {tree}/labeled/cat/0.png" in said
-    assert "duplicates 1 unlabeled images are training images too" in said
+    assert "duplicates 1 unlabeled images are also training images" in said
 
 
 # One class.
@@ -183,10 +183,10 @@ def test_a_folder_that_is_one_level_off_is_refused_with_the_one_that_is_meant(tr
     (tmp_path / "parts").rename(tree / "test" / "data")
     for job, arguments in ((train.main, run), (main, ["check", *flags])):
         message = refused(job, arguments, capsys)
-        assert "it has the one class folder 'data'" in message
+        assert "it has only the class folder 'data'" in message
         assert f"set it to {str(tmp_path / 'L' / 'data')!r}, which has several" in message
     rows = listed(tree / "rows.csv", "test/data/cat/0.png,data", "test/data/cat/1.png,data")
-    assert "rows.csv has the one class 'data'" in refused(train.main, [*run, f"--data.labeled={rows}"], capsys)
+    assert "rows.csv has only the class 'data'" in refused(train.main, [*run, f"--data.labeled={rows}"], capsys)
 
 
 def test_keys_are_small_and_need_no_look_at_each_file(tmp_path: Path):

@@ -130,7 +130,7 @@ def test_a_class_tree_has_no_confidences(labels: Path):
 
 
 def test_labels_of_all_images_leave_none_unlabeled(labels: Path):
-    with pytest.raises(InputError, match=r"no image is left without a label: lower data\.seeds_per_class"):
+    with pytest.raises(InputError, match=r"all images have a label, so none is unlabeled: lower data\.seeds_per_class"):
         load_data(setting(labels, seeds_per_class=9))
 
 
@@ -140,8 +140,8 @@ def test_labels_of_all_images_leave_none_unlabeled(labels: Path):
         ({"min_confidence": 1.5}, "min_confidence is 1.5, must be in"),
         ({"seeds_per_class": 0}, "seeds_per_class is 0, must be at least 1"),
         ({"seeds_per_class": 1, "min_confidence": 0.5}, "exclude each other"),
-        ({"name": "digits", "probs": "x"}, r"data\.probs is for image files"),
-        ({"name": "digits", "features": ("x",)}, r"data\.features is for image files"),
+        ({"name": "digits", "probs": "x"}, r"data\.probs works with image files only"),
+        ({"name": "digits", "features": ("x",)}, r"data\.features works with image files only"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str):
@@ -184,7 +184,7 @@ def test_images_that_are_not_listed_get_zeros(labels: Path, paint):
 def test_a_method_that_needs_probabilities_says_what_to_set(labels: Path, tmp_path: Path):
     task = task_of(setting(labels, seeds_per_class=1), tmp_path)
     method = DebiasPL(task.problem(1), assist_threshold=0.4)
-    with pytest.raises(InputError, match=r"DebiasPL needs class probabilities from outside: set data\.probs"):
+    with pytest.raises(InputError, match=r"DebiasPL needs class probabilities of the images: set data\.probs"):
         task.training_stream(method, seed=0, batch_size=2, unlabeled_ratio=3, balanced=False)
 
 
@@ -262,7 +262,7 @@ def test_the_more_exact_column_is_taken_and_told(images):
 def test_paths_may_be_spelled_as_elsewhere(images, name):
     found = listed(images, f"path,label\n{name},cat\n")
     assert paths_of(found) == [images / "deep" / "c d.png"]
-    assert ("1 paths are spelled otherwise than their files" in "".join(found.notes)) == (not name.startswith("./"))
+    assert ("1 paths are spelled differently from their files" in "".join(found.notes)) == (not name.startswith("./"))
 
 
 def test_the_file_that_is_named_exactly_is_meant(images):
@@ -296,9 +296,9 @@ def test_a_class_that_is_no_text_is_refused_with_its_line(images):
 def test_words_for_no_label_are_unknown_unless_they_are_classes(images, word):
     text = f"path,label\na.png,cat\nb.png,{word}\n"
     assert listed(images, text).labels == ["cat", ""]
-    assert f"1 labels, such as {word!r}, say that the class is unknown" in listed(images, text).notes[0]
+    assert f"1 labels, such as {word!r}, mean that the class is unknown" in listed(images, text).notes[0]
     assert listed(images, text, classes=(word,)).labels == ["cat", word]
-    with pytest.raises(InputError, match=rf"line 3: b\.png has no label: '{word}' says that it is unknown, unless a"):
+    with pytest.raises(InputError, match=rf"line 3: b\.png has no label: '{word}' means unknown, unless a"):
         listed(images, text, needs_labels=True)
     (images / "classes.json").write_text(json.dumps(["cat", word]))
     assert listed(images, text, needs_labels=True).labels == ["cat", word]

@@ -242,11 +242,13 @@ def test_a_process_opens_its_own_shards_alone(packed: DataConfig, pack: Pack, pa
 
 
 def test_lanes_that_do_not_fit_are_refused(packed: DataConfig):
-    with pytest.raises(InputError, match=r"3 lanes do not fit an unlabeled batch of 4 and 1 processes: set data.lanes"):
+    with pytest.raises(
+        InputError, match=r"3 lanes do not divide an unlabeled batch of 4 and 1 processes: set data.lanes"
+    ):
         stream_of(task_of(replace(packed, lanes=3)))
-    with pytest.raises(InputError, match="2 lanes do not fit an unlabeled batch of 4 and 4 processes"):
+    with pytest.raises(InputError, match="2 lanes do not divide an unlabeled batch of 4 and 4 processes"):
         stream_of(task_of(replace(packed, lanes=2), num_processes=4))
-    with pytest.raises(InputError, match="16 lanes need as many unlabeled images, there are 15"):
+    with pytest.raises(InputError, match="16 lanes need at least as many unlabeled images, but there are only 15"):
         stream_of(task_of(replace(packed, lanes=16)), batch_size=16)
     with pytest.raises(InputError, match=r"data.lanes is 0"):
         replace(packed, lanes=0)
