@@ -1,6 +1,7 @@
 """`debias-ssl <job>`: lists the jobs and runs one of them. It imports only the job that it runs."""
 
 import importlib
+import os
 import sys
 
 JOBS = {
@@ -35,14 +36,23 @@ def usage() -> str:
     )
 
 
+def show(text: str) -> None:
+    """Prints a text to a reader who may stop reading, such as `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python writes what is left once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     job = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if job in ("-h", "--help"):
-        print(usage())
+        show(usage())
     elif job == "--version":
         from debias_ssl import __version__
 
-        print(__version__)
+        show(__version__)
     elif job in JOBS:
         importlib.import_module(JOBS[job][0]).main(sys.argv[2:])
     else:

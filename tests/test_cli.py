@@ -1,5 +1,6 @@
 """Commands: what is refused, how it is said, and that nothing is written then."""
 
+import os
 import re
 import subprocess
 import sys
@@ -195,3 +196,11 @@ def test_accelerate_launch_works_as_the_readme_says(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     saved = yaml.safe_load((tmp_path / "runs" / "digits" / "config.yaml").read_text())
     assert saved["optim"]["lr"] == 0.01 and (tmp_path / "runs" / "digits" / "summary.json").exists()
+
+
+def test_a_reader_may_stop_reading_the_list_of_jobs():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "debias_ssl", "--help"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
