@@ -253,8 +253,8 @@ def test_the_more_exact_column_is_taken_and_told(images):
     found = listed(images, "id,category,file,label\n1,pet,a.png,cat\n")
     assert (paths_of(found), found.labels) == ([images / "a.png"], ["cat"])
     assert [note.partition(": ")[2] for note in found.notes] == [
-        "of the columns 'id', 'file', 'file' is taken for the path",
-        "of the columns 'category', 'label', 'label' is taken for the label",
+        "of the columns 'id', 'file', 'file' is used as the path",
+        "of the columns 'category', 'label', 'label' is used as the label",
     ]
 
 
