@@ -233,10 +233,12 @@ def _held(path: Path, what: Path, flag: str, patience: float | None, work: str =
         yield
     finally:
         with undisturbed():
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-            lock.release()
-            _remove_empty(made)
+            try:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+            finally:
+                lock.release()
+                _remove_empty(made)
 
 
 def _wait_for(lock: FileLock, path: Path) -> None:
