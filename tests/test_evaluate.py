@@ -108,7 +108,7 @@ def test_folds_judge_all_rows(predictions: Path, capsys):
     assert of_all["nll"] < calibration["after"]["nll"] < of_all["nll"] + 0.01
     temperatures = calibration["fold_temperatures"]
     assert len(set(temperatures)) == 4 and min(temperatures) < calibration["temperature"] < max(temperatures)
-    assert "judged in 4 folds" in capsys.readouterr().out
+    assert "evaluated in 4 folds" in capsys.readouterr().out
 
 
 def test_probabilities_with_paths_are_read_as_debias_reads_them(predictions: Path):

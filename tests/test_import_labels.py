@@ -102,7 +102,7 @@ def test_images_of_one_file_are_found_by_other_spellings_and_below_a_folder(labe
     rows = [("C:\\photos\\" + a.replace("/", "\\"), other(label_a)), ("C:\\photos\\" + b.replace("/", "\\"), label_b)]
     path = merged(write_table("windows.csv", rows))
     assert differing(path, labels / "labels.csv") == {a: other(label_a)}
-    assert "begin with 'C:/photos/'" in capsys.readouterr().err
+    assert "start with 'C:/photos/'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ def test_wrong_input_is_told_before_the_model_is_loaded(tmp_path, arguments, cap
     for settings, message in (
         ({"classes": "nowhere"}, "--classes is 'nowhere': there is no such file"),
         ({"classes": paths["twice"]}, "lines 1 and 2 are both 'ant'"),
-        ({"classes": paths["blank"]}, "line 2: the name of a class is blank"),
+        ({"classes": paths["blank"]}, "line 2: the class name is blank"),
         ({"classes": paths["one"]}, "names one class, 'ant'; at least two"),
         ({"templates": "simpel"}, "--templates is 'simpel': neither simple, openai, nor a file"),
         ({"templates": paths["no_place"]}, "line 1: 'a photo' must have {} once"),

@@ -76,7 +76,7 @@ def test_shards_of_another_process_are_left_and_the_last_process_writes_the_labe
             label.main([*flags, "--out", str(out), "--wait=false"])
         # Ten images in shards of four: the second one is in other hands.
         assert ended.value.code == 75 and sum(numbers) == 6
-        assert "shards of features that are left to other processes: 1" in capsys.readouterr().err
+        assert "shards of features left to other processes: 1" in capsys.readouterr().err
         lock.close()
         numbers.clear()
         with pytest.raises(SystemExit) as ended:

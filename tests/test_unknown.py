@@ -90,8 +90,8 @@ def no_label_page(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stone\nBee\n", "--negatives has 'Bee', which is a class"),
-        ("stone\nwasp\tant\n", "--negatives has 'ant', which is a class"),
+        ("stone\nBee\n", "--negatives has 'Bee', which is also a class"),
+        ("stone\nwasp\tant\n", "--negatives has 'ant', which is also a class"),
         ("stone\nstone\n", "lines 1 and 2 are both 'stone'"),
         ("# nothing\n", "has no class names"),
         (None, "there is no such file"),

@@ -225,7 +225,7 @@ def test_members_need_the_same_classes(runs, images, tmp_path, capsys):
     model["classes"][3] = "three"
     (other / "model.json").write_text(json.dumps(model))
     message = refused(vote.main, flags([runs[0], other], tmp_path / "v", "--images", images), capsys)
-    assert "has other classes than" in message and "3, three in one of them alone" in message
+    assert "has other classes than" in message and "3, three in only one of them" in message
 
 
 def test_an_unfinished_run_is_told(runs, images, tmp_path, capsys):

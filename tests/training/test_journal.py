@@ -123,7 +123,7 @@ def test_a_method_without_a_threshold_is_not_told_to_change_it():
 
 def test_a_collapse_names_its_class_and_share():
     found = record(0.5, [20, 10, 60, 10], [0.5] * 4)
-    assert warnings_for(found, NAMES)["one"].startswith("class 'elk' takes 60% of the pseudo-labels")
+    assert warnings_for(found, NAMES)["one"].startswith("class 'elk' has 60% of the pseudo-labels")
 
 
 def test_two_classes_may_differ_more():

@@ -158,7 +158,7 @@ def test_of_a_frozen_network_the_classifier_has_the_full_rate():
 
 def test_a_network_without_layers_is_told():
     module = build("wrn_10_1", 2)
-    with pytest.raises(InputError, match=r"optim\.layer_decay: the network does not say"):
+    with pytest.raises(InputError, match=r"optim\.layer_decay: the network does not list"):
         make_optimizer(module, OptimConfig(layer_decay=0.5), module.net)
 
 
