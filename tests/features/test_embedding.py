@@ -164,7 +164,7 @@ def test_a_damaged_shard_is_made_anew(clip: Clip, images: list[Path], damage):
     assert shards(cached(clip, images)) == before
 
 
-FIX = r": name another folder by --features, or delete that one$"
+FIX = r": choose another folder with --features, or delete that one$"
 
 
 def test_features_of_another_model_or_without_a_manifest_are_not_used(tmp_path: Path, clip: Clip, images: list[Path]):
@@ -181,7 +181,7 @@ def test_features_of_another_model_or_without_a_manifest_are_not_used(tmp_path: 
 
 def test_features_of_another_precision_are_not_used(clip: Clip, images: list[Path]):
     before = shards(cached(clip, images, precision="bf16"))
-    message = r"holds features of --precision bf16, not fp32: pass --precision bf16, name another folder by --features"
+    message = r"holds features of --precision bf16, not fp32: pass --precision bf16, choose another folder with --features"
     with pytest.raises(InputError, match=message):
         cached(clip, images)
     assert shards(cached(clip, images, precision="bf16")) == before
@@ -584,7 +584,7 @@ def test_images_of_which_none_can_be_read_are_refused(clip: Clip, images: list[P
 def test_a_folder_that_cannot_be_made_is_told_of(clip: Clip, images: list[Path]):
     (images[0].parents[2] / "taken").write_text("")
     with pytest.raises(
-        InputError, match=r"cannot write to '.*taken/features/files.parquet': .*; name another folder by --features"
+        InputError, match=r"cannot write to '.*taken/features/files.parquet': .*; choose another folder with --features"
     ):
         cached(clip, images, "taken/features")
 

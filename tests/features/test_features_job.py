@@ -279,4 +279,4 @@ def test_features_that_16_bits_cannot_hold_are_none(flags, images, tmp_path: Pat
     encode = TimmEncoder.encode
     monkeypatch.setattr(TimmEncoder, "encode", lambda self, batch: encode(self, batch) + 1e5 * torch.eye(256)[7])
     said = refused([*flags, "--out", str(tmp_path / "out")], capsys)
-    assert f"the features of {str(images[0])!r} are no numbers" in said
+    assert f"the features of {str(images[0])!r} are not finite numbers" in said

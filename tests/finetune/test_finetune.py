@@ -207,7 +207,7 @@ def test_a_class_without_held_out_images_is_named(run, tmp_path, capsys):
 
     other = with_split(run, tmp_path / "x", forget)
     message = refused(job.main, ["--run", str(other), "--out", str(tmp_path / "b")], capsys)
-    assert "are none of 7: each class needs one" in message
+    assert "are none of 7: each class needs at least one" in message
 
 
 def test_a_run_without_held_out_images_is_refused(tmp_path, capsys):

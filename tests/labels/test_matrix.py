@@ -193,8 +193,8 @@ def test_tables_that_cannot_be_used_are_refused(text: str, words: str, tmp_path:
         (np.array([["a", "b"]]), "matrix of numbers"),
         (np.ones((0, 3)), "0 rows and 3 classes"),
         (np.ones((3, 1)), "3 rows and 1 classes"),
-        (np.array([[1.0, 2.0], [0.0, 0.0]]), "row 1 .*all zeros"),
-        (np.array([[1, 2], [0, 0]]), "row 1 .*all zeros"),
+        (np.array([[1.0, 2.0], [0.0, 0.0]]), "row 1 .*only zeros"),
+        (np.array([[1, 2], [0, 0]]), "row 1 .*only zeros"),
         (np.array([[1.0, 2.0], [3.0, np.nan]]), "row 1 .*class '1': nan"),
         (np.array([[1.0, -np.inf], [3.0, 4.0]]), "row 0 .*class '1': -inf"),
         (np.array([[1.0, 1e300], [3.0, 4.0]]), "row 0 .*class '1': inf"),
@@ -207,7 +207,7 @@ def test_matrices_that_cannot_be_used_are_refused(array: np.ndarray, words: str,
 
 def test_bad_rows_are_numbered_over_chunks(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("debias_ssl.labels.debiasing.CHUNK_NUMBERS", 6)
-    for value, words in ((0, "row 3 .*all zeros"), (np.nan, "row 3 .*class '0'")):
+    for value, words in ((0, "row 3 .*only zeros"), (np.nan, "row 3 .*class '0'")):
         array = LOGITS.copy()
         array[3] = value
         with pytest.raises(InputError, match=words):

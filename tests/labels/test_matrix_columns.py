@@ -154,7 +154,7 @@ def test_a_confidence_beside_classes_is_none(tmp_path: Path):
     table = frame(PROBS).assign(confidence=PROBS.max(1))
     found = read_predictions(saved(table, tmp_path / "p.csv"))
     assert [*found.classes] == CLASSES and found.kind == "probs" and "left out: confidence (fractions)" in found.roles
-    with pytest.raises(InputError, match=r"confidence is in \[0, 1\], and the other columns are not; say which"):
+    with pytest.raises(InputError, match=r"confidence is in \[0, 1\], and the other columns are not; name the columns"):
         read_predictions(saved(frame().assign(confidence=PROBS.max(1)), tmp_path / "p.csv"))
 
 

@@ -48,7 +48,7 @@ def test_two_decimals_are_probabilities_and_calibrated_as_such(tmp_path: Path, c
     assert figures[0]["ece"] < 0.03 and figures[1]["ece"] == pytest.approx(figures[0]["ece"], abs=0.01)
     said = capsys.readouterr().out
     assert "3000 x 10 probabilities (all rows are in [0, 1] and sum to 1)" in said
-    assert "off, row" in said and "of numbers with 2 decimals: divided by their sums)" in said
+    assert "off, row" in said and "of numbers with 2 decimals: rows are divided by their sums)" in said
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 100, 1000])

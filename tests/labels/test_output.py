@@ -127,7 +127,7 @@ def test_labels_that_are_replaced_are_never_read_beside_others(stride: int, tmp_
             predictions = read_predictions(out / "probs.npy")
         except InputError as error:
             refusals += 1
-            assert "holds parts of labels, as the job that wrote them was interrupted: run it again" in str(error)
+            assert "holds parts of labels, because the job that wrote them was interrupted: run it again" in str(error)
         else:
             seen.add(len(classes))
             labels = [row["label"] for row in rows_of(out)]

@@ -159,7 +159,7 @@ def test_few_rows_stay_near_what_is_expected_and_many_say_all():
 def test_shares_that_did_not_settle_are_told():
     logits, _ = made(500)
     assert any(
-        "shares of the classes did not settle" in note
+        "shares of the classes did not converge" in note
         for note in remove(0.1 * logits, 500, target="em", prior="none").notes
     )
     assert not remove(logits, 500, target="em", prior="content_free", strength=1.0).notes

@@ -116,5 +116,5 @@ def test_images_whose_features_are_no_numbers_are_left_out():
     found = suggest_images(made(None, features), np.arange(30) == 0, num=30, per_class=0, seed=0)
     assert {each.row for each in found.chosen} == {*range(30)} - {0, 7}
     assert found.num_unreadable == 1 and found.before == 0
-    with pytest.raises(InputError, match="none of the images"):
+    with pytest.raises(InputError, match="none of the candidate images"):
         rows(made(None, features * np.nan), [], 1)
