@@ -100,7 +100,9 @@ def test_without_a_token_nothing_is_asked_of_the_hub(finished: Path, tmp_path: P
     assert not hub.private
 
 
-@pytest.mark.parametrize(("repo", "words"), [("digits", "must be owner/name"), ("me/di gits", "is not a repository name")])
+@pytest.mark.parametrize(
+    ("repo", "words"), [("digits", "must be owner/name"), ("me/di gits", "is not a repository name")]
+)
 def test_a_wrong_name_is_refused(repo: str, words: str, hub: Hub, finished: Path, capsys):
     assert words in refused(push.main, ["--run", str(finished), "--repo", repo], capsys)
     assert not hub.private

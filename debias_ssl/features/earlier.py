@@ -45,7 +45,7 @@ def is_same(found: dict[str, Any], found_list: FeatureList, own: dict[str, Any],
 
 def elsewhere(flag: str) -> str:
     """The advice for features that a flag names and that may not be used."""
-    return f"name another folder by {flag}, or delete that one"
+    return f"choose another folder with {flag}, or delete that one"
 
 
 def difference(found: dict[str, Any], own: dict[str, Any], flag: str) -> str | None:

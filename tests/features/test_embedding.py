@@ -181,7 +181,7 @@ def test_features_of_another_model_or_without_a_manifest_are_not_used(tmp_path: 
 
 def test_features_of_another_precision_are_not_used(clip: Clip, images: list[Path]):
     before = shards(cached(clip, images, precision="bf16"))
-    message = r"holds features of --precision bf16, not fp32: pass --precision bf16, choose another folder with --features"
+    message = r"holds features of --precision bf16, not fp32: pass --precision bf16, choose another folder with"
     with pytest.raises(InputError, match=message):
         cached(clip, images)
     assert shards(cached(clip, images, precision="bf16")) == before

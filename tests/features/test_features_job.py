@@ -196,7 +196,7 @@ def test_views_of_other_settings_are_refused(flags, images, tmp_path: Path, chan
     name = changed.partition("=")[0].rpartition(".")[2].removeprefix("--")
     said = refused([*flags, "--views", "1", changed, "--out", str(out)], capsys)
     place = out / ("strong_0" if kept else "weak_0")
-    assert f"{str(place)!r} holds features of other views ({name} differ): name another folder by --out" in said
+    assert f"{str(place)!r} holds features of other views ({name} differ): choose another folder with --out" in said
     assert bytes_in(out) == before
 
 
@@ -271,7 +271,7 @@ def test_what_is_no_folder_of_features_is_left_alone(flags, images, tmp_path: Pa
 def test_features_of_another_network_are_refused_with_flags_of_this_job(flags, images, tmp_path: Path, capsys):
     main([*flags, "--out", str(tmp_path / "out")])
     said = refused([*flags, "--image_size", "48", "--out", str(tmp_path / "out")], capsys)
-    assert "holds features of another model (preprocessing differ): name another folder by --out, or delete" in said
+    assert "holds features of another model (preprocessing differ): choose another folder with --out, or delete" in said
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["dim"] == 256
 
 
