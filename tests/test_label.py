@@ -174,7 +174,7 @@ def test_features_of_another_precision_are_told_with_the_flag_that_takes_them(tm
     main(arguments(precision="bf16"))
     again = {"out": tmp_path / "again", "features": tmp_path / "out" / "features"}
     message = refused(main, arguments(**again), capsys)
-    assert "holds features of --precision bf16, not fp32: pass --precision bf16, name another folder" in message
+    assert "holds features of --precision bf16, not fp32: pass --precision bf16, choose another folder" in message
     main(arguments(**again, precision="bf16"))
     assert rows_of(tmp_path / "again") == rows_of(tmp_path / "out")
     # A run that was trained on them says so of others.
