@@ -101,9 +101,8 @@ def picture(found: Mapping[str, Mapping[str, Curves]], alt: str) -> str:
     with canvas(9.2, 3.0, alt) as drawn:
         figure = drawn.axes.figure
         drawn.axes.remove()
-        for axes, (setting, curves) in zip(
-            figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items(), strict=True
-        ):
+        panels = list(figure.subplots(1, len(found), sharey=True, squeeze=False)[0])
+        for axes, (setting, curves) in zip(panels, found.items(), strict=True):
             for name, each in curves.items():
                 color, dash, _ = look(names.index(name))
                 axes.plot(each.steps, each.accuracy.mean(0), color=color, linestyle=dash, label=name)
@@ -112,7 +111,7 @@ def picture(found: Mapping[str, Mapping[str, Curves]], alt: str) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.grid(axis="y")
             percent_axis(axes)
-        handles, labels = axes.get_legend_handles_labels()
+        handles, labels = panels[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return drawn.svg
 
