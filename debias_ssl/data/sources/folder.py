@@ -120,16 +120,7 @@ def read_folder(config: SourceConfig) -> Data:
         notes += unlabeled.notes
     test = _read_test(config, classes)
     sets = separated(labeled, unlabeled, test, classes, are_certain=not has_confidence(labeled_in))
-    return Data(
-        classes=classes,
-        train=sets.train,
-        num_separate=sets.num_separate,
-        num_shared=sets.num_shared,
-        test=test.images,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        notes=(*notes, *test.notes, *sets.notes),
-    )
+    return sets.with_test(test.images, classes, (*notes, *test.notes))
 
 
 def read_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:

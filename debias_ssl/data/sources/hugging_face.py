@@ -31,16 +31,7 @@ def read_hf(config: SourceConfig) -> Data:
         unlabeled = _listed(rows, classes, "data.unlabeled_split")
     test = _test(dataset, config, classes)
     sets = separated(labeled, unlabeled, test, classes, are_certain=True)
-    return Data(
-        classes=classes,
-        train=sets.train,
-        num_separate=sets.num_separate,
-        num_shared=sets.num_shared,
-        test=test.images,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        notes=sets.notes,
-    )
+    return sets.with_test(test.images, classes)
 
 
 def read_hf_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from debias_ssl.data.sources.images import Images
+from debias_ssl.data.sources.images import Data, Images
 from debias_ssl.data.sources.listing import FileNames
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.data.sources.shards import ShardedNames
@@ -164,6 +164,19 @@ class Sets:
     num_shared: int
     """As in `Data`."""
     notes: tuple[str, ...]
+
+    def with_test(self, test: Images, classes: tuple[str, ...], notes: Sequence[str] = ()) -> Data:
+        """The data set of these images of files and test images; mean and deviation are ImageNet's."""
+        return Data(
+            classes=classes,
+            train=self.train,
+            num_separate=self.num_separate,
+            num_shared=self.num_shared,
+            test=test,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            notes=(*notes, *self.notes),
+        )
 
 
 def separated(
