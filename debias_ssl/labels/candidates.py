@@ -34,11 +34,11 @@ class Candidates:
     root: Path
     """That folder."""
     classes: tuple[str, ...]
-    """None where nothing is said of the images."""
+    """Empty if there are no predictions."""
     logits: Iterable[Float[Tensor, "_ C"]]
     """Of all images in their order, in chunks."""
     features: FeaturesOf
-    """Of some of them; a row of an image that could not be read is no numbers."""
+    """Of some of them; the row of an image that could not be read is NaN."""
     notes: tuple[str, ...]
 
 
@@ -105,7 +105,7 @@ def read_candidates(asked: Asked, place: Place) -> Candidates:
 
 def _why_images(labels: str | None) -> str:
     if labels is None:
-        return "without --labels they are to be named, as for debias-ssl features"
+        return "without --labels, the images are unknown"
     return f"--labels {labels!r} does not say which images it belongs to, or what its paths are relative to"
 
 
