@@ -1,5 +1,6 @@
 """What several test files build: the views that a method sees, batches and learners of a tiny problem, a cache."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,6 +114,17 @@ def cache_of_the_suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def forget_modules_of_a_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Makes tests free to write modules of the same name: each imports its own."""
+    known = set(sys.modules)
+    yield
+    for name in set(sys.modules) - known:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).is_relative_to(tmp_path_factory.getbasetemp()):
+            del sys.modules[name]
 
 
 @pytest.fixture

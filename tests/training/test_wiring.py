@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -335,7 +334,6 @@ def test_a_method_of_ones_own_is_told_the_progress(tmp_path, monkeypatch, capsys
     run(tmp_path / "run", *TINY, "--method", "own_method.Telling")
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("progress")]
     assert told == ["progress 0.0", "progress 0.25", "progress 0.5", "progress 0.75"]
-    sys.modules.pop("own_method")
 
 
 def test_a_labeled_loss_of_ones_own_is_given_counts_and_progress(made):
