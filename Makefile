@@ -15,4 +15,4 @@ types:
 	uv run pyright
 
 test:
-	uv run pytest -q
+	uv run pytest -q -n logical

@@ -11,13 +11,16 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import NoReturn
 
+from torch import distributed
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 # A process may do one job after another.
 JOBS = itertools.count()
 GONE = "another process has ended: start all of them again (a run: with --resume)"
-# How long hosts may take to start one after the other.
-START_TIMEOUT = timedelta(minutes=10)
+# Seconds that hosts may take to start one after the other.
+START_SECONDS = 600.0
+# Seconds that a store which is there may take to answer.
+ANSWER_SECONDS = 60.0
 # Seconds between two looks at whether others have failed.
 POLL_SECONDS = 0.2
 # Seconds that the others have to hear that it is over.
@@ -66,25 +69,40 @@ class Companions:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        # If no process ever opens a store, torch raises an error.
-        with suppress(RuntimeError):
-            self._store = _open_store()
-        if self._store is None:
-            return
         failed = False
-        with suppress(OSError, RuntimeError):
-            if not _keeps_store():
-                self._line = socket.create_connection(_address())
+        try:
+            store = self._join()
             while not (failed or self._is_over.is_set() or self._is_cut(POLL_SECONDS)):
-                failed = self._store.check([self._failed])
+                failed = store.check([self._failed])
+        except (OSError, RuntimeError):
+            # If no process ever opens a store, torch raises an error.
+            if not self._has_met():
+                return
         # Of the two threads that may end this process, one does.
         with self._ending:
             # This process may have left in the meantime, and the others after it.
             if failed and not self._is_over.is_set():
                 with suppress(RuntimeError):
-                    self._end(self._store)
+                    self._end(self._join())
             if not self._is_over.is_set():
                 _end_alone()
+
+    def _join(self) -> TCPStore:
+        """The store, once the process that keeps it has started.
+
+        Raises:
+            OSError: that process has not started in time, or is gone.
+            RuntimeError: the store does not answer.
+        """
+        if not _keeps_store() and self._line is None:
+            self._line = _connect()
+        if self._store is None:
+            self._store = _open_store()
+        return self._store
+
+    def _has_met(self) -> bool:
+        """Whether the process that keeps the store has started."""
+        return self._line is not None or distributed.is_initialized()
 
     def _is_cut(self, seconds: float) -> bool:
         """Whether the store is lost, or is within so many seconds.
@@ -106,15 +124,17 @@ class Companions:
                 # The connections of a process that is killed end one after the other.
                 if self._line is not None and self._is_cut(POLL_SECONDS):
                     _end_alone()
-                store = self._store or _open_store()
+                store = self._join()
                 if store.add(f"{self._failed}/number", 1) > 1:
                     self._end(store)
                 self._is_over.set()
                 _tell(message)
                 store.set(self._failed, str(status))
                 self._leave_store(store, LEAVE_SECONDS)
-            except RuntimeError:
-                _end_alone()
+            except (OSError, RuntimeError):
+                if self._has_met():
+                    _end_alone()
+                _tell(message)
 
     def leave(self) -> None:
         """Says that this process has ended as it should."""
@@ -123,8 +143,8 @@ class Companions:
         with self._ending:
             self._is_over.set()
             if self._line is None or not self._is_cut(0):
-                with suppress(RuntimeError):
-                    self._leave_store(self._store or _open_store(), DONE_SECONDS)
+                with suppress(OSError, RuntimeError):
+                    self._leave_store(self._join(), DONE_SECONDS)
 
     def _end(self, store: TCPStore) -> NoReturn:
         """Ends this process because another has said that it cannot go on."""
@@ -163,9 +183,29 @@ def _address() -> tuple[str, int]:
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
+def _connect() -> socket.socket:
+    """A connection to the store; asked for often, so that a process which has started early is not the last to know.
+
+    Torch waits longer after each attempt, up to a minute. If the store were lost in that minute, it would ask on.
+    """
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return socket.create_connection(_address())
+        except OSError:
+            # Processes that have met had a store.
+            if distributed.is_initialized() or time.monotonic() > until:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
 def _open_store() -> TCPStore:
     return TCPStore(
-        *_address(), is_master=_keeps_store(), wait_for_workers=False, multi_tenant=True, timeout=START_TIMEOUT
+        *_address(),
+        is_master=_keeps_store(),
+        wait_for_workers=False,
+        multi_tenant=True,
+        timeout=timedelta(seconds=ANSWER_SECONDS),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from launched import CONTEXT, DIGITS, SHORT, Launched
 from PIL import Image
 
-from debias_ssl.distributed.processes import Companions
+from debias_ssl.distributed.processes import Companions, _connect
 from debias_ssl.system.locking import locked
 
 # Far less than the half hour for which processes wait for each other.
@@ -117,6 +117,27 @@ def test_the_store_is_lost_while_a_process_waits(free_port):
         assert processes[1].exitcode == 1
     finally:
         for process in processes:
+            process.kill()
+
+
+def test_a_process_that_starts_early_hears_at_once_that_the_store_is_lost(free_port):
+    # Torch looks for the store at longer and longer intervals, and would not find it before it is lost.
+    ready = CONTEXT.Semaphore(0)
+    first, early = [CONTEXT.Process(target=wait_for_ever, args=(rank, free_port, ready)) for rank in range(2)]
+    early.start()
+    try:
+        time.sleep(5)
+        first.start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MASTER_ADDR", "localhost")
+            patch.setenv("MASTER_PORT", str(free_port))
+            _connect().close()
+        time.sleep(1)
+        first.kill()
+        early.join(10)
+        assert early.exitcode == 1
+    finally:
+        for process in (first, early):
             process.kill()
 
 
