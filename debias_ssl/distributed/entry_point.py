@@ -52,5 +52,7 @@ def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
             raise
         else:
             companions.leave()
+        finally:
+            companions.stop()
 
     return command
