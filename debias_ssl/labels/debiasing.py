@@ -22,15 +22,12 @@ from debias_ssl.formulas.priors import Chunks
 from debias_ssl.formulas.selective import ScoreName, score_of
 from debias_ssl.formulas.shares import Shares
 from debias_ssl.labels.abstention import DEFAULT_SCORE, Abstention, abstain
+from debias_ssl.labels.chunks import check_finite
 from debias_ssl.labels.config import DebiasConfig
 from debias_ssl.labels.hierarchy import Hierarchy, hierarchy_of
 from debias_ssl.labels.preference import Preference, Reference
 from debias_ssl.labels.several import SeveralLabels, several_labels
 from debias_ssl.system.ahead import ahead
-from debias_ssl.system.errors import InputError
-
-# Numbers that are held of a matrix at a time.
-CHUNK_NUMBERS = 2**22
 
 
 @runtime_checkable
@@ -157,21 +154,6 @@ class Labeling(RowLabels):
     def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
         """Predictions of each class, of the reported rows."""
         return np.bincount(getattr(self, which)[self.reported], minlength=len(self.classes))
-
-
-def rows_of_chunk(num_classes: int) -> int:
-    return max(1, CHUNK_NUMBERS // num_classes)
-
-
-def check_finite(logits: Float[Tensor, "n C"], first_row: int, classes: Sequence[str]) -> None:
-    """Raises InputError where a number is infinite or none; the first of these rows is the `first_row` of all."""
-    # The sum of finite numbers may overflow, that of others is never finite.
-    if not logits.sum().isfinite() and len(bad := (~logits.isfinite()).nonzero()):
-        row, k = bad[0].tolist()
-        raise InputError(
-            f"row {first_row + row} (from 0), class {classes[k]!r}: {logits[row, k].item()} is not a finite number; "
-            "remove the row, or fix what made it"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from debias_ssl.labels.debiasing import rows_of_chunk
+from debias_ssl.labels.chunks import rows_of_chunk
 from debias_ssl.system.files import writes
 
 # The size of a chunk: computing on it takes about ten arrays of fp64.

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from debias_ssl.data.sources.label_files import table_beside
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
+from debias_ssl.labels.chunks import chunks_of, rows_of_chunk
 from debias_ssl.labels.class_names import class_list
 from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Rows, rows_of_chunk
+from debias_ssl.labels.debiasing import Rows
 from debias_ssl.labels.hierarchy import hierarchy_of
 from debias_ssl.labels.matrix_beside import classes_beside, names_beside
 from debias_ssl.labels.matrix_files import Matrix, read_matrix
-from debias_ssl.labels.matrix_kinds import WORDS, Asked, Found, Kind, chunks_of, find_kind
+from debias_ssl.labels.matrix_kinds import WORDS, Asked, Found, Kind, find_kind
 from debias_ssl.labels.preference import Reference
 from debias_ssl.labels.truth import RowNumbers, read_labels, read_target
 from debias_ssl.system.errors import InputError, reason

@@ -1,15 +1,14 @@
 """Decides whether the numbers of a matrix are logits or probabilities."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, Num
 from torch import Tensor
 
-from debias_ssl.labels.debiasing import check_finite, rows_of_chunk
+from debias_ssl.labels.chunks import check_finite, chunks_of
 from debias_ssl.system.errors import InputError
 
 Kind = Literal["logits", "probs"]
@@ -52,20 +51,6 @@ class _Seen:
     def unit(self) -> float:
         """Of the last decimal, 0 where there is none."""
         return 0.0 if self.decimals is None else 10.0**-self.decimals
-
-
-def chunks_of(values: Num[np.ndarray, "N C"]) -> Iterator[tuple[int, Float[Tensor, "n C"]]]:
-    """Parts of a matrix in fp32, each with the number of its first row."""
-    step = rows_of_chunk(values.shape[1])
-    for first in range(0, len(values), step):
-        part = values[first : first + step]
-        if part.dtype == np.float16:
-            # NumPy converts them eight times as slowly.
-            yield first, torch.from_numpy(np.array(part)).float()
-            continue
-        # A number that is too large becomes infinite, and the message says so.
-        with np.errstate(over="ignore"):
-            yield first, torch.from_numpy(np.array(part, dtype=np.float32))
 
 
 def find_kind(values: Num[np.ndarray, "N C"], classes: Sequence[str], asked: Asked, source: str) -> Found:

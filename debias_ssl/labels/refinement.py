@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from debias_ssl.formulas import mixture
 from debias_ssl.formulas.priors import supported_share
+from debias_ssl.labels.chunks import chunks_of
 from debias_ssl.labels.config import DebiasConfig
 from debias_ssl.labels.debiasing import Removal, Rows, label_rows
-from debias_ssl.labels.matrix_kinds import chunks_of
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
 from debias_ssl.training.memory import memory_told

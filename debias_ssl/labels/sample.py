@@ -8,7 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from debias_ssl.data.sampling.keyed import Purpose, permutation
-from debias_ssl.labels.debiasing import Rows, pass_over, rows_of_chunk
+from debias_ssl.labels.chunks import rows_of_chunk
+from debias_ssl.labels.debiasing import Rows, pass_over
 
 # Numbers to keep in memory for repeated passes: 128 MiB.
 SAMPLE_NUMBERS = 2**25

@@ -12,8 +12,9 @@ from debias_ssl.formulas.calibration import fit_temperature_to
 from debias_ssl.formulas.logits import SMALLEST_PROBABILITY
 from debias_ssl.formulas.priors import Chunks
 from debias_ssl.formulas.votes import ranked, vote, vote_shares
+from debias_ssl.labels.chunks import rows_of_chunk
 from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Removal, Rows, pass_over, rows_of_chunk
+from debias_ssl.labels.debiasing import Removal, Rows, pass_over
 from debias_ssl.labels.removal import find_removal
 from debias_ssl.labels.sample import drawn_rows, read_rows
 
