@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# By how much a confidence may be above the edge of a bin and still be at it: about ten times what softmax in fp32
-# rounds by.
+# A confidence that exceeds the edge of a bin by less than this counts as equal to it: about ten times the rounding
+# error of softmax in fp32.
 ROUNDING = 1e-6
 # Fitted temperatures lie between 1 / 1000 and this.
 LARGEST_TEMPERATURE = 1000.0
 NUM_BINS = 15
-# Logits and known labels, a part of the rows at a time, that can be read again.
+# Logits and known labels, a part of the rows at a time; can be iterated more than once.
 Chunks = Iterable[tuple[Float[Tensor, "_ C"], Int[Tensor, " _"]]]
 
 
@@ -25,8 +25,8 @@ def expected_calibration_error(
 ) -> Float[Tensor, ""]:
     """Sum over equal-width bins of (images in the bin / N) * |accuracy - mean confidence| (arXiv 1706.04599).
 
-    A bin holds the confidences in (lower edge, upper edge]. A confidence of k / num_bins is in the lower bin, also
-    where its rounding puts it above the edge by up to 1e-6. Confidences are best computed in fp64.
+    A bin has the confidences in (lower edge, upper edge]. A confidence of k / num_bins is in the lower bin, even if
+    rounding puts it above the edge by up to 1e-6. Compute confidences in fp64 if possible.
     """
     return error_of_bins(sums_of_bins(confidence, correct, num_bins))
 
@@ -34,29 +34,29 @@ def expected_calibration_error(
 def reliability_bins(
     confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = NUM_BINS
 ) -> Float[Tensor, "3 num_bins"]:
-    """Share of the images, mean confidence and accuracy of the bins above; the latter two are nan in empty bins."""
+    """Share of the images, mean confidence and accuracy of each bin of equal width; the last two are nan if empty."""
     return _means(sums_of_bins(confidence, correct, num_bins))
 
 
 def sums_of_bins(
     confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], num_bins: int = NUM_BINS
 ) -> Float[Tensor, "3 num_bins"]:
-    """Of the bins above, of equal width: images, the sum of their confidence, and how many are right.
+    """For each bin of equal width: the number of images, the sum of their confidences, and how many are correct.
 
-    The sums of parts of the images add up to those of all.
+    To get the sums of all images, add those of parts of the images.
     """
     confidence = confidence.double()
     return _sums(bins_of(confidence, num_bins), confidence, correct, num_bins)
 
 
 def error_of_bins(sums: Float[Tensor, "3 bins"]) -> Float[Tensor, ""]:
-    """The calibration error of such sums."""
+    """The calibration error from the sums of `sums_of_bins`."""
     share, mean_confidence, accuracy = _means(sums)
     return (share * (accuracy - mean_confidence).abs()).nansum()
 
 
 def bins_of(confidence: Float[Tensor, "*shape"], num_bins: int) -> Int[Tensor, "*shape"]:
-    """The bin of equal width that each confidence is in."""
+    """The number of the bin of equal width of each confidence."""
     return ((confidence - ROUNDING) * num_bins).ceil().long().clamp(1, num_bins) - 1
 
 
@@ -65,8 +65,8 @@ def equal_mass_calibration_error(
 ) -> Float[Tensor, ""]:
     """The calibration error over bins of equally many images, by rank of their confidence (arXiv 2012.08668).
 
-    Images of the same confidence share the bin of the middle one among them, so that the order of the images does not
-    matter. Bins may be uneven or empty then.
+    Images of the same confidence are all in the bin of the middle one of them, so that the order of the images does not
+    matter. Bins may then be uneven or empty.
     """
     confidence = confidence.double()
     _, place, number = confidence.unique(return_inverse=True, return_counts=True)
@@ -95,15 +95,15 @@ def class_wise_calibration_error(
 ) -> Float[Tensor, ""]:
     """Mean over classes k of the calibration error of the statement "it is k", with confidence p_k for every image.
 
-    The static calibration error of arXiv 1904.01685, with equal-width bins. Most p_k are near 0 and should be, so that
-    it falls as the number of classes grows: compare it among classifiers of the same classes only.
+    The static calibration error of arXiv 1904.01685, with equal-width bins. Compare it only among classifiers of the
+    same classes: most p_k are rightly near 0, so it falls as the number of classes grows.
     """
     errors = [expected_calibration_error(probs[:, k], labels == k, num_bins) for k in range(probs.shape[1])]
     return torch.stack(errors).mean()
 
 
 def negative_log_likelihood(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float[Tensor, ""]:
-    """Mean of -log softmax(f)_y in nats; a proper score: the true probabilities have the least on average."""
+    """Mean of -log softmax(f)_y in nats; a proper score: on average, the true probabilities have the smallest one."""
     return F.cross_entropy(logits.double(), labels.long())
 
 
@@ -115,15 +115,14 @@ def brier_score(probs: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float
 
 
 def fit_temperature(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:
-    """The T of the smallest negative log-likelihood of softmax(f / T) (arXiv 1706.04599).
+    """The T at which softmax(f / T) has the smallest negative log-likelihood (arXiv 1706.04599).
 
-    The loss is convex in 1 / T, so that its slope has one root at most. It has none where every label has the highest
-    logit: a smaller T is always better, and the result is 1 / LARGEST_TEMPERATURE. It has none either where the logits
-    of labels are on average not above the mean logit: a larger T is always better, and the result is
-    LARGEST_TEMPERATURE.
+    The loss is convex in 1 / T, so its slope has at most one root. There is no root in two cases. If every label has
+    the highest logit, a smaller T is always better, and the result is 1 / LARGEST_TEMPERATURE. If the logits of labels
+    are on average not above the mean logit, a larger T is always better, and the result is LARGEST_TEMPERATURE.
 
     Args:
-        logits: f, finite, of images that were not trained on.
+        logits: f, finite, of images that the model was not trained on.
         labels: y, all known.
 
     Raises:
@@ -133,7 +132,7 @@ def fit_temperature(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> 
 
 
 def fit_temperature_to(chunks: Chunks) -> float:
-    """The same of logits and labels that come a chunk at a time; they are read some thirty times."""
+    """`fit_temperature` for logits and labels in chunks; they are read about thirty times."""
 
     def mean(of_chunk: Callable[[Float[Tensor, "n C"], Int[Tensor, " n"]], Float[Tensor, " n"]]) -> float:
         total, number = 0.0, 0
@@ -162,7 +161,7 @@ def fit_temperature_to(chunks: Chunks) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The data for the metrics below and for a reliability diagram: numbers of each row, and sums over rows."""
+    """The data for the metrics of calibration and for a reliability diagram: values of rows, and sums over rows."""
 
     confidence: Float[Tensor, " N"]
     correct: Bool[Tensor, " N"]
@@ -170,10 +169,10 @@ class Calibration:
     brier: float
     """Means over the rows."""
     class_sums: Float[Tensor, "3 C_bins"]
-    """Of the bins of each class, one class after another: rows, their confidence, and how many are of the class."""
+    """For the bins of each class, one class after another: number of rows, sum of p_k, and rows of the class."""
 
     def figures(self) -> dict[str, float]:
-        """Accuracy and all of the above; only nll (nats) may be above 2."""
+        """Accuracy and all metrics of this module; only nll (nats) may be above 2."""
         rows, confidence, hits = self.class_sums.view(3, -1, NUM_BINS)
         errors = (rows / len(self.correct) * (hits / rows - confidence / rows).abs()).nansum(1)
         return {
@@ -187,8 +186,8 @@ class Calibration:
 
 
 def calibration_of(chunks: Chunks, num: int) -> Calibration:
-    """Judges predictions softmax(f) of known labels that come a chunk at a time, `num` rows in all."""
-    # Made before the chunks: small results between large ones would keep the memory of each chunk from the next.
+    """The calibration of predictions softmax(f) of known labels, in chunks, with `num` rows in total."""
+    # Allocated before the chunks: small tensors between large ones would keep the memory of a chunk from being reused.
     confidence, correct = torch.zeros(num, dtype=torch.float64), torch.zeros(num, dtype=torch.bool)
     scores, class_sums, first = torch.zeros(2, dtype=torch.float64), torch.zeros(()), 0
     for logits, labels in chunks:
@@ -214,5 +213,5 @@ def _class_sums(probs: Float[Tensor, "n C"], labels: Int[Tensor, " n"]) -> Float
 
 
 def calibration_figures(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> dict[str, float]:
-    """Accuracy and all of the above for predictions softmax(f) of known labels; only nll (nats) may be above 2."""
+    """Accuracy and all metrics of this module for predictions softmax(f) of known labels; nll is in nats."""
     return calibration_of([(logits, labels)], len(labels)).figures()

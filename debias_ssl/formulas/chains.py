@@ -1,23 +1,25 @@
-"""Stationary vectors of Markov chains, including chains that almost never leave a state or a group of states."""
+"""Stationary distributions of Markov chains, even of chains that almost never leave a state or a group of states."""
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-# States that are taken out of a chain at a time: most of the work is products of matrices with so many columns.
+# Number of states that are removed from a chain at a time: most of the work is products with matrices of this width.
 BLOCK = 128
 
 
 def stationary_vector(step: Float[Tensor, "n n"]) -> Float64[Tensor, " n"]:
-    """The q with q = q P, by taking states out of the chain, the last ones first (Grassmann, Taksar, Heyman, 1985).
+    """The q with q = q P, by removing states from the chain, the last ones first (Grassmann, Taksar, Heyman, 1985).
 
-    Of a chain on the states A and B, what is seen of it in A alone is a chain with the probabilities
-    P_AA + P_AB (I - P_BB)^-1 P_BA, and q_B = q_A P_AB (I - P_BB)^-1. Nothing is subtracted: the diagonal is what the
-    others of a row leave, and is never read. So each number of q is right to some times the precision of P, however
-    seldom the chain leaves a state. It takes 2/3 n^3 operations, in products of matrices, and no further memory.
+    Split the states into A and B. A chain that is watched only in A has the probabilities
+    P_AA + P_AB (I - P_BB)^-1 P_BA, and q_B = q_A P_AB (I - P_BB)^-1.
+
+    Nothing is subtracted: the diagonal is never read, because it is 1 minus the other numbers of its row. So the
+    relative error of each number of q is a small multiple of the precision of P, even if the chain rarely leaves a
+    state. It takes 2/3 n^3 operations, mostly products of matrices, and no extra memory.
 
     Args:
-        step: P, whose rows sum to 1 and have positive numbers beside the diagonal; its numbers are overwritten.
+        step: P, with rows that sum to 1 and positive numbers outside the diagonal; it is overwritten.
     """
     blocks = [slice(first, first + BLOCK) for first in range(1, len(step), BLOCK)]
     for inside in reversed(blocks):
@@ -34,11 +36,11 @@ def stationary_vector(step: Float[Tensor, "n n"]) -> Float64[Tensor, " n"]:
 
 
 def _visits(step: Float64[Tensor, "b b"], away: Float64[Tensor, " b"]) -> Float64[Tensor, "b b"]:
-    """(I - P_BB)^-1: from each state (row), the visits of each (column) before the chain leaves them all.
+    """(I - P_BB)^-1: the expected visits to each state (column) from a state (row) before the chain leaves B.
 
     Args:
-        step: P_BB; its numbers are overwritten.
-        away: probabilities of leaving B in one step; likewise.
+        step: P_BB; it is overwritten.
+        away: probabilities of leaving B in one step; they are overwritten.
     """
     # I - P_BB = (I - U) D (I - L), with U in the upper part of `step` and D L in the lower one.
     leaving = torch.empty_like(away)

@@ -1,14 +1,14 @@
-"""Chooses the images that represent all images best: greedy, by weighted coverage of their features."""
+"""Coverage: chooses the images that represent all images best, one after another, by similarity of features."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Numbers of features that remain of more.
+# Features with more dimensions are reduced to this number.
 MOST_DIMENSIONS = 128
-# h^2 as a part of the mean squared distance of two images; of directions without a mean that is about 2, so h is 1.
+# h^2 as a part of the mean squared distance of two images. For unit vectors with mean 0 this distance is 2, so h is 1.
 BANDWIDTH = 0.5
-# Images whose similarity to all is in memory at a time: at first, and where gains are computed again.
+# Number of images whose similarity to all is in memory at a time: at first, and when gains are computed again.
 BLOCK, AGAIN = 256, 128
 
 
@@ -16,7 +16,7 @@ class Directions:
     """Directions of features from their mean, in the subspace of largest variance (PCA): x / |x| of x = W (f - m).
 
     Args:
-        features: of the images by which mean and subspace are found.
+        features: of the images from which mean and subspace are computed.
     """
 
     def __init__(self, features: Float[Tensor, "N D"]):
@@ -32,10 +32,10 @@ class Directions:
 class Coverage:
     """How well chosen images represent all: C(S) = sum_n u_n max_{s in S} k(x_n, x_s), k = exp(-|x - x'|^2 / h^2).
 
-    Weights of 1 give MaxHerding (arXiv 2407.12212), which needs no labels; weights that say how uncertain the label of
-    an image is give Uncertainty Herding (arXiv 2412.20644). C is submodular: the gain of an image never grows, so that
-    an earlier gain bounds it, and few gains are computed again for each choice (Minoux, 1978). A greedy choice reaches
-    1 - 1/e of the largest C at least.
+    Weights of 1 give MaxHerding (arXiv 2407.12212), which needs no labels. Weights that are the uncertainty of an
+    image's label give Uncertainty Herding (arXiv 2412.20644). C is submodular: the gain of an image never grows. So an
+    earlier gain is an upper bound, and each choice computes few gains again (Minoux, 1978). Greedy choices reach at
+    least 1 - 1/e of the largest C.
 
     Args:
         images: x.
@@ -52,22 +52,22 @@ class Coverage:
 
     @property
     def value(self) -> float:
-        """C(S) as a part of the sum of the weights."""
+        """C(S), divided by the sum of the weights."""
         return float(self.covered @ self.weight)
 
     def add(self, others: Float[Tensor, "L K"]) -> None:
-        """Counts images as chosen, whether they are among those to stand for or not."""
+        """Counts images as chosen. They need not be among the images to represent."""
         for some in others.split(BLOCK) if len(others) else ():
             self.covered = torch.maximum(self.covered, self._similarity(some).amax(0))
 
     def choose(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
-        """Chooses, of some images, the one that adds most to C; the first one of several.
+        """Chooses the allowed image that adds most to C; the first one if several add the same.
 
         Args:
-            allowed: these images, of which there is one at least.
+            allowed: whether each image may be chosen; at least one may.
 
         Returns:
-            Its number, and what it adds as a part of the sum of the weights.
+            The number of the image, and how much it adds to `value`.
         """
         if self.bound is None:
             self.bound = torch.cat([self._gains(rows) for rows in torch.arange(len(self.images)).split(BLOCK)])

@@ -1,4 +1,4 @@
-"""Functions of logits and probabilities: debiasing, pseudo-labels, losses of labeled images, the confusion matrix."""
+"""Functions of logits and probabilities: debiasing, pseudo-labels, losses of labeled images, confusion matrix."""
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +15,12 @@ def floored_log(probs: Float[Tensor, "*N C"]) -> Float[Tensor, "*N C"]:
 
 
 def finite_log(probs: Float[Tensor, "*N C"]) -> Float[Tensor, "*N C"]:
-    """log p, exact for all p above 0; a p that underflowed to 0 is taken for the smallest normal number."""
+    """log p, exact for all p above 0; if p underflowed to 0, the log of the smallest normal number."""
     return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
 def largest(values: Float[Tensor, "n C"]) -> tuple[Float[Tensor, " n"], Int64[Tensor, " n"]]:
-    """The largest number of each row and its place, the first of several: on a CPU, in a fourth of torch's time."""
+    """The largest number of each row and its first position; on a CPU, about four times as fast as torch's `max`."""
     if values.device.type != "cpu" or values.dtype is torch.bfloat16:
         return values.max(-1)
     place = torch.from_numpy(values.detach().numpy().argmax(-1))
@@ -38,7 +38,7 @@ def debias(logits: Float[Tensor, "*N C"], marginal: Float[Tensor, " C"], strengt
     Args:
         logits: f.
         marginal: q, the mean of the model's own softmax over many images.
-        strength: tau; 0 leaves the logits as they are, 1 removes the bias wholly.
+        strength: tau; 0 leaves the logits as they are, 1 removes the bias completely.
     """
     return adjust(logits, marginal, -strength)
 
@@ -65,7 +65,7 @@ def tempered(probs: Float[Tensor, "*N C"], temperature: float) -> Float[Tensor, 
 
 
 def confident_labels(logits: Float[Tensor, "*U C"], threshold: float) -> tuple[Int[Tensor, "*U"], Float[Tensor, "*U"]]:
-    """Hard pseudo-labels argmax softmax(f), and weight 1 where max softmax(f) >= threshold, else 0."""
+    """Hard pseudo-labels argmax softmax(f), and weights: 1 if max softmax(f) >= threshold, else 0."""
     confidence, target = logits.softmax(-1).max(-1)
     return target, (confidence >= threshold).to(logits.dtype)
 
@@ -73,21 +73,21 @@ def confident_labels(logits: Float[Tensor, "*U C"], threshold: float) -> tuple[I
 def gaussian_weights(
     confidence: Float[Tensor, "*U"], mean: Float[Tensor, " 1"], variance: Float[Tensor, " 1"], num_sigma: float
 ) -> Float[Tensor, "*U"]:
-    """exp(-min(confidence - mu, 0)^2 n_sigma^2 / (2 sigma^2)): 1 down to the mean, then falling (arXiv 2301.10921)."""
+    """exp(-min(confidence - mu, 0)^2 n_sigma^2 / (2 sigma^2)): 1 from the mean on, less below it (arXiv 2301.10921)."""
     below = (confidence - mean).clamp(max=0) * num_sigma
-    # Equal confidences have the variance 0, and differ from their mean by rounding errors.
+    # Equal confidences have variance 0, but differ from their mean by rounding errors.
     return (-(below**2) / (2 * variance.clamp(min=1e-8))).exp()
 
 
 def weighted_cross_entropy(
     logits: Float[Tensor, "U C"], target: Int[Tensor, " U"] | Float[Tensor, "U C"], weight: Float[Tensor, " U"]
 ) -> Float[Tensor, ""]:
-    """Mean over all images, those of weight 0 included, of weight * CE(softmax(f), target)."""
+    """Mean of weight * CE(softmax(f), target) over all images, including those with weight 0."""
     return (weight * F.cross_entropy(logits, target, reduction="none")).mean()
 
 
 def class_weights(weights: Float[Tensor, " C"], prior: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-    """Weights of classes, scaled to have mean 1 over images drawn by the prior: they do not change the learning rate.
+    """Weights of classes, scaled to mean 1 over images drawn from the prior, as without weights.
 
     Classes that are never drawn get the weight 0.
     """
@@ -104,15 +104,15 @@ def pairwise_margin_loss(
         logits: f.
         labels: y.
         alpha: the weight of each class.
-        delta: Delta, by how much a label (row) has to be above each other class (column) before the loss is that of
-            equal logits; the diagonal is not read.
+        delta: Delta, the margin by which the logit of a label (row) must exceed that of another class (column) for the
+            loss that equal logits have without a margin; the diagonal is not read.
     """
     margins = logits + (delta - delta.diagonal().diag())[labels]
     return (alpha[labels] * F.cross_entropy(margins, labels, reduction="none")).mean()
 
 
 def prior_margins(prior: Float[Tensor, " C"], strength: float) -> Float[Tensor, "C C"]:
-    """Delta_yy' = tau log(pi_y' / pi_y): the pairwise margins whose loss is CE(f + tau log pi, y)."""
+    """Delta_yy' = tau log(pi_y' / pi_y): with these pairwise margins the loss is CE(f + tau log pi, y)."""
     log = adjust(torch.zeros_like(prior), prior, strength)
     return log - log.unsqueeze(1)
 
@@ -129,7 +129,7 @@ def label_margins(counts: Float[Tensor, " C"], largest: float) -> Float[Tensor, 
 
 
 def effective_number_weights(counts: Float[Tensor, " C"], beta: float) -> Float[Tensor, " C"]:
-    """(1 - beta) / (1 - beta^n_y), the inverse of how many different images n_y make (arXiv 1901.05555)."""
+    """(1 - beta) / (1 - beta^n_y), the inverse of the effective number of n_y images (arXiv 1901.05555)."""
     return (1 - beta) / (1 - beta ** counts.double().clamp(min=1)).to(counts.dtype)
 
 
@@ -143,26 +143,26 @@ def smoothed_cross_entropy(
 
 
 def label_aware_smoothing(counts: Float[Tensor, " C"], head: float, tail: float) -> Float[Tensor, " C"]:
-    """eps_y = tail + (head - tail) sin(pi (n_y - n_K) / (2 (n_1 - n_K))), n_1 the most and n_K the fewest images.
+    """eps_y = tail + (head - tail) sin(pi (n_y - n_K) / (2 (n_1 - n_K))), n_1 the largest and n_K the smallest n.
 
-    The concave form of MiSLAS (arXiv 2104.00466). Where all classes have the same number, all get `tail`.
+    The concave form of MiSLAS (arXiv 2104.00466). If all classes have the same number of images, all get `tail`.
     """
     share = (counts - counts.min()) / (counts.max() - counts.min()).clamp(min=1)
     return tail + (head - tail) * (share * torch.pi / 2).sin()
 
 
 def divide_scores(scores: Float[Tensor, "*N C"], scale: Float[Tensor, " C"], strength: float) -> Float[Tensor, "*N C"]:
-    """s_y / a_y^tau, after training.
+    """s_y / a_y^tau, with the scores s and the scale a; applied after training.
 
-    With the norms of the class weights as `scale` this is tau-normalization (arXiv 1910.09217, which has no biases).
-    Division by the prior instead would reverse the order of negative scores: see arXiv 2007.07314.
+    With the norms of the class weights as `scale` this is tau-normalization (arXiv 1910.09217, for classifiers without
+    biases). Do not divide by the prior: this reverses the order of negative scores (arXiv 2007.07314).
     """
     return scores / scale.clamp(min=SMALLEST_PROBABILITY) ** strength
 
 
 def confusion_matrix(truth: Int[Tensor, " N"], predicted: Int[Tensor, " N"], num_classes: int) -> Int[Tensor, "C C"]:
-    """Counts by (true class, predicted class); images whose truth is unknown (negative) are left out."""
+    """Counts by (true class, predicted class); images with an unknown true class (negative) are left out."""
     known: Bool[Tensor, " N"] = truth >= 0
-    # Unknown ones go to an extra cell: to select the known ones, a GPU would have to wait for their number.
+    # Unknown ones go to an extra cell: to select the known ones, the CPU would wait for the GPU to count them.
     cell = torch.where(known, truth * num_classes + predicted, num_classes**2)
     return torch.bincount(cell, minlength=num_classes**2 + 1)[:-1].view(num_classes, num_classes)

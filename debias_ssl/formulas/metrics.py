@@ -1,4 +1,4 @@
-"""Metrics of a classifier: functions of a confusion matrix of counts or of shares (rows: true classes)."""
+"""Metrics of a classifier from its confusion matrix of counts or shares (rows: true classes), and Wilson intervals."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 Confusion = Shaped[Tensor, "C C"]
 Interval = tuple[float, float]
-# The standard normal's quantile of 0.975.
+# The 0.975 quantile of the standard normal distribution.
 QUANTILE = 1.959963984540054
 
 
@@ -36,20 +36,20 @@ def min_recall(confusion: Confusion) -> Float[Tensor, ""]:
 
 
 def h_mean(confusion: Confusion) -> Float[Tensor, ""]:
-    """Harmonic mean of the recalls; 0 where one of them is 0."""
+    """Harmonic mean of the recalls; 0 if one of them is 0."""
     return 1 / (1 / recalls(confusion)).mean()
 
 
 def g_mean(confusion: Confusion) -> Float[Tensor, ""]:
-    """Geometric mean of the recalls; 0 where one of them is 0."""
+    """Geometric mean of the recalls; 0 if one of them is 0."""
     return recalls(confusion).log().mean().exp()
 
 
 def group_recalls(confusion: Confusion, labeled_counts: Int[Tensor, " C"]) -> dict[str, float]:
-    """Mean recall of the head, medium and tail thirds of the classes, by how many labels they have.
+    """Mean recall of the head, medium and tail thirds of the classes, ordered by their number of labels.
 
-    The head and the tail have round(C / 3) classes each. A group without images is left out, and all groups are where
-    each class has the same number of labels.
+    The head and the tail have round(C / 3) classes each. A group without images is left out. If each class has the same
+    number of labels, all groups are left out.
     """
     if labeled_counts.min() == labeled_counts.max():
         return {}
@@ -71,16 +71,17 @@ def summarize(confusion: Confusion) -> dict[str, float]:
 
 
 def wilson_interval(hits: int, num: int) -> Interval:
-    """The interval that holds a true share with 95 % confidence, of which `hits` of `num` draws are a sample.
+    """The 95 % confidence interval of a share, estimated from `hits` of `num` draws (Wilson, 1927).
 
-    Wilson's (1927), (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n): it stays in [0, 1], and says
-    something of 0 and of n hits too.
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    It lies in [0, 1], and is useful for 0 and for n hits too.
     """
     p, square = hits / num, QUANTILE**2
     center = p + square / (2 * num)
     half = QUANTILE * math.sqrt(p * (1 - p) / num + square / (4 * num**2))
     low, high = ((center + sign * half) / (1 + square / num) for sign in (-1, 1))
-    # Where all draws are alike, rounding must not lead past the end.
+    # With no hit or only hits, one end is exactly 0 or 1; rounding must not move it.
     return max(0.0, low) if hits else 0.0, min(1.0, high) if hits < num else 1.0
 
 
@@ -90,6 +91,6 @@ def accuracy_interval(confusion: Int[Tensor, "C C"]) -> Interval:
 
 
 def recall_intervals(confusion: Int[Tensor, "C C"]) -> list[Interval | None]:
-    """The Wilson interval of each class's recall; None where it has no images."""
+    """The Wilson interval of each class's recall; None for a class without images."""
     counts = zip(confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True)
     return [wilson_interval(hits, num) if num else None for hits, num in counts]

@@ -1,18 +1,19 @@
-"""Refines class probabilities by the positions of the rows: prototypes anchored to known vectors, nearest neighbors.
+"""Mixture: refines class probabilities by the features of the rows, with anchored prototypes and nearest neighbors.
 
-The von Mises-Fisher mixture of MOON (2026), which anchors prototypes as StatA (CVPR 2025) does. With x_i the unit
-features, t_k the unit anchors and p the probabilities of the start, rounds of
+The von Mises-Fisher mixture of MOON (2026), with prototypes anchored to known vectors as in StatA (CVPR 2025). With x_i
+the unit features, t_k the unit anchors and p the probabilities at the start, each round computes:
 
     n_k = sum_i gamma_i z_ik,  beta_k = n_k / (n_k + alpha_k),  r_k = beta_k v_k + (1 - beta_k) rho t_k
+
     mu_k = r_k / |r_k|,  kappa_k = (|r_k| D - |r_k|^3) / (1 - |r_k|^2)
     l_ik = kappa_k mu_k x_i + (D - 1) / 2 log kappa_k - kappa_k
     z_i proportional to p_i exp{ omega l_i + lambda (W z + W^T z)_i }
 
-from z = p, where gamma_i = 1 - H(z_i) / log C, v_k is the mean of the x_i with weights gamma_i z_ik, and W holds the
-cosines of each row to its nearest neighbors (negative ones as 0). It differs from the paper in three places:
+The first round begins with z = p. gamma_i = 1 - H(z_i) / log C. v_k is the mean of the x_i with weights gamma_i z_ik. W
+has the cosines of each row to its nearest neighbors (0 for negative ones). Three values differ from the paper:
 
-- omega = 1/50 fits CLIP, whose logits are 100 cosines. Here omega = 0.3 spread(log p) / spread(l), and at most 1, where
-  `spread` is the deviation of a row's numbers from their mean, over all rows: the mixture never outvotes the start.
+- The paper's omega = 1/50 fits CLIP, whose logits are 100 cosines. Here omega = 0.3 spread(log p) / spread(l), at most
+  1. `spread` is the deviation of a row's numbers from their mean, over all rows: the mixture never outweighs the start.
 - rho = 1 would assume that all rows that an anchor represents lie at one point. A class of few rows would then seem
   very dense. Here rho = sum_k n_k |v_k| / sum_k n_k: these rows are as scattered as the rows of a class.
 - alpha_k = 20 / (C mean_i p_ik): the anchor counts as 20 rows, and as more for a class that the start rarely predicts.
@@ -29,22 +30,22 @@ from torch import Tensor
 
 from debias_ssl.formulas.logits import floored_log
 
-# Nearest neighbors of a row.
+# Number of nearest neighbors of a row.
 NEIGHBORS = 3
 ROUNDS = 10
-# Rows that the anchor of a class of average share counts as.
+# The anchor of a class of average share counts as this number of rows.
 ANCHOR_ROWS = 20.0
-# Shares of a class below which its anchor counts as no more rows.
+# Smaller shares of a class count as this one when the rows of its anchor are computed.
 SMALLEST_SHARE = 1e-6
 # Spread of the mixture's terms, as a part of that of log p.
 MIXTURE_SPREAD = 0.3
 # Nats that a neighbor with the cosine 1 gives to its classes (lambda).
 NEIGHBOR_WEIGHT = 1 / 6
-# Of |r|: rows of a class that lie closer together are taken for that close.
+# Largest |r|: it limits kappa for classes whose rows lie very close together.
 LONGEST = 0.995
-# Numbers of a large matrix that are worked on at a time.
+# Size of the parts in which large matrices are computed, in numbers.
 BLOCK = 2**21
-# Parts of 1 that components of features are rounded to while neighbors are found.
+# While neighbors are found, components of features are multiples of 1 / GRID.
 GRID = 2.0**12
 
 
@@ -53,16 +54,16 @@ class Neighbors:
     """The nearest neighbors of each row."""
 
     index: Int64[Tensor, "N K"]
-    """The nearest one first; of equal ones, that which comes next in row order, as if this were a ring."""
+    """The nearest one first. Of equal ones, the next in row order comes first; the first row follows the last one."""
     cosine: Float[Tensor, "N K"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """W + W^T, row after row."""
+    """The sparse matrix W + W^T, row after row."""
 
     first: Int64[Tensor, " _"]
-    """Of each row, where its entries begin; and their number in the end."""
+    """Where the entries of each row begin; the last number is the number of all entries."""
     row: Int64[Tensor, " E"]
     column: Int64[Tensor, " E"]
     weight: Float[Tensor, " E"]
@@ -81,17 +82,17 @@ def nearest(
     block: int = BLOCK,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Neighbors:
-    """The rows of the largest cosines to each row, which is none of its own neighbors; N - 1 where there are no more.
+    """The K other rows with the largest cosines to each row; N - 1 rows if there are no more.
 
-    Components are rounded to multiples of 1 / 4096, after vectors were made a little shorter than 1. All products and
-    their sums are then multiples of 2^-24 below 1, which fp32 holds exactly in whatever order it adds: neighbors do not
-    depend on the size of a block, the library or the machine. A cosine is off by about 1e-4.
+    Vectors are made a little shorter than 1, and their components rounded to multiples of 1 / 4096. All products and
+    their sums are then multiples of 2^-24 below 1, which fp32 represents exactly in any order of addition. So neighbors
+    do not depend on the size of a block, the library or the machine. The error of a cosine is about 1e-4.
 
     Args:
         features: x, of any length; a vector of zeros has the cosine 0 to all.
         number: K.
-        block: numbers of the N x N matrix that are held at a time.
-        progress: takes the number of rows that are done.
+        block: how many numbers of the N x N matrix are in memory at a time.
+        progress: called with the number of rows that were just done.
     """
     num_rows, dim = features.shape
     length = 1 / (1 + math.sqrt(dim) / (2 * GRID))
@@ -103,8 +104,8 @@ def nearest(
         found = rounded[rows] @ rounded.T
         own = columns[rows]
         found.scatter_(1, own[:, None].long(), -2)
-        # The cosine in units of 2^-52 less the steps to the other row: exact in fp64, and no two are equal below 2^28
-        # rows. Were ties given to the lowest number, that row would be the neighbor of all duplicates.
+        # The cosine in units of 2^-52, minus the distance to the other row in row order. This is exact in fp64, and up
+        # to 2^28 rows no two are equal. If the lowest row number won ties, it would be the neighbor of all duplicates.
         keys = found.double().mul_(2.0**52).sub_((columns - own[:, None]) % num_rows)
         index[rows] = keys.topk(number).indices
         cosine[rows] = found.gather(1, index[rows]) / length**2
@@ -129,7 +130,7 @@ def anchored_means(
     anchors: Float[Tensor, "C D"],
     anchor_rows: Float[Tensor, " C"],
 ) -> Float[Tensor, "C D"]:
-    """The r_k; sure rows count more, and where a class has no row it has the direction of the anchor.
+    """The r_k. Rows with low entropy count more. A class without rows has the direction of its anchor.
 
     Args:
         features: x, of length 1.
@@ -146,13 +147,13 @@ def anchored_means(
         weights = sure.clamp(min=0) * z
         sums += (weights.T @ features[rows]).double()
         counts += weights.sum(0, dtype=torch.float64)
-    # n v is the sum: no class has to be divided by a count of 0.
+    # The sum is n v, so that no class is divided by a count of 0.
     scatter = sums.norm(dim=1).sum() / counts.sum().clamp(min=1e-12)
     return (sums + anchor_rows[:, None] * scatter * anchors) / (counts + anchor_rows)[:, None]
 
 
 def log_densities(features: Float[Tensor, "N D"], means: Float[Tensor, "C D"]) -> Float[Tensor, "N C"]:
-    """The l_ik of means r_k, but for a constant."""
+    """The l_ik of means r_k, up to a constant."""
     dim = features.shape[1]
     length = means.norm(dim=1, keepdim=True)
     mu = means / length.clamp(min=1e-12)
@@ -173,10 +174,10 @@ def refine(
     neighbor_weight: float = NEIGHBOR_WEIGHT,
     rounds: int = ROUNDS,
 ) -> Float[Tensor, "N C"]:
-    """The posterior z of the module's formulas, as sure on average as the start.
+    """The posterior z of the module's formulas, with the mean confidence of the start.
 
-    Sums of evidence that is not independent make it surer than it is right; one temperature for all rows, which changes
-    no label, gives it back the start's mean confidence.
+    The terms of z are not independent, so their sum makes z overconfident. One temperature for all rows restores the
+    start's mean confidence; it changes no label.
 
     Args:
         features: x, of length 1.
@@ -202,14 +203,14 @@ def refine(
 
 
 def spread(scores: Float[Tensor, "N C"]) -> float:
-    """Root mean square of what is left of scores without the mean of their row, which softmax does not see."""
+    """Root mean square of scores after the mean of each row is subtracted, which does not change softmax."""
     rows = blocks(len(scores), scores.shape[1])
     parts = (scores[part] - scores[part].mean(1, keepdim=True) for part in rows)
     return math.sqrt(sum(float(part.square().sum(dtype=torch.float64)) for part in parts) / scores.numel())
 
 
 def as_sure_as(start: Float[Tensor, "N C"], posterior: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-    """softmax(log z / T) with the T at which the mean of its largest probabilities is that of the start."""
+    """softmax(log z / T), with the T at which its mean confidence is that of the start."""
     log_z = floored_log(posterior)
     wanted, low, high = float(start.amax(1).mean(dtype=torch.float64)), -5.0, 5.0
     for _ in range(30):
@@ -221,7 +222,7 @@ def as_sure_as(start: Float[Tensor, "N C"], posterior: Float[Tensor, "N C"]) -> 
 
 
 def blocks(num_rows: int, width: int, numbers: int = BLOCK) -> Iterator[slice]:
-    """Parts of the rows in which a matrix of some width has at most so many numbers, or one row."""
+    """Parts of the rows of a matrix of some width, each with at most `numbers` numbers, or with one row."""
     step = max(1, numbers // max(1, width))
     for first in range(0, num_rows, step):
         yield slice(first, min(first + step, num_rows))

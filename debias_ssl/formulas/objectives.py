@@ -1,7 +1,7 @@
 """Objectives of fine-tuning: differentiable functions of a confusion matrix of shares (rows: true classes).
 
 Shares are a confusion matrix in which each row is scaled to sum to 1 / C. So every class counts the same, whatever its
-number of images. A user's own objective takes such a matrix and returns a scalar to maximize.
+number of images. A user's own objective receives such a matrix and returns a scalar to maximize.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import imported, near
 
 Objective = Callable[[Tensor], Tensor]
-# Of the soft minimum, as in CSST and SelMix: the larger it is, the nearer to the minimum.
+# Sharpness of the soft minimum, as in CSST and SelMix: the larger, the closer to the minimum.
 ETA = 50.0
 TAIL_SHARE = 0.1
 
@@ -27,8 +27,8 @@ def shares_of(counts: Confusion, added: float = 0.0) -> Float[Tensor, "C C"]:
 
     Args:
         counts: images by (true class, predicted class); each class needs one, or `added` above 0.
-        added: images that are added to each row, spread evenly, so that a recall of 0 on a few images becomes small
-            instead, and has a gradient.
+        added: images that are added to each row, spread evenly: a recall of 0 on a few images becomes a small number,
+            which has a gradient.
     """
     num = len(counts)
     counts = counts.double() + added / num
@@ -59,9 +59,9 @@ def head_tail_min(
     """The soft minimum of two mean recalls: of the rarest tenth of the classes, at least one, and of the others.
 
     Args:
-        shares: of the confusion matrix.
-        by_count: classes from the most frequent to the rarest; without it, that is their order.
-        eta: of the soft minimum.
+        shares: the confusion matrix of shares.
+        by_count: classes from the most frequent to the rarest; None if they are already in this order.
+        eta: sharpness of the soft minimum.
     """
     found = recalls(shares) if by_count is None else recalls(shares)[by_count]
     tail = max(1, round(TAIL_SHARE * len(found)))
@@ -69,7 +69,7 @@ def head_tail_min(
 
 
 def f1_macro(shares: Float[Tensor, "C C"]) -> Float[Tensor, ""]:
-    """Mean over classes of 2 K_ii / (sum_j K_ij + sum_j K_ji), where all classes are equally frequent."""
+    """Mean over classes of 2 K_ii / (sum_j K_ij + sum_j K_ji), for equally frequent classes."""
     return (2 * shares.diagonal() / (shares.sum(0) + shares.sum(1))).mean()
 
 
@@ -84,10 +84,10 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def find_objective(name: str, labeled_counts: Int[Tensor, " C"]) -> Objective:
-    """An objective by its name here, or by package.module.function.
+    """An objective by its name in OBJECTIVES, or by package.module.function.
 
     Raises:
-        InputError: there is none of this name, or it is not a differentiable function of a matrix.
+        InputError: no objective has this name, or it is not a differentiable function of a matrix.
     """
     if name == "head_tail_min":
         by_count = torch.argsort(labeled_counts, descending=True, stable=True)
@@ -116,14 +116,14 @@ def find_objective(name: str, labeled_counts: Int[Tensor, " C"]) -> Objective:
 class Goal:
     """An objective, and the smallest coverage that a class may have.
 
-    With a coverage the Lagrangian psi(K) + sum_j lambda_j (cov_j - coverage / C) takes the place of psi, divided by
-    1 + max lambda, with lambda_j = max(0, largest (1 - exp((cov_j - coverage / C) / temperature))) (arXiv 2403.18301).
+    With a coverage, the Lagrangian psi(K) + sum_j lambda_j (cov_j - coverage / C), divided by 1 + max lambda, replaces
+    psi (arXiv 2403.18301). Here lambda_j = max(0, largest (1 - exp((cov_j - coverage / C) / temperature))).
 
     Args:
         objective: psi.
-        coverage: share of its fair part 1 / C that every class must be predicted for; null constrains nothing.
-        largest: of the multipliers.
-        temperature: how fast a multiplier grows with the missing coverage; 0.1 and 0.01 in the paper.
+        coverage: each class must get at least this part of 1 / C of the predictions; null is no constraint.
+        largest: the largest multiplier.
+        temperature: the smaller, the faster a multiplier grows with the missing coverage; 0.1 and 0.01 in the paper.
     """
 
     objective: Objective
@@ -132,7 +132,7 @@ class Goal:
     temperature: float = 0.01
 
     def slack(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, " C"]:
-        """How far the coverage of each class is above the required one; negative where it is below."""
+        """The coverage of each class minus the required one; negative if it is too small."""
         return coverage(shares) - (self.coverage or 0.0) / len(shares)
 
     def multipliers(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, " C"]:
@@ -148,7 +148,7 @@ class Goal:
         return (own + multipliers) / (1 + multipliers.max())
 
     def logit_gradient(self, shares: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
-        """The derivative by A, where row i of the shares is softmax(A_i) / C: K_ij (g_ij - C sum_k g_ik K_ik)."""
+        """The derivative by A, with softmax(A_i) / C as row i of the shares: K_ij (g_ij - C sum_k g_ik K_ik)."""
         gradient = self.gradient(shares)
         mean = (gradient * shares).sum(1, keepdim=True) / shares.sum(1, keepdim=True)
         return shares * (gradient - mean)
@@ -156,8 +156,8 @@ class Goal:
     def rank(self, counts: Confusion) -> tuple[float, float]:
         """Sort key, greater is better: first less missing coverage, then a larger psi.
 
-        A class is measured on few images, so that psi is that of `shares_of(counts, added=1)`.
+        A class may have few images, so psi is computed from `shares_of(counts, added=1)`.
         """
         missing = (-self.slack(shares_of(counts))).clamp(min=0).sum().item() if self.coverage is not None else 0.0
-        # Rounded, so that values that differ only by the order of their sums are equal.
+        # Rounded, so that values are equal if they differ only by the order of addition.
         return -round(missing, 9), round(self.objective(shares_of(counts, added=1.0)).item(), 9)

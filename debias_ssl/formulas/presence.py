@@ -1,4 +1,4 @@
-"""Estimates from confident labels whether all classes occur among the rows, and how much class bias to remove then."""
+"""Presence: estimates from confident labels whether all classes occur among the rows, and how much bias to remove."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,25 +7,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Spread of the sure labels at which nothing is removed, and from which on all of it is.
+# Spread of the confident labels up to which nothing is removed, and from which the preference is removed completely.
 LEAST_SPREAD, ENOUGH_SPREAD = 0.55, 0.75
-# Part of its fair share of the sure labels from which on a class is raised as far as the others.
+# A class with at least this part of the share 1 / C of the confident labels is raised as much as its log q says.
 ENOUGH_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Presence:
-    """The more confident half of the labels."""
+    """The class shares of the more confident half of the labels, and the number of these labels."""
 
     shares: Float[Tensor, " C"]
-    """Of the classes among them."""
     num: int
 
     @property
     def spread(self) -> float:
-        """exp(H) / C: 1 where all classes have the same share, 1 / C where there is one.
+        """exp(H) / C: 1 if all classes have the same share, 1 / C if only one class occurs.
 
-        The entropy H is that of many rows (Miller and Madow, 1955): of few, some classes are missing by chance.
+        The entropy H is corrected for few rows, in which some classes are missing by chance (Miller and Madow, 1955).
         """
         found = self.shares[self.shares > 0]
         entropy = -(found * found.log()).sum() + (len(found) - 1) / (2 * self.num)
@@ -33,14 +32,15 @@ class Presence:
 
     @property
     def removed(self) -> float:
-        """How much of a preference is removed: it rises with the spread from 0 to 1."""
+        """The part of a preference that is removed; it rises with the spread from 0 to 1."""
         return min(1.0, max(0.0, (self.spread - LEAST_SPREAD) / (ENOUGH_SPREAD - LEAST_SPREAD)))
 
     def cautious(self, log_q: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-        """What is removed of log q, where classes may be absent.
+        """The part of log q that is removed if classes may be absent.
 
-        A class that is missing among the sure labels may be rare because it is not there, so that it is not raised: its
-        log q stays at the mean of the sure labels, and comes down to its own with the class's share of these labels.
+        To subtract a low log q raises a class. A class without confident labels may be absent, so it is not raised: its
+        log q is replaced by the mean of log q over the confident labels. The more of these labels a class has, the
+        closer the number is to its own log q.
         """
         level = (self.shares * log_q).sum()
         seen = (self.shares * len(self.shares) / ENOUGH_SHARE).clamp(max=1)
@@ -49,11 +49,11 @@ class Presence:
 
 
 def presence(chunks: Iterable[Float[Tensor, "_ C"]], shift: Float[Tensor, " C"]) -> Presence:
-    """The labels of softmax(f - shift) whose confidence is at least the median; chosen by rank, so at any temperature.
+    """The labels of softmax(f - shift) with the higher half of confidences.
 
     Args:
         chunks: f.
-        shift: what is subtracted.
+        shift: the number of each class that is subtracted from its logits.
     """
     found = [(logits - shift.to(logits.dtype)).softmax(-1).max(-1) for logits in chunks]
     confidence, labels = (torch.cat(each) for each in zip(*found, strict=True))

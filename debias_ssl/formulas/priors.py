@@ -19,24 +19,25 @@ from debias_ssl.formulas.logits import SMALLEST_PROBABILITY, finite_log, floored
 from debias_ssl.system.ahead import ahead
 
 Chunks = Iterable[Float[Tensor, "_ C"]]
-"""Logits in row order, already divided by the temperature; can be iterated again and again, each time anew."""
+"""Logits in row order, already divided by the temperature; can be iterated more than once."""
 
 Prior = Float[Tensor, " C"]
 
-# Epsilons that `balancing` begins with: softer problems are solved fast, and their solutions are near the next one's.
+# `balancing` begins with these epsilons: softer problems are solved fast, and each solution is near the next one.
 ANNEALED = (64.0, 16.0, 4.0, 1.0, 0.25)
 WARM_ITERATIONS = 10
-# At this epsilon a row's probability goes to one class, unless two are as good within some tenths of a logit.
+# At this epsilon nearly all probability of a row is on one class, unless two logits differ by less than some tenths.
 SHARP = 0.05
-# Half the L1 distance below which iterations end.
+# Iterations end if half the L1 distance is below this.
 TOLERANCE = 1e-4
-# Passes of the faster search that takes over where scaling is too slow.
+# Largest number of passes over the rows of the search that continues if scaling is too slow.
 SEARCH_PASSES = 100
-# Rows a class from which a prior is removed wholly, and those at which the removed share is half of what it tends to.
+# Constants of `supported_share`, in rows per class: the removed share is 1 from ENOUGH_ROWS on, and half of its limit
+# at HALF_ROWS.
 ENOUGH_ROWS, HALF_ROWS = 10, 2
-# Up to so many, each class is a state of the chain of `stationary`, in fp64 and in one pass.
+# Up to this number, each class is a state of the chain of `stationary`, in fp64 and in one pass.
 FEW_CLASSES = 4096
-# The probability that the chain restarts.
+# The probability that the chain of `stationary` restarts in a step.
 RESTART = 1e-14
 
 
@@ -46,7 +47,7 @@ class Solution:
 
     prior: Prior
     left: float
-    """Half the L1 distance that was left: to the target, or between the last two iterations."""
+    """Half the L1 distance in the end: to the target, or between the last two iterations."""
 
     @property
     def is_settled(self) -> bool:
@@ -54,20 +55,21 @@ class Solution:
 
 
 def supported_share(num_rows: int, num_classes: int) -> float:
-    """How much of a prior that is estimated from these rows is removed: min(1, 1.2 n / (n + 2 C)).
+    """The part of a prior that is removed if it was estimated from these rows: min(1, 1.2 n / (n + 2 C)).
 
-    The estimate from a row is the row itself: without it, all labels are ties. 0 for no row, 0.4 for one row a class, 1
-    from ten on. Chosen on half of the CIFAR-10 test images and on made logits, so that labels of batches of any size
-    are right at most a point less often than the plain ones.
+    A prior estimated from one row is the prediction of this row; to remove it would make all classes equal. So the part
+    is 0 for no row, 0.4 for one row a class, and 1 from ten rows a class on. It was chosen on half of the CIFAR-10 test
+    images and on synthetic logits. For batches of any size, the accuracy of labels was then at most one percentage
+    point below that of plain labels.
     """
     most = (ENOUGH_ROWS + HALF_ROWS) / ENOUGH_ROWS
-    # For enough rows exactly 1, whatever the quotient rounds to.
+    # Exactly 1 for enough rows; the quotient might round to another number.
     is_enough = num_rows >= ENOUGH_ROWS * num_classes
     return 1.0 if is_enough else most * num_rows / (num_rows + HALF_ROWS * num_classes)
 
 
 def _mean(chunks: Chunks, row: Callable[[Tensor], Tensor]) -> Float[Tensor, " _"]:
-    """Mean over all rows of a function of them."""
+    """Mean over all rows of a function of a row."""
     total, num_rows = torch.zeros((), dtype=torch.float64), 0
     for logits in chunks:
         total = total + row(logits).double().sum(0)
@@ -80,7 +82,7 @@ def _mean_probs(chunks: Chunks, offset: Float[Tensor, " C"], epsilon: float = 1.
 
 
 def mean_probs(chunks: Chunks) -> Prior:
-    """The marginal q = mean_n softmax(f_n): DebiasPL's (arXiv 2201.01490), of all rows at once."""
+    """The marginal q = mean_n softmax(f_n): that of DebiasPL (arXiv 2201.01490), over all rows at once."""
     return _mean(chunks, lambda logits: logits.softmax(-1))
 
 
@@ -92,21 +94,22 @@ def balancing(
     tolerance: float = TOLERANCE,
     annealed: Sequence[float] = ANNEALED,
 ) -> Solution:
-    """The q whose removal makes the predictions follow a target: mean_n softmax((f_n - log q) / epsilon) = target.
+    """The q whose removal gives the predictions a target mean: mean_n softmax((f_n - log q) / epsilon) = target.
 
-    log q <- log q + epsilon (log mean_n softmax((f_n - log q) / epsilon) - log target), which is Sinkhorn's scaling of
-    the columns of exp(f / epsilon) between two scalings of its rows, and hence converges. With epsilon 1 it is the
-    fixed point of subtracting the log of the marginal (arXiv 2201.01490) again and again. Where that is slow, L-BFGS
-    goes on from its end.
+    log q <- log q + epsilon (log mean_n softmax((f_n - log q) / epsilon) - log target)
+
+    This is Sinkhorn's scaling of the columns of exp(f / epsilon) between two scalings of its rows, and therefore
+    converges. With epsilon 1, q is the fixed point of repeated subtraction of the log marginal (arXiv 2201.01490). If
+    the iterations do not reach the tolerance, L-BFGS continues from their result.
 
     Args:
         chunks: f.
-        target: mean probabilities that the debiased rows are to have.
-        epsilon: how soft the probabilities are; towards 0 they become assignments.
-        iterations: the most that are made with this epsilon.
-        tolerance: iterations end where half the L1 distance of mean and target is below; with 0, all of them are made,
-            and nothing follows.
-        annealed: larger epsilons to begin with.
+        target: mean probabilities of the debiased rows.
+        epsilon: how soft the probabilities are; toward 0 they become assignments.
+        iterations: largest number of iterations with this epsilon.
+        tolerance: iterations end if half the L1 distance of mean and target is below; 0 makes all iterations, without
+            L-BFGS.
+        annealed: larger epsilons, used first.
     """
     log_target = floored_log(target.double())
     log_q, left = torch.zeros_like(log_target), math.inf
@@ -126,10 +129,10 @@ def balancing(
 
 
 def transport(chunks: Chunks, target: Prior) -> Solution:
-    """The q whose removal makes the numbers of predictions follow a target.
+    """The q whose removal gives the numbers of predicted labels the proportions of a target.
 
-    Optimal transport of the rows, all of one weight, to classes of the target's weights at the cost -log p, whose dual
-    solution is log q (OTTER, arXiv 2404.08461): `balancing` with an epsilon near 0.
+    Optimal transport of the rows, with equal weights, to the classes, with the weights of the target, at the cost
+    -log p. Its dual solution is log q (OTTER, arXiv 2404.08461). It is `balancing` with an epsilon near 0.
     """
     return balancing(chunks, target, SHARP, WARM_ITERATIONS)
 
@@ -139,15 +142,16 @@ def _distance(one: Prior, other: Prior) -> float:
 
 
 class _Found(Exception):
-    """Ends a search of SciPy's, which knows other tolerances."""
+    """Ends a search of SciPy, which has no such tolerance."""
 
 
 def _search(
     chunks: Chunks, target: Prior, epsilon: float, start: Float[Tensor, " C"], tolerance: float
 ) -> tuple[Float[Tensor, " C"], float]:
-    """The log q of `balancing` by L-BFGS on the dual problem, whose gradient is target - mean, and what is left.
+    """The log q of `balancing` by L-BFGS on the dual problem, and half the L1 distance to the target in the end.
 
-    Minimizes epsilon mean_n log sum_k exp((f_nk - log q_k) / epsilon) + sum_k target_k log q_k, which is convex.
+    It minimizes epsilon mean_n log sum_k exp((f_nk - log q_k) / epsilon) + sum_k target_k log q_k. This is convex, and
+    its gradient is target - mean.
     """
     best = [math.inf, start]
 
@@ -155,7 +159,7 @@ def _search(
         log_q = torch.from_numpy(x.copy())
 
         def both(logits: Tensor) -> Tensor:
-            # In fp64: near its least, the value changes by less than fp32 can tell.
+            # In fp64: near the minimum, the value changes by less than the precision of fp32.
             scaled = (logits.double() - log_q) / epsilon
             return torch.cat([scaled.softmax(-1), scaled.logsumexp(-1, keepdim=True)], -1)
 
@@ -177,16 +181,16 @@ def _search(
 
 
 def running_mean(chunks: Chunks, momentum: float, batch_size: int = 64) -> Prior:
-    """q <- m q + (1 - m) mean softmax(f) over batch after batch, from uniform: DebiasPL's (arXiv 2201.01490).
+    """q <- m q + (1 - m) mean softmax(f) for each batch, from uniform: as in DebiasPL (arXiv 2201.01490).
 
-    Batches are made in the order of the rows; a last one that is not full counts like the others.
+    Batches follow the order of the rows. The last one counts like the others, even if it is not full.
     """
     q: Tensor | None = None
     unfinished, num_rows = torch.zeros((), dtype=torch.float64), 0
     for logits in chunks:
         if q is None:
             q = torch.full((logits.shape[1],), 1 / logits.shape[1], dtype=torch.float64)
-        # A full batch stays unfinished until another row follows: the last one is taken in at the end.
+        # A full batch stays unfinished until another row follows; the last batch is added after the loop.
         first = max(num_rows - 1, 0) // batch_size
         batch = torch.arange(num_rows, num_rows + len(logits)) // batch_size - first
         sums = torch.zeros(int(batch[-1]) + 1, len(q), dtype=torch.float64)
@@ -202,7 +206,7 @@ def running_mean(chunks: Chunks, momentum: float, batch_size: int = 64) -> Prior
 def confidence_weighted(chunks: Chunks) -> Prior:
     """q = sum_n w_n p_n / sum_n w_n with p = softmax(f), w = 1 - H(p) / log C: the label prior of DRC (2026).
 
-    Confident rows say more about the bias. Where no row is confident, all weigh the same.
+    Confident rows have larger weights. If no row is confident, all have the same weight.
     """
 
     def weighted(logits: Tensor) -> Tensor:
@@ -216,14 +220,14 @@ def confidence_weighted(chunks: Chunks) -> Prior:
 
 
 def stationary(chunks: Chunks) -> Prior:
-    """The q with q = P q, where column k of P is the mean softmax of the rows predicted as k (Frolic, NeurIPS 2024).
+    """The q with q = P q; column k of P is the mean softmax of the rows predicted as k (Frolic, NeurIPS 2024).
 
-    The mean of all rows stands in the column of a class that is never predicted: the class then has the mass that the
-    rows of other classes give it. About once in 1 / RESTART steps the chain begins anew, from all classes alike: that
-    decides between classes that it does not leave.
+    For a class that is never predicted, the column is the mean of all rows: the class then has the mass that rows of
+    other classes give it. About once in 1 / RESTART steps the chain restarts from a class drawn uniformly. So q is
+    unique, even if the chain never leaves some classes.
 
-    Of many classes, a first pass finds those that are predicted; all others are one state of the chain. This takes
-    four bytes for each of these and each class.
+    If there are many classes, a first pass finds those that are predicted. All others are one state of the chain. The
+    matrix then needs four bytes for each pair of a state and a class.
     """
     num_classes = next(iter(chunks)).shape[1]
     is_state, dtype = torch.ones(num_classes, dtype=torch.bool), torch.float64
@@ -233,7 +237,7 @@ def stationary(chunks: Chunks) -> Prior:
             is_state[largest(logits)[1]] = True
     states, others = is_state.nonzero()[:, 0], (~is_state).nonzero()[:, 0]
     place, num = is_state.cumsum(0) - 1, len(states)
-    # Columns are the classes; below, they become the states, all others together, and each of the others.
+    # The columns are the classes. The loop over rows reorders them: the states, the sum of all others, each other one.
     sums = torch.zeros(num + 1, num_classes + 1, dtype=dtype)
     total = torch.zeros(num_classes + 1, dtype=torch.float64)
 
@@ -259,21 +263,21 @@ def stationary(chunks: Chunks) -> Prior:
 def _summed(
     probs: Float[Tensor, "n C"], place: Int64[Tensor, " n"], dtype: torch.dtype
 ) -> tuple[Float[Tensor, "s C"], Int64[Tensor, " s"]]:
-    """The sums of the rows of each state that has some, and these states."""
+    """The sums of the rows of each state that has rows, and the numbers of these states."""
     found, which = place.unique(return_inverse=True)
     numbers = probs.detach().to(dtype).numpy()
-    # As a product with a sparse matrix of ones, which is many times as fast as index_add_ with all rows.
+    # A product with a sparse matrix of ones is many times faster than index_add_ with all rows.
     entries = np.ones(len(numbers), dtype=numbers.dtype), (which.numpy(), np.arange(len(numbers)))
     return torch.from_numpy(scipy.sparse.csr_array(entries, shape=(len(found), len(numbers))) @ numbers), found
 
 
 def centering(chunks: Chunks) -> Prior:
-    """q = softmax(mean_n f_n): without log q the mean logit is the same for all classes (ZPE, arXiv 2302.06235)."""
+    """q = softmax(mean_n f_n): after its removal, all classes have the same mean logit (ZPE, arXiv 2302.06235)."""
     return _mean(chunks, lambda logits: logits).softmax(-1)
 
 
 def content_free(blank: Float[Tensor, "K C"]) -> Prior:
-    """q = softmax(mean_k f_k) of blank images, whose logits are nothing but bias (CDMAD, arXiv 2403.10391)."""
+    """q = softmax(mean_k f_k) of blank images, whose logits are the bias alone (CDMAD, arXiv 2403.10391)."""
     return blank.double().mean(0).softmax(-1)
 
 
@@ -287,8 +291,8 @@ def expectation_maximization(
     Args:
         chunks: f.
         source: the classifier's own prior.
-        iterations: the most that are made.
-        tolerance: iterations end where half the L1 distance of two successive pi is below.
+        iterations: largest number of iterations.
+        tolerance: iterations end if half the L1 distance of two successive pi is below.
     """
     log_source = floored_log(source.double())
     pi, left = log_source.softmax(-1), math.inf

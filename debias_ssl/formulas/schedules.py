@@ -26,5 +26,5 @@ def learning_rate_factor(progress: float, schedule: Schedule, warmup: float = 0.
 
 
 def ema_decay(step: int, decay: float) -> float:
-    """Decay of averaged weights at step k, min(decay, (1 + k) / (10 + k)): a young average forgets faster."""
+    """Decay of averaged weights at step k, min(decay, (1 + k) / (10 + k)): smaller in the first steps."""
     return min(decay, (1 + step) / (10 + step))

@@ -1,7 +1,7 @@
-"""Class shares among rows, with bootstrap intervals: all draws of the class bias and of the shares at once.
+"""Bootstrap intervals for the class shares of rows: computes the bias and the shares of all draws at once.
 
-The point estimates are `priors.balancing` and `priors.expectation_maximization`. Each draw weights the rows anew. All
-draws iterate together, so that each iteration is two matrix products.
+The point estimates are `priors.balancing` and `priors.expectation_maximization`. Each draw gives the rows other
+weights. All draws iterate together, so that each iteration is two matrix products.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from debias_ssl.formulas.logits import floored_log
 
-# Numbers of a matrix of rows and draws that is held at a time: 64 MiB.
+# Largest part of a matrix of rows and draws in memory at a time, in numbers: 64 MiB.
 HELD_NUMBERS = 2**24
-# Iterations of the draws, which begin near their end.
+# Largest numbers of iterations. Few are needed, because draws start near their result.
 BALANCING_ITERATIONS, SHARE_ITERATIONS = 50, 100
-# Share of the uniform distribution in what draws begin with: a class of share 0 would stay there.
+# Part of the uniform distribution in the first shares of draws: a class that starts at share 0 would stay there.
 MIXED_IN = 0.1
-# Half the L1 distance below which iterations end.
+# Iterations end if half the L1 distance is below this.
 TOLERANCE = 1e-4
-# Ends of a 95 % interval.
+# Quantiles of a 95 % interval.
 ENDS = (0.025, 0.975)
-# Part of 1 / C from which on the share of a class says that it is there, and the weight of the others beside it.
+# A class is present if its share is at least this part of 1 / C. Absent classes have this weight beside a weight of 1.
 LEAST_SHARE, ABSENT_WEIGHT = 0.2, 1e-3
 
 
@@ -38,14 +38,14 @@ class Shares:
 
     @property
     def is_present(self) -> Bool[np.ndarray, " C"]:
-        """Whether there is clear evidence of a class: its interval lies above a fifth of its fair share 1 / C."""
+        """Whether there is clear evidence of a class: its interval lies above 0.2 / C."""
         return self.low >= LEAST_SHARE / len(self.low)
 
 
 def bootstrap_weights(num_rows: int, num_draws: int, seed: int) -> Float[Tensor, "N B"]:
     """Weights of rows in bootstrap draws (Efron, 1979), which sum to 1: a row is drawn Poisson(1) times."""
     counts = torch.poisson(torch.ones(num_rows, num_draws), torch.Generator().manual_seed(seed))
-    # A draw of few rows may be empty: its rows count alike.
+    # A draw of few rows may be empty: then all rows count the same.
     counts[:, counts.sum(0) == 0] = 1.0
     return counts / counts.sum(0)
 
@@ -57,8 +57,8 @@ def balancing_draws(
 
     Args:
         probs: softmax(f).
-        weights: of the rows in each draw.
-        start: log q of the rows as they are.
+        weights: weights of the rows in each draw.
+        start: log q with equal weights.
     """
     log_q = start.double().expand(weights.shape[1], -1)
     for _ in range(BALANCING_ITERATIONS):
@@ -80,9 +80,9 @@ def share_draws(
 
     Args:
         probs: softmax(f).
-        weights: of the rows in each draw.
+        weights: weights of the rows in each draw.
         log_source: log of the classifier's own prior in each draw.
-        start: the shares of the rows as they are.
+        start: the shares with equal weights.
     """
     mixed = (1 - MIXED_IN) * start.double() + MIXED_IN / len(start)
     pi = mixed.expand(weights.shape[1], -1)
@@ -98,20 +98,20 @@ def interval(draws: Float[Tensor, "B C"], point: Float[Tensor, " C"], narrower: 
 
     Args:
         draws: shares of the draws.
-        point: the shares that they lie around.
-        narrower: sqrt(m / N) where draws are of m rows and the shares of N.
+        point: the point estimate of the shares.
+        narrower: sqrt(m / N) if draws have m rows and the shares are those of N rows.
     """
     ends = torch.quantile(draws.double(), torch.tensor(ENDS, dtype=torch.float64), dim=0)
     return (point + narrower * (ends - point)).clamp(0, 1)
 
 
 def smoothed(share: Float[Tensor, " C"], num_rows: int) -> Float64[Tensor, " C"]:
-    """(n pi + 1/2) / (n + C / 2), Jeffreys' prior: no class is impossible because none of n rows is of it."""
+    """(n pi + 1/2) / (n + C / 2), Jeffreys' prior: a class without rows among n stays possible."""
     return (num_rows * share.double() + 0.5) / (num_rows + len(share) / 2)
 
 
 def present(share: Float[Tensor, " C"]) -> Float64[Tensor, " C"]:
-    """Equal shares of the classes that are there, and a thousandth of it for the others."""
+    """Shares that are equal for all present classes, and 0.001 times as large for the others."""
     weight = torch.where(share >= LEAST_SHARE / len(share), 1.0, ABSENT_WEIGHT).double()
     return weight / weight.sum()
 

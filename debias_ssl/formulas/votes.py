@@ -1,4 +1,4 @@
-"""Votes of several classifiers: each votes for one class of a row, whatever its confidence."""
+"""Votes of several classifiers: each votes for one class of a row, whatever its confidence; how ties are broken."""
 
 import numpy as np
 import scipy
@@ -7,22 +7,23 @@ from torch import Tensor
 
 from debias_ssl.formulas.logits import largest
 
-# By how much the share of the class that wins a tie is above that of the others.
+# The share of the class that wins a tie is raised by this.
 TIE = 2.0**-22
-# Numbers that are counted at a time.
+# Size of the parts in which votes are counted, in numbers.
 CHUNK_NUMBERS = 2**22
 
 
 def vote(logits: Float[Tensor, "N C"]) -> tuple[Int64[Tensor, " N"], Float[Tensor, " N"]]:
-    """The class that each row is voted for, the first of equal ones, and by how much its logit is above the second."""
+    """The class that each row votes for (the first one, if several are equal), and its gap to the second largest logit.
+    """
     highest, label = largest(logits)
     return label, highest - logits.topk(2).values[:, 1]
 
 
 def ranked(gaps: Float[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
-    """How sure a classifier is of each row among all its rows: the rank of the gap, in (0, 1); equal gaps share it.
+    """How sure a classifier is of each row, compared with its other rows: the rank of the gap, in (0, 1).
 
-    Nothing that keeps the order of the gaps changes it, such as a temperature.
+    Equal gaps share a rank. A temperature does not change ranks, because it keeps the order of the gaps.
     """
     return (scipy.stats.rankdata(gaps) - 0.5) / len(gaps)
 
@@ -30,15 +31,16 @@ def ranked(gaps: Float[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
 def vote_shares(
     votes: Int64[np.ndarray, "M N"], sureness: Float64[np.ndarray, "M N"], num_classes: int
 ) -> Float32[np.ndarray, "N C"]:
-    """The mean of the one-hot votes of M classifiers (V-PET, arXiv 2503.09707), of which no row has two largest ones.
+    """The mean of the one-hot votes of M classifiers (V-PET, arXiv 2503.09707), with ties broken.
 
-    The largest share is the agreement. Of classes with equally many votes, that wins whose voters are the surer by
-    their ranks, and of equally sure ones the earlier; its share is then 2^-22 above what it is. So the classes of a
-    classifier count by their order alone, and its rows by theirs: its temperature has no part in it.
+    The largest share is the agreement. If classes have equally many votes, the class whose voters have the higher ranks
+    wins, then the one with the lower number. The share of the winner of a tie is raised by 2^-22, so that each row has
+    one largest share. Only the order of classes in a row and the ranks of rows count, so the temperature of a
+    classifier does not change the result.
 
     Args:
         votes: class numbers.
-        sureness: of each vote among those of the same classifier, as `ranked` has it.
+        sureness: rank of each vote among those of the same classifier, from `ranked`.
         num_classes: C.
     """
     num_members, num = votes.shape
@@ -51,7 +53,7 @@ def vote_shares(
         for own, ranks in zip(votes[:, part], sureness[:, part], strict=True):
             counts[rows, own] += 1
             sure[rows, own] += ranks
-        # A vote counts more than all sureness together.
+        # One vote counts more than all ranks together.
         winner = (counts + sure / (2 * num_members)).argmax(1)
         shares[part] = counts / num_members
         is_tied = (counts == counts.max(1, keepdims=True)).sum(1) > 1

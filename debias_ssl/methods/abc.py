@@ -15,24 +15,26 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 class ABC(PseudoLabeling):
     """Auxiliary balanced classifier (arXiv 2110.10368) on the features of FixMatch; its gradient flows into them.
 
-    With g the auxiliary head, q = softmax(g(weak(u))), k = argmax q, r_y = n_min / n_y, s_y the same of the shares in
-    which labeled images are drawn and t the progress:
+    With g the auxiliary head, q = softmax(g(weak(u))), k = argmax q, t the finished fraction of the run, n_y the number
+    of labeled images of class y, and r_y = n_min / n_y:
 
     L = L_FixMatch + mean_x B(s_y) CE(g(weak(x)), y)
         + mean_u 1[max q >= threshold] B(1 - t (1 - r_k)) CE(g(strong(u)), q)
 
-    B(p) is 1 with probability p, else 0, drawn for each image. s is r, and 1 where classes are drawn equally often:
-    unlabeled images then still come as they are, in the shares of the labels, as the paper assumes. At test time g
-    predicts. The targets q are soft, as in the authors' code. auxiliary_weight = 0 trains the network of FixMatch.
+    B(p) is 1 with probability p, else 0, and is drawn for each image. s_y is r_y, or 1 if the labeled images are drawn
+    equally often from each class. The loss of unlabeled images uses r_k in both cases: the paper assumes that their
+    classes have the same shares as the labels. At test time g predicts. The targets q are soft, as in the authors'
+    code. auxiliary_weight = 0 trains the network of FixMatch.
 
-    The last loss is of one strong view here, the sum of two in the authors' code, which is twice the weight; FixMatch's
-    is of one view here, the mean of two there. t grows with every step here, with every epoch of 500 steps there.
+    Differences from the authors' code: They use two strong views. They add the last loss of both views, which doubles
+    its weight, and average FixMatch's loss over both. Here there is one strong view. Their t grows after each epoch of
+    500 steps; here it grows with every step.
 
     Args:
         problem: what is fixed before training.
-        threshold: confidence from which a pseudo-label counts, of either head.
+        threshold: confidence from which a pseudo-label counts, for both heads.
         unlabeled_weight: lambda_u of FixMatch's loss.
-        auxiliary_weight: of both losses of the auxiliary head.
+        auxiliary_weight: weight of both losses of the auxiliary head.
     """
 
     needs = Needs(all_strong=None)

@@ -1,4 +1,4 @@
-"""AdaMatch: aligns probabilities to those of labeled images; the threshold is relative to the confidence on them."""
+"""AdaMatch: aligns predictions to those of labeled images, and sets the threshold relative to the confidence there."""
 
 import math
 from typing import Literal
@@ -17,19 +17,22 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 class AdaMatch(PseudoLabeling):
     """Distribution alignment and relative threshold (arXiv 2106.04732), for images of one domain.
 
-    With q the running mean of p = softmax(f(weak(u))) and pi that of softmax(f(weak(x))), both uniform at first:
+    With q the running mean of p = softmax(f(weak(u))), and pi the running mean of softmax(f(weak(x))), both uniform at
+    first:
 
     p~ = SumNorm(p pi / q),  c_tau = tau * mean_x max softmax(f(weak(x)))
+
     L = CE(f(weak(x)), y) + CE(f(strong(x)), y) + mu(t) lambda_u mean_u 1[max p~ >= c_tau] CE(f(strong(u)), argmax p~)
 
-    mu(t) = 1/2 - cos(min(pi, 2 pi t)) / 2, t the finished fraction of the run, is in the weight. The running means are
-    of several steps, not one: batches are smaller than the paper's. Left out: random logit interpolation, which needs
-    another pass of the labeled images to mix domains that are one here. threshold = 0 and prior = null is FixMatch with
-    threshold 0 and the second labeled loss, once mu is 1.
+    mu(t) = 1/2 - cos(min(pi, 2 pi t)) / 2, with t the finished fraction of the run. It is a factor of the weights of
+    pseudo-labels. Once mu is 1, threshold = 0 and prior = null is FixMatch with threshold 0 and the second labeled
+    loss. The means run over several steps, because batches are smaller than those of the paper. Random logit
+    interpolation is left out: it mixes domains, which needs another pass of the labeled images, and here there is one
+    domain.
 
-    The labeled loss is the sum of both views' here, half of it in the authors' code. q is a running mean of
-    momentum 0.999 here, the mean of the last 128 batches there; p~ divides by at least 1e-8 here, 1e-6 is added to pi
-    and to q there.
+    Differences from the authors' code: Their labeled loss is the mean over both views; here it is the sum. Their q is
+    the mean of the last 128 batches; here it is a running mean with momentum 0.999. They add 1e-6 to pi and to q; here
+    p~ is divided by at least 1e-8.
 
     Args:
         problem: what is fixed before training.

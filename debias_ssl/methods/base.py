@@ -17,8 +17,8 @@ from debias_ssl.system.ranges import NotNegative, check_ranges
 class Method(nn.Module):
     """The method of one paper: `forward` is its formula, and the constructor's arguments are its hyperparameters.
 
-    State is kept in buffers and trackers, so that it follows the device, is saved and is restored with no code of its
-    own; parameters are optimized, averaged and exported with the model's.
+    Keep state in buffers and trackers: it then moves with the device, and is saved and restored without further code.
+    Parameters are optimized, averaged and exported together with those of the model.
     """
 
     needs: Needs = Needs()
@@ -32,7 +32,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def labeled_loss(self, views: Views, logits: Float[Tensor, "L C"] | None = None) -> Float[Tensor, ""]:
-        """The run's loss of the labeled images, by these logits or those of their weak views."""
+        """The run's loss of the labeled images, from `logits`. None takes the logits of their weak views."""
         logits = views.labeled.logits if logits is None else logits
         loss = self.criterion(logits, views.labels, views.progress)
         if views.partner_labels is None:
@@ -41,11 +41,11 @@ class Method(nn.Module):
         return views.mixup_lambda * loss + (1 - views.mixup_lambda) * of_partners
 
     def predict(self, view: View, blank: View | None = None) -> Float[Tensor, "N C"]:
-        """Logits at test time; `blank` is the view of an image without content where the method needs one."""
+        """Logits at test time. `blank` is the view of an image without content, if the method needs one."""
         return view.logits
 
     def on_evaluation(self, confusion: Int[Tensor, "C C"]) -> None:
-        """Called on every process with the confusion matrix of validation images, where there are any."""
+        """Called on every process with the confusion matrix of the validation images, if there are any."""
 
 
 def class_shares(prior: Sequence[float], num_classes: int) -> Float[Tensor, " C"]:
@@ -64,11 +64,12 @@ class PseudoLabeling(Method):
 
     L = labeled loss + lambda_u * mean_u weight * CE(f(strong(u)), target)
 
-    The mean is over all unlabeled images, whatever their weight. A paper's formula is `pseudo_labels`; `update` takes a
-    step into the state first. Both get the logits as an argument, so that DebiasPL can hand them debiased ones.
+    The mean is over all unlabeled images, whatever their weight. A subclass implements its paper's formula in
+    `pseudo_labels`, and updates its state before that in `update`. Both receive the logits as an argument, so that
+    DebiasPL can pass debiased ones.
 
-    A method that needs another order overrides `forward` and ends it with `self.step(views, pseudo)`. DebiasPL cannot
-    go over such a method.
+    A method that needs another order overrides `forward` and ends it with `self.step(views, pseudo)`. DebiasPL does not
+    accept such a method as its base.
 
     Args:
         problem: what is fixed before training.
@@ -81,10 +82,10 @@ class PseudoLabeling(Method):
         check_ranges(self, "method.", PseudoLabeling)
 
     def update(self, logits: Float[Tensor, "U C"], views: Views) -> None:
-        """Takes a step's weak logits into the state; once a step, before any pseudo-label of it is made."""
+        """Updates the state with the weak logits of a step, once a step and before its pseudo-labels are made."""
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
-        """Targets and weights, in [0, 1], from the logits of weak views; leaves the state as it is."""
+        """Targets, and weights in [0, 1], from the logits of weak views. Does not change the state."""
         raise NotImplementedError
 
     def unlabeled_logits(self, logits: Float[Tensor, "U C"]) -> Float[Tensor, "U C"]:
@@ -111,5 +112,5 @@ class PseudoLabeling(Method):
 
 
 def has_common_step(kind: type[PseudoLabeling]) -> bool:
-    """Whether another method can hand debiased logits to it: its step is the one that all have."""
+    """Whether the method keeps `forward` and `step` of PseudoLabeling, so that it can be the base of DebiasPL."""
     return kind.forward is PseudoLabeling.forward and kind.step is PseudoLabeling.step

@@ -1,4 +1,4 @@
-"""CCL: two heads label together, and estimated class shares correct them."""
+"""CCL: two heads make the pseudo-labels together, corrected by estimated class shares."""
 
 from dataclasses import replace
 
@@ -17,25 +17,25 @@ from debias_ssl.system.ranges import Fraction, NotNegative, Share, check_ranges
 class CCL(PseudoLabeling):
     """The two heads and the priors of continuous contrastive learning (arXiv 2410.06109).
 
-    With f the network, b a second head on its features, U and L the unlabeled and labeled images of a step,
-    r = U / (U + L), pi_l the shares of the classes among labeled images as they are drawn, and pi_u and pi the
-    estimated shares among the unlabeled and among all images:
+    Let f be the network, b a second head on its features, and r = U / (U + L) for a step with U unlabeled and L labeled
+    images. The shares of the classes among the labeled images of steps are pi_l. The estimated shares are pi_u among
+    the unlabeled images, and pi among all images.
 
     1. z = 1/2 [f(weak(u)) - log((1 - r) pi_l + r pi) + (1 + tau / 2) log pi_u] + 1/2 b(weak(u));
-       p = softmax(z), target argmax p, weight 1[max p >= threshold];
+       p = softmax(z), target argmax p, weight 1[max p >= threshold].
     2. L = CE(f(weak(x)), y) + CE(b(weak(x)) + tau log pi_l, y)
-           + lambda_u * mean_u weight * [CE(f(strong(u)), target) + CE(b(strong(u)) + tau log pi, target)];
-    3. after each window, pi_u <- m pi_u + (1 - m) n_u / sum n_u, with n_u one more than the sum of p over the images of
-       the window with log sum exp z >= negative_energy; pi likewise with the images that count.
+           + lambda_u * mean_u weight * [CE(f(strong(u)), target) + CE(b(strong(u)) + tau log pi, target)]
+    3. After each window, pi_u <- m pi_u + (1 - m) n_u / sum n_u. Here n_u is one more than the sum of p over the images
+       of the window with log sum exp z >= negative_energy. The images whose weight is 1 update pi in the same way.
 
     At first, pi_u is uniform and pi is pi_l. At test time b predicts. If all three priors are uniform and b equals f,
     this is FixMatch with each loss twice.
 
     Differences from the authors' code: The contrastive losses are left out, and with them the weight 0.7 of the
-    classification. There is one strong view, where they take the mean of two. Their windows begin after 5 (on CIFAR-10
-    20) of 500 epochs and have 500 of 250,000 steps, which would be a single step in short runs; here a window is a
-    hundredth of the run. They leave the labeled images out of n_u; here all unlabeled images count, which may include
-    labeled ones.
+    classification. They take the mean of two strong views; here there is one. Their windows begin after 5 (on CIFAR-10
+    20) of 500 epochs and have 500 of 250,000 steps. In short runs this would be a single step, so a window is a
+    hundredth of the run here. They leave the labeled images out of n_u; here all unlabeled images count, and these may
+    include the labeled ones.
 
     Args:
         problem: what is fixed before training.
@@ -44,8 +44,8 @@ class CCL(PseudoLabeling):
         negative_energy: log sum exp z from which an image counts for pi_u; on the scale of the network's logits.
         momentum: m; in the authors' code 0.5 for pi_u, and 0.5 to 0.999 for pi.
         warm_up: share of the run before the first window.
-        window: its length as a share of the run.
-        unlabeled_weight: lambda_u; the larger one of 1.5 and U / L in the authors' code, whose U is L.
+        window: length of a window, as a share of the run.
+        unlabeled_weight: lambda_u; in the authors' code the larger one of 1.5 and U / L, with U = L.
     """
 
     needs = Needs(all_strong=None)
@@ -53,7 +53,7 @@ class CCL(PseudoLabeling):
     priors: Float[Tensor, "2 C"]
     """pi_u and pi."""
     counts: Float[Tensor, "2 C"]
-    """What this window has of n_u and of its like for pi."""
+    """The sums of the current window: n_u, and the same for pi."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class CCL(PseudoLabeling):
         self.windows = Windows(warm_up, window)
 
     def joint_logits(self, logits: Float[Tensor, "U C"], views: Views) -> Float[Tensor, "U C"]:
-        """z, of both heads."""
+        """z, the logits of both heads together."""
         (unlabeled, overall), num = self.priors, len(views.index)
         drawn = self.labeled_prior.lerp(overall, num / (num + len(views.labels)))
         own = adjust(debias(logits, drawn, 1.0), unlabeled, 1 + self.strength / 2)

@@ -1,4 +1,4 @@
-"""CDMAD: takes the network's prediction for an image without content as its class bias, and subtracts it."""
+"""CDMAD: subtracts the logits of an image without content, because they are the network's class bias."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,25 +12,25 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 class CDMAD(PseudoLabeling):
     """Class-distribution-mismatch-aware debiasing (arXiv 2403.10391) of FixMatch.
 
-    With I a blank image: f*(x) = f(x) - f(I), p = softmax(f*(weak(u))), at first softmax(f(weak(u))),
+    With I a blank image, f*(x) = f(x) - f(I), and p = softmax(f*(weak(u))) (during the warm-up softmax(f(weak(u)))):
 
     L = CE(f(weak(x)), y) + lambda_u * mean_u 1[max p >= threshold] CE(f(strong(u)), p)
 
-    and f* predicts at test time. hard = true, threshold = 0.95 and warm_up = 1 train the network of FixMatch.
+    At test time f* predicts. hard = true, threshold = 0.95 and warm_up = 1 train the network of FixMatch.
 
-    I is 1 in every channel as the network takes it, which is the data's mean plus one deviation and what the authors'
-    code has, or white: 1 before it is normalized, which is 1.8 on digits and 2.1 on CIFAR-10. The farther I is from all
-    images, the more f(I) says that is not the bias.
+    With blank = ones, I is 1 in every channel after normalization: the data's mean plus one standard deviation, as in
+    the authors' code. With blank = white, I is 1 before normalization; the network then gets 1.8 on digits and 2.1 on
+    CIFAR-10. The farther I is from all images, the less f(I) is the bias alone.
 
-    In training the authors compute f(I) with the statistics of I alone, we with averaged ones; at test time both do
-    with averaged ones. They have two strong views of each image, we one.
+    Differences from the authors' code: In training they compute f(I) with batch statistics of I alone; here averaged
+    statistics are used, as at test time. They use two strong views of each image; here there is one.
 
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts; 0 in the authors' code.
         hard: whether the target is argmax p instead of p.
         blank: the image I.
-        warm_up: share of the run with plain pseudo-labels; 100 of 500 epochs in the authors' code.
+        warm_up: share of the run with pseudo-labels that are not debiased; 100 of 500 epochs in the authors' code.
         unlabeled_weight: lambda_u.
     """
 

@@ -1,4 +1,4 @@
-"""CPG: unlabeled images with stable pseudo-labels join the labeled images, whose class shares are then known."""
+"""CPG: unlabeled images with stable pseudo-labels join the labeled images, so that the class shares are known."""
 
 from dataclasses import replace
 
@@ -17,34 +17,37 @@ from debias_ssl.system.ranges import Fraction, NotNegative, Share, check_ranges
 class CPG(PseudoLabeling):
     """Controllable pseudo-label generation (arXiv 2510.03993): a growing set of admitted images.
 
-    With n_l and n_a the labeled images of each class, as they are drawn, and the admitted ones, pi ~ n_l + n_a,
-    pi_a ~ n_a, where classes with no more than min n_l get the smallest number above it (uniform where there is none),
-    and g an auxiliary head on the same features:
+    Let n_l be the numbers of labeled images of the classes, in the proportions in which steps draw them, n_a the
+    numbers of admitted images, and g an auxiliary head on the same features.
 
-    1. an unlabeled image gets a vote for k where f(weak(u)) + log pi_a and f(strong(u)) + log pi_a both have k as
-       argmax with a confidence of at least the threshold; there are none during the warm-up;
-    2. after each window, the images that were looked at in it are admitted if at least the share `least` of the looks
-       gave a vote, of which more than the share `agreement` are for one class; the shares of its votes are the label
-       of the image, and its class is the argmax. Votes begin anew;
+    The priors are pi ~ n_l + n_a and pi_a ~ n_a. For pi_a, classes with n_a <= min n_l get the smallest n_a of the
+    other classes. If there are no others, pi_a is uniform.
+
+    1. An unlabeled image gets a vote for k if f(weak(u)) + log pi_a and f(strong(u)) + log pi_a both have the argmax k
+       with a confidence of at least the threshold. There are no votes during the warm-up.
+    2. After each window, each image that was seen in it is admitted or not. It is admitted if at least the share
+       `least` of its views gave a vote, and more than the share `agreement` of these votes are for one class. Its label
+       is the shares of its votes, and its class the argmax. All votes are then deleted.
     3. L = mean over labeled and admitted images of CE(f + log pi, label)
-           + lambda_a * [CE(g(weak(x)) + log pi, y) + mean_u CE(g(strong(u)), argmax g(weak(u)))].
+           + lambda_a * [CE(g(weak(x)) + log pi, y) + mean_u CE(g(strong(u)), argmax g(weak(u)))]
 
     The first mean is that of a batch drawn from the union of both sets. The mean over the labeled images of a step has
     the weight |n_l| / |n_l + n_a|. The mean over its unlabeled images, where images that are not admitted have the loss
     0, has the weight (unlabeled images) / |n_l + n_a|. Before the first admission, with auxiliary_weight = 0, this is
     `Supervised` with the loss `LogitAdjusted`.
 
-    Admitted images are trained by their strong views here, which have a gradient, by weak ones there. An image needs 13
-    votes in 5 of 256 epochs there, which in short runs look at an image less often than that: windows are longer here,
-    and the number is a share of the looks. Images that no look fell on stay what they are. Labels are smoothed by 0.1
-    there, and the threshold is 0.855; here `--labeled_loss LabelSmoothing` smooths them. The noise on features, of
-    which rare classes get more copies, is left out, as a method has no hold of the network's classifier.
+    Differences from the authors' code: They train admitted images by weak views; here the strong views are used, which
+    have a gradient. They require 13 votes for an image in a window of 5 of 256 epochs. Short runs see an image less
+    often than that, so windows are longer here, and `least` is a share. An image that was not seen in a window keeps
+    its state. They smooth labels by 0.1 and use the threshold 0.855; here `--labeled_loss LabelSmoothing` smooths them.
+    Their noise on features, with more copies for rare classes, is left out, because a method cannot use the network's
+    classifier.
 
     Args:
         problem: what is fixed before training.
         threshold: confidence from which an image gets a vote; with smoothed labels, 0.95 * (1 - smoothing).
         agreement: one class must have more than this share of the votes.
-        least: smallest share of looks at an image that must give a vote.
+        least: smallest share of the times that an image was seen that must give a vote.
         warm_up: share of the run without votes; 30 of 256 epochs in the authors' code.
         window: time in which votes are collected, as a share of the run; 5 of 256 epochs in the authors' code.
         auxiliary_weight: lambda_a.
@@ -53,7 +56,7 @@ class CPG(PseudoLabeling):
     sampled_counts: Float[Tensor, " C"]
     needs = Needs(all_strong="compares the predictions of strong and weak views of all images")
     labels: Tensor
-    """Votes by which an image was admitted, N C; zeros where it is not."""
+    """Votes by which each image was admitted, N x C; zeros for an image that is not."""
     admitted: Float[Tensor, " C"]
     """n_a."""
 
@@ -115,7 +118,7 @@ class CPG(PseudoLabeling):
 
     @torch.no_grad()
     def _admit(self, ended: Bool[Tensor, ""]) -> None:
-        """Decides on all images that were looked at, if a window has ended."""
+        """Admits images or not, all that were seen in the window, if it has ended."""
         votes, seen = self.memory.votes, self.memory.seen
         total, leading = votes.sum(1), votes.amax(1)
         is_admitted = (total > 0) & (total >= self.least * seen) & (leading > self.agreement * total)

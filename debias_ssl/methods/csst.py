@@ -1,4 +1,4 @@
-"""CSST: self-training for the worst class, or for the mean recall while every class is predicted often enough."""
+"""CSST: self-training that maximizes the smallest recall, or the mean recall with a minimum of predictions a class."""
 
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -17,26 +17,26 @@ from debias_ssl.system.ranges import Fraction, NotNegative, Range, check_ranges
 class CSST(PseudoLabeling):
     """Cost-sensitive self-training (arXiv 2304.14738).
 
-    With G the gain matrix, D = diag(G), M = G D^-1, p = softmax(f(weak(u))), k = argmax p and
+    With G the gain matrix, D = diag(G), M = G D^-1, p = softmax(f(weak(u))), and k = argmax p:
 
-    H(f, y) = -sum_j M_yj log softmax(f - log D)_j,
+    H(f, y) = -sum_j M_yj log softmax(f - log D)_j
 
     L = H(f(weak(x)), y) + lambda_u * mean_u 1[KL(G_k / sum G_k || p) < threshold] H(f(strong(u)), k)
 
-    After each evaluation, with the recalls r_i and the share c_j of predictions of the validation images and pi the
-    prior of the images that G is for:
+    G follows from the validation images of the last evaluation. r_i is the recall of class i, c_j the share of the
+    predictions that are class j, and pi_i the share of class i among the images of the loss:
 
     - min_recall: G = diag(lambda_i / pi_i), lambda_i ~ lambda_i exp(-omega r_i);
     - mean_recall: G_ij = 1[i = j] / (C pi_i) + lambda_j, lambda_j <- max(0, lambda_j - omega (c_j - coverage / C)).
 
-    pi are the shares of the labels, and for the first term those in which labeled images are drawn: uniform where
-    classes are drawn equally often. H takes the place of the run's labeled loss. min_recall with equal counts and
-    rate = 0 is FixMatch, of the threshold e^-threshold.
+    In the loss of unlabeled images, pi are the shares of the classes among the labels. In that of labeled images, they
+    are the shares in which steps draw them: uniform if each class is drawn equally often. H replaces the run's labeled
+    loss. min_recall with equal counts and rate = 0 is FixMatch with the threshold e^-threshold.
 
     Args:
         problem: what is fixed before training.
         objective: the goal to maximize: the smallest recall, or the mean recall under the constraint.
-        coverage: each class must get at least this part of 1 / C of the predictions.
+        coverage: each class must get at least this part of 1 / C of the predictions; for mean_recall only.
         threshold: divergence from which a pseudo-label no longer counts.
         rate: omega, the step size of lambda at each evaluation.
         unlabeled_weight: lambda_u.

@@ -1,4 +1,4 @@
-"""DASO: mixes pseudo-labels of the classifier and of prototypes, by how often each class is predicted."""
+"""DASO: mixes the pseudo-labels of the classifier with those of class prototypes, by how often a class is predicted."""
 
 from dataclasses import replace
 
@@ -17,18 +17,19 @@ from debias_ssl.system.ranges import Fraction, NotNegative, Positive, check_rang
 class DASO(PseudoLabeling):
     """Distribution-aware semantics-oriented pseudo-labels (arXiv 2106.05682) in FixMatch.
 
-    With z features, c_k the prototype of class k, p = softmax(f(weak(u))), q_w = softmax(cos(z(weak(u)), c) / T_proto),
-    q_s the same of strong(u), m the running distribution of pseudo-labels and k = argmax p:
+    With z the features, c_k the prototype of class k, p = softmax(f(weak(u))), k = argmax p,
+    q_w = softmax(cos(z(weak(u)), c) / T_proto), q_s the same for strong(u), and m the running mean of p':
 
-    1. v_k = m_k^(1/T) / max_j m_j^(1/T);  p' = (1 - v_k) p + v_k q_w;  m follows p';
+    1. v_k = m_k^(1/T) / max_j m_j^(1/T);  p' = (1 - v_k) p + v_k q_w
     2. L = CE(f(weak(x)), y) + lambda_u * mean_u 1[max p' >= threshold] CE(f(strong(u)), argmax p')
-           + lambda_align * mean_u CE(q_s, q_w).
+           + lambda_align * mean_u CE(q_s, q_w)
 
     During the warm-up p' = p and there is no alignment: warm_up = 1 is FixMatch. Prototypes are running means of the
-    features of labeled images; the authors take means of queues of 256 features a class from an averaged encoder.
+    features of labeled images.
 
-    m is a running mean of the soft p' here, shares of argmax p' in the last 100 steps in the authors' code, renewed
-    every 100 steps. The labeled images of a step move the prototypes after they were used here, before there.
+    Differences from the authors' code: Their prototypes are means of queues of 256 features a class from an averaged
+    encoder. Their m has the shares of argmax p' in 100 steps, and changes every 100 steps; here it is a running mean of
+    the soft p'. They move the prototypes by the labeled images of a step before use; here they are moved after use.
 
     Args:
         problem: what is fixed before training.
@@ -65,7 +66,7 @@ class DASO(PseudoLabeling):
         self.align_weight = align_weight
         check_ranges(self, "method.")
         self.distribution = uniform_marginal(problem.num_classes, momentum)
-        # The length of a prototype means nothing, so that they may start at zero.
+        # Only the direction of a prototype counts, so prototypes may start at zero.
         self.register_buffer("prototypes", torch.zeros(problem.num_classes, problem.num_features))
 
     def forward(self, views: Views) -> Step:
@@ -85,17 +86,17 @@ class DASO(PseudoLabeling):
 
     @property
     def semantic_share(self) -> Float[Tensor, " C"]:
-        """v, of which a class has the more, the more pseudo-labels it has."""
+        """v, which is larger for a class with more pseudo-labels."""
         return (self.distribution.value / self.distribution.value.max()) ** (1 / self.temperature)
 
     def similarities(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
-        """cos(z, c) / T_proto; 0 where a class has no prototype yet."""
+        """cos(z, c) / T_proto; 0 for a class without a prototype yet."""
         return F.normalize(features) @ F.normalize(self.prototypes).T / self.prototype_temperature
 
     @torch.no_grad()
     def update_prototypes(self, features: Float[Tensor, "L D"], labels: Int[Tensor, " L"]) -> None:
         is_of = F.one_hot(labels, len(self.prototypes)).to(features.dtype)
-        # Sums and numbers of all processes, in one message.
+        # Sums and counts of all processes, in one message.
         sums = all_sum_(is_of.T @ F.pad(features, (0, 1), value=1.0))
         means = sums[:, :-1] / sums[:, -1:].clamp(min=1)
         moved = self.prototypes.lerp(means, 1 - self.momentum)

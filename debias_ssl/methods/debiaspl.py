@@ -14,7 +14,7 @@ from debias_ssl.methods.base import PseudoLabeling, has_common_step
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.ranges import AtLeastOne, Fraction, NotNegative, check_ranges
 
-# What DebiasPL's own settings are unless they are set, which they must not be beside a base.
+# Defaults of DebiasPL's own settings. With a base, they must not be changed.
 THRESHOLD, WEIGHT = 0.95, 1.0
 
 
@@ -24,7 +24,7 @@ class DebiasPL(PseudoLabeling):
     With q the marginal (uniform at first) and tau the strength:
 
     1. p = softmax(f(weak(u)) - tau log q), with the old q; target argmax p, weight 1[max p >= threshold];
-    2. q <- m q + (1 - m) mean softmax(f(weak(u))): undebiased, over all images of the global batch;
+    2. q <- m q + (1 - m) mean softmax(f(weak(u))): without debiasing, over all images of the global batch;
     3. L = CE(f(weak(x)), y) + lambda_u * mean_u weight * CE(f(strong(u)) + tau log q, target), with the new q.
 
     With several views, targets come from the mean of the weak logits and from each weak view. Each target applies to
@@ -37,9 +37,9 @@ class DebiasPL(PseudoLabeling):
     f + tau log q toward f - tau log q, a shift of 2 tau log q between views of the same image. The base's labeled loss
     does not change. strength = 0 is then the base.
 
-    With a teacher's labels (CLIP's in the paper): as far as no pseudo-label of an image counts and the teacher's
-    confidence is at least assist_threshold, the teacher's label is the target of a second loss of the same form. The
-    mean of both losses replaces the unlabeled loss.
+    With a teacher's labels (CLIP's in the paper): if no pseudo-label of an image counts and the teacher's confidence is
+    at least assist_threshold, the teacher's label is the target of a second loss of the same form. The mean of both
+    losses replaces the unlabeled loss.
 
     Args:
         problem: what is fixed before training.
@@ -47,7 +47,7 @@ class DebiasPL(PseudoLabeling):
             `--method.base.init_args.threshold`.
         strength: tau, how much of the class bias is removed from the targets and added as a margin.
         momentum: m of the marginal; 0.999 in the paper, 0.99 in the authors' ImageNet scripts.
-        unlabeled_weight: lambda_u; likewise.
+        unlabeled_weight: lambda_u; with a base, leave it unchanged and set `--method.base.init_args.unlabeled_weight`.
         num_views: weak and strong views of each unlabeled image.
         assist_threshold: confidence from which labels of `data.probs` or of a teacher replace pseudo-labels that do not
             count; 0.4 in the authors' scripts; null does not use them.
@@ -78,20 +78,16 @@ class DebiasPL(PseudoLabeling):
         self.base = None if base is None else base(problem)
         if self.base is not None and not has_common_step(type(self.base)):
             raise InputError(
-                f"method.base is {type(self.base).__name__}, whose step has an order of its own: "
+                f"method.base is {type(self.base).__name__}, which has its own order of a step and cannot be a base: "
                 "choose a method such as FlexMatch"
             )
         for name, default in (("threshold", THRESHOLD), ("unlabeled_weight", WEIGHT)):
             value = getattr(self, name)
             if self.base is not None and value != default:
-                fix = (
-                    f"set --method.base.init_args.{name}"
-                    if hasattr(self.base, name)
-                    else "which has none; leave it out"
-                )
-                raise InputError(
-                    f"method.{name} is {value}, but pseudo-labels are those of {type(self.base).__name__}: {fix}"
-                )
+                kind = type(self.base).__name__
+                is_there = hasattr(self.base, name)
+                fix = f"set --method.base.init_args.{name}" if is_there else f"leave it out, {kind} has no {name}"
+                raise InputError(f"method.{name} is {value}, but {kind} makes the pseudo-labels: {fix}")
         needs = self._policy.needs
         self.needs = replace(
             needs,
@@ -102,7 +98,7 @@ class DebiasPL(PseudoLabeling):
 
     @property
     def _policy(self) -> PseudoLabeling:
-        """What makes targets and weights of debiased logits."""
+        """The method that computes targets and weights from debiased logits."""
         return self if self.base is None else self.base
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:
@@ -148,14 +144,14 @@ class DebiasPL(PseudoLabeling):
 
 
 def assistance(probs: Float[Tensor, "U C"], threshold: Fraction, pseudo: list[PseudoLabels]) -> PseudoLabels:
-    """Labels of a teacher's probabilities p, with weight 1[max p >= threshold] as far as no pseudo-label counts."""
+    """Labels argmax p of a teacher's probabilities p, with weight 1[max p >= threshold] * (1 - largest own weight)."""
     confidence, target = probs.max(-1)
     counts = torch.stack([labels.weight for labels in pseudo]).amax(0)
     return PseudoLabels(target=target, weight=(confidence >= threshold) * (1 - counts))
 
 
 def joined(own: PseudoLabels, outside: PseudoLabels) -> PseudoLabels:
-    """For the log, the label of each image that counts more."""
+    """Pseudo-labels for the log: of the two labels of an image, the one with the larger weight."""
     target = own.target if own.target.ndim == 1 else own.target.argmax(-1)
     return PseudoLabels(
         target=torch.where(outside.weight > own.weight, outside.target, target), weight=own.weight + outside.weight
@@ -163,7 +159,7 @@ def joined(own: PseudoLabels, outside: PseudoLabels) -> PseudoLabels:
 
 
 def mean_cross_entropy(logits: list[Tensor], pseudo: list[PseudoLabels]) -> Float[Tensor, ""]:
-    """Over all pairs of logits (U C) and pseudo-labels."""
+    """Mean over all pairs of logits (U C) and pseudo-labels."""
     return torch.stack(
         [weighted_cross_entropy(f, labels.target, labels.weight) for f in logits for labels in pseudo]
     ).mean()

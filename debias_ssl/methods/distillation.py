@@ -11,19 +11,19 @@ from debias_ssl.system.ranges import Fraction, Positive, check_ranges
 class Distillation(Method):
     """Distillation (arXiv 1503.02531) from a teacher's class probabilities p for the views of the student.
 
-    With z(x) the student's logits of a weak view, and p_T the teacher's softmax at temperature T,
+    With z(x) the student's logits of a weak view, and p_T the teacher's softmax at temperature T:
 
     L = (1 - w) CE(z(x), y) + w T^2 mean CE(z / T, p_T)
 
-    where the mean is over unlabeled images, which most often contain the labeled ones, or over the labeled ones, as in
-    the paper. T^2 keeps the size of the gradient. An image of which the teacher says nothing (a row of zeros) counts 0.
-    soft_weight = 0 is Supervised.
+    The mean is over the unlabeled images, which usually include the labeled ones, or over the labeled images, as in the
+    paper. The factor T^2 keeps the size of the gradient. An image without probabilities of the teacher (a row of zeros)
+    has the loss 0. soft_weight = 0 is Supervised.
 
     Args:
         problem: what is fixed before training.
-        temperature: T of both.
+        temperature: T, of student and teacher.
         soft_weight: w, the weight of the teacher's loss; 1 trains without labels. The paper advises a large weight.
-        unlabeled: whether the student learns from the teacher on unlabeled images too, or only on labeled ones.
+        unlabeled: whether the mean is over the unlabeled images, else over the labeled ones.
     """
 
     def __init__(

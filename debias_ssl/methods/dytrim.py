@@ -1,4 +1,4 @@
-"""DyTrim: leaves out of the losses images that are already learned, or whose class the model prefers."""
+"""DyTrim: leaves images out of the losses if they are already learned or if the model prefers their class."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,20 +20,22 @@ from debias_ssl.system.ranges import Fraction, Share, check_ranges
 class DyTrim(PseudoLabeling):
     """Dynamic dataset pruning (ICLR 2026, Jiajun0425/DyTrim) over another method.
 
-    With beta = softmax(f(I)), I a blank image (the shares pi_l of the classes among labeled images during the warm-up),
-    l(x) the cross-entropy of a labeled image and l(u) the base's weighted cross-entropy of an unlabeled one:
+    beta = softmax(f(I)) with a blank image I. During the warm-up, beta is pi_l, the shares of the classes among labeled
+    images. l(x) is the cross-entropy of a labeled image, and l(u) the base's weighted cross-entropy of an unlabeled
+    one.
 
     1. Of the n_c labeled images of class c in a step, the labeled loss leaves out the floor(beta_c n_c) images with the
        smallest l(x). Its gradient is that of the mean over the others.
-    2. Unlabeled images with l(u) below the mean of the step are kept with probability `keep`, with 1 / keep times their
-       weight; the others are left out. The mean is over all images, so its expectation is that of the base.
+    2. Unlabeled images with l(u) below the mean of the step are learned. Each is kept with probability `keep`, and then
+       has 1 / keep times its weight; else it is left out. The mean is over all images, so its expectation is that of
+       the base.
 
-    From the progress `until` on, all images are kept: until = 0 is the base.
+    From the progress `until` on, all images are kept: until = 0 is the base. The log shows the weights and the labeled
+    loss of the base, as if all images were kept.
 
-    The authors choose images before each epoch, among all images, by the losses when each was last seen, and draw steps
-    from the kept images. Here each step chooses among its own images: fewer of them count, which saves no time, and a
-    class with few images in the step loses none. In the authors' code I is 0 in all channels. The log shows the weights
-    and the labeled loss of the base, as if all images were kept.
+    Differences from the authors' code: They choose images before each epoch, among all images, by the loss when each
+    was last seen, and draw steps from the kept images. Here each step chooses among its own images. This saves no time,
+    and a class with few images in the step loses none. Their I is 0 in all channels.
 
     Args:
         problem: what is fixed before training.
@@ -63,7 +65,7 @@ class DyTrim(PseudoLabeling):
         self.base = (base or CDMAD)(replace(problem, labeled_loss=self.trimmed))
         if type(self.base).forward is not PseudoLabeling.forward:
             raise InputError(
-                f"method.base is {type(self.base).__name__}, whose step has an order of its own: "
+                f"method.base is {type(self.base).__name__}, which has its own order of a step and cannot be a base: "
                 "choose a method such as FixMatch"
             )
         self.blank = self.base.needs.blank or blank
@@ -90,7 +92,7 @@ class DyTrim(PseudoLabeling):
 
     @torch.no_grad()
     def factors(self, views: Views, pseudo: PseudoLabels) -> Float[Tensor, " U"]:
-        """0 for unlabeled images that are left out, 1 / keep for others that are learned, else 1."""
+        """1 for unlabeled images that are not learned; for learned ones 0 (left out) or 1 / keep (kept)."""
         assert views.draws is not None
         logits = self.base.unlabeled_logits(views.strong.logits)
         loss = pseudo.weight * F.cross_entropy(logits, pseudo.target, reduction="none")
@@ -114,14 +116,14 @@ class TrimmedLoss(nn.Module):
         self.loss = problem.labeled_loss or CrossEntropy(problem)
         self.register_buffer("prior", torch.tensor(problem.labeled_prior), persistent=False)
         self.shares: Float[Tensor, " C"] | None = None
-        """Of each class, how many are left out in this step."""
+        """The share of each class that is left out in this step; None keeps all images."""
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
         if self.shares is None:
             return self.loss(logits, labels, progress)
         kept = kept_labeled(logits.detach(), labels, self.shares).to(logits.dtype)
         number = all_sum_(torch.stack([kept.sum(), torch.ones_like(kept).sum()]))
-        # The loss is a mean over all rows, whatever it is of a row: its value stays, the gradient of rows is scaled.
+        # Works for every loss that is a mean over rows: its value stays the same, and the gradient of rows is scaled.
         factor = (kept * number[1] / number[0].clamp(min=1))[:, None]
         return self.loss(factor * logits + ((1 - factor) * logits).detach(), labels, progress)
 
@@ -129,7 +131,7 @@ class TrimmedLoss(nn.Module):
 def kept_labeled(
     logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], shares: Float[Tensor, " C"]
 ) -> Bool[Tensor, " L"]:
-    """Which images are not among the floor(share n) of the n of their class, over all processes, of the least loss."""
+    """False for the floor(share n) images with the smallest loss of each class, of its n images on all processes."""
     loss = F.cross_entropy(logits, labels, reduction="none")
     all_labels, all_losses = gathered(torch.stack([labels.to(loss.dtype), loss], 1)).unbind(1)
     is_same = labels[:, None] == all_labels

@@ -1,4 +1,4 @@
-"""EvenMatch: this project's own method. It removes class bias from targets, from weights and from both losses."""
+"""EvenMatch, this project's own method: removes class bias from targets, from weights and from both losses."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,22 +15,22 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 class EvenMatch(PseudoLabeling):
     """Debiased targets, weights without a threshold, and a labeled loss for even classes (docs/evenmatch.md).
 
-    With pi_l the shares of the classes among the labeled images of steps, C their number, q and r the running means of
-    softmax(f(weak(u))) and of p, and mu and sigma^2 those of the mean and the variance of p^ (q and r are uniform at
-    first, mu is 1 / C, sigma^2 is 1):
+    Let pi_l be the shares of the C classes among the labeled images of steps. The running means of softmax(f(weak(u)))
+    and of p are q and r, both uniform at first. The running means of the mean and the variance of p^ are mu and
+    sigma^2, at first 1 / C and 1.
 
-    1. p = softmax(f(weak(u)) - tau log q), with the old q; q is updated (DebiasPL, arXiv 2201.01490);
-    2. p^ = max SumNorm(p / r); r, mu and sigma^2 are updated;
-       lambda = exp(-2 min(p^ - mu, 0)^2 / sigma^2) (SoftMatch, arXiv 2301.10921);
+    1. p = softmax(f(weak(u)) - tau log q), with the old q. Then q is updated (DebiasPL, arXiv 2201.01490).
+    2. p^ = max SumNorm(p / r). Then r, mu and sigma^2 are updated.
+       lambda = exp(-2 min(p^ - mu, 0)^2 / sigma^2) (SoftMatch, arXiv 2301.10921).
     3. L = CE(f(weak(x)), y) / (C pi_l(y)) + lambda_u * mean_u lambda CE(f(strong(u)) + tau log q, argmax p), with the
        new q.
 
-    Each term leaves f without a preference: each class has the same part in the labeled loss, so that uneven labels do
-    not hand theirs down to the pseudo-labels, and what is left in q is drift, or a tail of the unlabeled images. Where
-    classes have equally many labels, or are drawn equally often, it is DebiasPL over SoftMatch.
+    Each class has the same part in the labeled loss, so uneven labels do not make f prefer frequent classes, and the
+    pseudo-labels do not inherit such a preference. What remains in q is drift, or uneven classes of the unlabeled
+    images. If all classes have equally many labels, or are drawn equally often, this is DebiasPL over SoftMatch.
 
-    Another labeled loss of the run (`labeled_loss`) takes the place of the first term. With LogitAdjusted and its
-    strength 1.5 it is EvenMatch as it was before 2026-11-27.
+    If the run sets another `labeled_loss`, it replaces the first term. LogitAdjusted with strength 1.5 is EvenMatch as
+    it was before 2026-11-27.
 
     Args:
         problem: what is fixed before training.

@@ -1,4 +1,4 @@
-"""FineSSL: larger margins for less learned classes, and a confidence from a second classifier."""
+"""FineSSL: larger margins for classes that are learned less, and confidences from a second classifier."""
 
 from dataclasses import replace
 
@@ -17,29 +17,31 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 class FineSSL(PseudoLabeling):
     """Balanced margin softmax and decoupled label smoothing, for pretrained networks (arXiv 2405.11756).
 
-    With sigma_c the number of unlabeled images whose last prediction of confidence >= threshold was of class c, divided
-    by the largest such number, p = softmax(f(weak(u))), k = argmax p, and g a second head on features through which no
-    gradient flows:
+    Let p = softmax(f(weak(u))), k = argmax p, and g be a second head. No gradient flows from g into the features.
+    Before a step, count for each class c the unlabeled images whose last prediction with confidence >= threshold was c.
+    This number divided by the largest one is sigma_c.
 
     alpha_c = alpha (1 - sigma_c) / (1 + sigma_c) (max sigma - min sigma)
-    m_y = alpha_y for all classes but y, and 0 for y
+
+    m_y = alpha_y for all classes except y, and 0 for y
+
     L = CE(f(weak(x)) + m_y, y) + lambda_u * mean_u max softmax(g(weak(u))) CE(f(strong(u)) + m_k, k)
         + CE(g(weak(x)), y) + mean_u 1[max p >= threshold] CE(g(strong(u)), smoothed k)
 
-    A less learned class must win by a larger margin, and the weight of a pseudo-label is the confidence of g. The
-    smoothed k is 1 - smoothing for k and smoothing / (C - 1) for others, so that g is less confident than f. sigma is
-    that of earlier steps. With margin = 0, and if g has confidence 1 on all images, this is FixMatch with threshold 0.
+    A class that is learned less must win by a larger margin. The weight of a pseudo-label is the confidence of g. The
+    smoothed k is 1 - smoothing for k and smoothing / (C - 1) for the others, so that g is less confident than f. With
+    margin = 0, and if g has confidence 1 on all images, this is FixMatch with threshold 0.
 
-    Differences from the authors' code: Logits are the network's own, without a bound; theirs are about 14 times
-    cosines, so that a margin of up to 8 is a part of their range. g starts at random; theirs starts at f. They average
-    the losses of two strong views, and forget all predictions after each epoch of 500 steps. Their last loss is the
-    mean over confident images; here it is the mean over all images, like every other loss of pseudo-labels.
+    Differences from the authors' code: Their logits are about 14 times cosines, and a margin of up to 8 is a part of
+    this range. Here logits are the network's own and have no bound. Their g starts at f; here it starts at random. They
+    average the losses of two strong views, and forget all predictions after each epoch of 500 steps. Their last loss is
+    the mean over confident images; here it is the mean over all images, like every other loss of pseudo-labels.
 
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a prediction counts for sigma, and trains g.
         margin: alpha, the largest margin, in units of logits.
-        smoothing: of the labels of g; 0.5 in the paper's runs.
+        smoothing: label smoothing of g; 0.5 in the paper's runs.
         unlabeled_weight: lambda_u; 3 in the paper's runs.
     """
 

@@ -17,16 +17,17 @@ class FixMatch(PseudoLabeling):
 
     The mean is over all unlabeled images of the batch, confident or not.
 
-    With a prior pi, predictions are aligned to it (distribution alignment, arXiv 1911.09785, which the paper adds on
-    CIFAR-100; CReST+ gives pi ~ N^t, arXiv 2102.09559): SumNorm(p pi / q) stands for p, q the running mean of p.
+    With a prior pi, predictions are aligned to it: SumNorm(p pi / q) replaces p, with q the running mean of p. This is
+    distribution alignment (arXiv 1911.09785), which the paper adds on CIFAR-100. CReST+ uses pi ~ N^t (arXiv
+    2102.09559).
 
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts.
         unlabeled_weight: lambda_u.
         prior: pi, a share for each class; null turns alignment off.
-        prior_momentum: momentum of q, which starts uniform and is used only with a prior; 0.99 averages over about as
-            many batches as the 128 of ReMixMatch.
+        prior_momentum: momentum of q, which starts uniform and is used only with a prior; 0.99 averages over about 100
+            batches, similar to the 128 of ReMixMatch.
     """
 
     needs = Needs(all_strong=None)

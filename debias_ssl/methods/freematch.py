@@ -23,10 +23,12 @@ class FreeMatch(PseudoLabeling):
     L = CE(f(weak(x)), y) + lambda_u * mean_u 1[max p >= tau_t(argmax p)] CE(f(strong(u)), argmax p) + w_f L_f
     L_f = sum_c SumNorm(p~ / h~)(c) log SumNorm(p- / h-)(c)
 
-    p- and h- are those means of the strong views whose label counts, over the global batch; L_f is 0 where none does.
-    momentum = 1 and fairness_weight = 0 is FixMatch with threshold 1 / C.
+    p- and h- are the means of p and of the one-hot argmax p over the strong views whose pseudo-label counts, in the
+    global batch. L_f is 0 if no pseudo-label counts. momentum = 1 and fairness_weight = 0 is FixMatch with threshold
+    1 / C.
 
-    The logarithm of a class that no counting strong view is predicted as is that of 1e-8 here, of 1e-12 in USB's code.
+    Difference from USB's code: If none of these strong views is predicted as class c, the logarithm of class c is
+    log 1e-8 here, and log 1e-12 there.
 
     Args:
         problem: what is fixed before training.

@@ -21,10 +21,10 @@ from debias_ssl.system.ranges import BelowOne, Fraction, NotNegative, Positive, 
 class LabeledLoss(nn.Module):
     """A loss of labeled images: `forward` gives its mean over a batch.
 
-    `counts` are how many labeled images each class has, and say how well it can be learned. `sampled` are as many of
-    each class as its share in the labeled images of steps, which differs where classes are drawn equally often; a loss
-    that corrects for uneven classes takes these, or it would correct for what is not there. Both are buffers, to be
-    where the logits are, but no state: they are not saved with a run.
+    `counts` are the numbers of labeled images of the classes; they say how well a class can be learned. `sampled` are
+    the same numbers, scaled to the shares of the classes in steps. They differ from `counts` if each class is drawn
+    equally often. A loss that corrects for uneven classes uses `sampled`, because it corrects what steps contain. Both
+    are buffers, so that they move with the device, but they are not saved with a run.
 
     Args:
         problem: what is fixed before training.
@@ -55,9 +55,9 @@ class CrossEntropy(LabeledLoss):
 
 
 class Balanced(LabeledLoss):
-    """Cross-entropy weighted by alpha_y = 1 / (C pi_y), C the classes with labels: every class counts the same.
+    """Cross-entropy weighted by alpha_y = 1 / (C pi_y), so that every class counts the same; C classes have labels.
 
-    pi are the shares in steps. The weights are 1 in the mean over labeled images. With equal shares it is CrossEntropy.
+    pi are the shares in steps. The mean weight of labeled images is 1. With equal shares it is CrossEntropy.
     """
 
     def forward(self, logits: Float[Tensor, "L C"], labels: Int[Tensor, " L"], progress: float) -> Float[Tensor, ""]:
@@ -68,8 +68,8 @@ class Balanced(LabeledLoss):
 class LogitAdjusted(LabeledLoss):
     """CE(f + tau log pi, y), or Delta_yy' = tau log(pi_y' / pi_y) (arXiv 2007.07314).
 
-    f is trained to be right where every class is as frequent as any other. pi are the shares in steps; where they are
-    equal, as with `class_balanced`, it is CrossEntropy.
+    f is trained for test images with equally frequent classes. pi are the shares in steps. If they are equal, as with
+    `class_balanced`, it is CrossEntropy.
 
     Args:
         problem: what is fixed before training.
@@ -89,10 +89,12 @@ class LogitAdjusted(LabeledLoss):
 class AdaptiveMargin(LabeledLoss):
     """LDAM-DRW: Delta_yy' = s m_y, m_y = max_margin n_y^(-1/4) / max_y n_y^(-1/4) (arXiv 1906.07413).
 
-    In the last part of the run, alpha_y ~ (n_y / s_y) (1 - beta) / (1 - beta^n_y), with mean 1 over labeled images. n
-    are the labeled images of each class: the paper derives margin and weight from how many there are. s are as many as
-    the class has of the images of steps. The paper reweights (s = n) or draws evenly, not both; a class has the same
-    weight in the sum either way.
+    In the last part of the run, images have the weight alpha_y ~ (n_y / a_y) (1 - beta) / (1 - beta^n_y), with mean 1
+    over labeled images.
+
+    n_y is the number of labeled images of class y; the paper derives margin and weight from it. a_y is the same number,
+    scaled to the share of the class in steps. The paper either reweights (a = n) or draws each class equally often. The
+    factor n_y / a_y gives a class the same total weight in both cases.
 
     The paper's logits are s = 30 times cosines of features and class weights. Here they are the network's own, which
     have no bound, so that s is 1 and the margins are in units of logits.
@@ -134,14 +136,14 @@ class Equalized(LabeledLoss):
     """Softmax equalization loss (arXiv 2003.05176): rare classes are often left out of the negatives.
 
     -log e^f_y / sum_k w_k e^f_k, with w_k = 0 for a rare k != y with probability gamma, drawn for each image, else 1.
-    What rare classes are spared is the gradient of the many images of others in a step. Where classes are drawn equally
-    often, none is rare, and it is CrossEntropy.
+    So the many images of other classes in a step push the logits of rare classes down less often. If each class is
+    drawn equally often, no class is rare, and it is CrossEntropy.
 
     Args:
         problem: what is fixed before training.
         drop: gamma; 0 is CrossEntropy.
-        rare: a class is rare if it has fewer images, as they are drawn, than this factor times the mean; the paper sets
-            a share of all images for each data set.
+        rare: a class is rare if steps draw fewer images of it than this factor times the mean over classes; the paper
+            sets a share of all images for each data set.
     """
 
     def __init__(self, problem: Problem, *, drop: Fraction = 0.95, rare: NotNegative = 0.3):
@@ -176,9 +178,11 @@ class LabelSmoothing(LabeledLoss):
 class LabelAwareSmoothing(LabeledLoss):
     """Label smoothing that is stronger for frequent classes, where models are overconfident (arXiv 2104.00466).
 
-    eps_y = tail + (head - tail) sin(pi (n_y - n_K) / (2 (n_1 - n_K))), n the labeled images of each class, however they
-    are drawn: MiSLAS trains only the classifier by it, in a second stage in which classes are drawn equally often. Here
-    it is for the whole run.
+    eps_y = tail + (head - tail) sin(pi (n_y - n_K) / (2 (n_1 - n_K))), with n_y the number of labeled images of class
+    y, n_1 the largest and n_K the smallest such number.
+
+    These are numbers of images, even if each class is drawn equally often: the paper (MiSLAS) does both in a second
+    stage, which trains only the classifier. Here the loss is used in the whole run.
 
     Args:
         problem: what is fixed before training.

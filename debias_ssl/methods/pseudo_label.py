@@ -15,8 +15,9 @@ class PseudoLabel(PseudoLabeling):
     p = softmax(f(weak(u))),
     L = CE(f(weak(x)), y) + lambda_u * mean_u alpha(t) 1[max p >= threshold] CE(f(weak(u)), argmax p)
 
-    alpha(t) = min(1, t / ramp), t the finished fraction of the run, is in the weight. The paper has no threshold (here
-    0) and lambda_u = 3; the defaults are those of the USB benchmark. ramp = 0 is FixMatch without a strong view.
+    alpha(t) = min(1, t / ramp), with t the finished fraction of the run. It is a factor of the weights of
+    pseudo-labels. The defaults are those of the USB benchmark; the paper has lambda_u = 3 and no threshold (0 here).
+    ramp = 0 is FixMatch without a strong view.
 
     Args:
         problem: what is fixed before training.

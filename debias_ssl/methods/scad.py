@@ -17,26 +17,27 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 class SCAD(PseudoLabeling):
     """Super-class-aware debiasing (ICLR 2026, aitrics-tom/SCAD) of FixMatch.
 
-    With g a head for superclasses on the features of f, s(y) the superclass of class y, and pi_l the shares of the
-    classes among labeled images as they are drawn:
+    With g a head for superclasses on the features of f, s(y) the superclass of class y, q = softmax(g(weak(u))), and
+    pi_l the shares of the classes among the labeled images of steps:
 
-    L = L_FixMatch(f) + lambda_s * [CE(g(weak(x)), s(y)) + mean_u 1[max q >= threshold] CE(g(strong(u)), argmax q)],
-        q = softmax(g(weak(u)));
-    at test time f - tau [log pi_l + sum_k q_k Delta_k],
-        Delta_kc = pi_l(c) / max of pi_l over the classes of k, where c is of the superclass k, else 1.
+    L = L_FixMatch(f) + lambda_s * [CE(g(weak(x)), s(y)) + mean_u 1[max q >= threshold] CE(g(strong(u)), argmax q)]
 
-    In an image that is surely of a superclass, its rare classes gain up to 1 on the frequent one, beyond the logit
-    adjustment. Where each class is a superclass of its own, and where classes have equally many labels, Delta is 1 for
-    all: what is left is logit adjustment after training (arXiv 2007.07314). With superclass_weight = 0 the network is
-    FixMatch's; with strength = 0 f predicts.
+    At test time f - tau [log pi_l + sum_k q_k Delta_k] predicts. Delta_kc is 1 if class c is not of superclass k. Else
+    it is pi_l(c), divided by the largest pi_l of the classes of k.
 
-    The authors' best figures are those over ACR, which subtracts the same terms from the logits of its pseudo-labels.
+    If g is sure of the superclass of an image, its rare classes gain up to tau on its most frequent class, beyond logit
+    adjustment. If each class has its own superclass, or if all classes have equally many labels, Delta is 1 for all
+    classes. The prediction is then logit adjustment after training (arXiv 2007.07314). superclass_weight = 0 trains the
+    network of FixMatch. With strength = 0, f predicts.
+
+    The authors' best figures are for ACR instead of FixMatch, with the same terms subtracted from the logits of ACR's
+    pseudo-labels.
 
     Args:
         problem: what is fixed before training.
         superclasses: the name of the superclass of each class, in the order of classes; `scripts/superclasses.py` makes
             the list from a file or from CLIP's text vectors. Null gives each class its own superclass.
-        threshold: confidence from which a pseudo-label counts, of either head.
+        threshold: confidence from which a pseudo-label counts, for both heads.
         unlabeled_weight: lambda_u of FixMatch's loss.
         superclass_weight: lambda_s.
         strength: tau.
@@ -44,7 +45,7 @@ class SCAD(PseudoLabeling):
 
     needs = Needs(all_strong=None)
     superclass_of: Int[Tensor, " C"]
-    """s, as numbers."""
+    """s, the number of the superclass of each class."""
     penalty: Float[Tensor, "S C"]
     """Delta."""
     labeled_prior: Float[Tensor, " C"]

@@ -1,4 +1,4 @@
-"""Self-training: fixed labels of the unlabeled images, which another model or person gave before training."""
+"""Self-training: learns fixed labels of the unlabeled images that another model or a person gave before training."""
 
 from debias_ssl.contract import Needs, Problem, PseudoLabels, Step, Views
 from debias_ssl.methods.base import PseudoLabeling
@@ -8,18 +8,18 @@ from debias_ssl.system.ranges import NotNegative
 class SelfTraining(PseudoLabeling):
     """One round of self-training on given labels, as in V-PET (arXiv 2503.09707).
 
-    With p(u) the class probabilities that `data.probs` (or `teacher`) gives to an unlabeled image,
+    With p(u) the class probabilities of an unlabeled image from `data.probs` or `teacher`:
 
     L = CE(f(weak(x)), y) + lambda_u mean_u w(u) CE(f(strong(u)), argmax p(u))
 
-    with w = 1 on all unlabeled images, no threshold; or w = max p(u), which of votes is the share of those that agree.
-    An image of which nobody says anything (a row of zeros) counts 0. What the network itself says of the weak views has
-    no part in it, so that a wrong label stays what it is: take the labels of a better model, or of several.
-    unlabeled_weight = 0 is Supervised.
+    w(u) is 1, without a threshold, or max p(u); for votes, max p(u) is the share of the voters that agree. An image
+    without given probabilities (a row of zeros) has the weight 0. The network's own predictions do not change the
+    targets, so a wrong label stays wrong: use the labels of a better model, or of several. unlabeled_weight = 0 is
+    Supervised.
 
     Args:
         problem: what is fixed before training.
-        weighted: whether w is max p(u).
+        weighted: whether w is max p(u), else 1.
         unlabeled_weight: lambda_u.
     """
 

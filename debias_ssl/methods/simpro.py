@@ -14,26 +14,27 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 class SimPro(PseudoLabeling):
     """Expectation maximization with a separate prior for the unlabeled images (arXiv 2402.13505).
 
-    With f trained to be unbiased, pi_u the prior of the unlabeled images (uniform at first), pi_l that of the labeled
-    ones as they are drawn (uniform where classes are drawn equally often), and pi the mean of both over all images:
+    The network f is trained to be unbiased. Let pi_u be the prior of the unlabeled images (uniform at first), and pi_l
+    that of the labeled images in steps (uniform if each class is drawn equally often). The mean of both, weighted by
+    the numbers of unlabeled and labeled images, is pi.
 
     1. E: p = softmax(f(weak(u)) + tau log pi_u), with the old pi_u; weight 1[max p >= threshold];
     2. M: pi_u ~ the running mean of weight * p;
     3. L = CE(f(weak(x)) + tau log pi, y) + lambda_u * mean_u weight * CE(f(strong(u)) + tau log pi, p).
 
-    The authors move pi_u by a tenth after each epoch of 500 steps; here it follows every step, as short runs need it.
-    pi starts as the mean of the labels' shares and of a uniform pi_u over all images here, which is near uniform where
-    unlabeled images are many, at the labels' shares in the authors' code. It gives pi_u the weight of all unlabeled
-    images here; there it moves by a tenth to the shares of an epoch's labels and confident pseudo-labels together, so
-    that unlabeled images which are not confident have no say.
-    Their second strong view, strong labeled views and weight of the labeled loss are left out. strength = 0 is FixMatch
-    with soft targets.
+    strength = 0 is FixMatch with soft targets.
+
+    Differences from the authors' code: They move pi_u by a tenth after each epoch of 500 steps; here it moves with
+    every step, because runs may be short. Their pi starts at pi_l, and moves by a tenth toward the shares of an epoch's
+    labels and confident pseudo-labels, so that other unlabeled images do not count. Here pi always gives pi_u the
+    weight of all unlabeled images; if there are many, pi starts near uniform. Their second strong view, their strong
+    views of labeled images and their weight of the labeled loss are left out.
 
     Args:
         problem: what is fixed before training.
         threshold: confidence from which a pseudo-label counts; 0.2 for CIFAR-100 in the paper.
         strength: tau; 1 for CIFAR-100 in the paper.
-        momentum: of pi_u.
+        momentum: momentum of pi_u.
         unlabeled_weight: lambda_u.
     """
 
@@ -53,7 +54,7 @@ class SimPro(PseudoLabeling):
         self.threshold = threshold
         self.strength = strength
         check_ranges(self, "method.")
-        # Its sum is the share of pseudo-labels that count: steps with few of them move the prior little.
+        # Its sum is the share of pseudo-labels that count, so that steps with few of them change the prior little.
         self.confident = uniform_marginal(problem.num_classes, momentum)
         counts = torch.tensor(problem.sampled_counts, dtype=torch.float32)
         self.register_buffer("sampled_counts", counts, persistent=False)

@@ -14,16 +14,16 @@ from debias_ssl.system.ranges import Fraction, NotNegative, check_ranges
 class GaussianWeights(nn.Module):
     """Weights of pseudo-labels without a threshold (arXiv 2301.10921), and the running means that they need.
 
-    With p~ = SumNorm(p / q^tau), q the marginal, and mu and sigma^2 the running means of the mean and the variance of
-    max p~ over a batch (1 / C and 1 at first):
+    p~ = SumNorm(p / q^tau), with q the marginal. mu and sigma^2 are the running means of the mean and the variance of
+    max p~ over a batch, at first 1 / C and 1.
 
     lambda(p~) = exp(-min(max p~ - mu, 0)^2 n_sigma^2 / (2 sigma^2))
 
     Args:
         num_classes: C.
         momentum: of the running means.
-        num_sigma: n_sigma, how fast weights fall off.
-        strength: tau; 1 is uniform alignment, 0 is none.
+        num_sigma: n_sigma; the larger, the faster weights fall.
+        strength: tau; 1 is uniform alignment, 0 is no alignment.
     """
 
     def __init__(self, num_classes: int, *, momentum: float, num_sigma: float = 2.0, strength: float = 1.0):
@@ -35,7 +35,7 @@ class GaussianWeights(nn.Module):
         self.variance = RunningMean(torch.ones(1), momentum)
 
     def update(self, logits: Float[Tensor, "U C"]) -> None:
-        """Takes a step's logits into the running means."""
+        """Updates the running means with the logits of a step."""
         self.marginal.update(logits.softmax(-1))
         confidence = self._confidence(logits).unsqueeze(1)
         self.variance.update((confidence - self.mean.update(confidence)) ** 2)
@@ -52,23 +52,24 @@ class GaussianWeights(nn.Module):
 class SoftMatch(PseudoLabeling):
     """Truncated Gaussian weights and uniform alignment (arXiv 2301.10921).
 
-    With mu_t and sigma_t^2 running means of the mean and the variance of max p~ over a batch (1 / C and 1 at first),
-    p~ = SumNorm(p / q) the aligned probabilities and q the marginal, all updated before they are used:
+    p~ = SumNorm(p / q) are the aligned probabilities, with q the marginal. mu_t and sigma_t^2 are running means of the
+    mean and the variance of max p~ over a batch, at first 1 / C and 1. All are updated before they are used.
 
     lambda(p~) = exp(-min(max p~ - mu_t, 0)^2 n_sigma^2 / (2 sigma_t^2))
+
     L = CE(f(weak(x)), y) + lambda_u * mean_u lambda(p~) CE(f(strong(u)), argmax p)
 
-    Alignment is for the weight only, the target is that of p. n_sigma = 0 is FixMatch with threshold 0.
+    Alignment changes the weight only; the target is argmax p. n_sigma = 0 is FixMatch with threshold 0.
 
-    q is uniform at first here, the mean of the first batch in USB's code. The variance of a batch divides by the number
-    of its images here, so that one image has one, by one less there. p / q divides by at least 1e-8 here, 1e-6 is added
-    to q and to the uniform distribution there.
+    Differences from USB's code: Its q starts at the mean of the first batch; here it is uniform. It divides the
+    variance of a batch by one less than the number of images. Here the divisor is the number, so that one image also
+    has a variance. It adds 1e-6 to q and to the uniform distribution; here p is divided by at least 1e-8.
 
     Args:
         problem: what is fixed before training.
-        num_sigma: n_sigma, how fast weights fall: the deviation is divided by it.
-        momentum: of the running means.
-        uniform_alignment: whether weights are those of aligned probabilities; else of p.
+        num_sigma: n_sigma; the larger, the faster weights fall: the standard deviation is divided by it.
+        momentum: momentum of the running means.
+        uniform_alignment: whether weights are computed from aligned probabilities, else from p.
         unlabeled_weight: lambda_u.
     """
 

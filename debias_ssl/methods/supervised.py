@@ -1,4 +1,4 @@
-"""Supervised: training on the labeled images only, the baseline of every semi-supervised method."""
+"""Supervised: training on the labeled images alone, the baseline of every semi-supervised method."""
 
 import torch
 
@@ -12,10 +12,10 @@ class Supervised(Method):
 
     L = l CE(f(z), y) + (1 - l) CE(f(z), y'),  z = l weak(x) + (1 - l) weak(x'),  l ~ Beta(alpha, alpha)
 
-    The partners x' are the labeled images of the step in another order, over all processes. There is one l for a step,
-    as in the authors' codes: a mean over images is then mixed exactly, whatever `--labeled_loss` it is of.
+    The partners x' are the labeled images of the step in another order, over all processes. A step has one l, as in the
+    code of both papers. Then the mixture of two means is the mean of the mixed losses, for every `--labeled_loss`.
 
-    The unlabeled images are looked at, without gradient, so that the bias of the model's own predictions is logged.
+    Unlabeled images pass through the network without gradient, so that the bias of the predictions is logged.
 
     Args:
         problem: what is fixed before training.

@@ -15,8 +15,8 @@ class UDA(PseudoLabeling):
     p = softmax(f(weak(u))),  L = CE(f(weak(x)), y)
         + lambda_u * mean_u 1[max p >= threshold] CE(f(strong(u)), softmax(f(weak(u)) / temperature))
 
-    The paper's KL divergence has the same gradient. temperature -> 0 is FixMatch. Left out: the annealing of the
-    labeled loss (TSA), which keeps text models from learning few labels by heart.
+    The paper's KL divergence has the same gradient. temperature -> 0 is FixMatch. The annealing of the labeled loss
+    (TSA) is left out; it keeps text models from memorizing few labels.
 
     Args:
         problem: what is fixed before training.
@@ -38,7 +38,6 @@ class UDA(PseudoLabeling):
         super().__init__(problem, unlabeled_weight=unlabeled_weight)
         self.threshold = threshold
         self.temperature = temperature
-        # FixMatch is what it comes to at 0.
         check_ranges(self, "method.")
 
     def pseudo_labels(self, logits: Float[Tensor, "U C"], views: Views) -> PseudoLabels:

@@ -1,4 +1,4 @@
-"""Checkpoints, complete or absent, exact on resume. Tensors are safetensors, numbers are JSON; neither holds code."""
+"""Checkpoints: written completely or not at all, and exact on resume. Tensors are safetensors, the rest is JSON."""
 
 import hashlib
 import json
@@ -22,11 +22,12 @@ from debias_ssl.training.learner import Learner
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """The weights of a learner that are not trained.
+    """The weights of a learner that are not trained, and how checkpoints treat them.
 
     Args:
-        left_out: names in the learner's state that a checkpoint does without.
-        hash: of the weights, where whoever goes on from a checkpoint has to have them; None where they are in it.
+        left_out: names in the learner's state that checkpoints do not contain.
+        hash: hash of the weights if a checkpoint does not contain them, so that a resumed run can check its own; else
+            None.
     """
 
     left_out: frozenset[str] = frozenset()
@@ -34,9 +35,15 @@ class Base:
 
 
 def base_of(learner: Learner, *, is_found_again: bool) -> Base:
-    """What checkpoints leave out: the averaged model's, which are the trained one's, and these where a file has them.
+    """The frozen weights that checkpoints leave out.
 
-    Initial weights are found again by their seed only with the same version of torch, so that checkpoints hold them.
+    Those of the averaged model are always left out, because they equal those of the trained model. Those of the trained
+    model are left out if they were read from a file. Random initial weights are saved: their seed gives the same ones
+    only with the same version of torch.
+
+    Args:
+        learner: whose weights.
+        is_found_again: whether the weights were read from a file, which a resumed run reads again.
     """
     models = ("ema", "raw") if is_found_again else ("ema",)
     left_out = frozenset(f"{model}.model.{name}" for model in models for name in learner.frozen)
@@ -50,7 +57,7 @@ def base_of(learner: Learner, *, is_found_again: bool) -> Base:
 
 
 def machine() -> dict[str, Any]:
-    """The facts that the last bits of floating-point sums depend on."""
+    """Properties of the machine that can change the last bits of floating-point sums."""
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -76,10 +83,10 @@ def save_checkpoint(
     is_evaluation_due: bool = False,
     base: Base = Base(),
 ) -> None:
-    """Writes a checkpoint beside the others, renames it into place, and removes all but the newest `keep`.
+    """Writes a checkpoint to a temporary folder, renames it, and removes all but the newest `keep`.
 
-    Every process holds the same state, so one of them writes it. `is_evaluation_due` says that the step is evaluated
-    after, which may change the state once more: whoever goes on from the checkpoint evaluates first.
+    Every process has the same state, so one of them writes it. `is_evaluation_due` says that the step is evaluated
+    after the checkpoint. This may change the state once more, so a resumed run evaluates first.
 
     Raises:
         WriteError: it cannot be written.
@@ -113,9 +120,9 @@ def _write(path: Path, files: dict[str, dict[str, Tensor]], state: dict[str, Any
 
 
 def _remove(checkpoint: Path) -> None:
-    """Removes a checkpoint, if it is there, so that whoever is killed meanwhile leaves none that is half gone."""
+    """Removes a checkpoint, if it exists. It is renamed first, so that a killed process leaves no damaged one."""
     if checkpoint.exists():
-        # Remains under this name are removed when the folder is locked again.
+        # Files under this name are removed the next time the folder is locked.
         gone = unfinished(checkpoint)
         checkpoint.rename(gone)
         shutil.rmtree(gone)
@@ -127,14 +134,14 @@ def load_checkpoint(
     """Restores learner and optimizer, and returns the rest: step, scaler, machine and whether to evaluate first.
 
     Raises:
-        InputError: the checkpoint is damaged, of another model, or was trained beside other weights.
+        InputError: the checkpoint is damaged, is of another model, or was trained with other frozen weights.
     """
     try:
         state = json.loads((path / "state.json").read_text())
         missing, unknown = learner.load_state_dict(load_file(path / "learner.safetensors"), strict=False)
         wrong = [*unknown, *(name for name in missing if name not in base.left_out)]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is not in the one or in the other")
+            raise ValueError(f"only one of checkpoint and model has {wrong[0]!r}")
         optimizer.load_state_dict(_with_tensors(state["optimizer"], load_file(path / "optimizer.safetensors")))
         _match_layout(optimizer)
         # Older versions evaluated before they saved.
@@ -153,9 +160,10 @@ def load_checkpoint(
 
 
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Lays the optimizer's tensors out in memory like their parameters; files hold them row by row.
+    """Gives the optimizer's tensors the memory layout of their parameters; files store them row by row.
 
-    Fused kernels walk through memory: on a CPU they would pair the momentum of one weight with another, without a word.
+    Fused kernels read memory in order. On a CPU they would use the momentum of one weight for another, without an
+    error.
     """
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
@@ -168,7 +176,7 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """An optimizer's state as JSON has it; its tensors go to `tensors`, and their names stand in their places."""
+    """An optimizer's state as JSON values. Its tensors are moved to `tensors` and replaced by their names."""
     match value:
         case Tensor():
             tensors[name] = value

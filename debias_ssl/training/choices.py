@@ -10,7 +10,7 @@ METHODS = {
     for name in methods.__all__
     if isinstance(value := getattr(methods, name), type) and issubclass(value, Method) and value is not Method
 }
-# What DebiasPL can go over.
+# Methods that DebiasPL can use as a base.
 BASES = {name: value for name, value in METHODS.items() if issubclass(value, PseudoLabeling) and has_common_step(value)}
 # Further methods that DyTrim can use as a base.
 TRIMMED = {
@@ -23,7 +23,7 @@ LABELED_LOSSES = {
     for name, value in vars(labeled_loss).items()
     if isinstance(value, type) and issubclass(value, LabeledLoss) and value is not LabeledLoss
 }
-# Settings that name a class: what it must be a kind of, the package's by their names, and words for one and for many.
+# Settings that name a class: its base class, the package's classes by name, and the words for one and for several.
 CHOICES = {
     "method": (Method, METHODS, ("method", "methods")),
     "labeled_loss": (LabeledLoss, LABELED_LOSSES, ("loss", "losses")),

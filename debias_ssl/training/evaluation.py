@@ -14,7 +14,7 @@ from debias_ssl.formulas import metrics
 from debias_ssl.formulas.calibration import NUM_BINS, error_of_bins, negative_log_likelihood, sums_of_bins
 from debias_ssl.formulas.logits import confusion_matrix
 
-# Numbers that processes send each other at a time.
+# Largest message between processes, in numbers.
 MOST_SENT = 2**24
 
 
@@ -22,9 +22,9 @@ MOST_SENT = 2**24
 def predict_all(
     predictors: Mapping[str, nn.Module], stream: EvaluationStream, num_classes: int
 ) -> dict[str, Float[Tensor, "N C"]]:
-    """Logits that each predictor gives to all images of a stream, in its order, on the CPU of every process.
+    """Logits of each predictor for all images of a stream, in its order, on the CPU of every process.
 
-    An image is decoded once for all of them. The caller decides on the precision, by autocast.
+    Each image is decoded once for all predictors. The caller sets the precision by autocast.
     """
     logits = {name: torch.zeros(len(stream.index), num_classes) for name in predictors}
     with evaluated(*predictors.values()):
@@ -32,7 +32,7 @@ def predict_all(
             for name, predictor in predictors.items():
                 logits[name][place] = predictor(images).float().cpu()
     if num_processes() > 1:
-        # An image is in the part of one process only and zero elsewhere: the sum gathers without duplicates.
+        # One process has the logits of an image, all others have zeros: the sum gathers them.
         for part in (part for each in logits.values() for part in each.split(max(1, MOST_SENT // num_classes))):
             part.copy_(all_sum_(part.to(stream.place.device)))
     return logits
@@ -41,9 +41,9 @@ def predict_all(
 def predict_batches(
     predictor: nn.Module, stream: EvaluationStream
 ) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n C"]]]:
-    """Places and logits, on the CPU, of the images of this process, a batch of the stream at a time.
+    """Positions and logits of this process's images, on the CPU, one batch of the stream at a time.
 
-    Nothing is kept of them, so that it does not matter how many images there are.
+    No batch is kept, so the memory does not depend on the number of images.
     """
     with evaluated(predictor):
         for place, images in stream:
@@ -52,20 +52,20 @@ def predict_batches(
 
 @torch.inference_mode()
 def _passed(predictor: nn.Module, images: Float[Tensor, "n K H W"]) -> Float[Tensor, "n C"]:
-    """Logits on the CPU. The mode must not reach whoever takes the batches of a generator."""
+    """Logits on the CPU. A separate function, so that inference mode does not reach the caller of the generator."""
     return predictor(images).float().cpu()
 
 
 def gathered_batches(
     predictor: nn.Module, stream: EvaluationStream, num_classes: int
 ) -> Iterator[tuple[int, Float[Tensor, "n C"]]]:
-    """The batches of all processes on each of them: the place of the first row, and logits on the CPU.
+    """The batches of all processes, on each process: the position of the first row, and logits on the CPU.
 
-    Nothing is kept of them. A stream gives a process one stretch of its list, in order.
+    No batch is kept. A stream gives a process one contiguous part of its list, in order.
     """
     device, size = stream.place.device, stream.batch_size
     batches = predict_batches(predictor, stream)
-    # Of each process: the place of the first row of a batch, the number of rows, and these.
+    # Each process sends the position of the first row of its batch, the number of rows, and the rows.
     for _ in range(-(-len(stream.index) // (size * num_processes()))):
         place, logits = next(batches, (torch.zeros(0, dtype=torch.int64), torch.zeros(0, num_classes)))
         about = torch.tensor([[int(place[0]) if len(place) else 0, len(place)]], device=device)
@@ -77,13 +77,13 @@ def gathered_batches(
 
 
 def predict_logits(predictor: nn.Module, stream: EvaluationStream, num_classes: int) -> Float[Tensor, "N C"]:
-    """Logits that one predictor gives to all images of a stream, in its order, on every process."""
+    """Logits of one predictor for all images of a stream, in its order, on every process."""
     return predict_all({"": predictor}, stream, num_classes)[""]
 
 
 @torch.inference_mode()
 def try_batch(predictors: Mapping[str, nn.Module], stream: EvaluationStream) -> None:
-    """Passes as many images of zeros as a batch of a stream has through each predictor, and reads none."""
+    """Passes a full batch of zeros through each predictor, without reading an image."""
     height, width, channels = stream.reader.shape
     images = torch.zeros(stream.most_images, channels, height, width, device=stream.place.device)
     with evaluated(*predictors.values()):
@@ -93,7 +93,7 @@ def try_batch(predictors: Mapping[str, nn.Module], stream: EvaluationStream) -> 
 
 @contextmanager
 def evaluated(*modules: nn.Module) -> Iterator[None]:
-    """Modules are in evaluation mode inside."""
+    """Modules are in evaluation mode inside the block."""
     were_training = [module.training for module in modules]
     for module in modules:
         module.eval()
@@ -107,14 +107,14 @@ def evaluated(*modules: nn.Module) -> Iterator[None]:
 def evaluate_logits(
     logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"], labeled_counts: Int[Tensor, " C"]
 ) -> dict[str, Any]:
-    """The figures of predictions: fractions in [0, 1], nats (nll), class recalls, confusion matrix (rows: truth)."""
+    """Metrics of predictions: fractions in [0, 1], nll in nats, class recalls, confusion matrix (rows: truth)."""
     return evaluate_rows([(logits[labels >= 0], labels[labels >= 0])], labeled_counts)
 
 
 def evaluate_rows(
     chunks: Iterable[tuple[Float[Tensor, "_ C"], Int[Tensor, " _"]]], labeled_counts: Int[Tensor, " C"]
 ) -> dict[str, Any]:
-    """The same figures of logits and their labels, all known, that come a chunk at a time; no row is kept."""
+    """`evaluate_logits` for logits and known labels in chunks; no row is kept."""
     confusion = torch.zeros(len(labeled_counts), len(labeled_counts), dtype=torch.int64)
     bins, nlls, numbers = torch.zeros(3, NUM_BINS, dtype=torch.float64), [], []
     for logits, labels in chunks:

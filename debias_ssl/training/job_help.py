@@ -1,4 +1,4 @@
-"""What `debias-ssl JOB --help` says before the settings: what the job does, an example, and its guide."""
+"""The beginning of `debias-ssl JOB --help`: what the job does, an example, and its guide."""
 
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from jsonargparse import DefaultHelpFormatter
 
 
 class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of a description: an example is to be pasted."""
+    """Keeps the line breaks of a description, so that its example can be pasted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +15,9 @@ class JobHelp:
     """The beginning of a job's help.
 
     Args:
-        arguments: those that the job needs, as in a usage line.
-        does: what it reads and writes, in lines of at most 100 characters.
-        example: one command, perhaps over several lines.
+        arguments: the arguments that the job needs, as in a usage line.
+        does: what the job reads and writes, in lines of at most 100 characters.
+        example: one command, on one or more lines.
         guide: a page in docs/.
     """
 
@@ -27,7 +27,7 @@ class JobHelp:
     guide: str
 
     def usage(self, job: str) -> str:
-        # argparse's own usage is every flag once more.
+        # argparse's own usage would repeat every flag.
         return f"debias-ssl {job} {self.arguments}"
 
     def description(self) -> str:

@@ -20,15 +20,15 @@ from debias_ssl.distributed.collectives import all_sum_, num_processes
 from debias_ssl.methods import Method
 from debias_ssl.system.files import replacing, writes
 
-# Digits of numbers of classes: they are only drawn, and a thousand classes with all digits make a line of 60 kB.
+# Digits of the numbers of single classes. They are only plotted; with all digits, a line for 1,000 classes has 60 kB.
 DIGITS = 5
-# The confusion matrices of the last evaluation, beside metrics.jsonl: a million numbers each at a thousand classes.
+# The confusion matrices of the last evaluation, not in metrics.jsonl: for 1,000 classes each has a million numbers.
 CONFUSION_FILE = "confusion.npz"
 READ_BYTES = 2**16
 
 
 class StepStatistics:
-    """Sums over the steps since the last line of the log; they stay on the device until they are collected."""
+    """Sums over the steps since the last line of the log. They stay on the device until they are collected."""
 
     def __init__(self, num_classes: int, device: torch.device):
         self.num_classes = num_classes
@@ -69,7 +69,7 @@ class StepStatistics:
             "pseudo_counts": counts.long().tolist(),
             "pseudo_weights": (weights / counts.clamp(min=1)).tolist(),
             "pseudo_accuracy": correct / known if known else None,
-            # One process with a non-finite loss spoils the step.
+            # A step counts if the loss of any process is not finite.
             "nonfinite_steps": math.ceil(bad / num_processes()),
         }
         self._reset()
@@ -87,7 +87,10 @@ def threshold_flag(method: Method) -> str | None:
 def warnings_for(
     record: dict[str, Any], class_names: tuple[str, ...], threshold: str | None = "--method.threshold"
 ) -> dict[str, str]:
-    """Warnings about the pseudo-labels of a line of the log, by kind; without a threshold, all of them may count."""
+    """Warnings about the pseudo-labels in a line of the log, by kind.
+
+    Without a threshold there is no warning that every pseudo-label counts, because that is normal.
+    """
     found = {}
     if record["mask_rate"] == 0:
         fix = f"lower {threshold}, or train longer" if threshold else "train longer"
@@ -95,7 +98,7 @@ def warnings_for(
     elif record["mask_rate"] > 0.9999 and threshold:
         found["all"] = f"every pseudo-label passes the threshold, right or wrong; raise {threshold}"
     passed = [count * weight for count, weight in zip(record["pseudo_counts"], record["pseudo_weights"], strict=True)]
-    # With few labels, most can be of one class by chance.
+    # If few pseudo-labels count, most of them can have one class by chance.
     if sum(passed) >= 10 * len(class_names):
         share, most = max(zip((n / sum(passed) for n in passed), class_names, strict=True))
         # With two classes, one has a large share more often than with ten.
@@ -109,7 +112,7 @@ def warnings_for(
 
 
 def data_warning(waited: float, workers: int) -> dict[str, str]:
-    """Whether the workers that decode are what a run waits for, as a warning; `waited` is the share of time."""
+    """A warning if a run waits for the workers that decode images; `waited` is the share of the time."""
     if waited <= 0.1:
         return {}
     more = "raise --data.workers up to the number of cores, or " if workers < (os.cpu_count() or 1) else ""
@@ -118,7 +121,7 @@ def data_warning(waited: float, workers: int) -> dict[str, str]:
 
 
 class Journal:
-    """The progress bar and `metrics.jsonl` of a run; silent on all processes but the first."""
+    """The progress bar and `metrics.jsonl` of a run. Only the first process writes and prints."""
 
     def __init__(self, path: Path, *, start: int, steps: int, is_main: bool):
         self.path = path
@@ -140,13 +143,13 @@ class Journal:
         self._warned: set[str] = set()
 
     def step(self, images: int, waited: float) -> None:
-        """Counts a finished step, its images and the seconds that it waited for them."""
+        """Counts a finished step, its images and the seconds of waiting for them."""
         self.images += images
         self.waited += waited
         self.bar.update()
 
     def rates(self) -> dict[str, float]:
-        """Seconds since the start, and since the last call images per second and the share of time spent waiting."""
+        """Seconds since the start; and since the last call, images per second and the share of time spent waiting."""
         now = time.perf_counter()
         seconds, images, waited = now - self._since, self.images, self.waited
         self.restart_clock()
@@ -157,7 +160,7 @@ class Journal:
         }
 
     def restart_clock(self) -> None:
-        """Leaves out what was done since the last step, such as an evaluation."""
+        """Leaves the time since the last step out of the rates, for example that of an evaluation."""
         self.images, self.waited, self._since = 0, 0.0, time.perf_counter()
 
     def write(self, record: dict[str, Any]) -> None:
@@ -166,7 +169,7 @@ class Journal:
                 file.write(line_of(record))
 
     def write_evaluation(self, step: int, figures: dict[Any, dict[str, dict[str, Any]]]) -> None:
-        """Writes the figures of each model on each part of the images, and their confusion matrices beside."""
+        """Writes the metrics of each model on each part of the images, and the confusion matrices to their own file."""
         if self.is_main:
             write_confusions(self.path.with_name(CONFUSION_FILE), figures)
         self.write(evaluation_record(step, figures))
@@ -179,7 +182,7 @@ class Journal:
             self.bar.write(text, file=sys.stderr)
 
     def warn(self, warnings: dict[str, str]) -> None:
-        """Says each kind of warning once."""
+        """Prints each kind of warning once."""
         for kind, text in warnings.items():
             if kind not in self._warned:
                 self._warned.add(kind)
@@ -190,7 +193,7 @@ class Journal:
 
 
 def finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have."""
+    """The value, with None (null in JSON) for numbers that are not finite."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -199,7 +202,7 @@ def finite(value: Any) -> Any:
 
 
 def line_of(record: dict[str, Any]) -> str:
-    """A record as a line of `metrics.jsonl`; numbers of classes are rounded."""
+    """A record as a line of `metrics.jsonl`; the numbers of single classes are rounded."""
     return json.dumps(finite(_rounded(record))) + "\n"
 
 
@@ -212,7 +215,7 @@ def _rounded(value: Any, is_of_class: bool = False) -> Any:
 
 
 def evaluation_record(step: int, figures: dict[Any, dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """The line of an evaluation: figures by model on test images, and those on others under the name of the part."""
+    """The line of an evaluation: metrics of test images by model, and those of other parts under the part's name."""
     parts = {
         part: {name: {k: v for k, v in each.items() if k != "confusion"} for name, each in found.items()}
         for part, found in figures.items()
@@ -221,7 +224,7 @@ def evaluation_record(step: int, figures: dict[Any, dict[str, dict[str, Any]]]) 
 
 
 def write_confusions(path: Path, figures: dict[Any, dict[str, dict[str, Any]]]) -> None:
-    """Writes the confusion matrices of an evaluation, called PART_MODEL as the predictions are."""
+    """Writes the confusion matrices of an evaluation, named PART_MODEL like the predictions."""
     matrices = {
         f"{part}_{name}": np.array(each["confusion"], dtype=np.int32)
         for part, found in figures.items()
@@ -244,12 +247,12 @@ def read_journal(path: Path, up_to: float = math.inf) -> list[dict[str, Any]]:
 
 
 def last_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of `metrics.jsonl` from its end; only as much of the file is read as is asked for."""
+    """The records of `metrics.jsonl`, the last one first. The file is read only as far as records are used."""
     return (record for _, record in _lines_from_the_end(path) if record is not None)
 
 
 def cut_journal(path: Path, step: int, *, with_evaluation: bool) -> None:
-    """Removes what was written after a step, and where not asked for, the evaluation of the step itself."""
+    """Removes the records after a step, and the evaluation of the step itself unless `with_evaluation`."""
     size = path.stat().st_size if path.exists() else 0
     for start, record in _lines_from_the_end(path):
         at = record.get("step", math.inf) if record is not None else math.inf
@@ -261,13 +264,13 @@ def cut_journal(path: Path, step: int, *, with_evaluation: bool) -> None:
 
 
 def _lines_from_the_end(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Where each line begins, and its record; None where it is none."""
+    """Where each line begins, and its record; None for a damaged line."""
     if not path.exists():
         return
     with path.open("rb") as file:
         start, rest = file.seek(0, os.SEEK_END), b""
         while start > 0 or rest:
-            # A line starts after the line break before it, which may be in a part that is not read yet.
+            # A line starts after the previous line break, which may be in a part that was not read yet.
             at = rest.rfind(b"\n", 0, -1) + 1
             if at == 0 and start > 0:
                 size = min(READ_BYTES, start)

@@ -21,7 +21,7 @@ from debias_ssl.models import batch_norms
 from debias_ssl.training.strong_views import UNPASSED, in_their_rows, rows_to_pass
 
 TargetModel = Literal["raw", "ema"]
-# Momentum of the marginal that is logged for every method: about 100 steps, so that short runs show changes too.
+# Momentum of the marginal that is logged for every method: about 100 steps, so that it changes in short runs too.
 LOGGED_MOMENTUM = 0.99
 
 
@@ -35,11 +35,11 @@ class Predictor(nn.Module):
         self.model = model
         self.method = method
         self.register_buffer("pixel", torch.tensor(blank), persistent=False)
-        # Not registered as a module: compiled, it would add a second name to every parameter.
+        # In a list, so that it is not registered: a compiled module would give every parameter a second name.
         self._network: list[Callable] = [model]
 
     def compile_network(self) -> None:
-        """Compiles the forward pass of images; that of a blank image is not compiled."""
+        """Compiles the forward pass of images, but not that of a blank image."""
         self._network = [torch.compile(self.model)]
 
     def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
@@ -49,13 +49,13 @@ class Predictor(nn.Module):
         """The method's logits at test time, and the network's own output for the images."""
         view = self.view(images)
         blank = self.blank(images) if self.method.needs.blank else None
-        # In the precision of training, where the network's pass alone is in the run's.
+        # As in training, only the network's pass uses the precision of the run; the method uses fp32.
         with torch.autocast(images.device.type, enabled=False):
             return self.method.predict(view, blank), view
 
     @property
     def is_plain(self) -> bool:
-        """Whether the method's predictions are those of the network itself."""
+        """Whether the method's predictions are the network's own."""
         device = next(self.model.parameters()).device
         logits = torch.zeros(1, self.method.problem.num_classes, device=device)
         view = View(logits=logits, features=torch.zeros(1, self.method.problem.num_features, device=device))
@@ -77,12 +77,12 @@ class Predictor(nn.Module):
 
 
 def blank_pixel(kind: BlankKind | None, mean: Sequence[float], std: Sequence[float]) -> tuple[float, ...]:
-    """A pixel of the blank image that a method asks for, as the network takes it; empty where it asks for none.
+    """A normalized pixel of the blank image that a method needs; empty if it needs none.
 
     Args:
         kind: `Needs.blank`.
-        mean: of each channel of the images, by which they are normalized.
-        std: likewise.
+        mean: mean of each channel, with which images are normalized.
+        std: standard deviation of each channel, with which images are normalized.
     """
     if kind is None:
         return ()
@@ -93,19 +93,19 @@ class Learner(nn.Module):
     """Trains a model by a method, and keeps the running average of its weights.
 
     Args:
-        model: gives (logits, features) of images.
-        method: gives losses and pseudo-labels of views.
+        model: computes (logits, features) of images.
+        method: computes losses and pseudo-labels of views.
         blank: a pixel of the blank image, normalized like the images, for methods that need one.
-        target_model: whose weak views make the pseudo-labels: the trained model's, with the statistics of the batch, or
-            the averaged model's, with averaged statistics (EMAN, arXiv 2101.08482).
-        decay: of the average; it is shorter in the first steps, min(decay, (1 + k) / (10 + k)). The running statistics
-            of batch norms are averaged too, where Google's and kekmodel's code of FixMatch takes the trained model's.
-        joint_pass: weak views go through the network together with the others, as in FixMatch's code, instead of apart
-            and without gradient: the same statistics for all, at about 1.45 times the cost.
-        accumulation: parts in which the images pass through the network, to save memory; the method sees all of them
-            at once. The pass with gradient is then computed twice.
-        counted: strong views pass through the network only where their pseudo-labels count, after the method has made
-            these (`Views.counted`); not together with a joint pass.
+        target_model: the model that makes the pseudo-labels from weak views: the trained one, with statistics of the
+            batch, or the averaged one, with averaged statistics (EMAN, arXiv 2101.08482).
+        decay: decay of the average; in the first steps it is min(decay, (1 + k) / (10 + k)). The running statistics of
+            batch norms are averaged too; Google's and kekmodel's code of FixMatch uses those of the trained model.
+        joint_pass: whether weak views pass through the network together with the others, as in FixMatch's code, so that
+            all have the same batch statistics. It costs about 1.45 times as much as a separate pass without gradient.
+        accumulation: number of parts in which the images pass through the network, to save memory. The method receives
+            all at once. The pass with gradient is then computed twice.
+        counted: whether only strong views whose pseudo-labels count pass through the network, after the method has made
+            these labels (`Views.counted`); not possible with a joint pass.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Learner(nn.Module):
         self.frozen: dict[str, Tensor] = {
             name: weight for name, weight in model.named_parameters() if not weight.requires_grad
         }
-        """Weights of the model that are not trained: they are their own average, and both models have them."""
+        """Weights of the model that are not trained; both models share them."""
         shared: dict[int, Any] = {id(weight): weight for weight in self.frozen.values()}
         self.ema = copy.deepcopy(self.raw, shared).requires_grad_(False).eval()
         self.marginal = uniform_marginal(method.problem.num_classes, LOGGED_MOMENTUM)
@@ -138,7 +138,7 @@ class Learner(nn.Module):
         self._batch_norms = batch_norms(model)
 
     def compile_networks(self) -> None:
-        """Compiles the passes of both models, in training and in evaluations."""
+        """Compiles the passes of both models, for training and evaluation."""
         self.raw.compile_network()
         self.ema.compile_network()
 
@@ -183,7 +183,7 @@ class Learner(nn.Module):
         return replace(step, strong_share=self._strong_share) if self.counted else step
 
     def _passing(self, groups: dict[str, tuple[Tensor, ...]]) -> Callable[[Views, Tensor], Views]:
-        """Has labeled images pass, and strong views that count, in the precision that is set now."""
+        """A function that passes labeled images and the strong views that count, in the current precision."""
         kind = groups["labeled"][0].device.type
         precision = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
 
@@ -196,7 +196,7 @@ class Learner(nn.Module):
             strong = passed["strong"]
             if rows is not None:
                 strong = [in_their_rows(view, rows, len(weight), is_watched=self._is_watched) for view in strong]
-                # If the method's losses need other views, this fails immediately.
+                # Watched once: if the method's losses need other views, the first step fails.
                 self._is_watched = False
             return replace(
                 views,
@@ -215,12 +215,12 @@ class Learner(nn.Module):
 
     @property
     def _is_joint(self) -> bool:
-        """Whether the weak views' only pass is the one with gradient."""
+        """Whether weak views pass only once, together with the views that need a gradient."""
         return self.target_model == "raw" and (self.joint_pass or self.raw.method.needs.weak_gradient)
 
     @torch.no_grad()
     def _without_gradient(self, images: Float[Tensor, "U K H W"]) -> View:
-        """Weak views. The trained model uses the batch's statistics and leaves its running averages alone."""
+        """Weak views. The trained model uses the statistics of the batch, and does not change its running averages."""
         with frozen_averages(self._batch_norms):
             return _joined([self._target_predictor.view(part) for part in images.chunk(self.accumulation)])
 
@@ -233,7 +233,7 @@ class Learner(nn.Module):
     def _in_one_pass(self, joined: Float[Tensor, "N K H W"]) -> View:
         if self.accumulation == 1:
             return self.raw.view(joined)
-        # Every part gets its share of labeled and strong images, so that their batch statistics are alike.
+        # Every part gets its share of labeled and strong images, so that the batch statistics of parts are similar.
         parts = torch.arange(len(joined), device=joined.device)
         parts = [parts[first :: self.accumulation] for first in range(self.accumulation)]
         views = [self._recomputed(joined[part]) for part in parts]
@@ -242,7 +242,7 @@ class Learner(nn.Module):
         return View(logits=view.logits[place], features=view.features[place])
 
     def _recomputed(self, images: Float[Tensor, "N K H W"]) -> View:
-        """A pass whose activations are thrown away and computed again when the gradient needs them."""
+        """A pass without stored activations: they are computed again when the gradient needs them."""
 
         def passed(images: Tensor) -> tuple[Tensor, Tensor]:
             view = self.raw.view(images)
@@ -256,7 +256,7 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Averages weights after optimizer step number `step` (from 0), and running statistics over processes."""
+        """Updates the averaged model after optimizer step `step` (from 0), and averages statistics over processes."""
         moved = [norm for norm in self._batch_norms if norm.training]  # those of a frozen network do not change
         all_mean_([buffer for norm in moved for buffer in norm.buffers() if buffer.is_floating_point()])
         weight = 1 - ema_decay(step, self.decay)
@@ -274,7 +274,7 @@ class Learner(nn.Module):
 
 @contextmanager
 def frozen_averages(norms: list[Any]) -> Iterator[None]:
-    """Batch norms use the statistics of the batch without adding them to their running averages."""
+    """Inside the block, batch norms use the statistics of the batch, and do not change their running averages."""
     training = [norm for norm in norms if norm.training]
     for norm in training:
         norm.track_running_stats = False
@@ -287,7 +287,10 @@ def frozen_averages(norms: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def discarded_averages(norms: list[Any]) -> Iterator[None]:
-    """Batch norms add to copies of their running averages: a pass computed again has to save the same tensors."""
+    """Inside the block, batch norms update copies of their running averages, which are then discarded.
+
+    A pass that is computed again must save the same tensors as the first one, so the updates cannot be left out.
+    """
     kept = [norm._buffers for norm in norms]
     for norm, buffers in zip(norms, kept, strict=True):
         norm._buffers = {name: buffer.clone() for name, buffer in buffers.items()}

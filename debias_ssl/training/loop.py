@@ -1,4 +1,4 @@
-"""The training loop."""
+"""`Trainer`: the training loop, with its log, evaluations, checkpoints and stops; `take_step`: one step."""
 
 import signal
 import sys
@@ -29,7 +29,7 @@ from debias_ssl.training.tracking import Tracking
 if TYPE_CHECKING:
     import accelerate
 
-# Steps after which the pseudo-labels of a run are checked, if the run has twice as many.
+# Warnings begin after this number of steps and a tenth of the run, but not later than at its half.
 SETTLED = 200
 
 
@@ -39,10 +39,10 @@ class Trainer:
     Args:
         config: the settings of the run.
         accelerator: the device and the other processes.
-        task: the images to evaluate on, and names of classes.
+        task: the images to evaluate on, and the names of the classes.
         stream: the batches.
-        learner: on the device.
-        optimizer: of the learner's parameters.
+        learner: the learner, on the device.
+        optimizer: the optimizer of the learner's parameters.
         checkpoints: the folder of checkpoints.
         metrics: the file of the journal.
     """
@@ -71,12 +71,12 @@ class Trainer:
         self.tracking = Tracking(accelerator, classes=data.classes, mean=data.mean, std=data.std, metrics=metrics)
         self.start = 0
         self.is_evaluation_due = False
-        """Whether the step of the checkpoint has not been evaluated yet, so that the run goes on with that."""
+        """Whether the step of the checkpoint was not evaluated yet, so that a resumed run evaluates first."""
         self._scaler_state: dict[str, Any] = {}
         self._base = base_of(learner, is_found_again=config.model.is_loaded)
 
     def resume(self, checkpoint: Path) -> None:
-        """Goes on from a checkpoint.
+        """Restores the state of a checkpoint.
 
         Raises:
             InputError: the checkpoint is damaged or of another model.
@@ -90,17 +90,17 @@ class Trainer:
             print(f"note: the last bits may differ from an uninterrupted run: {'; '.join(differing)}", file=sys.stderr)
 
     def train(self, asked: Asked) -> dict[Part, dict[str, Tensor]]:
-        """Takes all steps that are left; returns the logits of the last evaluation.
+        """Takes all remaining steps; returns the logits of the last evaluation.
 
         Args:
-            asked: says whether a signal has asked this process to stop.
+            asked: whether a signal has asked this process to stop.
 
         Raises:
-            Interrupted: a signal asked a process to stop; a checkpoint of the last step is there.
-            StoppedError: a loss or a weight became infinite, or there is not enough memory.
+            Interrupted: a signal asked a process to stop; a checkpoint of the last step was saved.
+            StoppedError: a loss or a weight is not finite, or there is not enough memory.
         """
         config, accelerator, learner = self.config, self.accelerator, self.learner
-        # Without this argument, Accelerate imports torch's tensors of several devices, to look for them.
+        # Without `device_placement`, Accelerate imports torch's distributed tensors to look for them, which takes time.
         trained, optimizer = accelerator.prepare(learner, self.optimizer, device_placement=[True, True])
         if accelerator.scaler is not None and self._scaler_state:
             accelerator.scaler.load_state_dict(self._scaler_state)
@@ -132,7 +132,7 @@ class Trainer:
                 if is_due or is_last:
                     self.tracking.examples(batch, result.pseudo)
                 if is_checkpoint:
-                    # Before the evaluation: it may run out of memory, and the steps so far must not be lost.
+                    # Before the evaluation, which may run out of memory: the steps so far must not be lost.
                     self._save(done, is_evaluation_due=is_due)
                     journal.restart_clock()
                 if is_due and not stop:
@@ -158,7 +158,7 @@ class Trainer:
         )
         loss, speed = sum(record["loss"].values()), record["images_per_second"]
         journal.show(loss=f"{loss:.3f}", mask=f"{record['mask_rate']:.2f}", **{"images/s": f"{speed:.0f}"})
-        # At first no prediction is confident, and workers have not started: this needs no warning.
+        # At first no prediction is confident and workers are starting, which is normal.
         if step < min(self.config.steps / 2, max(self.config.steps / 10, SETTLED)):
             return
         if not self.task.readers["train"].is_resident:
@@ -177,7 +177,7 @@ class Trainer:
         return {"ema": self.learner.ema, "raw": self.learner.raw}
 
     def _try_evaluation(self) -> None:
-        """Passes a batch of an evaluation through both models, so that what fails there fails at once."""
+        """Passes a batch of an evaluation through both models, so that an error there stops the run at its start."""
         for part in self.task.parts:
             with self._memory_told("a first batch of"), self.accelerator.autocast():
                 try_batch(self._predictors, self.task.evaluation_stream(part, self.config.eval_batch_size))
@@ -207,7 +207,7 @@ class Trainer:
         return logits
 
     def _save(self, step: int, *, is_evaluation_due: bool) -> None:
-        # The gradient of a finite loss need not be finite.
+        # A finite loss can have a gradient that is not finite.
         if not torch.stack([p.isfinite().all() for p in self.learner.raw.parameters()]).all():
             raise self._not_finite("a weight", step)
         if self.accelerator.is_main_process:
@@ -227,7 +227,7 @@ class Trainer:
 
 
 def _less_memory(config: Config) -> str:
-    """How a run needs less memory in its steps; these settings change what is trained, so that it is another run."""
+    """Settings with which steps need less memory. They change the training, so they need a new run."""
     parts = min(2 * config.accumulation, config.batch_size)
     return f"a new run with --accumulation {parts}, --precision bf16 or a smaller --batch_size needs less"
 
@@ -235,17 +235,17 @@ def _less_memory(config: Config) -> str:
 def take_step(
     step: int, batch: Batch, config: Config, accelerator: "accelerate.Accelerator", trained: nn.Module, optimizer: Any
 ) -> tuple[Step, float]:
-    """Optimizer step number `step`, from 0, of a prepared learner; returns also the learning rate."""
+    """Takes optimizer step `step` (from 0) of a prepared learner; returns its result and the learning rate."""
     progress = step / config.steps
     rate = config.optim.lr * learning_rate_factor(progress, config.optim.schedule, config.optim.warmup)
-    # Accelerate's optimizer is for scaled losses: it looks for a package on the disk twice in each step.
+    # Only scaled losses need Accelerate's optimizer, which searches the disk for a package twice in each step.
     plain = optimizer if accelerator.scaler is not None else getattr(optimizer, "optimizer", optimizer)
     set_learning_rate(plain, rate)
     reseed(derived_seed(config.seed, Purpose.PROCESS, step, accelerator.process_index), accelerator.device)
     result = trained(batch, progress)
     accelerator.backward(torch.stack([*result.losses.values()]).sum())
     if config.optim.clip is not None:
-        # The same as `accelerator.clip_grad_norm_`, which imports torch's tensors of several devices.
+        # The same as `accelerator.clip_grad_norm_`, which would import torch's distributed tensors.
         accelerator.unscale_gradients()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip)
     plain.step()

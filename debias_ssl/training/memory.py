@@ -12,8 +12,12 @@ from debias_ssl.system.errors import StoppedError
 def memory_told(when: str, fix: str) -> Iterator[None]:
     """Turns an out-of-memory error of its block into a message for users.
 
+    Args:
+        when: what ran out of memory, such as "in step 3".
+        fix: how to use less memory.
+
     Raises:
-        StoppedError: it was not.
+        StoppedError: the block ran out of memory.
     """
     try:
         yield

@@ -12,9 +12,9 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.imports import imported
 from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, check_ranges
 
-# The arguments that an optimizer gets beside `args`.
+# Arguments of an optimizer that have their own settings, outside `args`.
 OWN = {"params", "lr", "weight_decay"}
-# Methods of torch's optimizers, beside a step, that are wrapped for its compiler.
+# Methods of torch's optimizers, except for `step`, that are wrapped for torch's compiler.
 BOOKKEEPING = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
@@ -25,7 +25,7 @@ class OptimConfig:
     Args:
         name: an optimizer of torch.optim or of timm.optim, upper or lower case, or package.module.Class.
         lr: peak learning rate for the global batch; it is used as given.
-        weight_decay: of kernels (weights with two or more dimensions); biases and normalization have none.
+        weight_decay: weight decay of kernels (weights with two or more dimensions); biases and normalization have none.
         args: further arguments of the optimizer, such as betas; SGD has a momentum of 0.9 and Nesterov's step unless
             they are set here.
         schedule: FixMatch's cosine, the cosine to zero, or constant.
@@ -59,14 +59,14 @@ def make_optimizer(
     """An optimizer of the parameters that take gradients.
 
     Args:
-        module: whose parameters.
+        module: the module whose parameters are trained.
         config: the settings.
-        net: the network of timm in the module, whose layers `layer_decay` is for.
+        net: the network of timm in the module; `layer_decay` uses its layers.
         is_scaled: whether losses are scaled, so that steps that overflow are left out.
 
     Raises:
-        InputError: there is no such optimizer, it does not take these arguments, it is not right with scaled losses,
-            or `layer_decay` is set and the network does not say which layers it has.
+        InputError: there is no such optimizer, it does not accept these arguments, it does not work with scaled losses,
+            or `layer_decay` is set and the network does not list its layers.
     """
     layers = _layers(net, config) if config.layer_decay < 1 else []
     in_layers = {id(parameter) for layer in layers for parameter in layer["params"]}
@@ -84,7 +84,7 @@ def make_optimizer(
         if arguments.get("fused"):
             raise InputError("optim.args.fused is not right with precision fp16: leave it out")
     elif "fused" in taken and "fused" not in arguments:
-        # One kernel for all tensors; devices other than these may not have it.
+        # One kernel for all tensors; other devices may not have it.
         arguments["fused"] = all(p.device.type in ("cpu", "cuda") for p in module.parameters()) or None
     try:
         kind = make if arguments.get("differentiable") else without_compiler(make)
@@ -94,10 +94,10 @@ def make_optimizer(
 
 
 def without_compiler(make: Any) -> Any:
-    """A class like an optimizer of torch's, with the same bits, that does not import torch's compiler.
+    """A subclass of an optimizer of torch that computes the same bits, and does not import torch's compiler.
 
-    torch's own classes import it, which takes longer than to import torch, to have it leave alone some of their methods
-    where somebody compiles a whole step: here `--compile` is for networks.
+    The wrappers of torch's own methods import the compiler, which takes longer than the import of torch. They exclude
+    the methods from a compiled training step. Here `--compile` compiles only networks.
     """
     if not make.__module__.startswith("torch.optim."):
         return make
@@ -109,7 +109,7 @@ def find_optimizer(name: str) -> Any:
     """The class of an optimizer.
 
     Raises:
-        InputError: there is none of this name, or it cannot take a step by itself.
+        InputError: there is none of this name, or its step needs a closure.
     """
     of_torch = {key.lower(): value for key, value in vars(torch.optim).items() if _is_optimizer(value)}
     if name.lower() in of_torch:
@@ -143,7 +143,7 @@ def _arguments(make: Any, config: OptimConfig) -> dict[str, Any]:
     """The further arguments of an optimizer.
 
     Raises:
-        InputError: it does not have one of them, or has no weight decay.
+        InputError: the optimizer does not have one of the arguments, or has no weight decay.
     """
     taken = inspect.signature(make).parameters
     if "weight_decay" not in taken and config.weight_decay:
@@ -169,6 +169,6 @@ def _layers(net: Any, config: OptimConfig) -> list[dict[str, Any]]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every parameter the learning rate, times the factor of its layer where it has one."""
+    """Sets the learning rate of every parameter, times the factor of its layer if there is one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)

@@ -22,13 +22,13 @@ from debias_ssl.training.messages import WORDING
 from debias_ssl.training.renamed import check_flags, check_names, flat
 from debias_ssl.training.shipped import with_found_configs
 
-# What jsonargparse denies of the standard library is not imported for a setting's sake, rather than warned of, and
-# a setting of any type stays the plain value that it is.
+# By default, jsonargparse imports modules of the standard library to warn of them, and turns a value with a class_path
+# into an object even for a setting of any type. Both are turned off.
 set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
 
 
 class Parser(ArgumentParser):
-    """A parser that raises errors as an InputError of one line."""
+    """A parser that raises errors as an InputError with one line."""
 
     choices: dict[str, tuple[type, dict[str, Any], tuple[str, str]]] = CHOICES
 
@@ -47,11 +47,11 @@ class Parser(ArgumentParser):
         if 'setting "base"' in text:
             text = re.sub(r"(no|not a) method", r"\1 base", text)
             hint = f"; DebiasPL goes over {', '.join(BASES)}, DyTrim also over {', '.join(TRIMMED)}"
-        # An error in the settings of a setting's class comes here twice.
+        # `error` is called twice for an error in the settings of a class that a setting names.
         raise InputError(text.removesuffix(hint) + hint) from ex
 
     def format_help(self, **settings: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # A range belongs to the type of a setting: "int at least 1" instead of "Annotated[int, at least 1]".
+        # Shows a type and its range as "int at least 1" instead of "Annotated[int, at least 1]".
         return re.sub(
             r"Annotated\[(\w+),(\s+(?:in\s+[\[(][^\])]*[\])]|[^\]]*))\]", r"\1\2", super().format_help(**settings)
         )
@@ -60,15 +60,15 @@ class Parser(ArgumentParser):
         try:
             return super().parse_args(*arguments, **settings)
         except ImportError as error:
-            # A section's class_path is looked at before anything that would make this an error in a setting.
+            # jsonargparse imports the class_path of a section before its own checks, so this is not one of its errors.
             named = re.search(r"'([^']*)'", str(error))
             raise InputError(f"class_path {named[1] if named else None!r} is not a section of settings") from error
 
     def read_arguments(self, arguments: list[str]) -> Namespace:
-        """Parses a command line; a config that is not a YAML file of settings is named in the error.
+        """Parses a command line. Errors name the config that has a wrong setting.
 
         Args:
-            arguments: --config among them may be the name of a config that comes with the package.
+            arguments: the command line; --config may name a config that comes with the package.
         """
         arguments = with_found_configs(arguments)
         files = []
@@ -98,7 +98,7 @@ class Parser(ArgumentParser):
         return parsed
 
     def _blamed(self, error: InputError, files: Sequence[str]) -> InputError:
-        """The error with the name of the file that has it, if one of them has."""
+        """The error, with the name of the file that causes it, if a file does."""
         for name in files:
             try:
                 self.parse_args(["--config", name])
@@ -109,14 +109,14 @@ class Parser(ArgumentParser):
 
 
 def named_class(value: Any) -> type | None:
-    """The class that a setting such as `method` names, if it is one."""
+    """The class that a setting such as `method` names; None if it names another object."""
     module, _, name = getattr(value, "class_path", "").rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
     return found if isinstance(found, type) else None
 
 
 def job_parser(job: str, said: JobHelp, *, allow_abbrev: bool = True) -> Parser:
-    """A parser without settings, whose help begins with what is said of the job."""
+    """A parser without settings, whose help begins with the text of `said`."""
     return Parser(
         prog=f"debias-ssl {job}",
         usage=said.usage(job),
@@ -130,9 +130,9 @@ def make_parser(job: str, settings: type, said: JobHelp | None = None) -> Parser
     """A parser of the fields of a settings dataclass, from --config FILE and flags.
 
     Args:
-        job: its name.
+        job: the name of the job.
         settings: the dataclass.
-        said: the beginning of the job's help; None for a parser whose help nobody sees.
+        said: the beginning of the job's help; None for a parser whose help is never shown.
     """
     parser = (
         job_parser(job, said, allow_abbrev=False)
@@ -149,12 +149,12 @@ def make_parser(job: str, settings: type, said: JobHelp | None = None) -> Parser
 
 
 def resolve(parser: Parser, arguments: Namespace) -> tuple[Config, dict[str, Any]]:
-    """The settings of a command line, and the same as plain values: what `config.yaml` holds."""
+    """The settings of a command line, and the same as plain values for `config.yaml`."""
     names = [setting.name for setting in fields(Config)]
     plain = yaml.safe_load(parser.dump(arguments, skip_unset=False))
     resolved = {name: plain[name] for name in names}
     for setting, (kind, named, _) in CHOICES.items():
-        # jsonargparse takes any callable here; only classes of the kind may be called.
+        # jsonargparse accepts any callable; only subclasses of `kind` are allowed.
         chosen = named_class(arguments[setting])
         if not (chosen and issubclass(chosen, kind)):
             raise InputError(f"{setting} is not one of {', '.join(named)}")
@@ -167,7 +167,7 @@ def resolve(parser: Parser, arguments: Namespace) -> tuple[Config, dict[str, Any
 
 
 def refuse_misplaced(hints: dict[str, Any], values: dict[str, Any], prefix: str = "") -> None:
-    """Raises InputError at a null, or a value in place of a section, that jsonargparse lets pass."""
+    """Raises InputError for a null, or a value instead of a section, that jsonargparse accepts."""
     for name, value in values.items():
         hint = hints.get(name, Any)
         if value is None and hint is not Any and hint is not type(None) and type(None) not in get_args(hint):
@@ -179,10 +179,12 @@ def refuse_misplaced(hints: dict[str, Any], values: dict[str, Any], prefix: str 
 
 
 def check_chosen(value: Any, prefix: str) -> None:
-    """Holds the settings of a class that is named to its ranges, and those of classes that are named in them.
+    """Checks the ranges of the settings of a class that a setting names, and of classes that its settings name.
+
+    The class checks them too, but it is made after the data were read. This check comes before.
 
     Raises:
-        InputError: a value is not right. It is told before data are read, without which no method can be made.
+        InputError: a value is out of its range.
     """
     chosen, settings = named_class(value), dict(value.get("init_args") or {})
     if chosen is not None:
@@ -193,7 +195,7 @@ def check_chosen(value: Any, prefix: str) -> None:
 
 
 def _shorten(value: Any, named: dict[str, type]) -> None:
-    """Calls the package's classes by their names alone, in place: one that is chosen, and those in its settings."""
+    """Replaces the paths of the package's classes by their names, in place: of a class and of those in its settings."""
     if isinstance(value, dict) and "class_path" in value:
         module, _, name = value["class_path"].rpartition(".")
         if name in named and getattr(sys.modules.get(module), name, None) is named[name]:

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 Picture = UInt8[np.ndarray, "height width 3"]
-# Up to this number of classes, an axis names each of them.
+# Up to this number of classes, an axis shows their names.
 NAMED = 30
-# Classes at either end of the marginal that have a line of their own.
+# This many of the classes with the largest marginal, and with the smallest one, have their own lines.
 EXTREME = 3
 STYLE: dict[Any, Any] = {"text.parse_math": False, "font.size": 9, "axes.titlesize": 8}
 
@@ -25,7 +25,7 @@ class _Drawing:
 
 @contextmanager
 def _drawn(width: float, height: float) -> Any:
-    """An empty figure of so many inches; its pixels are there once the block has ended."""
+    """An empty figure of a size in inches. Its pixels are available after the block."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,13 +41,13 @@ def _drawn(width: float, height: float) -> Any:
 
 
 def shown(name: str, length: int = 14) -> str:
-    """A name of a class in print: at most `length` letters, with question marks for what cannot be printed."""
+    """The name of a class for a picture: at most `length` letters, and question marks for unprintable ones."""
     name = "".join(letter if letter.isprintable() else "?" for letter in name.encode("utf-8", "replace").decode())
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def confusion_picture(confusion: Int[np.ndarray, "C C"], classes: Sequence[str]) -> Picture:
-    """A confusion matrix: rows are true classes, color is the share of the row, as its square root.
+    """A confusion matrix: rows are true classes, and the color is the square root of the share of the row.
 
     Args:
         confusion: counts by (true class, predicted class).
@@ -69,12 +69,12 @@ def confusion_picture(confusion: Int[np.ndarray, "C C"], classes: Sequence[str])
 def marginal_picture(
     steps: Int[np.ndarray, " T"], marginals: Float[np.ndarray, "T C"], classes: Sequence[str]
 ) -> Picture:
-    """The marginal over time: a band over all classes, and lines of those that end highest and lowest.
+    """The marginal over time: a band over all classes, and lines for the classes that end highest and lowest.
 
     Args:
-        steps: of the run.
-        marginals: running mean of the undebiased predictions on unlabeled images at these steps.
-        classes: their names.
+        steps: numbers of steps.
+        marginals: running mean of the predictions on unlabeled images, without debiasing, at these steps.
+        classes: names of the classes.
     """
     order: list[int] = np.argsort(-marginals[-1], kind="stable").tolist()
     named = order if len(order) <= 2 * EXTREME else [*order[:EXTREME], *order[-EXTREME:]]
@@ -82,7 +82,7 @@ def marginal_picture(
         axes = drawing.figure.add_subplot()
         axes.fill_between(steps, marginals.min(1), marginals.max(1), color="0.85", linewidth=0)
         for k in named:
-            # A line whose name begins with an underscore would be left out of the legend.
+            # The space is needed: the legend leaves out names that begin with an underscore.
             axes.plot(steps, marginals[:, k], marker="." if len(steps) < 3 else "", label=f" {shown(classes[k])}")
         axes.axhline(1 / len(classes), color="0.4", linewidth=0.9, linestyle="--")
         axes.set_xlabel("step")
@@ -95,8 +95,8 @@ def examples_picture(images: Float[np.ndarray, "N H W K"], titles: Sequence[str]
     """Images in rows of eight, each with a title.
 
     Args:
-        images: with values in [0, 1], of three channels or one.
-        titles: one or two lines each.
+        images: values in [0, 1], with three channels or one.
+        titles: one or two lines for each image.
     """
     rows = -(-len(images) // 8)
     with _drawn(12, 1.9 * rows) as drawing:

@@ -16,7 +16,7 @@ OLD_TEACHERS = {"student": "raw", "ema": "ema"}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under one name each, as flags name them: `data.labels_per_class`."""
+    """Nested settings as a flat dictionary, with the names of flags such as `data.labels_per_class`."""
     result = {}
     for key, value in settings.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

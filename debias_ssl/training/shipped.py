@@ -6,7 +6,7 @@ from pathlib import Path
 from debias_ssl.system.errors import InputError
 
 _PACKAGE = Path(__file__).parents[1]
-# An installed package holds them, as pyproject.toml says; in a checkout they lie beside it.
+# An installed package contains the configs (see pyproject.toml). In a checkout they are beside the package.
 _FOLDER = next(
     (folder for folder in (_PACKAGE / "shipped_configs", _PACKAGE.parent / "configs") if folder.is_dir()),
     _PACKAGE / "shipped_configs",
@@ -14,7 +14,7 @@ _FOLDER = next(
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The files by their names, such as `digits` or `compare/few`, in the order in which they are listed."""
+    """The files by their names, such as `digits` or `compare/few`, in the order of `debias-ssl configs`."""
     files = sorted(_FOLDER.rglob("*.yaml"), key=lambda path: (len(path.relative_to(_FOLDER).parts), path))
     return {path.relative_to(_FOLDER).with_suffix("").as_posix(): path for path in files}
 
@@ -26,21 +26,21 @@ def first_comment(path: Path) -> str:
 
 
 def found_config(text: str, flag: str) -> Path:
-    """The file that a flag names: one of the user's, else the one of this name that comes with the package.
+    """The file that a flag names: a file of the user, else the config of this name that comes with the package.
 
     Args:
         text: a path, or a name with or without `configs/` before it and `.yaml` after it.
-        flag: what names it, such as --config.
+        flag: the flag, such as --config.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such file and no such config.
     """
     if Path(text).exists() and not Path(text).is_dir():
         return Path(text)
     shipped = shipped_configs()
     name = text.replace("\\", "/").removeprefix("configs/").removesuffix(".yaml")
     if name not in shipped:
-        # Of the configs in folders, those that the flag may mean.
+        # Configs in folders are for flags other than --config.
         names = [known for known in shipped if ("/" in known) == (flag != "--config")]
         raise InputError(
             f"{flag} {text!r} is no file, and no config of this name comes with the package; "

@@ -13,19 +13,19 @@ from debias_ssl.models.mixing import mixing_of
 from debias_ssl.system.errors import InputError
 
 StrongViews = Literal["all", "counted", "auto"]
-# Their number is rounded up to one of so many, so that kernels made for a size are used again.
+# The number of views that pass is rounded up to one of this many sizes, so that kernels made for a size are reused.
 NUM_SIZES = 16
 REST = "set --strong_views all"
 
 
 def passes_counted(setting: StrongViews, method: Method, model: Classifier, shape: tuple[int, int, int]) -> bool:
-    """Whether strong views pass through the network only where their pseudo-labels count.
+    """Whether only strong views whose pseudo-labels count pass through the network.
 
     Args:
-        setting: `auto` is `counted` where the method's losses and the network give the same by it, and a pass takes
-            longer than to choose the images.
-        method: says by `Needs.all_strong` whether it needs all of them.
-        model: on the CPU.
+        setting: `auto` is `counted` if this does not change the losses, and if a pass takes longer than the choice of
+            the images.
+        method: its `Needs.all_strong` says whether it needs all strong views.
+        model: the network, on the CPU.
         shape: height, width and number of channels of its images.
 
     Raises:
@@ -43,7 +43,7 @@ def passes_counted(setting: StrongViews, method: Method, model: Classifier, shap
 
 
 def _is_classifier_alone(model: Classifier) -> bool:
-    """Whether nothing is in front of the classifier: a pass then takes less time than to choose the images."""
+    """Whether the classifier is the whole network: a pass then takes less time than the choice of the images."""
     return len([*model.parameters()]) == len([p for layer in model.classifiers() for p in layer.parameters()])
 
 
@@ -72,10 +72,10 @@ UNPASSED = Unpassed()
 
 
 def rows_to_pass(weight: Float[Tensor, " U"]) -> Int[Tensor, " n"] | None:
-    """The unlabeled images whose strong views pass, filled up to one of a few sizes; None if all pass.
+    """Numbers of the unlabeled images whose strong views pass, filled up to one of a few sizes; None if all pass.
 
-    Those that count come first, then some of the others. It waits for the device once, for the number of those that
-    count.
+    Images that count come first, then some others. The function waits for the device once, for the number of images
+    that count.
     """
     counts = weight != 0
     size = rounded_up(int(counts.sum()), len(weight))
@@ -89,14 +89,14 @@ def rounded_up(number: int, largest: int) -> int:
 
 
 def in_their_rows(passed: View, rows: Int[Tensor, " n"], number: int, *, is_watched: bool) -> View:
-    """Views of all unlabeled images; those that did not pass are zeros.
+    """Views of all unlabeled images, with zeros for those that did not pass.
 
     Args:
-        passed: what the network says of those that have passed.
-        rows: which they are.
-        number: of all unlabeled images.
-        is_watched: whether a loss that depends on the zeros is an InputError in the backward pass, which waits for the
-            device.
+        passed: the network's output for the images that passed.
+        rows: the numbers of these images.
+        number: the number of all unlabeled images.
+        is_watched: whether the backward pass raises an InputError if a loss depends on the zeros. This check waits for
+            the device.
     """
     logits, features = (
         values.new_zeros(number, values.shape[1]).index_copy(0, rows, values)

@@ -19,21 +19,21 @@ from debias_ssl.training.pictures import confusion_picture, examples_picture, ma
 if TYPE_CHECKING:
     import accelerate
 
-# Unlabeled images of a step that are shown with their pseudo-labels.
+# Number of unlabeled images of a step that are shown with their pseudo-labels.
 EXAMPLES = 16
-# Points of the marginal's lines: with more, every second one is left out.
+# Largest number of points of the marginal's lines. If there are more, every second point is left out.
 MOST_POINTS = 400
 
 
 class Tracking:
-    """The trackers of a run. Without trackers, or in any process but the first, it does nothing.
+    """The trackers of a run. It does nothing without trackers, and in all processes except the first.
 
     Args:
-        accelerator: that has the trackers.
-        classes: their names.
-        mean: of each channel of the images.
-        std: likewise the deviation.
-        metrics: the file of the journal, which has the marginals from before a run was resumed.
+        accelerator: the Accelerator with the trackers.
+        classes: names of the classes.
+        mean: mean of each channel of the images.
+        std: standard deviation of each channel of the images.
+        metrics: the file of the journal; a resumed run reads the earlier marginals from it.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Tracking:
         return bool(self.accelerator.trackers) and self.accelerator.is_main_process
 
     def begin(self, project: str, resolved: dict[str, Any], *, run: str, start: int) -> None:
-        """Starts the trackers, and tells them the settings.
+        """Starts the trackers, and sends them the settings.
 
         Args:
-            project: what they call all runs.
+            project: the name of all runs in the trackers.
             resolved: the settings as plain values.
-            run: what they call this one.
-            start: the step to begin with; what a tracker has of later ones is logged again.
+            run: the name of this run in the trackers.
+            start: the first step; values of later steps that a tracker already has are replaced.
         """
         of_tensorboard = {"purge_step": start + 1} if start else {}
         self.accelerator.init_trackers(
@@ -72,17 +72,17 @@ class Tracking:
         )
         for tracker in self.accelerator.trackers if self.is_active else ():
             if tracker.name == "tensorboard":
-                # Markdown: four leading blanks keep a line unchanged.
+                # In Markdown, four leading spaces make a line code.
                 text = yaml.safe_dump(resolved, sort_keys=False)
                 tracker.tracker.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), start)
 
     def figures(self, values: Mapping[str, float | None], step: int) -> None:
-        """Logs numbers; those that are unknown are left out."""
+        """Logs numbers; unknown ones (None) are left out."""
         if self.is_active:
             self.accelerator.log({name: value for name, value in values.items() if value is not None}, step)
 
     def evaluation(self, figures: Mapping[Part, Mapping[str, Mapping[str, Any]]], step: int) -> None:
-        """Logs the figures of each model on each part of the images, and the pictures of the run."""
+        """Logs the metrics of each model on each part of the images, and the pictures of the run."""
         if not self.is_active:
             return
         for part, models in figures.items():
@@ -104,16 +104,16 @@ class Tracking:
                 tracker.log_images({name: each[None] for name, each in pictures.items()}, step=step, **layout)
 
     def marginal(self, value: Sequence[float], step: int) -> None:
-        """Remembers the marginal of a step."""
+        """Keeps the marginal of a step for the next picture."""
         if self.is_active:
             self._add([(step, value)])
 
     def examples(self, batch: Batch, pseudo: PseudoLabels) -> None:
-        """Remembers unlabeled images of a step, as the network saw them, with their pseudo-labels."""
+        """Keeps unlabeled images of a step, as the network received them, with their pseudo-labels."""
         if not self.is_active or not batch.weak:
             return
         images = batch.weak[0][:EXAMPLES].detach().float().cpu()
-        # Features are images of one pixel.
+        # Features are read as images of one pixel, which are not shown.
         if len(images) and images.shape[1] in (1, 3) and images.shape[2] > 1:
             kept = PseudoLabels(target=pseudo.target[:EXAMPLES].detach(), weight=pseudo.weight[:EXAMPLES].detach())
             self._examples = images, kept, batch.truth[:EXAMPLES]
@@ -126,7 +126,7 @@ class Tracking:
 
     def _add(self, values: Iterable[tuple[int, Sequence[float]]]) -> None:
         if self._marginals is None:
-            # For a resumed run: the journal is read once, line by line, when a tracker first needs it.
+            # For a resumed run: reads the journal once, line by line, when a tracker first needs it.
             self._marginals = {}
             self._add((each["step"], each["marginal"]) for each in read_records(self.metrics) if "marginal" in each)
         for step, value in values:

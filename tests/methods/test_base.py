@@ -144,7 +144,7 @@ def test_debiaspl_goes_over_methods_with_the_common_step_alone(make_problem):
     names += ["SelfTraining", "SimPro"]
     assert [method.__name__ for method in own] == names
     for method in own:
-        with pytest.raises(InputError, match=f"method.base is {method.__name__}, whose step has an order of its own"):
+        with pytest.raises(InputError, match=f"method.base is {method.__name__}, which has its own order of a step"):
             DebiasPL(make_problem(4), base=method)
 
 

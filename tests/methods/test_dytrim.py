@@ -144,5 +144,5 @@ def test_the_base_predicts(random_views):
 
 @pytest.mark.parametrize("base", [SimPro, DebiasPL, DyTrim])
 def test_a_base_with_an_order_of_its_own_is_refused(base):
-    with pytest.raises(InputError, match=f"method.base is {base.__name__}, whose step has an order of its own"):
+    with pytest.raises(InputError, match=f"method.base is {base.__name__}, which has its own order of a step"):
         DyTrim(problem(), base=base)
