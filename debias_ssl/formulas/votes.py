@@ -14,8 +14,7 @@ CHUNK_NUMBERS = 2**22
 
 
 def vote(logits: Float[Tensor, "N C"]) -> tuple[Int64[Tensor, " N"], Float[Tensor, " N"]]:
-    """The class that each row votes for (the first one, if several are equal), and its gap to the second largest logit.
-    """
+    """The class that each row votes for (the first one, if several are equal), and its gap to the second largest logit."""
     highest, label = largest(logits)
     return label, highest - logits.topk(2).values[:, 1]
 

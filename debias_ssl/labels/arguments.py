@@ -21,9 +21,9 @@ from debias_ssl.system.errors import InputError
 
 Numbers = np.ndarray | Tensor | Sequence[int] | Sequence[float]
 LabelsOfRows = np.ndarray | Tensor | Sequence[int] | str | Path
-"""Class numbers of rows, negative where unknown; or a CSV file of path,label or row,label, or a .npy file of them."""
+"""Class numbers of rows, negative if unknown; or a CSV file with path,label or row,label; or a .npy file."""
 TargetPrior = np.ndarray | Tensor | Sequence[float] | str | Path
-"""`auto`, `uniform`, `em`, `present`, weights of the classes, or a file of class and weight."""
+"""`auto`, `uniform`, `em`, `present`, weights of the classes, or a file with classes and weights."""
 
 
 class DebiasSettings(TypedDict, total=False):
@@ -52,7 +52,7 @@ class Settings:
     given: DebiasSettings
 
     def config(self) -> DebiasConfig:
-        """The settings of a job, in which arrays are called so.
+        """The settings of the job; the word "array" replaces an array.
 
         Raises:
             InputError: there is no such setting.
@@ -66,7 +66,7 @@ class Settings:
         return DebiasConfig(**arguments)
 
     def target(self, classes: tuple[str, ...]) -> Float[Tensor, " C"] | None:
-        """The shares of the classes; None where they are to be estimated."""
+        """The shares of the classes; None if they must be estimated."""
         target_prior = self.given.get("target_prior", "auto")
         if isinstance(target_prior, str | Path):
             return read_target(str(target_prior), classes, has_reference=self.given.get("reference") is not None)
@@ -83,7 +83,7 @@ class Settings:
     def labels(
         self, names: Sequence[str], classes: tuple[str, ...]
     ) -> tuple[Int64[np.ndarray, " N"] | None, Int64[np.ndarray, " N"] | None]:
-        """Class numbers of the truth, and of the rows to tune on."""
+        """The class numbers of the truth, and those of the rows to tune on."""
         given = {"truth": self.given.get("truth"), "tune_on": self.given.get("tune_on")}
         truth, tuning = (_class_numbers(name, labels, names, classes) for name, labels in given.items())
         return truth, tuning
@@ -91,7 +91,7 @@ class Settings:
 
 @contextmanager
 def flags_are_arguments() -> Iterator[None]:
-    """Names in errors are those of arguments, which the jobs have as flags."""
+    """Inside the block, errors name arguments such as `classes`, not flags such as --classes."""
     try:
         yield
     except InputError as error:
@@ -100,7 +100,7 @@ def flags_are_arguments() -> Iterator[None]:
 
 @contextmanager
 def named(argument: str) -> Iterator[None]:
-    """Says of what argument an error is."""
+    """Inside the block, errors begin with the name of the argument."""
     try:
         yield
     except InputError as error:
@@ -108,26 +108,26 @@ def named(argument: str) -> Iterator[None]:
 
 
 def array(values: Numbers) -> np.ndarray:
-    """An array of numbers, which shares memory where it can."""
+    """An array of numbers, without a copy if possible."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        # NumPy has no such numbers.
+        # NumPy has no bfloat16.
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     return np.asarray(values)
 
 
 def text(value: Any) -> Any:
-    """A path as text; other values as they are."""
+    """A path as text; other values stay as they are."""
     return str(value) if isinstance(value, Path) else value
 
 
 def _number(value: Any) -> Any:
-    """A number of NumPy or torch as Python's; other values as they are."""
+    """A number of NumPy or torch as a number of Python; other values stay as they are."""
     return value.item() if isinstance(value, np.generic | Tensor) else value
 
 
 def _told(value: Any) -> str | None:
-    """What is said of an argument: its file or its word, or that it is an array."""
+    """A label argument in the saved settings: its file or word, or "array"."""
     return None if value is None else str(value) if isinstance(value, str | Path) else "an array"
 
 

@@ -43,7 +43,7 @@ class DebiasedLabels(Labeling):
     """Images that were left out because they cannot be read, with the reason."""
 
     def summary(self) -> dict[str, Any]:
-        """The figures that `debias-ssl debias` writes to summary.json; accuracy and recall where the truth is known."""
+        """The figures that `debias-ssl debias` writes to summary.json; accuracy and recall if the truth is known."""
         return summary_of(self)
 
 
@@ -61,28 +61,28 @@ def debias_matrix(
     """Labels the rows of a matrix without the classifier's preference for classes, as `debias-ssl debias` does.
 
     Args:
-        logits: N x C, a row for each image; or probabilities.
-        kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 for probabilities, also where they are
-            rounded to a few decimals, or in percent: rows are divided by their sums. All others are logits, also
-            numbers in [0, 1] whose rows do not sum to 1, such as sigmoids and cosines: say `probs` if they are not.
-        classes: names of the columns, or a mapping whose keys are NAME < PARENT < ...; None numbers them.
-        names: of the rows; None numbers them.
-        blank: K x C, such numbers of images that show nothing, for the prior `content_free`.
-        prior: what the classifier prefers, as the settings of the job describe it.
-        strength: tau, how much of it is removed; None is 1, or is chosen on `tune_on`, and less of a prior that is
-            estimated from fewer than ten rows a class: `notes` and `supported` of the result say so.
-        temperature: logits are divided by it first; None is 1, or is fitted on `tune_on` together with the strength.
-        target_prior: shares of the classes that the rows truly have: `uniform`, `em` to estimate them, `present` for
-            equal shares of those that are found, C weights, or a file of class and weight; `auto` is `em` with a
-            reference, else `uniform` as far as the rows look like it.
-        momentum: of the prior `momentum`, for each batch of 64 rows.
-        truth: N class numbers for the figures of `summary()` alone, or a file of them; negative where unknown.
-        tune_on: N class numbers, negative for all rows but a few, to choose strength and temperature; or a file.
-        reference: M x C, such numbers of other images, of all classes about equally many, to measure the prior on; or a
-            preference.json.
-        floor: each row gets the deepest name whose probability is at least this, in `name` and `name_confidence`.
-        refine: `mixture` lets rows that lie close to each other, by their features, agree on their classes.
-        features: N x D, a vector of each row, for `refine` alone; of any length.
+        logits: N x C logits or probabilities, a row for each image.
+        kind: whether `logits` has logits or probabilities. `auto` reads rows in [0, 1] that sum to 1, or percentages,
+            as probabilities. They may be rounded; rows are divided by their sums. All other numbers are read as logits.
+            Set `probs` for probabilities whose rows do not sum to 1.
+        classes: names of the columns, or a mapping with the keys NAME < PARENT < ...; None numbers them.
+        names: names of the rows; None numbers them.
+        blank: K x C logits or probabilities of images without content, for the prior `content_free`.
+        prior: the estimate of the class prior to remove, as in the settings of the job.
+        strength: tau, how much of the prior to remove; None is 1, or is chosen on `tune_on`. It is less for a prior
+            that is estimated from fewer than ten rows a class; `notes` and `supported` of the result then say so.
+        temperature: divides the logits first; None is 1, or is fitted on `tune_on` together with the strength.
+        target_prior: the true class shares of the rows. `uniform` is equal shares. `em` estimates them. `present` is
+            equal shares of the classes that occur. C weights, or a file of classes and weights, give the shares. `auto`
+            is `em` with a reference, else `uniform`, but removes less of the prior if classes seem to be missing.
+        momentum: momentum of the prior `momentum`, for each batch of 64 rows.
+        truth: N true class numbers, negative if unknown, or a file of labels; only for the figures of `summary()`.
+        tune_on: N class numbers of a few rows, negative for the others, to choose strength and temperature; or a file.
+        reference: M x C logits or probabilities of other images, with about as many of each class, to measure the prior
+            on; or a preference.json.
+        floor: each row gets the deepest name with at least this probability, in `name` and `name_confidence`.
+        refine: `mixture` makes rows with similar features agree on their classes.
+        features: N x D, a vector of any length for each row, for `refine` only.
         anchors: C x D, a vector of each class in the same space: of a text encoder, or a mean of labeled features.
 
     Raises:
@@ -117,23 +117,28 @@ def label_images(
     device: torch.device | str | None = None,
     **settings: Unpack[DebiasSettings],
 ) -> DebiasedLabels:
-    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does; `names` are their paths.
+    """Labels images with CLIP without its preference for classes, as `debias-ssl label` does.
+
+    `names` of the result are the paths of the images.
 
     Args:
-        images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one.
+        images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or a sequence of paths.
         classes: names; or a mapping of NAME < PARENT < ... to one or more prompts; or a file of them; or `imagenet`.
-        model, pretrained: a name of open_clip's and a tag of it or a file of weights; local-dir:FOLDER or hf-hub:NAME.
-        templates, class_vectors: `simple`, `openai`, sentences with {} or a file; C x D in their place, or a .npy file.
-        root: folder that paths of a list are relative to, below which they must lie; None is that of the list.
-        features: folder that keeps features of images for the next time; None keeps them in memory.
-        negatives: names that are none of the classes, in the same forms, against which the score is.
-        flip, multi_label: as the flags of the job; `several` has what the latter gives.
-        on_error: `stop` at an image that cannot be read, or `skip` it: `unreadable` then has it, and `names` has not.
+        model, pretrained: a model of open_clip and its tag or a file of weights; or local-dir:FOLDER or hf-hub:NAME.
+        templates: `simple`, `openai`, sentences with {}, or a file of sentences.
+        class_vectors: C x D vectors to use instead of prompts, or a .npy file.
+        root: the folder that paths of a list are relative to; they must lie below it. None is the folder of the list.
+        features: a folder to keep features of images for the next call; None keeps them in memory only.
+        negatives: names that are not classes, in the same forms; the score of a row falls if they fit it.
+        flip, multi_label: as the flags of the job; with `multi_label`, the result has the labels in `several`.
+        on_error: `stop` at an image that cannot be read, or `skip` it; `unreadable` then has its name and the reason.
         bits, max_pixels, background: how files become pixels, as in the settings of `data` of a run.
-        batch_size, workers: images of a forward pass, and processes that decode; of 0, this one does.
-        precision, device: of the network; `auto` is bf16 where the device has it, None the accelerator, else the CPU.
+        batch_size: images in a forward pass.
+        workers: processes that decode images; 0 decodes in this process.
+        precision: precision of the network; `auto` is bf16 if the device supports it.
+        device: device of the network; None is the accelerator, else the CPU.
         settings: those of `debias_matrix`; a reference is images or a preference.json. Without `truth`, folders that
-            are named like classes say it.
+            are named like classes are the true classes.
 
     Raises:
         InputError: an argument is wrong, or an image cannot be read.
@@ -225,7 +230,7 @@ def _request(
     vectors: str | Path | np.ndarray | Tensor | None,
     settings: Settings,
 ) -> Request:
-    """The labeling request, with the truth, the rows to tune on and the target as arrays or files."""
+    """The request, with the truth, the rows to tune on and the target from arrays or files."""
     own = str(vectors) if isinstance(vectors, str | Path) else None if vectors is None else array(vectors)
     classes, negatives = names
     request = read_request(images, classes, templates, DebiasConfig(), root, own, negatives)
@@ -291,7 +296,7 @@ def _debiased(rows: Rows, config: DebiasConfig, unreadable: Mapping[str, str] | 
 
 
 def _autocast(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """The precision that the network runs in."""
+    """A context in which the network uses this precision."""
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU: take bf16 or fp32")
     if precision == "fp32":

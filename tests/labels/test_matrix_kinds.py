@@ -104,7 +104,7 @@ def test_percent_is_read_as_percent(decimals: int | None, tmp_path: Path):
 def test_arithmetic_may_leave_a_little_less_than_0(tmp_path: Path):
     values = probabilities(4)
     values[3] = [1.0 + 1e-9, -1e-9, 0, 0]
-    assert "-1e-09 taken for 0" in check_probs(values, tmp_path)
+    assert "-1e-09 read as 0" in check_probs(values, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sigmoids", "cosines", "log-probabilities", "logits"])

@@ -30,15 +30,14 @@ class Candidates:
     """Images that may be suggested, with their predictions and features."""
 
     names: Sequence[str]
-    """Their paths below a folder."""
+    """Their paths, relative to `root`."""
     root: Path
-    """That folder."""
     classes: tuple[str, ...]
     """Empty if there are no predictions."""
     logits: Iterable[Float[Tensor, "_ C"]]
-    """Of all images in their order, in chunks."""
+    """Logits of all images in their order, in chunks."""
     features: FeaturesOf
-    """Of some of them; the row of an image that could not be read is NaN."""
+    """A function that returns the features of some images; the row of an image that could not be read is NaN."""
     notes: tuple[str, ...]
 
 
@@ -55,12 +54,12 @@ class Asked:
 
 
 def read_candidates(asked: Asked, place: Place) -> Candidates:
-    """The images that something is said of; without labels all images.
+    """The images that have predictions, or all images without `labels`.
 
     Args:
-        asked: what `labels` names is a run, which looks at the images, or predictions of them. Images and features of a
-            folder of labels are by default those that its summary.json names.
-        place: where a run's network goes.
+        asked: the flags. `labels` names a run, which predicts the images, or existing predictions. For a folder of
+            labels, images and features are by default those in its summary.json.
+        place: the device for the network of a run.
 
     Raises:
         InputError: images, predictions or features are missing, or do not belong together.
@@ -110,7 +109,7 @@ def _why_images(labels: str | None) -> str:
 
 
 def _summary(labels: str | None) -> dict[str, Any]:
-    """The images and features that a folder of labels of `label` or `vote` was computed from."""
+    """The images and features from which `label` or `vote` computed a folder of labels."""
     try:
         known = json.loads((Path(labels or "") / "summary.json").read_text(encoding="utf-8"))
         return {key: known[key] for key in ("images", "root", "features") if known.get(key)}
@@ -119,7 +118,7 @@ def _summary(labels: str | None) -> dict[str, Any]:
 
 
 def _own_features(labels: str | None, known: dict[str, Any]) -> list[str]:
-    """The folder of features that a folder of labels was made of."""
+    """The folder of features from which a folder of labels was computed."""
     places = [known.get("features"), labels and os.path.join(labels, "features")]
     found = next((place for place in places if place and os.path.isdir(place)), None)
     if found is None:
@@ -129,7 +128,7 @@ def _own_features(labels: str | None, known: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Matched:
-    """The logits of rows of a matrix, again and again."""
+    """The logits of some rows of a matrix; can be iterated more than once."""
 
     matrix: Matrix
     rows: Int64[np.ndarray, " N"]
@@ -139,7 +138,7 @@ class _Matched:
 
 
 def _rows_of(member: Matrix, names: Sequence[str]) -> tuple[Int64[np.ndarray, " N"], list[str]]:
-    """The row of each image, -1 where there is none, and what is to be said of how they were found."""
+    """The row of each image, -1 for an image without a row; and notes about how they were found."""
     found = match(member.predictions.names, names)
     if not found.num_matched:
         first = member.predictions.names[0]

@@ -17,23 +17,23 @@ from debias_ssl.system.tables import LABELS, PATHS, ROWS, Table, check_text, rea
 
 Issues = Literal["relabel", "unlabel"]
 ISSUE, GIVEN, PREDICTED = "is_label_issue", "given_label", "predicted_label"
-# Columns that name who gave a label.
+# Usual names of the column that says who gave a label.
 PEOPLE = ("annotator", "annotatedby", "completedby", "labeledby", "labeler", "source", "user", "worker")
 TIMES = ("updatedat", "createdat", "time", "timestamp", "date")
 
 
 def read_statements(path: Path, rows: LabeledRows, field: str | None, issues: Issues) -> Statements:
-    """What a file says of labels, whatever wrote it.
+    """The labels in a file of corrections, whichever tool wrote it.
 
     Args:
         path: an export of Label Studio (JSON, JSON-MIN or CSV), a folder that FiftyOne exported, cleanlab's label
             issues, a folder of images by class that `export-labels` wrote, or a table of path and label.
-        rows: the labels that it is of.
+        rows: the labels to correct.
         field: the name of the choices, the field or the column of the labels; None finds it.
-        issues: what becomes of a label that cleanlab holds to be wrong.
+        issues: what to do with a label that cleanlab reports as wrong.
 
     Raises:
-        InputError: the file cannot be read, or is none of these.
+        InputError: the file cannot be read, or has another format.
     """
     if path.is_dir():
         if is_tree(path):
@@ -74,7 +74,7 @@ def _of_json(path: Path, field: str | None) -> Statements:
 
 
 def _of_table(table: Table, rows: LabeledRows, field: str | None) -> Statements:
-    """A table of path and label; that of a model, with confidences, says something where a label is another."""
+    """A table of path and label. In a table with confidences, made by a model, only changed labels are statements."""
     key, person, time = (table.column(usual) for usual in (PATHS if rows.has_paths else ROWS, PEOPLE, TIMES))
     label = _label_column(table, field)
     if key is None or label is None:
@@ -114,10 +114,10 @@ def _label_column(table: Table, field: str | None) -> int | None:
 
 
 def _of_issues(table: Table, rows: LabeledRows, issues: Issues) -> Iterator[Statement]:
-    """The rows of cleanlab's table whose label is held to be wrong.
+    """The rows of cleanlab's table whose label it reports as wrong.
 
-    Rows are found by a path or, where there is none, by their numbers. Labels are names or class numbers, whichever
-    `given_label` shows.
+    Rows are found by their paths or, without paths, by their numbers. Labels are names or class numbers, depending on
+    `given_label`.
     """
     issue = table.header.index(ISSUE)
     given, predicted = (table.header.index(name) if name in table.header else None for name in (GIVEN, PREDICTED))
@@ -152,5 +152,5 @@ def _of_issues(table: Table, rows: LabeledRows, issues: Issues) -> Iterator[Stat
 
 
 def _shows_numbers(cells_of: list[tuple[int, list[str]]], given: int | None, classes: tuple[str, ...]) -> bool:
-    """Whether labels are class numbers: one of them is the name of no class."""
+    """Whether labels are class numbers: at least one of them is not the name of a class."""
     return given is not None and any(cells[given].strip() not in classes for _, cells in cells_of)

@@ -18,9 +18,9 @@ from debias_ssl.labels.output.label_table import Written
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.tables import is_text
 
-# Bytes of images in a file, as the hub divides data sets; and images of a row group, which readers take as a whole.
+# Bytes of images in a file, as on the Hugging Face hub; and images in a row group, which readers load as a whole.
 SHARD_BYTES, GROUP = 500 * 2**20, 100
-# Rows of a table that are written at a time.
+# Number of rows of a table that are written at a time.
 ROWS = 2**14
 
 Batch = Mapping[str, Any]
@@ -30,7 +30,7 @@ Batch = Mapping[str, Any]
 def table_parts(rows: LabeledRows, probs: Float32[np.ndarray, "N C"] | None) -> Iterator[bytes]:
     """The rows as Parquet: path, label, confidence, plain label and confidence, and a list of all probabilities.
 
-    Labels are text; one that is unknown is null. A path that is no text is binary.
+    Labels are text; an unknown one is null. Paths are binary if one of them is not text.
     """
     columns = _label_columns(rows)
     are_text = all(map(is_text, rows.names))
@@ -55,7 +55,7 @@ def table_parts(rows: LabeledRows, probs: Float32[np.ndarray, "N C"] | None) -> 
 
 
 def shards_of(files: Sequence[str]) -> list[slice]:
-    """Which images each file of a data set has, so that none has much more than 500 MiB of them."""
+    """Divides the images of a data set into files with about 500 MiB of images each."""
     sizes = np.array([each.size for each in on_disk(files)])
     numbers = (np.cumsum(sizes) - sizes) // SHARD_BYTES
     borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(files)]
@@ -63,12 +63,12 @@ def shards_of(files: Sequence[str]) -> list[slice]:
 
 
 def shard_parts(rows: LabeledRows, files: Sequence[str], part: slice) -> Iterator[bytes]:
-    """Some images with their labels as Parquet, whose schema says what Hugging Face's `datasets` makes of each column.
+    """Some images with their labels as Parquet; the schema has the column types for Hugging Face's `datasets`.
 
     Args:
-        rows: labels of all images; one that is unknown is null.
-        files: of all images.
-        part: those that are written.
+        rows: labels of all images; an unknown one becomes null.
+        files: the files of all images.
+        part: the images to write.
     """
     columns = _label_columns(rows)
     features: dict[str, Any] = {"image": {"_type": "Image"}, "path": _value("string")}
@@ -97,9 +97,9 @@ def shard_parts(rows: LabeledRows, files: Sequence[str], part: slice) -> Iterato
 
 
 def given_labels_parts(rows: LabeledRows) -> Iterator[bytes]:
-    """Path and class number of rows that all have a label, as Parquet; `datasets` knows the names of the classes.
+    """Path and class number of rows that all have a label, as Parquet with the names of the classes for `datasets`.
 
-    With numbers alone, cleanlab would count the classes that have rows instead.
+    Without the names, cleanlab would count only the classes that have rows.
     """
     schema = pa.schema([("path", pa.string()), ("label", pa.int64())])
     features = {"path": _value("string"), "label": _class_label(rows.classes)}
@@ -108,7 +108,7 @@ def given_labels_parts(rows: LabeledRows) -> Iterator[bytes]:
 
 
 def bytes_of(file: str) -> bytes:
-    """An image's file, or a member of a tar file, as it is.
+    """The bytes of an image's file, or of a member of a tar file.
 
     Raises:
         InputError: it cannot be read.
@@ -125,7 +125,7 @@ def bytes_of(file: str) -> bytes:
 def _label_columns(
     rows: LabeledRows,
 ) -> dict[str, tuple[Int64[np.ndarray, " N"] | Float64[np.ndarray, " N"], bool]]:
-    """The columns that there are beside the path, and whether each of them holds labels."""
+    """The columns other than the path, and whether each of them has labels."""
     columns = {
         "label": (rows.label, True),
         "confidence": (rows.confidence, False),
@@ -148,7 +148,7 @@ def _class_label(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _with_features(schema: pa.Schema, features: Mapping[str, Any]) -> pa.Schema:
-    """The schema with `datasets.Features` in its metadata, where `datasets` writes and looks for them."""
+    """The schema with `datasets.Features` in its metadata, where `datasets` reads them."""
     return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 

@@ -1,4 +1,4 @@
-"""Writes the folder of each export format."""
+"""Exports labels: settings of the formats, and the files of each format in a folder."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ class ExportConfig:
     truth: str | None = None
 
     def check(self, to: str) -> None:
-        """Raises InputError where a setting is not of the format."""
+        """Raises InputError for a setting that the format does not have."""
         own = {"url_prefix": "label-studio", "model_version": "label-studio", "files": "imagefolder"}
         for name, format_ in {**own, "truth": "cleanlab"}.items():
             if getattr(self, name) is not None and to != format_:
@@ -64,16 +64,16 @@ def write_export(
     Args:
         rows: the labels.
         to: one of `FORMATS`.
-        config: how.
-        root: what paths are relative to; None is the folder of the table.
-        given_root: the same as a user wrote it, perhaps for another system.
-        out: the folder.
+        config: the settings of the format.
+        root: the folder that paths are relative to; None is the folder of the table.
+        given_root: this folder as the user wrote it, perhaps a path of another computer.
+        out: the folder to write.
 
     Returns:
-        What is to be said of it, line by line.
+        Lines to print.
 
     Raises:
-        InputError: the labels have not what the format needs; nothing is written then.
+        InputError: the labels lack what the format needs; nothing is written then.
     """
     config.check(to)
     if to == "label-studio":

@@ -1,8 +1,9 @@
 """FiftyOne: writes and reads folders that `fiftyone.Dataset.from_dir` opens as a `FiftyOneDataset`.
 
-FiftyOne's current format is a dump of its database, with a version. A folder without the version is read in the format
-that its documentation calls LegacyFiftyOneDataset, which every version reads. It has metadata.json, and samples.json
-with an object for each image. The fields of an object are values, or labels with their class in `_cls`.
+FiftyOne's current format is a dump of its database, with a version. It reads a folder without a version in the format
+that its documentation calls LegacyFiftyOneDataset. Every version of FiftyOne reads this format, so it is used here. It
+has metadata.json, and samples.json with an object for each image. The fields of an object are values, or labels with
+their class in `_cls`.
 """
 
 import json
@@ -29,11 +30,11 @@ def metadata(rows: LabeledRows, name: str) -> str:
 
 
 def sample_parts(rows: LabeledRows, files: Sequence[str]) -> Iterator[bytes]:
-    """The samples as JSON, one a line: file, path, label and plain label with their confidences.
+    """The samples as JSON, one in each line: file, path, label and plain label with their confidences.
 
     Args:
         rows: labels of images.
-        files: of the images.
+        files: the files of the images.
     """
     for i, name in enumerate(rows.names):
         sample: dict[str, Any] = {"filepath": os.path.abspath(files[i]), "path": name}
@@ -55,7 +56,7 @@ def read_samples(path: Path, field: str | None) -> Iterator[Statement]:
         field: the field of the labels; None finds it.
 
     Raises:
-        InputError: it is no such folder, or has no such field.
+        InputError: it is not such a folder, or has no such field.
     """
     file = path / SAMPLES if path.is_dir() else path
     try:

@@ -1,4 +1,4 @@
-"""Class folders with links to images or copies of them, and the labels that they mean after images were moved."""
+"""Class folders with links to images or copies of them; reads the labels again after a user has moved images."""
 
 import csv
 import io
@@ -21,10 +21,10 @@ How = Literal["link", "copy"]
 
 
 def check_tree(classes: Sequence[str], files: Sequence[str], how: How) -> None:
-    """Before anything is written.
+    """Checks classes and files before anything is written.
 
     Raises:
-        InputError: a class is no name of a folder that shows, or images in tar files are to be linked.
+        InputError: a class name is not the name of a visible folder, or links into tar files would be needed.
     """
     for name in classes:
         if name.startswith(".") or name != os.path.basename(name) or "\\" in name or name != name.strip():
@@ -34,23 +34,23 @@ def check_tree(classes: Sequence[str], files: Sequence[str], how: How) -> None:
 
 
 def check_on_disk(files: Sequence[str], mend: str) -> None:
-    """Raises InputError, with what mends it, where an image is no file of its own."""
+    """Raises InputError, with the fix `mend`, if an image lies in a tar file."""
     inside = next((file for file in files if isinstance(file, Member)), None)
     if inside is not None:
         raise InputError(f"{str(inside)!r} lies in a tar file; {mend}")
 
 
 def write_tree(rows: LabeledRows, files: Sequence[str], out: Path, how: How) -> int:
-    """Writes images/CLASS/IMAGE for each row that has a label, and files.csv, which says whose file each of them is.
+    """Writes images/CLASS/IMAGE for each row that has a label, and files.csv, with the row of each file.
 
     Args:
         rows: labels of images.
-        files: of the images.
+        files: the files of the images.
         out: the folder.
-        how: whether files are linked to or copied.
+        how: whether files are linked or copied.
 
     Returns:
-        How many images have no label, and are left out.
+        The number of images without a label, which are left out.
 
     Raises:
         WriteError: a file cannot be written.
@@ -82,7 +82,7 @@ def is_tree(folder: Path) -> bool:
 
 
 def read_tree(folder: Path) -> Iterator[Statement]:
-    """The classes whose folders the images lie in now; images that were taken away say nothing.
+    """The classes whose folders the images are in now; images that were removed make no statement.
 
     Raises:
         InputError: a file of the folder cannot be read.
@@ -94,9 +94,9 @@ def read_tree(folder: Path) -> Iterator[Statement]:
 
 
 def _names(rows: LabeledRows) -> Iterator[str]:
-    """Names that differ, made of whole paths: readers take the folder that an image lies in for its class.
+    """Different file names, made from whole paths, because the folder of an image must be its class.
 
-    Of rows whose names would be the same, the later ones get their numbers in front.
+    If names of rows would be the same, the later ones begin with their row numbers.
     """
     taken: set[str] = set()
     for i, path in enumerate(rows.names):

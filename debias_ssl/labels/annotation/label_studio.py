@@ -17,14 +17,14 @@ from debias_ssl.labels.annotation.statements import Statement
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.tables import PATHS
 
-# Of the choices in the labeling configuration; in exports that are tables it is the column of the labels.
+# The name of the choices in the labeling configuration, and of the column of labels in exports as a table.
 FIELD = "label"
 # The name in Label Studio's own template for images.
 FIELDS = (FIELD, "choice")
 LOCAL_FILES = "/data/local-files/?d="
-# Before the files that Label Studio serves itself.
+# The addresses of files that Label Studio serves itself begin like this.
 SERVED = ("/data/local-files/", "/data/upload/")
-# Before the name of an uploaded file: eight digits that Label Studio adds.
+# Label Studio adds eight digits before the name of an uploaded file.
 UPLOADED = re.compile(r"upload/\d+/[0-9a-f]{8}-(.+)$")
 
 
@@ -39,16 +39,16 @@ def labeling_config(classes: Sequence[str]) -> str:
 
 
 def task_parts(rows: LabeledRows, prefix: str, root: str | None, model_version: str) -> Iterator[bytes]:
-    """The tasks as JSON, one a line: each is an image whose label is a prediction with its confidence as score.
+    """The tasks as JSON, one in each line: an image, with its label as a prediction and its confidence as the score.
 
-    A row without a label is a task without a prediction. `data.path` is the path of the row as its table has it, by
-    which corrections find it again.
+    A row without a label is a task without a prediction. `data.path` is the path of the row in its table; corrections
+    are matched to rows by it.
 
     Args:
         rows: labels of images.
-        prefix: what the address of each image begins with.
-        root: what is left out of absolute paths; None is nothing.
-        model_version: what Label Studio shows as the maker of the predictions.
+        prefix: the beginning of the address of each image.
+        root: the folder that is removed from absolute paths; None removes nothing.
+        model_version: the name of the model that Label Studio shows with the predictions.
     """
     for i, name in enumerate(rows.names):
         data: dict[str, Any] = {"image": prefix + _address(name, prefix, root, rows.table), "path": name}
@@ -66,7 +66,7 @@ def task_parts(rows: LabeledRows, prefix: str, root: str | None, model_version: 
 
 
 def local_prefix(root: Path) -> str:
-    """The address of files of a folder that lies directly in Label Studio's LOCAL_FILES_DOCUMENT_ROOT."""
+    """The beginning of the addresses of files, for a folder directly in Label Studio's LOCAL_FILES_DOCUMENT_ROOT."""
     return f"{LOCAL_FILES}{quote(root.resolve().name)}/"
 
 
@@ -80,7 +80,7 @@ def _address(name: str, prefix: str, root: str | None, table: Path) -> str:
         path = path.removeprefix(PureWindowsPath(root).as_posix().rstrip("/") + "/")
     if path.startswith("/") or PureWindowsPath(path).drive:
         raise InputError(f"{table}: {name!r} is an absolute path: pass the folder at the start of such paths as --root")
-    # Storage such as s3:// takes names without changes.
+    # In addresses of storage such as s3://, names are not escaped.
     is_url = prefix.startswith(("/", "http://", "https://"))
     return quote(path, errors="surrogateescape") if is_url else path
 
@@ -94,7 +94,7 @@ def read_tasks(tasks: Sequence[Any], path: Path, field: str | None) -> Iterator[
         field: the name of the choices; None finds it.
 
     Raises:
-        InputError: the file is no such export, or an image has several choices.
+        InputError: the file is not such an export, or an image has several choices.
     """
     if not all(isinstance(task, dict) for task in tasks):
         raise InputError(f"{path} is not an export of Label Studio: it must be a list of objects")
@@ -120,7 +120,7 @@ def read_tasks(tasks: Sequence[Any], path: Path, field: str | None) -> Iterator[
 
 
 def source_of(said_by: Mapping[str, Any]) -> str:
-    """The annotator: the address where the export has it, else the number."""
+    """The annotator: the email address if the export has it, else the number."""
     who = said_by.get("completed_by", said_by.get("annotator"))
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
@@ -140,11 +140,11 @@ def path_in(address: str) -> str:
 
 
 _Annotation = tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Sequence[str]]]
-"""The data of a task, who annotated it and when, and what was chosen, by the names of the choices."""
+"""The data of a task; the annotation, with annotator and time; and the chosen values by the names of choices."""
 
 
 def _annotations(tasks: Sequence[dict[str, Any]]) -> Iterator[_Annotation]:
-    """Of an export JSON."""
+    """The annotations of an export in the format JSON."""
     for task in tasks:
         for annotation in task.get("annotations", task.get("completions")) or []:
             if annotation.get("was_cancelled") or annotation.get("skipped"):
@@ -158,7 +158,7 @@ def _annotations(tasks: Sequence[dict[str, Any]]) -> Iterator[_Annotation]:
 
 
 def _flat_annotations(tasks: Sequence[dict[str, Any]], field: str | None) -> Iterator[_Annotation]:
-    """Of an export JSON-MIN, where the data of the task and the choices are entries side by side."""
+    """The annotations of an export in the format JSON-MIN, which has data and choices in one object."""
     own = {"annotator", "annotation_id", "created_at", "updated_at", "lead_time", "id", "agreement"}
     for task in tasks:
         choices = {}

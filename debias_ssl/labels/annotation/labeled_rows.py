@@ -1,4 +1,4 @@
-"""Reads existing labels with the names of their rows: from a folder of labels, or a table of path and label."""
+"""`LabeledRows`: existing labels and the names of their rows, read from a folder of labels or a table."""
 
 import json
 from array import array
@@ -38,19 +38,19 @@ class LabeledRows:
     table: Path
     """The file."""
     names: Sequence[str]
-    """Paths of the images as the table has them; their numbers where it has no paths."""
+    """Paths of the images as in the table; row numbers if it has no paths."""
     classes: tuple[str, ...]
     label: Int64[np.ndarray, " N"]
-    """Class numbers, negative where a row has no label."""
+    """Class numbers; negative for a row without a label."""
     confidence: Float64[np.ndarray, " N"] | None
-    """Of the labels; None where the table has none."""
+    """Confidences of the labels; None if the table has none."""
     plain_label: Int64[np.ndarray, " N"] | None
-    """Class numbers before debiasing; None where the table has none."""
+    """Class numbers before debiasing; None if the table has none."""
     plain_confidence: Float64[np.ndarray, " N"] | None
     source: Sequence[str] | None
-    """Who gave each label; None where the table does not say it."""
+    """The author of each label; None if the table does not name authors."""
     positions: Int64[np.ndarray, " N"]
-    """Which rows of the table these are."""
+    """The numbers of these rows in the table."""
     notes: tuple[str, ...] = ()
     """Notes for users about how the table was read."""
 
@@ -83,13 +83,13 @@ class LabeledRows:
         )
 
     def files(self, root: Path | None) -> LabelFile:
-        """The files of these rows, each of which is there.
+        """The files of these rows; all of them exist.
 
         Args:
-            root: what the paths are relative to; None is the folder of the table.
+            root: the folder that paths are relative to; None is the folder of the table.
 
         Raises:
-            InputError: the rows have no paths, or a file is not there.
+            InputError: the rows have no paths, or a file does not exist.
         """
         if not self.has_paths:
             raise InputError(
@@ -99,10 +99,10 @@ class LabeledRows:
         return replace(listed, files=[listed.files[int(i)] for i in self.positions], labels=[])
 
     def probabilities(self) -> Float32[np.ndarray, "N C"] | None:
-        """Of all classes, each row with the sum 1; None where nothing has them.
+        """Probabilities of all classes, with rows that sum to 1; None if there is no file of them.
 
         Raises:
-            InputError: they do not belong to these rows.
+            InputError: the file does not belong to these rows.
         """
         path = self.table if _classes_in_header(read_table(self.table)) else self.table.with_name("probs.npy")
         if not path.is_file():
@@ -121,7 +121,7 @@ def read_labeled_rows(where: Path) -> LabeledRows:
         where: the folder, or a CSV, TSV or Parquet file with the columns path and label.
 
     Raises:
-        InputError: there is none, or a row cannot be used.
+        InputError: there is no such table, or a row cannot be used.
     """
     path = table_beside(where / "labels.csv") if where.is_dir() else where
     if not path.is_file():
@@ -153,14 +153,14 @@ def read_labeled_rows(where: Path) -> LabeledRows:
 
 
 def known_at(values: Float64[np.ndarray, " N"] | None, row: int) -> float | None:
-    """The confidence of a row; None where it has none."""
+    """The confidence of a row; None if it has none."""
     return None if values is None or np.isnan(values[row]) else float(values[row])
 
 
 def root_of(where: Path, given: str | None) -> Path | None:
-    """The folder that the paths of labels are relative to: the one that is given, or that the labels' own job had.
+    """The folder that the paths of labels are relative to: `given`, else that of the job that wrote the labels.
 
-    None where neither is known.
+    None if both are unknown.
     """
     if given is not None:
         return Path(given)
@@ -180,11 +180,11 @@ def chosen_rows(rows: LabeledRows, path: Path) -> LabeledRows:
     """The rows that a list names, in the order of the list.
 
     Args:
-        rows: all of them.
-        path: a table with a column path, such as that of `suggest`, or a text file of one path a line.
+        rows: all rows.
+        path: a table with a column path, such as that of `suggest`, or a text file with one path in each line.
 
-    Raises:
-        InputError: it cannot be read, or a path of it means no row.
+        Raises:
+            InputError: it cannot be read, or one of its paths matches no row.
     """
     if is_table(path):
         table = read_table(path)
@@ -203,20 +203,20 @@ def chosen_rows(rows: LabeledRows, path: Path) -> LabeledRows:
 
 
 def sorted_classes(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes in order: of numbers by value, else of the alphabet."""
+    """Names of classes in order: numbers by value, other names by the alphabet."""
     are_numbers = all(name.isdecimal() for name in names)
     return tuple(sorted({*names}, key=lambda name: (int(name) if are_numbers else 0, name)))
 
 
 class _Labels:
-    """Numbers of the labels in the columns of a table, whose classes may be known by their rows alone."""
+    """Numbers of the labels in the columns of a table. If the classes are not given, the rows define them."""
 
     def __init__(self, table: Table, known: tuple[str, ...]):
         self.table, self.known = table, known
         self.codes = {name: code for code, name in enumerate(known)}
 
     def of(self, column: int) -> Int64[np.ndarray, " N"]:
-        """Codes of the labels in a column, negative where there is none."""
+        """Codes of the labels in a column, negative for empty cells."""
         codes = array("q")
         for line, cells in self.table:
             word = cells[column].strip()
@@ -232,20 +232,20 @@ class _Labels:
         return np.frombuffer(codes, dtype=np.int64)
 
     def classes(self) -> tuple[tuple[str, ...], Int64[np.ndarray, " K"]]:
-        """The classes, and the class number of each code; that of -1 is the last one."""
+        """The classes, and the class number of each code; the last entry is for code -1."""
         classes = self.known or sorted_classes([*self.codes])
         number = {name: k for k, name in enumerate(classes)}
         return classes, np.array([*(number[name] for name in self.codes), UNKNOWN], dtype=np.int64)
 
 
 def _classes_in_header(table: Table) -> tuple[str, ...]:
-    """The classes of a table of `predict`, which has a column p_CLASS for each; of another table, none."""
+    """The classes of a table of `predict`, which has a column p_CLASS for each; empty for other tables."""
     names = [name.removeprefix(PREFIX) for name in table.header if name.startswith(PREFIX)]
     return tuple(names) if len(names) > 1 else ()
 
 
 def _fractions(table: Table, name: str) -> Float64[np.ndarray, " N"] | None:
-    """A column of numbers in [0, 1]; nan where a cell is empty, and None where there is no such column."""
+    """A column of numbers in [0, 1], with nan for empty cells; None if there is no such column."""
     column = table.column((name,))
     if column is None:
         return None

@@ -21,7 +21,7 @@ Conflicts = Literal["stop", "last", "majority"]
 LABELS, CORRECTIONS, CLASSES = "labels.csv", "corrections.csv", "classes.json"
 # In the order in which they are removed.
 NAMES = (LABELS, CORRECTIONS, CLASSES)
-# The author of labels without one: a model, if there are confidences, else a person.
+# The author of labels without an author: a model if they have confidences, else a person.
 MODEL, GIVEN = "model", "given"
 
 
@@ -33,11 +33,11 @@ class Merged:
     """The rows before the corrections."""
     classes: tuple[str, ...]
     label: Sequence[str]
-    """The names of the classes; empty where unknown."""
+    """The class name of each row; empty if unknown."""
     source: Sequence[str]
-    """Who said it."""
+    """The author of each label."""
     corrected: Sequence[int]
-    """The rows of which a correction says something, those among them whose label stays too."""
+    """The rows with a correction, including those whose label stays the same."""
     notes: tuple[str, ...]
 
     @property
@@ -55,13 +55,14 @@ def merge(rows: LabeledRows, several: Sequence[Statements], conflicts: Conflicts
 
     Args:
         rows: the labels.
-        several: what files say.
-        conflicts: what happens where an image has several labels in them: `stop` is an error, `last` takes that of the
-            last file, and the latest in it, `majority` the one that most say, and no correction where two are equal.
-        new_classes: whether labels may be no classes yet.
+        several: the corrections of each file.
+        conflicts: what to do if corrections give an image several labels. `stop` is an error. `last` uses the last
+            file, and the latest correction in it. `majority` uses the most frequent label; if two are equally frequent,
+            the label stays.
+        new_classes: whether corrections may add classes.
 
-    Raises:
-        InputError: a file is of other images, a label is no class, or an image has several labels.
+        Raises:
+            InputError: a file is of other images, a label is not a class, or an image has several labels.
     """
     said, notes = _by_row(rows, several)
     label = [rows.name_of(k) for k in rows.label.tolist()]
@@ -101,7 +102,7 @@ def _by_row(rows: LabeledRows, several: Sequence[Statements]) -> tuple[dict[int,
         for statement in sorted(statements.given, key=lambda each: each.time):
             of_name.setdefault(statement.name, []).append(statement)
         if not of_name:
-            notes.append(f"{statements.path}: {statements.kind}, none of which is a label")
+            notes.append(f"{statements.path}: {statements.kind}, without any label")
             continue
         names = [*of_name]
         found = match(names, rows.names)
@@ -144,7 +145,7 @@ def _decided(name: str, said: Sequence[Statement], conflicts: Conflicts) -> Stat
 
 
 def _joined(said: Sequence[Statement]) -> Statement:
-    """One statement for several that say the same."""
+    """One statement for several statements with the same label."""
     first = said[0]
     sources = "; ".join(dict.fromkeys(each.source for each in said))
     return Statement(name=first.name, label=first.label, source=sources, where=first.where)
@@ -156,7 +157,7 @@ def outputs_in(out: Path) -> Outputs:
 
 
 def write_merged(merged: Merged, out: Path) -> None:
-    """Writes labels.csv, corrections.csv and classes.json; what was there goes once the new files are whole."""
+    """Writes labels.csv, corrections.csv and classes.json. Old files are replaced when the new ones are complete."""
     outputs = outputs_in(out)
     contents = {
         CLASSES: json.dumps(merged.classes, ensure_ascii=False) + "\n",
@@ -174,7 +175,7 @@ def write_merged(merged: Merged, out: Path) -> None:
 
 
 def _label_lines(merged: Merged) -> Iterator[Sequence[str]]:
-    """All rows; the confidence of a correction is 1, and 0 where it takes the label away."""
+    """The lines of all rows. The confidence of a correction is 1, or 0 if it removes the label."""
     rows, corrected = merged.rows, {*merged.corrected}
     has_plain = rows.plain_label is not None
     header = ["path" if rows.has_paths else "row", "label"]
@@ -195,7 +196,7 @@ def _label_lines(merged: Merged) -> Iterator[Sequence[str]]:
 
 
 def _correction_lines(merged: Merged) -> Iterator[Sequence[str]]:
-    """The rows with a label that a correction gave or confirmed."""
+    """The lines of rows with a correction, which changes or confirms the label."""
     yield ["path" if merged.rows.has_paths else "row", "label", "before", "source"]
     for row in merged.corrected:
         if merged.label[row]:
@@ -213,7 +214,7 @@ def _csv(lines: Iterator[Sequence[str]]) -> str:
 
 
 def told(merged: Merged, several: Sequence[Statements]) -> list[str]:
-    """The summary of the merge, line by line."""
+    """The summary of the merge, as lines for a terminal."""
     changed = {*merged.changed}
     lines = [f"{each.path}: {len(each.given)} of {each.kind}" for each in several]
     for source, number in Counter(merged.source[row] for row in merged.corrected).most_common(10):

@@ -7,16 +7,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """A label that somebody gives to an image."""
+    """A label that a person or a tool gives to an image."""
 
     name: str
-    """The path of the image as the file has it."""
+    """The path of the image as in the file."""
     label: str
-    """The name of a class; empty takes the label away."""
+    """The name of a class; empty removes the label."""
     source: str
-    """Who says it."""
+    """The author of the statement."""
     time: str = ""
-    """When, as text that can be compared; empty where the file does not say it."""
+    """The time as text that can be sorted; empty if unknown."""
     where: str = ""
     """The file and its line, for errors."""
 
@@ -28,8 +28,8 @@ class Statements:
     path: Path
     given: Sequence[Statement]
     kind: str
-    """Of the file, in words."""
+    """A description of the file for messages."""
     are_reviewed: bool
-    """Whether somebody looked at each of these images, so that a label that stays as it is was confirmed."""
+    """Whether a person has checked each image: then an unchanged label is a confirmed label."""
     notes: tuple[str, ...] = ()
     """Notes for users about how the file was read."""

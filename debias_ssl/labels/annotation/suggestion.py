@@ -17,12 +17,12 @@ from debias_ssl.labels.annotation.candidates import Candidates, FeaturesOf
 from debias_ssl.labels.debiasing.sample import drawn_rows
 from debias_ssl.system.errors import InputError
 
-# Images that are chosen among, where there are more: so many for each that is chosen, within these limits. Time grows
-# with their square.
+# If there are many images, the choice is among a sample: FOR_EACH for each suggested image, but at least FEWEST and
+# at most MOST. Time grows with the square of the sample.
 FOR_EACH, FEWEST, MOST = 16, 2**13, 2**15
-# The number of candidates of each predicted class, if it has as many.
+# The sample has at least this number of candidates of each predicted class, if there are enough.
 OF_EACH_CLASS = 16
-# Of labeled images, features that are in memory at a time.
+# Number of labeled images whose features are in memory at a time.
 BLOCK = 4096
 # The largest number of rows for intervals of shares, and the number of bootstrap draws.
 MOST_ROWS, DRAWS, SEED = 4096, 100, 3
@@ -31,18 +31,18 @@ NOTHING = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """The predictions for images, in the form that suggestions need."""
+    """The predictions of images, reduced to what suggestions need."""
 
     label: Int64[np.ndarray, " N"]
     second: Int64[np.ndarray, " N"]
     """The class with the second largest logit."""
     confidence: Float32[np.ndarray, " N"]
     gap: Float32[np.ndarray, " N"]
-    """Of the two largest logits."""
+    """The difference of the two largest logits."""
     share: Float64[np.ndarray, " C"]
-    """Mean probabilities."""
+    """Mean probabilities of all images."""
     shares: Shares
-    """With intervals."""
+    """Mean probabilities with intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ class Suggestion:
 
     row: int
     covers: float
-    """Its gain in coverage, as a share of the uncertainty of all candidates."""
+    """How much the image adds to the coverage, as a share of the summed uncertainty of all candidates."""
     of_class: int = NOTHING
-    """The class that it was chosen for; negative where it was chosen among all."""
+    """The class for which it was chosen; negative if it was chosen among all images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +62,11 @@ class Suggestions:
 
     chosen: tuple[Suggestion, ...]
     seen: Seen | None
-    """None where nothing is said of the images."""
+    """None if the images have no predictions."""
     class_order: Int64[np.ndarray, " C"]
-    """Classes whose shares are the most uncertain first."""
+    """Classes, the one with the most uncertain share first."""
     before: float
-    """Coverage by what is labeled."""
+    """Coverage by the labeled images."""
     num_candidates: int
     num_unreadable: int
 
@@ -81,23 +81,23 @@ def suggest_images(
 ) -> Suggestions:
     """Chooses images to label by a greedy weighted coverage (Uncertainty Herding, arXiv 2412.20644).
 
-    The weight of an image is the share of the candidates that are at least as sure as it is, by the gap of the two
-    largest logits: it does not depend on the temperature of the logits, as probabilities do, which are seldom
-    calibrated where few images are labeled. Without predictions all weights are 1 (MaxHerding, arXiv 2407.12212).
+    The weight of an image is the share of the candidates whose gap between the two largest logits is at least as large.
+    Unlike probabilities, this does not depend on the temperature of the logits: models trained on few labels are rarely
+    calibrated. Without predictions all weights are 1 (MaxHerding, arXiv 2407.12212).
 
-    First, `per_class` times, one image is chosen of those that are predicted as each class, classes with the most
-    uncertain shares first. The others are chosen among all. Of many images, candidates are drawn by a keyed
-    permutation.
+    First, `per_class` images are chosen for each predicted class, in rounds of one image for each class; classes with
+    the most uncertain shares come first. The remaining images are chosen among all. If there are many images,
+    candidates are drawn by a keyed permutation.
 
     Args:
         images: the images.
-        is_labeled: which of them are labeled: they are not chosen, and count as chosen before.
-        num: how many are chosen, or all that are left.
-        per_class: how many are chosen of each predicted class at least, as far as `num` allows.
-        seed: of the candidates.
+        is_labeled: whether each image is labeled. Labeled images are not chosen, and count as chosen before.
+        num: number of images to choose; if fewer are left, all are chosen.
+        per_class: smallest number of images for each predicted class, as far as `num` allows.
+        seed: seed with which candidates are drawn.
 
     Raises:
-        InputError: all images are labeled, or none of the others has features.
+        InputError: all images are labeled, or no unlabeled image has features.
     """
     if is_labeled.all():
         raise InputError("--labeled has labels of all images: there is nothing to suggest")
@@ -131,12 +131,12 @@ def suggest_images(
 def candidates(
     label: Int64[np.ndarray, " N"] | None, is_labeled: Bool[np.ndarray, " N"], num: int, seed: int
 ) -> Int64[np.ndarray, " R"]:
-    """Images to choose from: all without a label, or some of many that are drawn, of each class some among them."""
+    """Images to choose from: all images without a label, or a random sample of them with some of each class."""
     drawn = permutation(seed, Purpose.SUGGESTED, 0, len(is_labeled)).numpy()
     drawn = drawn[~is_labeled[drawn]]
     is_in = np.arange(len(drawn)) < np.clip(FOR_EACH * num, FEWEST, MOST)
     if label is not None and not is_in.all():
-        # The number of an image among those of its class, in the order in which they are drawn.
+        # The rank of each image within its class, in the order of drawing.
         order, counts = np.argsort(label[drawn], kind="stable"), np.bincount(label[drawn])
         rank = np.empty(len(drawn), dtype=np.int64)
         rank[order] = np.arange(len(drawn)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -145,27 +145,27 @@ def candidates(
 
 
 def unsure(gap: Float[np.ndarray, " R"]) -> Float[Tensor, " R"]:
-    """Weights of images: the share of all that have a gap of at least their own."""
+    """Weights of images: the share of all images whose gap is at least as large."""
     sureness = scipy.stats.rankdata(-gap, method="max")
     return torch.from_numpy(sureness / len(gap)).float()
 
 
 def by_uncertainty(found: Shares) -> Int64[np.ndarray, " C"]:
-    """Classes by the width of the intervals of their shares as parts of these, the widest first."""
+    """Classes, sorted by the width of the interval of their share relative to the share; the widest first."""
     width = (found.high - found.low) / np.maximum(found.share, np.finfo(np.float64).tiny)
     return np.argsort(-width, kind="stable")
 
 
 def class_shares(logits: Float[Tensor, "M C"], share: Float64[np.ndarray, " C"], num_rows: int) -> Shares:
-    """Mean probabilities with 95 % intervals: how far they move when rows are drawn anew.
+    """Mean probabilities with 95 % intervals from bootstrap draws of the rows.
 
-    Of each bootstrap draw the shares are estimated by expectation maximization, as if the classifier were right of all
-    rows taken together: classes that it confuses have wide intervals.
+    For each draw, expectation maximization estimates the shares, with the mean probabilities as the prior of the
+    classifier. Classes that the classifier confuses get wide intervals.
 
     Args:
-        logits: of some rows.
-        share: the mean probabilities of all.
-        num_rows: the number of all.
+        logits: logits of some rows.
+        share: mean probabilities of all rows.
+        num_rows: the number of all rows.
     """
     probs = logits.softmax(-1)
     weights = shares.bootstrap_weights(len(logits), DRAWS, SEED)
@@ -177,7 +177,7 @@ def class_shares(logits: Float[Tensor, "M C"], share: Float64[np.ndarray, " C"],
 
 
 def _look(chunks: Iterable[Float[Tensor, "_ C"]], num_rows: int) -> Seen:
-    """Goes through all logits once."""
+    """Reads all logits once."""
     sample, first, some, total = drawn_rows(num_rows, MOST_ROWS), 0, [], None
     found: list[list[np.ndarray]] = [[], [], [], []]
     for logits in chunks:
@@ -208,7 +208,7 @@ def _look(chunks: Iterable[Float[Tensor, "_ C"]], num_rows: int) -> Seen:
 def _choose(
     coverage: Coverage, label: Int64[np.ndarray, " R"], order: Int64[np.ndarray, " C"], num: int, per_class: int
 ) -> Iterator[tuple[int, float, int]]:
-    """Candidates with what each adds, and the class that it was chosen for."""
+    """The chosen candidates, the gain of each, and the class for which it was chosen."""
     is_open = torch.ones(len(label), dtype=torch.bool)
     wanted = [*order.tolist() * per_class, *[NOTHING] * len(label)]
     for k in wanted:
@@ -221,7 +221,7 @@ def _choose(
 
 
 def _blocks(features: FeaturesOf, rows: Int64[np.ndarray, " L"]) -> Iterator[Float[Tensor, "n D"]]:
-    """Features of labeled images that are numbers."""
+    """Features of labeled images, without rows that are not finite."""
     for first in range(0, len(rows), BLOCK):
         some = features(rows[first : first + BLOCK])
         yield some[some.isfinite().all(1)]

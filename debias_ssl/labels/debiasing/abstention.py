@@ -12,23 +12,23 @@ from debias_ssl.formulas.selective import ScoreName, threshold_of_coverage, thre
 from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import Finite, Range, Share
 
-# Chosen by measurement: among the scores that detect wrong labels best, it also detects unknown classes best.
+# Chosen by measurement: of the scores that detect wrong labels best, it detects unknown classes best.
 DEFAULT_SCORE: ScoreName = "entropy"
-# How far the coverage, or the low end of the precision, may differ from the request without a note.
+# A note is printed if the coverage, or the low end of the precision, misses the requested value by more than this.
 MISSED, FAR_BELOW = 0.01, 0.05
 ShareBelowOne = Annotated[float, Range(0, 1, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbstentionConfig:
-    """Which rows get a label. If any setting is given, each row has a score, and rows with low scores get no label.
+    """Which rows get a label. If any of these settings is set, each row gets a score, and low scores mean no label.
 
     Args:
-        unknown: the score: `max_prob` is the largest probability, `margin` is the largest minus the second largest,
-            `entropy` is 1 - H / log C, and `energy` is the logarithm of the sum of exp(f / T) of the logits before
-            debiasing; null is `entropy`.
+        unknown: the score. `max_prob` is the largest probability. `margin` is the largest minus the second largest.
+            `entropy` is 1 - H / log C. `energy` is the logarithm of the sum of exp(f / T), with the logits before
+            debiasing. null is `entropy`.
         coverage: the share of rows that get a label.
-        min_precision: the required share of right labels, measured on the rows of `tune_on`: as many rows as possible
+        min_precision: the required share of right labels, measured on the rows of `tune_on`; as many rows as possible
             get a label.
         min_score: rows with at least this score get a label.
     """
@@ -49,12 +49,12 @@ class AbstentionConfig:
 
     @property
     def score(self) -> ScoreName | None:
-        """The score that rows have; None where none is asked for."""
+        """The score of rows; None if no setting needs one."""
         is_asked = (self.unknown, self.coverage, self.min_precision, self.min_score) != (None,) * 4
         return self.unknown or (DEFAULT_SCORE if is_asked else None)
 
     def check_kind(self, kind: Literal["logits", "probs"]) -> None:
-        """Raises InputError where numbers of a kind do not have the score."""
+        """Raises InputError if numbers of this kind do not have the score."""
         if kind == "probs" and self.score == "energy":
             raise InputError(
                 "--unknown energy is the sum of exp(f), which is 1 for all rows of probabilities: choose max_prob, "
@@ -76,7 +76,7 @@ class OnTuned:
 
     @property
     def interval(self) -> Interval:
-        """Wilson's interval, of 95 %."""
+        """Wilson's 95 % interval of the precision."""
         return wilson_interval(self.num_right, self.num_labeled)
 
 
@@ -86,11 +86,11 @@ class Abstention:
 
     score: ScoreName
     threshold: float | None
-    """Rows of lower scores have no label; None where all rows have one."""
+    """Rows with lower scores get no label; None if all rows get one."""
     tuned: OnTuned | None = None
-    """None where there is no `tune_on`, or where none of its rows has a label."""
+    """None without `tune_on`, or if none of its rows gets a label."""
     notes: tuple[str, ...] = ()
-    """Notes for users about it."""
+    """Notes for users."""
 
 
 def abstain(
@@ -100,19 +100,19 @@ def abstain(
     label: Int64[np.ndarray, " N"],
     tuning: Int64[np.ndarray, " N"] | None,
 ) -> tuple[Bool[np.ndarray, " N"], Abstention]:
-    """The rows that get no label, whose score is below the threshold that the settings ask for.
+    """The rows that get no label: their score is below the threshold that follows from the settings.
 
-    A coverage is one of the rows that are not in `tune_on`, as all figures are.
+    Like all figures, the coverage counts only rows that are not in `tune_on`.
 
     Args:
         config: the settings.
-        name: of the score.
-        score: of all rows.
-        label: the class numbers that they would have.
-        tuning: class numbers of the rows of `tune_on`, negative elsewhere; None where there are none.
+        name: the name of the score.
+        score: the scores of all rows.
+        label: the class numbers that rows with a label get.
+        tuning: class numbers of the rows of `tune_on`, negative for other rows; None without `tune_on`.
 
     Raises:
-        InputError: no rows of `tune_on` have labels of the precision that is asked for.
+        InputError: no threshold reaches the required precision on the rows of `tune_on`.
     """
     tuned = np.zeros(len(score), dtype=bool) if tuning is None else tuning >= 0
     # If all rows are in `tune_on`, there are no other rows.

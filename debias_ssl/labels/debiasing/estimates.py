@@ -20,9 +20,9 @@ PriorName = Literal[
     "centering",
     "content_free",
 ]
-# Priors that rows do not say.
+# Priors that are not estimated from the rows.
 GIVEN = ("none", "content_free")
-# Priors that are found by iterations, towards a target.
+# Priors that are found by iterations, toward a target.
 BALANCED = ("fixed_point", "transport")
 
 
@@ -33,13 +33,13 @@ def balanced(chunks: Chunks, name: PriorName, target: Prior) -> Solution:
 
 
 def estimated(chunks: Chunks, name: PriorName, momentum: float, blank: Float[Tensor, "K C"] | None) -> Prior:
-    """The other estimates, except for `none`.
+    """The prior by one of the other estimates, except for `none`.
 
     Args:
         chunks: f / T.
-        name: of the estimate.
-        momentum: of `momentum`.
-        blank: f / T of images that show nothing, for `content_free`.
+        name: the name of the estimate.
+        momentum: the momentum of the estimate `momentum`.
+        blank: f / T of images without content, for `content_free`.
     """
     match name:
         case "momentum":

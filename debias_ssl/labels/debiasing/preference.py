@@ -1,4 +1,4 @@
-"""A class preference (bias) that was measured on other rows than those to label, and its file."""
+"""`Preference`: a class preference (bias) that was measured on other rows than those to label, and its JSON file."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from debias_ssl.system.tables import read_text
 FILE = "preference.json"
 VERSION = 1
 BEGINNING = b'{"version": '
-# Decimals of a draw in the file: a thousandth of the noise of the largest reference.
+# Decimals of a draw in the file. Their rounding is 0.001 times the noise of the largest reference.
 DECIMALS = 5
 
 
@@ -32,7 +32,7 @@ class Reference(Protocol):
         ...
 
     def with_draws(self, preference: "Preference") -> "Preference":
-        """The same with bootstrap draws of the rows, where there can be any."""
+        """The preference with bootstrap draws of the rows, if the estimate has them."""
         ...
 
 
@@ -42,21 +42,21 @@ class Preference:
 
     classes: tuple[str, ...]
     made_with: Mapping[str, str]
-    """Where the preference belongs to: the model and the prompts, or the kind of the numbers."""
+    """Hashes of the model and the prompts, or the kind of the numbers: the preference is only for the same ones."""
     estimate: PriorName
     temperature: float
     num_rows: int
     log_prior: Float64[Tensor, " C"]
     """log q."""
     draws: Float64[Tensor, "B C"]
-    """The same of bootstrap draws of the rows; none where the estimate has none."""
+    """log q of bootstrap draws of the rows; B is 0 for estimates without draws."""
     notes: tuple[str, ...] = ()
 
     def at(self, estimate: PriorName, momentum: float, temperature: float) -> "Preference":
-        """Itself.
+        """This preference, after a check.
 
         Raises:
-            InputError: it was measured otherwise.
+            InputError: it was measured with another estimate or temperature.
         """
         if estimate != self.estimate:
             raise InputError(
@@ -76,14 +76,14 @@ class Preference:
 
     @property
     def supported(self) -> float:
-        """How much of it is made use of: below 1 where its rows are few."""
+        """The part of the preference that is removed: below 1 if it was measured on few rows."""
         return supported_share(self.num_rows, len(self.classes))
 
     def checked(self, classes: tuple[str, ...], made_with: Mapping[str, str], source: str) -> "Preference":
-        """The same for classes in their order.
+        """The preference with the classes in the given order.
 
         Raises:
-            InputError: it is of other classes, or was made with something else.
+            InputError: it is of other classes, or was measured with another model, other prompts or other numbers.
         """
         if {*self.classes} != {*classes}:
             other = shortened(sorted({*self.classes} ^ {*classes}))
@@ -100,7 +100,7 @@ class Preference:
         return replace(self, classes=classes, log_prior=self.log_prior[order], draws=self.draws[:, order])
 
     def text(self) -> str:
-        """As JSON."""
+        """The preference as JSON."""
         entries = {
             "version": VERSION,
             "made_with": dict(self.made_with),
@@ -118,13 +118,13 @@ def summary_with(folder: Path, entry: str, job: str, others: str) -> dict[str, A
     """The summary.json of a folder that is passed as a reference.
 
     Args:
-        folder: of an earlier job.
-        entry: text that the job writes into it, by which it is known.
-        job: its name.
-        others: what else may be passed, for errors.
+        folder: the folder of an earlier job.
+        entry: a text entry that identifies the job.
+        job: the name of the job.
+        others: the other values that are allowed, for errors.
 
-    Raises:
-        InputError: the folder is none of that job.
+        Raises:
+            InputError: the folder is not of that job.
     """
     path = folder / "summary.json"
     try:
@@ -139,7 +139,7 @@ def summary_with(folder: Path, entry: str, job: str, others: str) -> dict[str, A
 
 
 def is_preference(path: Path) -> bool:
-    """Whether a file begins as a preference that a job has written; other JSON files hold predictions."""
+    """Whether a file begins like a preference.json; other JSON files have predictions."""
     try:
         with path.open("rb") as file:
             return file.read(len(BEGINNING)) == BEGINNING
@@ -151,7 +151,7 @@ def read_preference(path: Path) -> Preference:
     """A preference that a job has written.
 
     Raises:
-        InputError: it is none.
+        InputError: the file is not a preference.
     """
     try:
         entries = json.loads(read_text(path))

@@ -1,4 +1,4 @@
-"""A reference: rows in which the classes are about equally frequent, and the class preference measured on them."""
+"""`ReferenceRows`: rows with about equally frequent classes, and the class preference that is measured on them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from debias_ssl.labels.debiasing.rows import Rows
 from debias_ssl.labels.debiasing.sample import read_sample
 from debias_ssl.system.errors import InputError
 
-# Bootstrap draws, and the largest numbers of rows and of values for them.
+# Number of bootstrap draws, and the largest numbers of rows and of values that are drawn from.
 DRAWS, DRAWN_ROWS, DRAWN_NUMBERS = 200, 2**14, 2**24
 SEED = 1
 
@@ -28,15 +28,15 @@ class ReferenceRows:
     classes: tuple[str, ...]
     num_rows: int
     made_with: Mapping[str, str]
-    """As in `Preference`."""
+    """`made_with` of `Preference`."""
     sample: Sequence[Float[Tensor, "_ C"]]
-    """Logits of the rows, or of some of them."""
+    """Logits of all rows, or of some of them."""
 
     def at(self, estimate: PriorName, momentum: float, temperature: float) -> Preference:
         """The preference at a temperature, without draws.
 
         Raises:
-            InputError: the estimate is none of rows.
+            InputError: the estimate is not computed from rows.
         """
         if estimate in GIVEN:
             raise InputError(
@@ -62,7 +62,7 @@ class ReferenceRows:
         )
 
     def with_draws(self, preference: Preference) -> Preference:
-        """A preference of these rows with bootstrap draws of them; only `fixed_point` has any."""
+        """A preference of these rows, with bootstrap draws of them; only the estimate `fixed_point` has draws."""
         if preference.estimate != "fixed_point":
             return preference
         probs, narrower = drawn_probs(self.sample, preference.temperature, self.num_rows)
@@ -72,7 +72,7 @@ class ReferenceRows:
 
 
 def read_reference(rows: Rows, made_with: Mapping[str, str], is_quiet: bool) -> ReferenceRows:
-    """Reads the rows of a reference, all or some of them, into memory.
+    """Reads all rows of a reference, or some of them, into memory.
 
     Raises:
         InputError: a number is not finite.
@@ -84,10 +84,10 @@ def read_reference(rows: Rows, made_with: Mapping[str, str], is_quiet: bool) -> 
 def drawn_probs(
     sample: Sequence[Float[Tensor, "_ C"]], temperature: float, num_rows: int
 ) -> tuple[Float[Tensor, "m C"], float]:
-    """softmax(f / T) of the m rows that bootstrap draws are of, at most some, and sqrt(m / N) for all N rows."""
+    """softmax(f / T) of the m rows for bootstrap draws (all N rows, or a part), and sqrt(m / N)."""
     logits = torch.cat([*sample])
     most = min(DRAWN_ROWS, max(1, DRAWN_NUMBERS // logits.shape[1]))
     if len(logits) > most:
-        # Evenly over all rows, as neighbors may be alike.
+        # Evenly spaced over all rows, because consecutive rows may be similar.
         logits = logits[torch.arange(most) * len(logits) // most]
     return (logits / temperature).softmax(-1), math.sqrt(len(logits) / num_rows)

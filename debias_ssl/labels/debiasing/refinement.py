@@ -1,4 +1,4 @@
-"""Refines labels by the positions of the rows: from debiased probabilities to the posterior of an anchored mixture."""
+"""Refinement: replaces debiased probabilities by the posterior of a mixture model of the features (`mixture`)."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,9 +21,9 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
 from debias_ssl.training.memory import memory_told
 
-# Bytes that are held of blocks, whatever the number of rows.
+# Bytes of the blocks in memory, for any number of rows.
 BLOCKS = 20 * mixture.BLOCK
-# Length of the mean of unit vectors that are equal except for rounding.
+# If the mean of unit vectors is longer, all vectors are equal except for rounding.
 ALL_THE_SAME = 1 - 1e-6
 
 
@@ -40,7 +40,7 @@ class Vectors:
 
 
 def check_given(config: DebiasConfig, has_features: bool, has_anchors: bool) -> None:
-    """Raises InputError where what refines is not there, or would not be made use of."""
+    """Raises InputError if features or anchors are missing, or if they have no effect."""
     if config.refine == "none" and (has_features or has_anchors):
         given = "--features" if has_features else "--anchors"
         raise InputError(f"{given} has an effect only with --refine mixture: pass that too, or leave it out")
@@ -52,7 +52,7 @@ def check_given(config: DebiasConfig, has_features: bool, has_anchors: bool) -> 
 
 
 def read_vectors(path: Path) -> np.ndarray:
-    """A .npy file, which stays on the disk.
+    """The array in a .npy file, memory-mapped.
 
     Raises:
         InputError: it cannot be read.
@@ -70,12 +70,12 @@ def vectors_of(
 
     Args:
         features, anchors: the arrays.
-        num_rows: of the matrix.
+        num_rows: the number of rows of the matrix.
         classes: names of its columns.
-        names: what errors call the two.
+        names: the names of the two arrays in errors.
 
-    Raises:
-        InputError: they do not fit, or an anchor has no direction.
+        Raises:
+            InputError: their shapes do not fit, or an anchor is 0 or not finite.
     """
     for name, values, number, what in (
         (names[0], features, num_rows, "rows"),
@@ -104,9 +104,9 @@ def vectors_of(
 
 
 def refined(rows: Rows, config: DebiasConfig, removal: Removal, *, is_quiet: bool = False) -> tuple[Rows, Removal]:
-    """Rows with the posterior that their labels are of, where the settings say so, and what is to be known about it.
+    """Rows with the refined probabilities as `posterior`, and the removal with notes; unchanged if `refine` is none.
 
-    Holds the features twice and the probabilities four times in memory, in fp32, and compares all pairs of rows.
+    The features are in memory twice and the probabilities four times, in fp32. All pairs of rows are compared.
 
     Raises:
         InputError: a number is not finite.
@@ -138,7 +138,7 @@ def _posterior(
 ) -> Float32[np.ndarray, "N C"]:
     with tqdm(total=len(features), desc="neighbors", unit="rows", disable=is_quiet, leave=False) as bar:
         graph = mixture.graph_of(mixture.nearest(features, progress=bar.update))
-    # The nearest of few rows need not be near, and means of few rows say little.
+    # With few rows, the nearest ones may be far and means are uncertain: both terms then get smaller weights.
     support = supported_share(*probs.shape)
     return mixture.refine(
         features,
@@ -151,7 +151,7 @@ def _posterior(
 
 
 def _unit(chunks: Callable[[], Iterable[Float[Tensor, "n D"]]], num_rows: int, dim: int) -> Float[Tensor, "N D"]:
-    """All features, of length 1, in fp32."""
+    """All features, scaled to length 1, in fp32."""
     features, first = torch.empty(num_rows, dim), 0
     for chunk in chunks():
         bad = ~chunk.isfinite().all(1)

@@ -1,4 +1,4 @@
-"""Decides which prior is removed from rows of logits, at which strength, and at which temperature."""
+"""Finds what is removed from rows of logits: the prior, the strength, the temperature and the class shares."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ from debias_ssl.labels.debiasing.sample import read_sample
 from debias_ssl.labels.debiasing.tuning import STRENGTHS, ShiftOf, Tuning, choose, read_tuning, search
 from debias_ssl.system.errors import InputError
 
-# Of the bootstrap draws of the rows.
+# The seed of the bootstrap draws of the rows.
 SEED = 2
 
 
 def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) -> Removal:
-    """The prior that a setting names, and how much of it is removed at which temperature.
+    """The prior, the strength and the temperature that follow from the settings.
 
     Args:
         rows: the logits.
-        config: what is removed.
+        config: the settings.
         is_quiet: no progress bars.
 
     Raises:
-        InputError: a number is not finite, or the settings need what is not there.
+        InputError: a number is not finite, or an input that the settings need is missing.
     """
     if config.estimate == "content_free" and rows.blank is None and rows.reference is None:
         raise InputError("the prior content_free needs the logits of a blank image: pass them with --blank FILE")
@@ -56,7 +56,7 @@ def find_removal(rows: Rows, config: DebiasConfig, *, is_quiet: bool = False) ->
     seen = source.seen(temperature)
     found = _find_shift(seen, rows, config, supported, notes.append)
     if tuning is not None and config.strength is None and rows.target is not None:
-        # With shares to be estimated, each strength would take many passes.
+        # If shares are estimated, each strength takes many passes.
         strength = min(STRENGTHS, key=lambda tau: tuning.loss(temperature, tau, found.shift_of(tau)))
     if tuning is not None and config.strength is None and strength == STRENGTHS[-1]:
         notes.append(f"tune_on chose strength {strength:g}, the largest value tried: another prior may fit better")
@@ -86,23 +86,23 @@ class _Seen:
 
     chunks: Chunks
     sample: Sequence[Float[Tensor, "_ C"]]
-    """All rows, or some where they are many, in memory; none where nobody needs them."""
+    """All rows in memory, or some if there are many; empty if they are not needed."""
     temperature: float
     num_rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """The rows, of which all or some are in memory."""
+    """The rows, all or some of them in memory."""
 
     rows: Rows
     sample: Sequence[Float[Tensor, "_ C"]]
     is_whole: bool
-    """Whether the rows in memory are all, so that a prior is found on them."""
+    """Whether all rows are in memory, so that a prior is found on them."""
     is_quiet: bool
 
     def seen(self, temperature: float, *, in_sample: bool = False) -> _Seen:
-        """The rows at a temperature; a prior is found on all of them, or on those in memory."""
+        """The rows at a temperature, to find a prior on all of them or on those in memory."""
         sample = self.sample if temperature == 1 else [logits / temperature for logits in self.sample]
         chunks = sample
         if not sample or not (in_sample or self.is_whole):
@@ -119,7 +119,10 @@ def _source_of(rows: Rows, tuning: Tuning | None, is_cautious: bool, is_quiet: b
 
 
 def _is_cautious(rows: Rows, config: DebiasConfig) -> bool:
-    """Whether classes may be absent, of which nobody knows: a given or tuned strength is obeyed."""
+    """Whether the prior must be removed with care, because classes may be absent without the user saying so.
+
+    A given or tuned strength is used as it is.
+    """
     is_free = config.strength is None and rows.tuning is None
     return config.target_prior == "auto" and rows.reference is None and config.estimate not in GIVEN and is_free
 
@@ -138,9 +141,9 @@ def _caution(sure: Presence) -> list[str]:
 
 
 def supported_by(rows: Rows, config: DebiasConfig) -> tuple[float, list[str]]:
-    """How much of what is estimated from the rows is made use of, and what is to be said about it.
+    """The part of the estimate from the rows that is removed, and notes about it.
 
-    All of it where the strength is given, as it is obeyed, and of a preference that other rows show.
+    It is 1 if the strength is given, which is used as it is, or if the preference was measured on other rows.
     """
     num_rows, num_classes = len(rows.names), len(rows.classes)
     share = priors.supported_share(num_rows, num_classes)
@@ -162,11 +165,11 @@ def _estimated(config: DebiasConfig) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """The prior q, what it is from, and the shift as a function of the strength tau."""
+    """The prior q, its source, and the shift as a function of the strength tau."""
 
     prior: Float[Tensor, " C"]
     log_own: Float[Tensor, " C"]
-    """log q of the classifier itself, whatever the target is."""
+    """log q of the classifier itself, which does not depend on the target."""
     shift_of: ShiftOf
     preference: Preference | None = None
 
@@ -174,19 +177,19 @@ class _Found:
 def _find_shift(seen: _Seen, rows: Rows, config: DebiasConfig, supported: float, tell: Callable[[str], None]) -> _Found:
     """The prior q, and the shift as a function of the strength tau.
 
-    tau log q where q balances the rows towards the target; else tau (log q - log target), or tau log q - log pi with pi
-    the shares of the rows by expectation maximization, given that the classifier's own prior is softmax(tau log q). Of
-    few rows, q and pi are raised to the power `supported`.
+    The shift is tau log q if q balances the rows toward the target. Else it is tau (log q - log target), or, with
+    estimated shares, tau log q - log pi. Here pi are the shares of the rows by expectation maximization, for a
+    classifier with the prior softmax(tau log q). If there are few rows, q and pi are raised to the power `supported`.
 
     Args:
         seen: f / T.
-        rows: what else is known.
-        config: names prior and target.
-        supported: of the logarithm of what is estimated from the rows.
-        tell: takes what is to be known about the result.
+        rows: the rows, with target and reference.
+        config: the settings, with prior and target.
+        supported: the factor of logarithms that are estimated from the rows.
+        tell: a function that receives notes about the result.
     """
     num_classes, target, estimate = len(rows.classes), rows.target, config.estimate
-    # The logarithm of a uniform target is a constant, which softmax does not see.
+    # The logarithm of a uniform target is a constant, which does not change softmax.
     log_target = torch.zeros(num_classes, dtype=torch.float64)
     if target is not None and config.target_prior not in ("auto", "uniform"):
         log_target = floored_log(target)
@@ -209,7 +212,8 @@ def _find_shift(seen: _Seen, rows: Rows, config: DebiasConfig, supported: float,
                     "the class shares of the labels differ from the target by that much",
                 )
             )
-        # Its classes are all possible: cut off, a rare one would stay unbalanced. Of the known target all remains.
+        # No floor for the logarithm: all classes are possible, and a rare one would stay unbalanced. `supported` scales
+        # only what was estimated, not the known target.
         log_q = supported * finite_log(solution.prior) - (1 - supported) * log_target
         return _Found(prior=solution.prior, log_own=torch.zeros_like(log_q), shift_of=lambda strength: strength * log_q)
     elif estimate == "none":
@@ -239,7 +243,7 @@ def _of_reference(preference: Preference) -> list[str]:
 
 
 def _target_of(pi: Float[Tensor, " C"], config: DebiasConfig, num_rows: int) -> Float[Tensor, " C"]:
-    """What the labels are to follow, of estimated shares."""
+    """The shares that labels should follow, from estimated shares."""
     return shares.present(pi) if config.target_prior == "present" else shares.smoothed(pi, num_rows)
 
 
@@ -251,7 +255,7 @@ def _shares(seen: _Seen, source: Float[Tensor, " C"], tell: Callable[[str], None
 
 
 def _shares_with_intervals(seen: _Seen, found: _Found, strength: float, preference: Preference | None) -> Shares:
-    """The shares of the classes among the rows, with intervals by draws of the rows, and of those of the reference."""
+    """The shares of the classes among the rows, with intervals from draws of the rows and of the reference."""
     log_source = (strength * found.log_own).log_softmax(-1)
     point = priors.expectation_maximization(seen.sample, log_source.exp()).prior
     probs, narrower = drawn_probs(seen.sample, 1.0, seen.num_rows)
@@ -261,7 +265,7 @@ def _shares_with_intervals(seen: _Seen, found: _Found, strength: float, preferen
     weights = shares.bootstrap_weights(len(probs), len(sources), SEED)
     draws = shares.share_draws(probs, weights, sources.log_softmax(-1), point)
     low, high = shares.interval(draws, point, narrower)
-    # Less than half a row is nothing, and even of a class without any row the share may be this much (Clopper-Pearson).
+    # A share below half a row counts as 0. A class without rows may still have this share (Clopper-Pearson).
     low = torch.where(low * seen.num_rows < 0.5, 0.0, low)
     high = high.clamp(min=1 - shares.ENDS[0] ** (1 / seen.num_rows))
     return Shares(share=point.numpy(), low=low.numpy(), high=high.numpy())

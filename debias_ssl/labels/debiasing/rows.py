@@ -42,44 +42,44 @@ class Rows:
     """Logits, and what is known about their rows."""
 
     chunks: Chunks
-    """The logits in row order, which can be gone through again and again."""
+    """The logits in row order; can be iterated more than once."""
     names: Sequence[str]
     """Paths, or `RowNumbers`."""
     classes: tuple[str, ...]
     target: Float[Tensor, " C"] | None
-    """Shares that the classes are taken to have among the rows; None where they are to be estimated."""
+    """The assumed shares of the classes among the rows; None if they must be estimated."""
     truth: Int64[np.ndarray, " N"] | None = None
-    """Class numbers, negative where unknown, for figures alone."""
+    """True class numbers, negative if unknown, for figures only."""
     tuning: Int64[np.ndarray, " N"] | None = None
-    """Class numbers of the rows of `tune_on`, negative elsewhere."""
+    """Class numbers of the rows of `tune_on`, negative for other rows."""
     blank: Float[Tensor, "K C"] | None = None
-    """Logits of images that show nothing."""
+    """Logits of images without content."""
     reference: Reference | None = None
-    """The rows that the prior is measured on, if not these rows."""
+    """The rows on which the prior is measured, if other than these rows."""
     logit_bias: float | None = None
-    """Of a model of sigmoids (SigLIP): sigmoid(logit + bias) is how sure it is of a class by itself. A softmax of the
-    logits does not see it, so that it is not in them."""
+    """The logit bias of a model with sigmoids (SigLIP): sigmoid(logit + bias) is the score of a class by itself. It is
+    not part of the logits, because it does not change a softmax."""
     multi_label: float | None = None
-    """The sigmoid from which a class is one of several labels of a row, where these are asked for."""
+    """With several labels a row: the smallest sigmoid score of a label."""
     negatives: Iterable[Float[Tensor, "_ M"]] | None = None
-    """Logits of names that are none of the classes, in the same chunks."""
+    """Logits of names that are not classes, in the same chunks."""
     said: tuple[str, ...] = ()
-    """Lines to print about the files that this is known from."""
+    """Lines to print about the files that were read."""
     notes: tuple[str, ...] = ()
     """Notes for users about the logits."""
     hierarchy: Hierarchy | None = None
-    """The names above the classes; None where there are none."""
+    """The names above the classes; None without such names."""
     features: Callable[[], Iterable[Float[Tensor, "_ D"]]] | None = None
-    """Gives vectors of the rows, in row order, in chunks."""
+    """Returns vectors of the rows, in row order, in chunks."""
     anchors: Float[Tensor, "C D"] | None = None
     """The anchor vector of each class."""
     posterior: Float32[np.ndarray, "N C"] | Posterior | None = None
-    """Probabilities that labels are of, refined ones or shares of votes; None where they are of the debiased ones."""
+    """Probabilities from which labels are made: refined ones, or shares of votes. None: the debiased probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """The numbers that are subtracted from logits."""
+    """The numbers that are subtracted from logits, and how they were found."""
 
     prior: Float[Tensor, " C"]
     """The class prior of the classifier."""
@@ -88,15 +88,15 @@ class Removal:
     strength: float
     temperature: float
     supported: float = 1.0
-    """Share of what the rows say that is made use of: below 1 where they are few."""
+    """The part of the estimate that is removed: below 1 if there are few rows."""
     shares: Shares | None = None
-    """Of the classes among the rows, where they are estimated."""
+    """Shares of the classes among the rows, if they were estimated."""
     presence: Presence | None = None
-    """The surer labels, where these say how much is removed."""
+    """The more confident labels, if they decide how much is removed."""
     preference: Preference | None = None
-    """The preference that was measured on other rows."""
+    """The preference that was measured on other rows, if any."""
     notes: tuple[str, ...] = ()
-    """Notes for users about it."""
+    """Notes for users."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,18 +105,18 @@ class RowLabels:
 
     plain: Int64[np.ndarray, " N"]
     plain_confidence: Float32[np.ndarray, " N"]
-    """Of softmax(f / T)."""
+    """The largest of softmax(f / T)."""
     label: Int64[np.ndarray, " N"]
     confidence: Float32[np.ndarray, " N"]
     top2_gap: Float32[np.ndarray, " N"]
-    """Of softmax(f / T - shift), or of what that was refined to."""
+    """The largest minus the second largest of softmax(f / T - shift), or of the refined probabilities."""
     name: Int64[np.ndarray, " N"] | None = None
-    """Of the deepest name of the hierarchy that reaches the floor, -1 where none does; None without a floor."""
+    """Number of the deepest name of the hierarchy that reaches the floor, -1 if none does; None without a floor."""
     name_confidence: Float32[np.ndarray, " N"] | None = None
-    """Its probability, nan where there is none."""
+    """The probability of that name; nan if there is no name."""
     plain_score: Float32[np.ndarray, " N"] | None = None
     score: Float32[np.ndarray, " N"] | None = None
-    """How sure it is that a row is of its class; None where rows have no score."""
+    """How certain the label of a row is; None if rows have no score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +127,9 @@ class Labeling(RowLabels):
     names: Sequence[str]
     """Paths, or row numbers as text."""
     truth: Int64[np.ndarray, " N"]
-    """Negative where unknown."""
+    """True class numbers, negative if unknown."""
     reported: Bool[np.ndarray, " N"]
-    """False for rows of `tune_on`."""
+    """False for rows of `tune_on`, which are in no figure."""
     prior: Float[np.ndarray, " C"]
     shift: Float[np.ndarray, " C"]
     """The numbers that are subtracted from the logits."""
@@ -140,25 +140,25 @@ class Labeling(RowLabels):
     shares: Shares | None = None
     presence: Presence | None = None
     notes: tuple[str, ...] = ()
-    """As in `Removal`, and those of `Abstention`."""
+    """The notes of `Removal` and of `Abstention`."""
     abstained: Bool[np.ndarray, " N"] | None = None
-    """Rows that get no label; `label` is what it would be. None where rows have no score."""
+    """Rows that get no label, although `label` has a class. None if rows have no score."""
     abstention: Abstention | None = None
     hierarchy: Hierarchy | None = None
     """As in `Rows`."""
     several: SeveralLabels | None = None
-    """Where several labels of a row are asked for."""
+    """Several labels a row, if the settings ask for them."""
     is_refined: bool = False
-    """Whether labels are of a posterior that debiased probabilities were refined to."""
+    """Whether labels are made from refined probabilities."""
 
     def counts(self, which: Literal["plain", "label"]) -> Int64[np.ndarray, " C"]:
-        """Predictions of each class, of the reported rows."""
+        """The number of reported rows with each class as label."""
         return np.bincount(getattr(self, which)[self.reported], minlength=len(self.classes))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """f / T of all rows, checked, with a progress bar in each pass."""
+    """f / T of all rows; each pass checks the numbers and shows a progress bar."""
 
     chunks: Chunks
     temperature: float
@@ -180,7 +180,7 @@ class Pass:
 
 
 def pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> Pass:
-    """f / T of all rows; the title is that of the progress bar."""
+    """f / T of all rows; `title` is the title of the progress bar."""
     return Pass(
         chunks=rows.chunks,
         temperature=temperature,
@@ -192,7 +192,7 @@ def pass_over(rows: Rows, temperature: float, title: str, is_quiet: bool) -> Pas
 
 
 def score_name(rows: Rows, config: DebiasConfig) -> ScoreName | None:
-    """The score that rows have; None where nothing asks for one."""
+    """The score of rows; None if no setting needs one."""
     return config.score or (None if rows.negatives is None else DEFAULT_SCORE)
 
 
@@ -204,13 +204,13 @@ def label_rows(
     floor: float | None = None,
     is_quiet: bool = False,
 ) -> Iterator[tuple[RowLabels, Float[Tensor, "n C"]]]:
-    """The labels of each chunk of rows, and the debiased (or refined) probabilities that they are of, in one pass.
+    """The labels of each chunk of rows, and the debiased or refined probabilities behind them, in one pass.
 
     Args:
         rows: the logits.
         removal: what is subtracted from them.
-        score: what rows are to have beside a label.
-        floor: rows get the deepest name whose probability is at least this; None gives none.
+        score: the score that rows get with their label; None for no score.
+        floor: rows get the deepest name with at least this probability; None for no name.
         is_quiet: no progress bar.
 
     Raises:
@@ -225,7 +225,7 @@ def label_rows(
         if probs is None:
             probs = (logits - removal.shift.to(logits.dtype)).softmax(-1)
         confidence, label = largest(probs)
-        # The largest is taken out for a moment, as a copy of a chunk would take time.
+        # The largest is overwritten for a moment, because a copy of a chunk would take time.
         second = probs.scatter_(-1, label[:, None], -1).amax(-1)
         probs.scatter_(-1, label[:, None], confidence[:, None])
         name, sure = (None, None) if floor is None else hierarchy.deepest(probs, floor)
@@ -249,7 +249,7 @@ def label_rows(
 
 @dataclass(frozen=True, kw_only=True)
 class _Chunk:
-    """Rows to label: f / T, and what else there is of them."""
+    """A chunk of rows to label: f / T, and the other values of these rows."""
 
     logits: Float[Tensor, "n C"]
     negatives: Float[Tensor, "n M"] | None
@@ -266,15 +266,15 @@ def _chunks(rows: Rows, removal: Removal, is_quiet: bool) -> Iterator[_Chunk]:
 
 
 def labeling_of(rows: Rows, config: DebiasConfig, removal: Removal, parts: Iterable[RowLabels]) -> Labeling:
-    """The labels of all chunks together, with what was removed from them, and the rows that get none.
+    """Joins the labels of all chunks, with the removal, and finds the rows that get no label.
 
     Raises:
-        InputError: the precision that is asked for is not reached.
+        InputError: the required precision is not reached.
     """
     whole: dict[str, Any] = {}
     first = 0
     for part in parts:
-        # Into arrays of all rows: small ones that stay would keep the memory of each chunk from the next.
+        # Copied into arrays of all rows: many small arrays would keep the memory of chunks from being reused.
         for field in fields(RowLabels):
             values = getattr(part, field.name)
             if values is None:

@@ -1,4 +1,4 @@
-"""A sample of rows of a matrix of predictions, in memory."""
+"""Reads all rows of a matrix of predictions, or a sample of them, into memory."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from debias_ssl.data.sampling.keyed import Purpose, permutation
 from debias_ssl.labels.debiasing.chunks import rows_of_chunk
 from debias_ssl.labels.debiasing.rows import Rows, pass_over
 
-# Numbers to keep in memory for repeated passes: 128 MiB.
+# Largest size of a sample in memory for repeated passes, in numbers: 128 MiB.
 SAMPLE_NUMBERS = 2**25
 
 
 def drawn_rows(num_rows: int, most: int) -> Int64[np.ndarray, " R"]:
-    """The places of all rows, or of so many that are drawn, in their order."""
+    """The positions of all rows, or of `most` rows that are drawn, in ascending order."""
     if num_rows <= most:
         return np.arange(num_rows)
     return permutation(0, Purpose.TUNING, 0, num_rows)[:most].sort().values.numpy()
@@ -29,14 +29,14 @@ def read_rows(
 
     Args:
         rows: the matrix.
-        wanted: places of the rows of each selection, in rising order.
-        title: of the progress bar.
+        wanted: positions of the rows of each selection, in ascending order.
+        title: title of the progress bar.
         is_quiet: no progress bar.
 
     Raises:
         InputError: a number is not finite.
     """
-    # One array for each selection: small arrays between the chunks would keep their memory from being used again.
+    # One array for each selection: many small arrays would keep the memory of chunks from being reused.
     found, first = [torch.empty(len(places), len(rows.classes)) for places in wanted], 0
     for logits in pass_over(rows, 1.0, title, is_quiet):
         for own, places in zip(found, wanted, strict=True):
@@ -47,12 +47,12 @@ def read_rows(
 
 
 def in_chunks(logits: Float[Tensor, "R C"]) -> Sequence[Float[Tensor, "_ C"]]:
-    """Rows in parts that are gone through one by one; none of no rows."""
+    """Rows in chunks for iteration; no chunk if there are no rows."""
     return logits.split(rows_of_chunk(logits.shape[1])) if len(logits) else ()
 
 
 def read_sample(rows: Rows, title: str, is_quiet: bool) -> Sequence[Float[Tensor, "_ C"]]:
-    """Logits of all rows where they fit in memory, else of some that are drawn, in their order.
+    """Logits of all rows if they fit in memory, else of a random sample, in row order.
 
     Raises:
         InputError: a number is not finite.

@@ -1,4 +1,4 @@
-"""Multi-label output: several labels of a row, from a model with sigmoids that decides about each class alone."""
+"""Multi-label output: several labels of a row, from a model with sigmoids that decides about each class by itself."""
 
 import math
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class SeveralLabels:
 
     threshold: float
     starts: Int64[np.ndarray, " N1"]
-    """Where in `classes` those of each row begin, and after the last row their number."""
+    """The position in `classes` where each row begins; the last entry is the length of `classes`."""
     classes: Int32[np.ndarray, " M"]
-    """Class numbers row by row, of each row in falling order of their scores."""
+    """Class numbers, row after row; within a row, the highest score comes first."""
 
     def of_row(self, row: int) -> Int32[np.ndarray, " m"]:
         """The class numbers of a row."""
@@ -39,13 +39,12 @@ class SeveralLabels:
 def several_labels(logits: Chunks, logit_bias: float | None, threshold: float | None) -> SeveralLabels | None:
     """The classes of each row with sigmoid(logit + bias) of at least a threshold (SigLIP 2303.15343).
 
-    The logits are the model's own: a prior that is removed from a softmax is one of classes that exclude each other,
-    and says nothing of a class by itself.
+    No prior is removed from these logits: a class prior is a distribution over classes that exclude each other.
 
     Args:
-        logits: of all rows, without the bias.
-        logit_bias: the model's.
-        threshold: None asks for no such labels.
+        logits: the model's logits of all rows, without the bias.
+        logit_bias: the bias of the model.
+        threshold: the smallest score; None returns None.
     """
     if threshold is None or logit_bias is None:
         return None

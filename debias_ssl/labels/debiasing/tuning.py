@@ -1,4 +1,4 @@
-"""Fits temperature and strength together on a few labeled rows, for the debiased probabilities."""
+"""Tuning: fits temperature and strength together on a few labeled rows, for calibrated debiased probabilities."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,30 +19,31 @@ from debias_ssl.labels.debiasing.rows import Rows
 from debias_ssl.labels.debiasing.sample import drawn_rows, in_chunks, read_rows
 from debias_ssl.system.errors import InputError
 
-# What the strength is chosen among.
+# The strengths to choose from.
 STRENGTHS = tuple(step / 10 for step in range(21))
-# How far from 1 the logarithm of the temperature and the strength are before there is a row: the scale of a Cauchy
-# distribution, whose tails let logits in any unit pass, and the deviation of a normal one. Both fade with the rows.
+# Prior distributions around 1: a Cauchy distribution of this scale for the logarithm of the temperature, with tails
+# for logits in any unit, and a normal distribution of this deviation for the strength. More rows make both weaker.
 SCALE_OF_TEMPERATURE, DEVIATION_OF_STRENGTH = 0.5, 0.5
-# For people who have not tuned: measured on made logits of ten classes with a preference of 0 to 6 (docs/RESULTS.md).
+# A note for users without `tune_on`. Measured on synthetic logits of ten classes with a preference of 0 to 6
+# (docs/RESULTS.md).
 UNTUNED = (
     "calibrated confidences need the labels of some rows (--tune_on FILE): on synthetic logits, 100 rows left an "
     "error of 3.2 %, 300 of 2.0 %, 1,000 of 1.6 %"
 )
-# Rounds of temperature and strength, and the change of the temperature (of its logarithm) below which none follows.
+# Largest number of rounds, and the change of the logarithm of the temperature below which rounds end.
 MOST_ROUNDS = 5
 SETTLED = 0.01
-# How far from its center, as a logarithm, a temperature is looked for: a factor of 7.
+# Range of the search for a temperature, as a logarithm around its center: a factor of 7.
 SEARCHED = 2.0
-# Numbers of rows that are kept in memory to find a prior on again and again: 32 MiB.
+# Largest size of the rows in memory on which a prior is found repeatedly, in numbers: 32 MiB.
 SAMPLE_NUMBERS = 2**23
 
 ShiftOf = Callable[[float], Float[Tensor, " C"]]
-"""What is subtracted from f / T for each strength."""
+"""The numbers that are subtracted from f / T at a strength."""
 
 
 def is_tuned(config: DebiasConfig) -> bool:
-    """Whether somebody has seen to it that confidences are right."""
+    """Whether the user has calibrated the confidences."""
     return config.tune_on is not None or config.temperature is not None
 
 
@@ -51,23 +52,23 @@ class Tuning:
     """Rows that are kept in memory while temperature and strength are chosen."""
 
     logits: Float[Tensor, "R C"]
-    """Of the rows of `tune_on`, in fp64."""
+    """Logits of the rows of `tune_on`, in fp64."""
     labels: Int64[Tensor, " R"]
     sample: Sequence[Float[Tensor, "_ C"]]
-    """Rows to find priors on, not divided by a temperature; none where each prior takes one pass over all rows."""
+    """Rows to find priors on, not divided by a temperature; empty if each prior takes one pass over all rows."""
     is_whole: bool
     """Whether the sample is all rows."""
 
     def loss(self, temperature: float, strength: float, shift: Float[Tensor, " C"]) -> float:
-        """Cross-entropy of softmax(f / T - shift) in nats, and the part of each row in what is expected before it."""
+        """Cross-entropy of softmax(f / T - shift) in nats, plus `surprise` divided by the number of rows."""
         entropy = negative_log_likelihood(self.logits / temperature - shift, self.labels).item()
         return entropy + surprise(temperature, strength) / len(self.labels)
 
 
 def surprise(temperature: float, strength: float) -> float:
-    """How far a temperature and a strength are from what is expected, 1 and 1, as -log of a density in nats.
+    """How far a temperature and a strength are from the expected values, 1 and 1, as -log of a density in nats.
 
-    Of few rows, the cross-entropy alone has its minimum far off, or has none.
+    With few rows, the minimum of the cross-entropy alone may be far off, or may not exist.
     """
     of_temperature = math.log1p((math.log(temperature) / SCALE_OF_TEMPERATURE) ** 2)
     return of_temperature + ((strength - 1) / DEVIATION_OF_STRENGTH) ** 2 / 2
@@ -76,8 +77,8 @@ def surprise(temperature: float, strength: float) -> float:
 def read_tuning(rows: Rows, config: DebiasConfig, is_quiet: bool) -> Tuning:
     """Reads the rows to tune on and the sample in one pass.
 
-    The sample is all rows where they fit in memory. Of more rows, some are drawn where the prior or the target takes
-    many passes; else there is none.
+    The sample is all rows if they fit in memory. If they do not, rows are drawn if the prior or the target needs many
+    passes; else the sample is empty.
 
     Raises:
         InputError: none of the rows has a label, or a number is not finite.
@@ -96,16 +97,16 @@ def read_tuning(rows: Rows, config: DebiasConfig, is_quiet: bool) -> Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The chosen values, and the change of the temperature (of its logarithm) in one more round."""
+    """The chosen values, and the change of the logarithm of the temperature in one more round."""
 
     temperature: float
     strength: float
     moved: float = 0.0
     is_guess: bool = False
-    """Whether the rows alone have no best temperature."""
+    """Whether the rows alone do not determine a temperature."""
 
     def notes(self) -> Iterator[str]:
-        """What is wrong with it, for people."""
+        """Warnings about the chosen values."""
         if self.is_guess:
             yield (
                 f"the temperature, {self.temperature:.4g}, is a guess near 1: the rows of tune_on are all right, or no "
@@ -121,18 +122,18 @@ class Chosen:
 def choose(
     tuning: Tuning, shift_at: Callable[[float], ShiftOf], temperature: float | None, strength: float | None
 ) -> Chosen:
-    """Temperature and strength of the smallest cross-entropy of softmax(f / T - shift), what is given apart.
+    """Temperature and strength with the smallest loss of softmax(f / T - shift); given values are kept.
 
-    The shift depends on the temperature, at which the prior is found anew. Each round finds it at a temperature,
-    chooses the strength and a factor of the shifted logits together, and takes the factor into the next temperature: at
-    the end no factor makes the debiased probabilities better. To rescale logits before their shift is another thing: a
-    preference makes them look less sure than they are.
+    The shift depends on the temperature, because the prior is found at each temperature. Each round finds the shift at
+    a temperature. It chooses the strength and a factor of the shifted logits together, and multiplies the temperature
+    by the factor. At the end no factor improves the debiased probabilities. A temperature that is fitted before the
+    shift would differ: a preference makes logits look less certain than they are.
 
     Args:
         tuning: the rows with labels.
-        shift_at: the shifts at a temperature.
-        temperature: stays where it is given; else the rounds begin at 1, within the bounds of `fit_temperature`.
-        strength: stays where it is given; else it is one of `STRENGTHS`.
+        shift_at: returns the shifts at a temperature.
+        temperature: a given temperature; None starts the rounds at 1, within the bounds of `fit_temperature`.
+        strength: a given strength; None chooses one of `STRENGTHS`.
     """
     now, tau, moved, best = temperature or 1.0, 1.0 if strength is None else strength, 0.0, 1.0
     for _ in range(MOST_ROUNDS):
@@ -147,9 +148,9 @@ def choose(
 
 
 def search(tuning: Tuning, shift_at: Callable[[float], ShiftOf], strength: float | None) -> Chosen:
-    """The same where the shift depends on the temperature so much that rounds may lead away: with estimated shares.
+    """Like `choose`, for estimated shares: the shift then depends so much on the temperature that rounds may diverge.
 
-    The temperature is looked for by Brent's method around that of the logits before their shift.
+    Brent's method searches the temperature around that of the logits before their shift.
     """
     tau = 1.0 if strength is None else strength
 
@@ -184,15 +185,15 @@ class _Round:
     temperature: float
     shift_of: ShiftOf
     scales: bool
-    """Whether the shifted logits are divided by the factor that is best for them."""
+    """Whether the shifted logits are divided by their best factor."""
 
     def best_factor(self, strength: float) -> float:
-        """The factor of the smallest cross-entropy."""
+        """The factor with the smallest cross-entropy."""
         shifted = self.tuning.logits / self.temperature - self.shift_of(strength)
         return fit_temperature(shifted, self.tuning.labels) if self.scales else 1.0
 
     def factor(self, strength: float) -> float:
-        """That of the smallest loss: between it and the one by which the temperature is 1."""
+        """The factor with the smallest loss. It lies between the best factor and the one that makes the temperature 1."""
         if not self.scales:
             return 1.0
         limits = sorted((math.log(self.best_factor(strength)), -math.log(self.temperature)))
@@ -209,7 +210,7 @@ class _Round:
 
 
 def _descend(loss: Callable[[float], float], start: float) -> float:
-    """The strength where a loss that first falls and then rises is least, by steps from a strength near it."""
+    """The strength with the smallest loss, by steps from a start near it; the loss first falls and then rises."""
     place = STRENGTHS.index(start)
     found = {place: loss(start)}
     for step in (1, -1):

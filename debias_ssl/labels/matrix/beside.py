@@ -1,4 +1,4 @@
-"""Reads the files beside a matrix in a folder of `label` or `debias`, and checks them against the matrix."""
+"""Reads classes.json and labels.csv beside a matrix in a folder of `label` or `debias`, and checks them against it."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from debias_ssl.system.texts import texts_of
 
 
 def classes_beside(path: Path, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """The names in a classes.json beside a matrix; None where there is none.
+    """The names in a classes.json beside a matrix; None if there is no such file.
 
     Args:
-        path: of the matrix.
+        path: the path of the matrix.
         given: the names in the file of --classes, or None.
 
     Raises:
-        InputError: they contradict the names that are given: the same ones are other columns.
+        InputError: it contradicts the given names: it has the same names in another order.
     """
     beside = path.parent / "classes.json"
     if not beside.is_file():
@@ -43,18 +43,18 @@ def classes_beside(path: Path, given: tuple[str, ...] | None) -> tuple[str, ...]
 
 
 def names_beside(path: Path, values: Num[np.ndarray, "N C"], classes: tuple[str, ...] | None) -> Sequence[str] | None:
-    """The names of the rows of probs.npy in the table beside it, once its labels are known to be of these rows.
+    """The names of the rows of probs.npy, from the table beside it, after its labels were checked against the matrix.
 
     Args:
-        path: of the matrix.
+        path: the path of the matrix.
         values: the matrix.
-        classes: in the classes.json beside it; None checks confidences alone.
+        classes: the names in the classes.json beside it; None checks only confidences.
 
     Returns:
-        The names; None where there is no such file, or where its rows have numbers.
+        The names; None if there is no such table, or if its rows are numbered.
 
     Raises:
-        InputError: the label or the confidence of a row is not what the matrix says.
+        InputError: the label or the confidence of a row contradicts the matrix.
     """
     beside = table_beside(path)
     if path.name != "probs.npy" or not beside.is_file():
@@ -63,7 +63,7 @@ def names_beside(path: Path, values: Num[np.ndarray, "N C"], classes: tuple[str,
     if not {*table.header} >= OF_LABELS or (key := table.column(("path", "row"))) is None:
         return None
     label, confidence = table.header.index("label"), table.header.index("confidence")
-    # A row without a label abstained.
+    # A row without a label is a row of abstention.
     number = None if classes is None else {"": UNKNOWN} | {name: k for k, name in enumerate(classes)}
     labels, sureness = array("q"), array("d")
 
@@ -91,7 +91,7 @@ def names_beside(path: Path, values: Num[np.ndarray, "N C"], classes: tuple[str,
 
 
 def _number(text: str) -> float:
-    """A number with a point or, of some spreadsheets, a comma; nan for others."""
+    """A number with a point or, as in some spreadsheets, a comma; nan for other text."""
     try:
         return float(text.replace(",", "."))
     except ValueError:

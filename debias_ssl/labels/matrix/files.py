@@ -31,13 +31,13 @@ class Matrix:
 
     values: np.ndarray
     classes: tuple[str, ...] | None = None
-    """Names of the columns, where the file has them."""
+    """Names of the columns, if the file has them."""
     names: Sequence[str] | None = None
-    """Names of the rows, likewise."""
+    """Names of the rows, if the file has them."""
     of_classes: str = ""
-    """Where the names of the classes are from, for people."""
+    """The source of the names of the classes, for messages."""
     of_rows: str = ""
-    """Where the names of the rows are from, and what was left out."""
+    """The source of the names of the rows, and the columns that were left out, for messages."""
 
 
 def read_matrix(path: Path, asked: Sequence[str] | None = None, named: Sequence[str] | None = None) -> Matrix:
@@ -46,7 +46,7 @@ def read_matrix(path: Path, asked: Sequence[str] | None = None, named: Sequence[
     Args:
         path: the file.
         asked: names of the columns of a table that are classes; None finds them.
-        named: names of classes, which may be those of columns.
+        named: names of classes, which may be names of columns.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
@@ -131,7 +131,7 @@ def _read_parquet(path: Path) -> list[Column]:
 
 
 def _of_columns(columns: list[Column], path: Path, asked: Sequence[str] | None, named: Sequence[str] | None) -> Matrix:
-    """The classes' columns of a table, and the column that names its rows."""
+    """The matrix in the columns of classes of a table, and the names of its rows."""
     twice = next((name for name, num in Counter(c.name for c in columns).items() if name and num > 1), None)
     if twice is not None:
         raise InputError(f"{path} has two columns {twice!r}; names of classes must differ")
@@ -155,7 +155,7 @@ def _of_columns(columns: list[Column], path: Path, asked: Sequence[str] | None, 
 
 
 def _row_names(column: Column, path: Path) -> tuple[Sequence[str] | None, str]:
-    """The names, or None where they are the rows' numbers, and where they are from."""
+    """The names of the rows, or None if they are the row numbers; and their source for messages."""
     names, told = column.texts(path), f"column {column.called}"
     if (doubled := len(names) - pc.count_distinct(names.arrow()).as_py()) > 0:
         told += f" ({doubled:,} of {len(names):,} are there before)"

@@ -14,16 +14,16 @@ from debias_ssl.system.errors import InputError
 Kind = Literal["logits", "probs"]
 Asked = Literal["auto", "logits", "probs"]
 WORDS = {"logits": "logits", "probs": "probabilities"}
-# How far a row of probabilities may be off its sum of 1 without rounded decimals: bf16 rounds by up to 1/256, and its
-# type is lost in a file.
+# How far the sum of a row of probabilities may differ from 1, if its decimals were not rounded. bf16 rounds by up to
+# 1/256, and files do not keep this type.
 SUM_TOLERANCE = 5e-3
-# A row of probabilities that is further off than this is wrong, where most rows are not.
+# If most rows sum to 1, a row whose sum differs by more than this is an error.
 WRONG_ROW = 0.05
-# How far below 0 a probability may be by the arithmetic that made it.
+# How far below 0 a probability may be because of rounding errors.
 NEGATIVE = 1e-4
-# Decimals that are looked for, and the rows of a chunk in which they are.
+# The largest number of decimals that is detected, and the number of rows of a chunk that are searched for it.
 MOST_DECIMALS, LOOKED_AT = 4, 64
-# What rows of probabilities sum to: as such, and in percent.
+# The sum of a row of probabilities, and of percentages.
 WHOLES = (1, 100)
 
 
@@ -33,42 +33,44 @@ class Found:
 
     kind: Kind
     words: str
-    """Why, for people."""
+    """The reason, for messages."""
     whole: float = 1
-    """What rows of probabilities sum to."""
+    """The sum of rows of probabilities: 1, or 100 for percentages."""
 
 
 @dataclass(kw_only=True)
 class _Seen:
-    """What a pass over a matrix finds."""
+    """The facts that one pass over a matrix finds."""
 
     lowest: float = np.inf
     highest: float = -np.inf
     sums: Float32[np.ndarray, " N"]
     decimals: int | None = 0
-    """As many as all numbers that were looked at need; None where they are more than rounding leaves."""
+    """The number of decimals of the searched numbers; None if there are more than rounded numbers have."""
 
     def unit(self) -> float:
-        """Of the last decimal, 0 where there is none."""
+        """The unit of the last decimal; 0 for numbers that are not rounded."""
         return 0.0 if self.decimals is None else 10.0**-self.decimals
 
 
 def find_kind(values: Num[np.ndarray, "N C"], classes: Sequence[str], asked: Asked, source: str) -> Found:
-    """Finds what the numbers are in one pass.
+    """Finds out in one pass whether the numbers are logits or probabilities.
 
-    Rows of probabilities sum to 1 (or 100, in percent) but for rounding. Each of C numbers that were rounded to a unit
-    u in the last decimal is off by at most u / 2, so that a row is off by at most C u / 2, or down to -C u where
-    decimals were cut off; more than half of the whole says nothing. Where most rows are no further off, all are
-    probabilities: a row that is a little off is divided by its sum like the others, and one that is far off is refused.
+    Rows of probabilities sum to 1 (or 100, in percent) up to rounding. If C numbers were rounded to a unit u of the
+    last decimal, each has an error of at most u / 2, and the sum of a row an error of at most C u / 2. If decimals were
+    cut off, the sum is too small by at most C u. An error of more than half of the sum decides nothing.
+
+    If most rows are within these limits, all rows are probabilities. Rows are divided by their sums, and a row far
+    outside the limits is an error.
 
     Args:
         values: the matrix.
         classes: names of its columns, for errors.
-        asked: what the user says it is.
-        source: what errors call the matrix.
+        asked: the kind that the user has set.
+        source: the name of the matrix in errors.
 
-    Raises:
-        InputError: a number is not finite, a row says nothing, or the numbers are not what they are said to be.
+        Raises:
+            InputError: a number is not finite, a row has only zeros, or the numbers contradict `asked`.
     """
     seen = _look(values, classes, source)
     sums = seen.sums
@@ -100,7 +102,7 @@ def find_kind(values: Num[np.ndarray, "N C"], classes: Sequence[str], asked: Ask
 
 
 def _look(values: Num[np.ndarray, "N C"], classes: Sequence[str], source: str) -> _Seen:
-    # One array: small ones that stay would keep the memory of each chunk from the next.
+    # One array for all rows: many small arrays would keep the memory of chunks from being reused.
     seen = _Seen(sums=np.empty(len(values), dtype=np.float32))
     precision = float(np.finfo(values.dtype).eps) if values.dtype.kind == "f" else 0.0
     for first, chunk in chunks_of(values):
@@ -121,7 +123,7 @@ def _look(values: Num[np.ndarray, "N C"], classes: Sequence[str], source: str) -
 
 
 def _has_decimals(values: Float[Tensor, "n C"], decimals: int, precision: float) -> bool:
-    """Whether numbers are multiples of a unit, as far as their type can tell."""
+    """Whether numbers are multiples of the unit of a decimal, up to the precision of their type."""
     scaled = values * 10**decimals
     error = precision * scaled.abs()
     return bool((error < 0.25).all() and ((scaled - scaled.round()).abs() <= error + 1e-9).all())
@@ -130,10 +132,10 @@ def _has_decimals(values: Float[Tensor, "n C"], decimals: int, precision: float)
 def _told_probs(
     seen: _Seen, off: np.ndarray, sums: np.ndarray, tolerance: float, whole: float, asked: Asked, source: str
 ) -> str:
-    """What is said of probabilities.
+    """How probabilities were recognized, as a text for users.
 
     Raises:
-        InputError: a row is far off.
+        InputError: the sum of a row is far from the others.
     """
     row = int(off.argmax())
     farthest = f"row {row} (from 0) to {sums[row]:.4g}"
@@ -149,5 +151,5 @@ def _told_probs(
     if whole != 1:
         words.append("read as percent")
     if seen.lowest < 0:
-        words.append(f"{seen.lowest:.1g} taken for 0")
+        words.append(f"{seen.lowest:.1g} read as 0")
     return "; ".join(words)

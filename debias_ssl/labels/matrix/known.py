@@ -1,4 +1,4 @@
-"""Predictions with known labels, from a run or a file, for metrics and to fit a temperature."""
+"""Predictions with known labels, from a run or a file: rows for metrics, and rows to fit a temperature on."""
 
 import sys
 from collections.abc import Sequence
@@ -40,29 +40,29 @@ class Evaluated:
 
     rows: KnownRows
     name: str
-    """Of the rows, in words."""
+    """The name of the rows in texts."""
     classes: tuple[str, ...]
     labeled_counts: tuple[int, ...]
     held_out: KnownRows | None = None
     held_out_name: str = ""
     said: tuple[str, ...] = ()
-    """What is to be said of the files of labels, line by line."""
+    """Lines to print about the files of labels."""
 
 
 def rows_of_run(
     folder: RunFolder, data: DataConfig, part: Part, *, batch_size: int, needs_held_out: bool
 ) -> Evaluated | None:
-    """What a run's model says of images; None but in the main process.
+    """Predictions of a run's model for images; None in all processes except the main one.
 
     Args:
         folder: the run.
-        data: the data setting that the images are of.
-        part: which images.
+        data: the data settings of the images.
+        part: the part of the images.
         batch_size: images that pass through the network at a time.
-        needs_held_out: whether its validation images are predicted too, to fit a temperature on.
+        needs_held_out: whether the validation images are predicted too, to fit a temperature on.
 
     Raises:
-        InputError: the run is not finished, or has not the images that are asked for.
+        InputError: the run is not finished, or lacks the required images.
     """
     accelerator = make_accelerator("fp32")
     run = load_trained(folder, accelerator.device)
@@ -92,7 +92,7 @@ def _predict(
     accelerator: "accelerate.Accelerator",
     hint: str = "",
 ) -> KnownRows:
-    """Images whose labels are known, predicted into a file; in processes other than the main one it stays empty.
+    """Predictions of images with known labels, in a file; it stays empty in processes other than the main one.
 
     The hint is for runs without validation images.
     """
@@ -128,17 +128,17 @@ def _predict(
 def rows_of_matrix(
     predictions: Predictions, source: Path, truth_file: Path, tune_on: str | None, seed: int
 ) -> Evaluated:
-    """The rows of a matrix; those to fit a temperature on are in no figure.
+    """The rows of a matrix; rows to fit a temperature on are not in the metrics.
 
     Args:
         predictions: the matrix.
-        source: its file, for people.
-        truth_file: labels of rows, as `read_labels` takes them.
-        tune_on: such a file of the rows to fit on, or a share of the rows with labels, as text; None is none.
-        seed: of the rows that a share is drawn of.
+        source: the file of the matrix, for messages.
+        truth_file: labels of rows, in a format of `read_labels`.
+        tune_on: a file of labels of the rows to fit on, or the share of the rows with labels to draw; None is no row.
+        seed: the seed with which a share is drawn.
 
     Raises:
-        InputError: a file does not fit the matrix, or no row is left to fit on or to judge.
+        InputError: a file does not fit the matrix, or no row remains to fit on or to evaluate.
     """
     classes, names = predictions.classes, predictions.names
     known = read_labels(truth_file, names, classes)
@@ -167,7 +167,7 @@ def rows_of_matrix(
 def _tuning_labels(
     tune_on: str, seed: int, truth: Int[Tensor, " N"], names: Sequence[str], classes: tuple[str, ...]
 ) -> tuple[Int[Tensor, " N"], str, tuple[str, ...]]:
-    """Labels of the rows to fit on, negative elsewhere, what these rows are (of a file, or drawn), and what is said."""
+    """Labels of the rows to fit on (negative for others), the description of these rows, and lines to print."""
     if Path(tune_on).is_file():
         found = read_labels(Path(tune_on), names, classes)
         if not (found.labels >= 0).any():
@@ -188,12 +188,12 @@ def _tuning_labels(
 
 
 def rescaled_rows(evaluated: Evaluated, folds: int | None, seed: int) -> Rescaled:
-    """What a temperature does: fitted on the rows that are held out for it, or in turns on the evaluated ones.
+    """The effect of a temperature: fitted on held-out rows, or by cross-validation on the evaluated rows.
 
     Args:
         evaluated: the rows.
-        folds: number of turns, where no rows are held out.
-        seed: of the rows of each fold.
+        folds: number of folds, if no rows are held out.
+        seed: the seed with which rows are divided into folds.
 
     Raises:
         InputError: there are fewer rows than folds.

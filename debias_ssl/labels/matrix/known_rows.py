@@ -1,4 +1,4 @@
-"""Rows of logits, read chunk by chunk, so that they may be larger than memory."""
+"""Rows of logits with known labels, read chunk by chunk: they may be larger than memory."""
 
 import tempfile
 import weakref
@@ -15,7 +15,7 @@ from torch import Tensor
 from debias_ssl.labels.debiasing.chunks import rows_of_chunk
 from debias_ssl.system.files import writes
 
-# The size of a chunk: computing on it takes about ten arrays of fp64.
+# Size of a chunk, in numbers. Computations on it need about ten arrays of fp64.
 MOST_NUMBERS = 2**19
 
 
@@ -26,7 +26,7 @@ class KnownRows:
     matrix: Iterable[Float[Tensor, "_ C"]]
     """Logits of all rows, in order, in chunks."""
     labels: Int[Tensor, " N"]
-    """Of all rows, negative for those that are not among these."""
+    """Class numbers of all rows, negative for rows that are not in this object."""
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]]:
         """Logits and labels, in chunks."""
@@ -68,19 +68,19 @@ class LogitFile:
         self._row_bytes = 4 * num_classes
 
     def write(self, first: int, logits: Float[Tensor, "n C"]) -> None:
-        """Writes rows, of which the first has the number `first`."""
+        """Writes rows; the first of them gets the number `first`."""
         with writes(self._folder()):
             self._file.seek(first * self._row_bytes)
             self._file.write(np.ascontiguousarray(logits.numpy(), dtype=np.float32).data)
 
     def _folder(self) -> Path:
-        """Of files that are not kept."""
+        """The folder for temporary files."""
         return Path(tempfile.gettempdir())
 
     def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
         first, size = 0, rows_of_chunk(self.num_classes) * self._row_bytes
         while True:
-            # Several readers may take turns.
+            # Several readers may use the file in turn.
             self._file.seek(first)
             part = bytearray(self._file.read(size))
             if not part:

@@ -1,4 +1,4 @@
-"""Reads the predictions of any classifier: an N x C matrix of logits or probabilities, with names of classes."""
+"""`Predictions`: an N x C matrix of logits or probabilities of any classifier, read from a file and checked."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +30,14 @@ class Predictions:
     """A checked matrix: its rows are finite, and each is a prediction."""
 
     values: Num[np.ndarray, "N C"]
-    """Memory-mapped where the file allows it."""
+    """Memory-mapped if the file format allows it."""
     found: Found
-    """What the numbers are."""
+    """Whether the numbers are logits or probabilities, and why."""
     classes: tuple[str, ...]
     names: Sequence[str]
-    """Of the rows; their numbers where the file has no names."""
+    """Names of the rows; their numbers if the file has no names."""
     roles: str = ""
-    """What is taken for the names of classes and rows, for people."""
+    """Which columns are read as the names of classes and rows, for messages."""
     parents: Mapping[str, str] = field(default_factory=dict)
     """The names above the classes, as in `ClassList`."""
 
@@ -49,7 +49,7 @@ class Predictions:
             yield values.clamp_(min=SMALLEST_PROBABILITY).log_() if self.kind == "probs" else values
 
     def at(self, rows: Int64[np.ndarray, " R"]) -> Iterator[Float[Tensor, "n C"]]:
-        """The same of some rows, in their order."""
+        """The logits of some rows, in the given order, in chunks."""
         step = rows_of_chunk(self.values.shape[1])
         for first in range(0, len(rows), step):
             yield from replace(self, values=self.values[rows[first : first + step]])
@@ -63,7 +63,7 @@ class Predictions:
         return self.classes != _numbered(len(self.classes))
 
     def told(self) -> str:
-        """What was taken for what, for people."""
+        """How the file was read, as a text for users."""
         num, num_classes = self.values.shape
         return f"{num} x {num_classes} {WORDS[self.kind]} ({self.found.words}){self.roles}"
 
@@ -74,11 +74,11 @@ def read_predictions(
     """Reads .npy, .npz, .csv, .tsv, .txt, .json, .jsonl or .parquet; a matrix in .npy stays on the disk.
 
     Args:
-        path: the file. The classes of a table are its columns p_CLASS, or else those of numbers that are no names of
-            rows and no labels; a text file without a first line of names has classes only.
-        kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 but for rounding for probabilities.
-        classes_file: names of the classes, or of the columns that are classes, or `imagenet`; else those of a
-            classes.json beside a file without names, or numbers.
+        path: the file. The classes of a table are its columns p_CLASS, or else all columns of numbers except for names
+            of rows and labels. In a text file without a first line of names, all columns are classes.
+        kind: what the numbers are; `auto` reads rows in [0, 1] that sum to 1 (up to rounding) as probabilities.
+        classes_file: a file with names of the classes, or of the columns that are classes, or `imagenet`. None uses the
+            names in the file, else those of a classes.json beside it, else numbers.
         columns: names of the columns of a table that are classes.
 
     Raises:
@@ -104,14 +104,14 @@ def read_predictions(
 def predictions_of(
     values: Num[np.ndarray, "N C"], kind: Asked, classes: tuple[str, ...], names: Sequence[str] | None, source: str
 ) -> Predictions:
-    """A matrix whose numbers are checked, and taken for what they are.
+    """Checks the numbers of a matrix, and finds out whether they are logits or probabilities.
 
     Args:
         values: the matrix.
-        kind: what the numbers are; `auto` takes rows in [0, 1] that sum to 1 but for rounding for probabilities.
+        kind: what the numbers are; `auto` reads rows in [0, 1] that sum to 1 (up to rounding) as probabilities.
         classes: names of the columns.
-        names: of the rows; None where they have none.
-        source: what errors call the matrix.
+        names: names of the rows; None if they have none.
+        source: the name of the matrix in errors.
 
     Raises:
         InputError: the matrix cannot be used.
@@ -122,7 +122,7 @@ def predictions_of(
 
 
 def column_names(text: str) -> list[str]:
-    """The names in a flag `--columns a,b,c`; one with a comma stands in quotes.
+    """The names in a flag `--columns a,b,c`; a name with a comma needs quotes.
 
     Raises:
         InputError: there are fewer than two.
@@ -143,17 +143,17 @@ def rows_of(
     blank: Predictions | None,
     reference: Reference | None = None,
 ) -> Rows:
-    """The rows of a matrix with what files say of them.
+    """The rows of a matrix, with labels and shares from other files.
 
     Args:
         predictions: the matrix.
-        config: names the files of the truth, of the rows to tune on and of the target.
+        config: the settings, with the files of the truth, of the rows to tune on and of the target.
         path: the file of the matrix, for errors.
-        blank: such a matrix of images that show nothing.
-        reference: what the prior is measured on, if not on these rows.
+        blank: a matrix of images without content.
+        reference: the reference on which the prior is measured; None measures it on these rows.
 
-    Raises:
-        InputError: a file does not fit the matrix, or rows have not the score that is asked for.
+        Raises:
+            InputError: a file does not fit the matrix, or rows do not have the requested score.
     """
     classes = predictions.classes
     config.check_kind(predictions.kind)
@@ -174,22 +174,22 @@ def rows_of(
 
 
 def logits_of_blank(blank: Predictions, predictions: Predictions, blank_name: str, name: str) -> Float[Tensor, "K C"]:
-    """The logits of images that show nothing, in the order of the classes of a matrix; see `column_order`."""
+    """The logits of images without content, in the order of the classes of a matrix; see `column_order`."""
     order = column_order(blank, predictions, blank_name, name)
     logits = torch.cat([*blank])
     return logits if order is None else logits[:, order]
 
 
 def column_order(others: Predictions, predictions: Predictions, others_name: str, name: str) -> list[int] | None:
-    """The columns of a matrix in the order of the classes of another one; None where they have that order.
+    """The columns of a matrix in the order of the classes of another one; None if the order is the same.
 
     Args:
-        others: the matrix.
-        predictions: the other one.
-        others_name, name: what errors call the two.
+        others: the matrix whose columns are reordered.
+        predictions: the matrix with the order of the classes.
+        others_name, name: the names of the two in errors.
 
     Raises:
-        InputError: it has other classes, or numbers of another kind.
+        InputError: the two have other classes, or numbers of another kind.
     """
     num, num_classes = len(others.classes), len(predictions.classes)
     if num != num_classes:
@@ -211,7 +211,7 @@ def column_order(others: Predictions, predictions: Predictions, others_name: str
 def _class_names(
     path: Path, matrix: Matrix, given: tuple[str, ...] | None, classes_file: Path | None
 ) -> tuple[tuple[str, ...], str]:
-    """Names of the classes, and where they are from."""
+    """Names of the classes, and their source for messages."""
     num_classes, told = matrix.values.shape[1], matrix.of_classes
     if matrix.classes is not None and (given is None or {*given} == {*matrix.classes}):
         return matrix.classes, told if told.startswith("classes") else f"classes: {told}"
@@ -231,7 +231,7 @@ def _numbered(num_classes: int) -> tuple[str, ...]:
 
 
 def check_shape(values: np.ndarray, source: str) -> None:
-    """Raises InputError where an array is not a matrix of numbers, or too small a one."""
+    """Raises InputError if an array is not a matrix of numbers, or is too small."""
     if values.ndim != 2 or values.dtype.kind not in "fiu":
         hint = ""
         if values.ndim == 1 and values.dtype.kind == "f":

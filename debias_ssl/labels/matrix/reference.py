@@ -23,11 +23,11 @@ def matrix_reference(
     classes_file: Path | None,
     columns: Sequence[str] | None,
 ) -> tuple[Reference, str]:
-    """The reference that `--reference` names, and its kind in words.
+    """The reference that `--reference` names, and its description.
 
     Args:
-        path: of it.
-        predictions: the matrix that it is for.
+        path: the path of the reference.
+        predictions: the matrix to debias.
         kind, classes_file, columns: as in `read_predictions`.
 
     Raises:
@@ -49,12 +49,12 @@ def rows_reference(
     """A matrix as the reference of another one.
 
     Args:
-        others: the reference.
-        predictions: what it is for.
-        others_name, name: what errors call the two.
+        others: the matrix of the reference.
+        predictions: the matrix to debias.
+        others_name, name: the names of the two in errors.
 
-    Raises:
-        InputError: it has other classes, or numbers of another kind, or a number is not finite.
+        Raises:
+            InputError: the reference has other classes or numbers of another kind, or a number is not finite.
     """
     order = column_order(others, predictions, others_name, name)
     rows = Rows(
@@ -67,12 +67,12 @@ def rows_reference(
 
 
 def made_with(predictions: Predictions) -> Mapping[str, str]:
-    """As in `Preference`."""
+    """`made_with` of `Preference`: the kind of the numbers."""
     return {"kinds of numbers": predictions.kind}
 
 
 def _predictions_of(folder: Path) -> Path:
-    """The matrix whose labels a folder holds."""
+    """The matrix from which the labels of a folder were made."""
     found = Path(summary_with(folder, "predictions", "debias", "a matrix of predictions")["predictions"])
     if not found.is_file():
         raise InputError(

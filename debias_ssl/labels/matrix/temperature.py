@@ -1,4 +1,4 @@
-"""Temperature scaling of predictions: fitted on some rows, and judged on others."""
+"""Temperature scaling of predictions: fitted on some rows, and evaluated on others."""
 
 import math
 from collections.abc import Iterator
@@ -29,23 +29,23 @@ class Rescaled:
 
     rows: KnownRows
     temperatures: Float[Tensor, " N"]
-    """Of each row, fitted without its label."""
+    """The temperature of each row, fitted without its label."""
     temperature: float
-    """Fitted on all rows that were there to fit on: the one for new images."""
+    """The temperature for new images, fitted on all rows that may be used for the fit."""
     fold_temperatures: tuple[float, ...] = ()
-    """Where rows were fitted and judged in turns."""
+    """The temperature of each fold of a cross-validation; empty without folds."""
     tuned_on: str
-    """The rows that were fitted on, in words."""
+    """The name of the rows of the fit, for texts."""
     num_tuned_on: int
 
     @property
     def bound(self) -> float | None:
-        """The limit of the search that a fitted temperature ran into, as its loss has no minimum; else None."""
+        """The limit of the search that a temperature reached because its loss has no minimum; None if none did."""
         fitted = {self.temperature, *self.fold_temperatures}
         return next((bound for bound in (1 / LARGEST_TEMPERATURE, LARGEST_TEMPERATURE) if bound in fitted), None)
 
     def said(self) -> str:
-        """The temperature in words."""
+        """The temperature and its rows, as a text."""
         text = f"temperature {self.temperature:.4g}, fitted on {self.num_tuned_on:,} {self.tuned_on}"
         if self.fold_temperatures:
             low, high = min(self.fold_temperatures), max(self.fold_temperatures)
@@ -66,7 +66,7 @@ class Rescaled:
 
     @cached_property
     def judged(self) -> dict[str, Calibration]:
-        """The rows as they are, and divided by their temperatures."""
+        """The calibration of the rows before and after division by their temperatures."""
         num = len(self.rows)
         return {"before": calibration_of(self.rows, num), "after": calibration_of(self._divided(), num)}
 
@@ -82,7 +82,7 @@ class Rescaled:
         return {name: judged.figures() for name, judged in self.judged.items()}
 
     def summary(self) -> dict[str, Any]:
-        """For a file: fractions in [0, 1], the scores, and the bins of reliability (null where they are empty)."""
+        """The values for a file: fractions in [0, 1], the scores, and the bins of reliability (null if empty)."""
         bins = {}
         for name, judged in self.judged.items():
             parts = reliability_bins(judged.confidence, judged.correct).tolist()
@@ -98,7 +98,7 @@ class Rescaled:
         }
 
     def table(self) -> str:
-        """For a terminal."""
+        """The figures as a table for a terminal."""
         lines = [f"{'':<10}" + "".join(f"{title:>13}" for title in (PERCENTS | SCORES).values())]
         for name, figures in self.figures.items():
             cells = [f"{100 * figures[key]:.2f} %" for key in PERCENTS] + [f"{figures[key]:.4f}" for key in SCORES]
@@ -107,7 +107,7 @@ class Rescaled:
 
 
 def rescale(rows: KnownRows, held_out: KnownRows, tuned_on: str) -> Rescaled:
-    """Rescales rows by a temperature fitted on other rows, `held_out`, which `tuned_on` names in words."""
+    """Rescales rows by a temperature that is fitted on `held_out`; `tuned_on` is the name of these rows in texts."""
     temperature = fit_temperature_to(held_out)
     return Rescaled(
         rows=rows,
@@ -119,7 +119,7 @@ def rescale(rows: KnownRows, held_out: KnownRows, tuned_on: str) -> Rescaled:
 
 
 def rescale_in_folds(rows: KnownRows, folds: Int[Tensor, " N"], tuned_on: str) -> Rescaled:
-    """Rescales each fold's rows by a temperature fitted on all other folds: no fit has seen what it is judged by."""
+    """Rescales the rows of each fold by a temperature fitted on all other folds, for an unbiased evaluation."""
     temperatures, fitted = torch.empty(len(rows), dtype=torch.float64), []
     for fold in folds.unique():
         fitted.append(fit_temperature_to(rows.part(folds != fold)))

@@ -16,12 +16,14 @@ Pairs = Sequence[tuple[str, Any]]
 def entries_of_json(text: str, path: Path) -> list[Entry]:
     """The classes of a JSON text.
 
-    A list has names as they are, `<` and `#` included. An object has, of each class, its name (or NAME < PARENT < ...)
-    and a prompt or a list of them; or it is `{"0": NAME, ...}` or `{NAME: 0, ...}`; or it has such numbers and names
-    as its `id2label`, as the config.json of a model of Hugging Face.
+    The names in a list are used unchanged, even with `<` or `#`. An object has one of these forms:
+
+    - a name (or NAME < PARENT < ...) and a prompt or a list of prompts for each class;
+    - `{"0": NAME, ...}` or `{NAME: 0, ...}`;
+    - one of the second form under the key `id2label`, as in the config.json of a model of Hugging Face.
 
     Args:
-        text: of the file.
+        text: the text of the file.
         path: the file, for errors.
 
     Raises:

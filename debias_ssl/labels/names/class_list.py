@@ -1,4 +1,4 @@
-"""`ClassList`: distinct names of classes, their names in prompts, and the names above them."""
+"""`ClassList`: distinct names of classes, their prompts, and the names above them in a hierarchy."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ from textwrap import shorten
 from debias_ssl.labels.names.hierarchy import parents_of
 from debias_ssl.system.errors import InputError
 
-# Between a name and the one above it; "<5 years" and "a<b" are names.
+# The < between a name and the one above it needs spaces: "<5 years" and "a<b" are names.
 ABOVE = re.compile(r"(?<=\s)<(?=\s)")
 
 Classes = Sequence[str] | Mapping[str, str | Sequence[str]]
-"""Names of classes, or names with those above them (NAME < PARENT) and their prompts."""
+"""Names of classes; or a mapping from names, also as NAME < PARENT < ..., to prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A text that images are compared with: a name for the templates, or a complete sentence."""
+    """A text to compare images with: a name to insert into templates, or a complete sentence."""
 
     text: str
     is_sentence: bool = False
@@ -28,12 +28,12 @@ class Entry:
     """The entry of one class in a list."""
 
     number: int
-    """Of its line or entry, from 1."""
+    """The number of its line or entry, from 1."""
     name: str
     prompts: Sequence[str] = ()
-    """Without any, its name is its prompt."""
+    """If empty, the name is the prompt."""
     above: Sequence[str] = ()
-    """The names above it, the nearest first."""
+    """The names above the class, the nearest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,15 @@ class ClassList:
 
     names: tuple[str, ...]
     prompts: tuple[tuple[Prompt, ...], ...]
-    """Of each class, one at least, all different."""
+    """The different prompts of each class, at least one."""
     parents: Mapping[str, str] = field(default_factory=dict)
-    """The name above each name that has one, of classes and of the names above them."""
+    """The name above a class or above another name, for each that has one."""
     repeats: bool = False
-    """Whether some classes may have the same prompts: open_clip's names of ImageNet call two pairs of classes alike."""
+    """Whether classes may have the same prompts: two pairs of classes have one name in open_clip's list of ImageNet."""
 
     @property
     def said(self) -> tuple[str, ...]:
-        """What is to be said of how the list was understood, line by line."""
+        """How the list was understood, as lines for a terminal."""
         lines = []
         if self.parents:
             chain = [next(name for name in self.names if name in self.parents)]
@@ -71,10 +71,10 @@ class ClassList:
 
 
 def given_classes(classes: Classes) -> ClassList:
-    """Classes that a program names: a sequence of names as they are, or names, with those above them, and prompts.
+    """Classes that a program passes: a sequence of names, or a mapping from names (NAME < PARENT ...) to prompts.
 
     Raises:
-        InputError: a name is blank or there twice, or there are none.
+        InputError: a name is blank or appears twice, or there are no names.
     """
     if not isinstance(classes, Mapping):
         return listed([Entry(number=k, name=name) for k, name in enumerate(classes, start=1)], "classes")
@@ -88,15 +88,15 @@ def given_classes(classes: Classes) -> ClassList:
 
 
 def with_parents(entry: Entry, source: str, unit: str) -> Entry:
-    """A class whose name is still NAME < PARENT < ..., with these apart.
+    """Splits a name of the form NAME < PARENT < ... into the name of the class and the names above it.
 
     Args:
         entry: the class.
-        source: what errors call the list.
-        unit: what errors call one of its items.
+        source: the name of the list in errors.
+        unit: the word for one of its items in errors.
 
     Raises:
-        InputError: one of them is blank.
+        InputError: one of the names is blank.
     """
     name, *above = (part.strip() for part in ABOVE.split(entry.name))
     if above and not all([name, *above]):
@@ -112,12 +112,13 @@ def listed(entries: Sequence[Entry], source: str, unit: str = "entry", units: st
 
     Args:
         entries: one for each class.
-        source: what errors call the list.
-        unit: what errors call one of its items.
-        units: several of them.
+        source: the name of the list in errors.
+        unit: the word for one of its items in errors.
+        units: the word for several items in errors.
 
     Raises:
-        InputError: a name is blank, there twice or no text, there are none, or names above contradict each other.
+        InputError: a name is blank, appears twice or is not text; there are no names; or names above contradict each
+            other.
     """
     if not entries:
         raise InputError(f"{source} has no class names")
@@ -142,6 +143,6 @@ def listed(entries: Sequence[Entry], source: str, unit: str = "entry", units: st
 
 
 def _prompts(entry: Entry) -> tuple[Prompt, ...]:
-    """What ends with a period is a sentence, unless it is the name of the class; what is there twice counts once."""
+    """The different prompts of a class. A prompt that ends with a period is a sentence, unless it is the class name."""
     texts = dict.fromkeys(entry.prompts or [entry.name])
     return tuple(Prompt(text=text, is_sentence=text.endswith(".") and text != entry.name) for text in texts)

@@ -10,9 +10,9 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
 from debias_ssl.system.tables import LABELS, check_text, read_text
 
-# A line that begins with the number of a class; after a tab there would be its names in prompts.
+# A line that begins with the number of a class. A tab is not allowed after the number, because prompts follow a tab.
 NUMBERED = re.compile(r"(\d+)( *[,;:] *| +)(\S.*)")
-# The first line above such lines.
+# A first line that names the columns of such lines.
 NAMES_OF_COLUMNS = re.compile(r"(class_?)?(id|index|number|label)\s*[,;]\s*[a-z_ ]+")
 
 
@@ -21,10 +21,10 @@ def class_list(where: str, setting: str = "--classes") -> ClassList:
 
     Args:
         where: the file, as for `read_class_list`, or `imagenet`.
-        setting: what errors call it.
+        setting: the name of the setting in errors.
 
     Raises:
-        InputError: there is no such file, or it cannot be understood.
+        InputError: there is no such file, or its format is unknown.
     """
     if where == "imagenet":
         # The list of ImageNet is slow to import.
@@ -38,10 +38,10 @@ def class_list(where: str, setting: str = "--classes") -> ClassList:
 
 
 def negatives_of(where: str | Classes, classes: ClassList) -> ClassList:
-    """Things that are none of the classes, from a file or as a program names them.
+    """Names of things that are not classes, from a file or from a program.
 
     Raises:
-        InputError: they cannot be understood, or one of them is a class.
+        InputError: their format is unknown, or one of them is a class.
     """
     listed = class_list(where, "--negatives") if isinstance(where, str) else given_classes(where)
     prompts = {prompt.text.casefold() for of_class in classes.prompts for prompt in of_class}
@@ -55,18 +55,18 @@ def negatives_of(where: str | Classes, classes: ClassList) -> ClassList:
 
 
 def read_class_list(path: Path) -> ClassList:
-    """Classes of a file.
+    """The classes in a file: text, JSON as in `class_json.entries_of_json`, or .npy as `classes_` of scikit-learn.
+
+    A text has one class in each line: NAME or NAME<tab>PROMPT<tab>PROMPT ... For a hierarchy, NAME < PARENT < ...
+    replaces NAME. Lines that begin with # are comments. Quotes around a line, as spreadsheets write them, are removed.
+    Lines of the form 0,NAME or 0: NAME or 0 NAME are sorted by their numbers, and the numbers are removed.
 
     Args:
-        path: a text of one class a line, NAME or NAME<tab>PROMPT<tab>PROMPT ..., where NAME < PARENT < ... names what
-            is above it; or JSON, as `class_json.entries_of_json` reads it; or .npy of text or whole numbers, as the
-            `classes_` of scikit-learn. In a text, lines that begin with # are comments, quotes around a line are a
-            spreadsheet's, and lines 0,NAME or 0: NAME or 0 NAME are numbered: they are sorted by number, which is left
-            out.
+        path: the file.
 
     Raises:
-        InputError: a name is blank, is no text or there twice, there are none, numbers leave some out, names above
-            contradict each other, or the file is none of these.
+        InputError: a name is blank, is not text or appears twice; there are no names; a number is missing; names above
+            contradict each other; or the file has another format.
     """
     suffix = path.suffix.lower()
     if suffix == ".npy":
@@ -94,13 +94,13 @@ def read_class_list(path: Path) -> ClassList:
 
 
 def _check_line(line: str, raw: str, path: Path, number: int) -> None:
-    """Raises InputError where a line says more than a name and its prompts.
+    """Raises InputError for a line that contains more than a name and its prompts.
 
     Args:
-        line: without its number and quotes.
-        raw: as it stands in the file.
+        line: the line without number and quotes.
+        raw: the line as it is in the file.
         path: the file.
-        number: of the line, from 1.
+        number: the number of the line, from 1.
     """
     name, *prompts = line.split("\t")
     is_table, fix = path.suffix.lower() in (".csv", ".tsv"), "write one name per line, and its prompts after tabs"
@@ -118,14 +118,14 @@ def _check_line(line: str, raw: str, path: Path, number: int) -> None:
 
 
 def _unquoted(line: str) -> str:
-    """The text in a line that a spreadsheet put into quotes because it contains a comma."""
+    """The text of a line without the quotes that a spreadsheet adds if it contains a comma."""
     inner = line[1:-1]
     is_quoted = len(line) > 1 and line[0] == line[-1] == '"' and '"' not in inner.replace('""', "")
     return inner.replace('""', '"') if is_quoted else line
 
 
 def _without_numbers(lines: dict[int, str], path: Path) -> dict[int, str]:
-    """Lines in the order of the numbers that they begin with, without these; as they are where there are none.
+    """Lines sorted by the numbers at their beginning, without the numbers; unchanged if they have no numbers.
 
     Raises:
         InputError: the numbers are not 0, 1, 2, ... or 1, 2, 3, ..., or some lines have none.

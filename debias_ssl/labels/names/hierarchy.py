@@ -1,4 +1,4 @@
-"""Hierarchies: the probability of a name above classes is the sum over its classes. Nothing here touches a file."""
+"""Hierarchies of class names: the probability of a name above classes is the sum over its classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ ROUNDING = 1e-6
 class Hierarchy:
     """Classes, and the names above them.
 
-    Level 1 is what has nothing above it. A name has one level more than the name above it.
+    Names with no name above them have level 1. The level of any other name is one more than that of the name above it.
     """
 
     names: tuple[str, ...]
     """The classes in their order, then the names above them."""
     num_classes: int
     parents: Int64[np.ndarray, " M"]
-    """Numbers of the names above the names; negative where there is none."""
+    """The number of the name above each name; negative on level 1."""
     levels: Int64[np.ndarray, " M"]
 
     @property
@@ -45,17 +45,17 @@ class Hierarchy:
     def deepest(
         self, probs: Float[Tensor, "n C"], floor: float
     ) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
-        """The deepest name of each row whose probability is at least the floor, but for rounding, and that probability.
+        """The deepest name of each row with a probability of at least the floor (up to rounding), and that probability.
 
-        It is looked for from above: of the names below the last one, the most probable one is next, as long as it
-        reaches the floor; of equal ones the first. With a floor above 0.5 there is no other way. Where no name of
-        level 1 reaches it, the number is -1 and the probability nan.
+        The search starts at level 1. It continues with the most probable name below the current one (the first of equal
+        ones), as long as it reaches the floor. With a floor above 0.5 only one name of a level can reach it. If no name
+        of level 1 reaches the floor, the number is -1 and the probability nan.
         """
         sums = self.sums(probs).clamp_(max=1).numpy()
         rows, number, confidence = np.arange(len(sums)), np.full(len(sums), -1), np.full(len(sums), np.nan)
         for level in range(1, self.num_levels + 1):
             names = np.flatnonzero(self.levels == level)
-            # Above names of level 1 is -1, as for rows that have no name yet.
+            # The parent of names of level 1 is -1, which is also the number of rows that have no name yet.
             among = np.where(self.parents[names] == number[:, None], sums[:, names], -1)
             best = among.argmax(1)
             reached = among[rows, best] >= floor - ROUNDING
@@ -64,14 +64,14 @@ class Hierarchy:
         return number, confidence.astype(np.float32)
 
     def at_level(self, level: int) -> Int64[np.ndarray, " C"]:
-        """The name of each class on a level: itself where it is less deep."""
+        """The name of each class on a level; the class itself if it is less deep."""
         number = np.arange(self.num_classes)
         for _ in range(self.num_levels - level):
             number = np.where(self.levels[number] > level, self.parents[number], number)
         return number
 
     def is_of(self, names: Int64[np.ndarray, " n"], classes: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-        """Whether names are those of classes, or of what is above them."""
+        """Whether each name is that of the class, or a name above the class."""
         number, found = classes.copy(), names == classes
         for _ in range(self.num_levels - 1):
             number = np.where(number >= 0, self.parents[number], -1)
@@ -83,8 +83,8 @@ def hierarchy_of(classes: tuple[str, ...], parents: Mapping[str, str]) -> Hierar
     """Classes and the names above them.
 
     Args:
-        classes: in the order of the columns.
-        parents: the name above each name that has one, without cycles, and no class above another name.
+        classes: the classes in the order of the columns.
+        parents: the name above each name that has one. It has no cycles, and no class is above another name.
     """
     names = [*classes, *dict.fromkeys(parent for parent in parents.values())]
     number = {name: k for k, name in enumerate(names)}
@@ -105,16 +105,16 @@ def parents_of(
 ) -> dict[str, str]:
     """The name above each name that has one.
 
-    What one chain says of a name holds in all: after `maine coon < cat < animal`, `tabby < cat` is below animal too.
+    A chain applies to all others: after `maine coon < cat < animal`, `tabby < cat` is below animal too.
 
     Args:
-        chains: a class and the names above it, the nearest first, by the number of the line that says it.
-        source: what errors call the list.
-        unit: what errors call one of its items.
-        units: several of them.
+        chains: for each line number, a class and the names above it, the nearest first.
+        source: the name of the list in errors.
+        unit: the word for one of its items in errors.
+        units: the word for several items in errors.
 
     Raises:
-        InputError: a name is below two others, below itself, or a class and above another one.
+        InputError: a name is directly below two others, is below itself, or is a class above another name.
     """
     parents: dict[str, str] = {}
     line_of: dict[str, int] = {}

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 
-# What an id looks like.
+# The form of an id.
 WNID = re.compile(r"n\d{8}")
 
 
 @cache
 def imagenet_prompts() -> tuple[str, ...]:
-    """What prompts call the classes, in the order of ImageNet's numbers."""
+    """The names of the classes for prompts, in the order of ImageNet's numbers."""
     import open_clip
 
     return tuple(open_clip.IMAGENET_CLASSNAMES)
@@ -19,28 +19,28 @@ def imagenet_prompts() -> tuple[str, ...]:
 
 @cache
 def imagenet_names() -> tuple[str, ...]:
-    """Names that differ, in the same order."""
+    """Different names of all classes, in the same order."""
     prompts = imagenet_prompts()
     num = Counter(prompts)
-    # Two names stand for two classes each.
+    # Two names are used for two classes each.
     return tuple(name if num[name] == 1 else f"{name} ({k})" for k, name in enumerate(prompts))
 
 
 @cache
 def wnids() -> Mapping[str, int]:
-    """The numbers of the classes by their ids, such as n01440764, whose order is that of the numbers (timm's list)."""
+    """The numbers of the classes by their ids, such as n01440764, in the order of the numbers (timm's list)."""
     from timm.data.imagenet_info import ImageNetInfo
 
     return {wnid: k for k, wnid in enumerate(ImageNetInfo().label_names())}
 
 
 def numbers_of(classes: tuple[str, ...]) -> dict[str, int]:
-    """The numbers of classes by what files and folders call them: their names and, of ImageNet's classes, their ids.
+    """The numbers of classes by their names in files and folders; ImageNet's classes also by their ids.
 
     Args:
-        classes: their names.
+        classes: the names of the classes.
     """
     number = {name: k for k, name in enumerate(classes)}
-    # What knows ImageNet is slow to import.
+    # The check is in this order because ImageNet's names are slow to import.
     is_imagenet = len(classes) == 1000 and classes[0] == "tench" and classes == imagenet_names()
     return {**wnids(), **number} if is_imagenet else number

@@ -1,4 +1,4 @@
-"""Figures of the rows with and without a label."""
+"""Figures of abstention for summary.json: rows with and without a label, and their accuracy."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from debias_ssl.labels.debiasing.rows import Labeling
 def abstention_figures(labeling: Labeling) -> dict[str, Any]:
     """The figures of `summary.json` about the reported rows that have no label; fractions in [0, 1].
 
-    Where the truth is known, the accuracy of the labels that are left, and the area under the risk-coverage curve of
-    all labels, plain and debiased, each by its own score.
+    If the truth is known, they include the accuracy of the labels that rows got. They also include the area under the
+    risk-coverage curve of all labels, for plain and for debiased labels, each with its own score.
     """
     abstention, reported, classes = labeling.abstention, labeling.reported, labeling.classes
     assert abstention is not None and labeling.abstained is not None

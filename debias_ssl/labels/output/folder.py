@@ -1,4 +1,4 @@
-"""Writes the folder of `label` and `debias`, and prints their figures."""
+"""Writes the folder of `label` and `debias`: labels, probabilities, classes.json, summary.json and report.html."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from debias_ssl.system.errors import InputError, only_warned
 from debias_ssl.system.files import check_writable, write_aside, writing_parts
 from debias_ssl.system.outputs import Outputs
 
-# Rows of probabilities that are cut after the largest, and the numbers of their classes.
+# With `top5`, this many of the largest probabilities of each row are kept, with their class numbers.
 MOST = 5
 # In the order in which they are removed.
 NAMES = ("summary.json", "report.html", "labels.csv", "labels.parquet", "probs.npy", *TOP5)
@@ -49,7 +49,7 @@ class OutputConfig:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of these files."""
+        """The names of these files."""
         return (f"labels.{self.table}", *{"full": ("probs.npy",), "top5": TOP5, "none": ()}[self.probs])
 
 
@@ -59,9 +59,9 @@ def outputs_in(out: Path) -> Outputs:
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
-    """Raises InputError where the folder cannot be written to, or holds what may not be replaced.
+    """Raises InputError if the folder cannot be written to, or has files that may not be replaced.
 
-    What a job that was interrupted has left is replaced: the same command goes on.
+    Files of an interrupted job may be replaced, so the same command can be repeated.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"cannot write to --out {str(out)!r}: this is not a folder")
@@ -80,23 +80,23 @@ def write_folder(
 ) -> str:
     """Debiases rows, and writes labels, probabilities, classes.json, summary.json and report.html.
 
-    Also preference.json, where a reference showed one, and unreadable.json.
-
-    The page comes last: where it cannot be drawn or written, that is a warning.
+    Also writes preference.json if there is a reference, and unreadable.json if files were left out. The page is written
+    last; if it cannot be drawn or written, there is only a warning.
 
     Args:
         rows: the logits.
-        config: what is removed.
+        config: the settings of the removal.
         out: the folder.
-        page: draws the report, as HTML.
-        further: entries of summary.json beside those of `summary_of`.
-        unreadable: files that were left out, and why; without any there is no unreadable.json.
+        page: a function that draws the report as HTML.
+        further: entries of summary.json in addition to those of `summary_of`.
+        unreadable: files that were left out, with the reasons.
+        files: the files to write.
 
-    Returns:
-        What was done, for a terminal.
+        Returns:
+            The result as a text for a terminal.
 
-    Raises:
-        InputError: a number is not finite, or the settings need what is not there; nothing is written then.
+        Raises:
+            InputError: a number is not finite, or an input that the settings need is missing; nothing is written then.
     """
     rows, removal = refined(rows, config, find_removal(rows, config))
     return write_removed(rows, config, removal, out, page, further, unreadable, files)
@@ -112,7 +112,7 @@ def write_removed(
     unreadable: Mapping[str, str] | None = None,
     files: OutputConfig = OutputConfig(),
 ) -> str:
-    """The same as `write_folder`, for a given removal."""
+    """Like `write_folder`, for a given removal."""
     for note in removal.notes:
         print(f"note: {note}", file=sys.stderr)
     labeling = write_labels(rows, config, removal, out, files)
@@ -143,7 +143,7 @@ def write_labels(
     """Writes the table of labels, the probabilities and classes.json in one pass over the rows.
 
     Raises:
-        InputError: a number is not finite, or a precision is not reached; nothing is written then.
+        InputError: a number is not finite, or the required precision is not reached; nothing is written then.
     """
     outputs = outputs_in(out)
     with ExitStack() as opened:
@@ -168,7 +168,7 @@ def write_labels(
             write_table(text)
         for write in (write_table, *write_probs):
             write.wait()
-        # All rows and the disk were fine: now the earlier labels are removed together.
+        # All rows were computed and written: now the earlier files are removed together.
         outputs.begin_replacing()
         outputs.claim(*files.names, "classes.json", "report.html", "summary.json")
     write_aside(out / "classes.json", json.dumps(rows.classes, ensure_ascii=False) + "\n")
@@ -176,17 +176,17 @@ def write_labels(
 
 
 def stored(probs: Float[Tensor, "n C"], label: Int64[np.ndarray, " n"]) -> Float16[np.ndarray, "n C"]:
-    """Probabilities in fp16, as probs.npy holds them, in which the label alone is the largest of its row.
+    """Probabilities in fp16 for probs.npy, in which only the label has the largest number of its row.
 
-    Rounding makes close numbers equal. There the label's goes up to the next number of fp16, by 0.1 % at most, as
-    labels are those of the exact numbers and readers may take the largest of the stored ones.
+    Rounding makes close numbers equal. The number of the label is then raised to the next number of fp16, by at most
+    0.1 %. Labels come from the exact numbers, and readers may use the largest of the stored ones.
 
     Args:
-        probs: the exact ones.
-        label: of the rows, each the largest of its row.
+        probs: the exact probabilities.
+        label: the class with the largest probability of each row.
     """
     rounded = probs.half().cpu()
-    # Numbers of fp16 that are not negative have the order of their bits, and the next one is the next integer.
+    # The bits of numbers of fp16 that are not negative, read as integers, have the same order and no gaps.
     bits, own = rounded.view(torch.int16), torch.from_numpy(label)[:, None]
     largest = bits.gather(1, own)
     is_tied = bits.scatter_(1, own, -1).amax(1, keepdim=True) == largest
@@ -195,13 +195,13 @@ def stored(probs: Float[Tensor, "n C"], label: Int64[np.ndarray, " n"]) -> Float
 
 
 def top5(kept: Float16[np.ndarray, "n C"]) -> tuple[Float16[np.ndarray, "n K"], Int32[np.ndarray, "n K"]]:
-    """The five largest probabilities of each row, the largest first, and their classes; all of fewer classes."""
+    """The five largest probabilities of each row, the largest first, and their classes; all if there are fewer."""
     found = torch.from_numpy(kept).float().topk(min(MOST, kept.shape[1]))
     return found.values.half().numpy(), found.indices.int().numpy()
 
 
 def _headers(rows: Rows, files: OutputConfig) -> list[bytes]:
-    """Of the .npy files of probabilities."""
+    """The headers of the .npy files of probabilities."""
     num_rows, num_classes = len(rows.names), len(rows.classes)
     if files.probs == "top5":
         return [_npy_header(dtype, (num_rows, min(MOST, num_classes))) for dtype in (np.float16, np.int32)]
@@ -216,7 +216,7 @@ def _npy_header(dtype: type, shape: tuple[int, ...]) -> bytes:
 
 
 def write_summary(labeling: Labeling, out: Path, further: Mapping[str, Any]) -> str:
-    """Writes summary.json, which says that the labels are whole; returns what was done, for a terminal."""
+    """Writes summary.json, which marks the labels as complete; returns the result as a text for a terminal."""
     summary = summary_of(labeling)
     write_aside(out / "summary.json", json.dumps(summary | dict(further), indent=1, ensure_ascii=False) + "\n")
     chosen = f", on {summary['num_tuned_on']} rows of {labeling.config.tune_on}" if labeling.config.tune_on else ""

@@ -1,4 +1,4 @@
-"""The table of labels: one line for each row, one function for each column."""
+"""The table of labels as CSV or Parquet: one line for each row, one function for each column."""
 
 import csv
 import io
@@ -18,9 +18,9 @@ from debias_ssl.labels.debiasing.several import SeveralLabels
 from debias_ssl.labels.tables.truth import RowNumbers
 from debias_ssl.system.tables import is_text
 
-# Rows whose text is in memory at the same time.
+# Number of rows whose text is in memory at a time.
 ROWS = 2**16
-# Of fractions in CSV.
+# Decimals of fractions in CSV.
 DECIMALS = 6
 
 Cells = Sequence[str] | np.ndarray
@@ -41,7 +41,7 @@ def columns_of(labeling: Labeling) -> dict[str, Column]:
         "plain_confidence": _numbers(labeling.plain_confidence),
     }
     if labeling.name is not None and labeling.name_confidence is not None:
-        # The number -1 is that of the last one.
+        # The number -1 selects the last name, which is empty.
         names = (*(labeling.hierarchy.names if labeling.hierarchy else labeling.classes), "")
         columns["name"] = _named(labeling.name, names)
         columns["name_confidence"] = _numbers(labeling.name_confidence)
@@ -55,7 +55,7 @@ def columns_of(labeling: Labeling) -> dict[str, Column]:
 
 
 def _written_labels(labeling: Labeling) -> Int64[np.ndarray, " N"]:
-    """Class numbers as they are written: negative where a row has no label."""
+    """The class numbers to write; negative for rows without a label."""
     return labeling.label if labeling.abstained is None else np.where(labeling.abstained, UNKNOWN, labeling.label)
 
 
@@ -64,7 +64,7 @@ def _named(numbers: Int64[np.ndarray, " N"], classes: tuple[str, ...]) -> Column
 
 
 def _lists(several: SeveralLabels, classes: tuple[str, ...]) -> Column:
-    """Names as a JSON list: they may hold any character that could stand between them."""
+    """Names as a JSON list, because a name may contain any separator."""
 
     def cells(rows: slice) -> list[str]:
         numbers = (several.of_row(row) for row in range(*rows.indices(len(several.starts) - 1)))
@@ -88,7 +88,7 @@ def csv_parts(labeling: Labeling) -> Iterator[bytes]:
 def parquet_parts(labeling: Labeling) -> Iterator[bytes]:
     """The table as Parquet, a row group at a time: text, integers, and fractions in fp32.
 
-    Paths that are not all text are binary.
+    Paths are binary if one of them is not text.
     """
     columns = columns_of(labeling)
     schema = pa.schema([(name, _type_of(column(slice(1)))) for name, column in columns.items()])
@@ -152,8 +152,8 @@ def _texts(cells: Cells) -> Sequence[str]:
 
 
 def _fractions(values: Float[np.ndarray, " n"]) -> list[str]:
-    """Numbers in [0, 1] with six decimals: f"{value:.6f}", for all of them at once."""
-    # Exact: a number of fp32 has 24 bits, and its product with a million no more than the 53 of fp64.
+    """Numbers in [0, 1] with six decimals, as f"{value:.6f}", computed for all at once."""
+    # Exact: a number of fp32 has 24 bits, and its product with a million has at most the 53 bits of fp64.
     left = np.rint(values.astype(np.float64) * 10**DECIMALS).astype(np.int64)
     text = np.full((len(left), DECIMALS + 2), ord("."), dtype=np.uint8)
     for place in (*range(DECIMALS + 1, 1, -1), 0):
@@ -166,5 +166,5 @@ def _fractions(values: Float[np.ndarray, " n"]) -> list[str]:
 def _as_csv(lines: Sequence[Sequence[str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(lines)
-    # Names of files need not be text.
+    # Names of files may have bytes that are not text.
     return text.getvalue().encode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""Counts the rows that are named on each level of a hierarchy, and the correct ones among them."""
+"""Figures of each level of a hierarchy: accuracy of labels, number of names, rows named and named correctly."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from debias_ssl.labels.names.hierarchy import hierarchy_of
 
 
 def levels_of(labeling: Labeling) -> dict[str, Any]:
-    """The figures of levels, of the reported rows, as entries of summary.json; none without names above and floor.
+    """The figures of levels, for the reported rows, as entries of summary.json; empty without names above and floor.
 
-    Of each level, its number from 1 (what has nothing above it) and how many names it has. Where the truth is known,
-    `accuracy` is the share of labels that are right on that level, `plain` and `debiased`: label and truth are the
-    same class or below the same name of it. A class that is less deep stands for itself. With a floor, `named` is the
-    number of rows whose name is of that level, and `name_accuracy` the share of those with known truth whose name is
-    the true class or above it.
+    Each level has its number, from 1 at the top, and the number of its names. If the truth is known, `accuracy` is the
+    share of labels that are right on that level, `plain` and `debiased`. A label is right on a level if label and truth
+    are below the same name of this level, or are the same class. With a floor, `named` is the number of rows that got
+    a name of this level. `name_accuracy` is the share of these rows, if their truth is known, whose name is the true
+    class or above it.
     """
     if labeling.name is None and (labeling.hierarchy is None or labeling.hierarchy.num_levels == 1):
         return {}
@@ -31,7 +31,7 @@ def levels_of(labeling: Labeling) -> dict[str, Any]:
             both = {"plain": labeling.plain, "debiased": labeling.label}
             entry["accuracy"] = {key: float((of_class[each[known]] == truth).mean()) for key, each in both.items()}
         if labeling.name is not None:
-            # The number -1 is that of the last one.
+            # The number -1 selects the last entry, level 0.
             named = labeling.reported & (np.append(hierarchy.levels, 0)[labeling.name] == level)
             entry["named"] = int(named.sum())
             judged = named & known
@@ -69,7 +69,7 @@ def levels_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def levels_table(summary: Mapping[str, Any]) -> str:
-    """The same for a terminal; empty where there is nothing to say."""
+    """The table of levels for a terminal; empty without levels."""
     return "\n".join(
         (f"{first:<10}" + "".join(f"{cell:>15}" for cell in cells)).rstrip() for first, *cells in levels_rows(summary)
     )

@@ -17,12 +17,12 @@ from debias_ssl.labels.debiasing.rows import (
 from debias_ssl.labels.output.abstention_figures import abstention_figures
 from debias_ssl.labels.output.levels import levels_of, levels_table
 
-# From so many rows on, an accuracy is known to a percent, and its interval is in summary.json alone.
+# From this number of rows on, an accuracy is known to about one percent. Its interval is then only in summary.json.
 FEW_ROWS = 10_000
 
 
 def summary_of(labeling: Labeling) -> dict[str, Any]:
-    """The figures of `summary.json`, of the reported rows: fractions in [0, 1]."""
+    """The figures of `summary.json` for the reported rows: fractions in [0, 1]."""
     reported, classes = labeling.reported, labeling.classes
     counts = {"plain": labeling.counts("plain"), "debiased": labeling.counts("label")}
     summary = {
@@ -82,13 +82,13 @@ def summary_of(labeling: Labeling) -> dict[str, Any]:
 
 
 def _entropy(counts: Int64[np.ndarray, " C"]) -> float:
-    """Entropy of shares as a fraction of the largest one; 1 where all classes have the same."""
+    """Entropy of the class shares, divided by its largest value; 1 if all shares are equal."""
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum() / math.log(len(counts))) + 0.0
 
 
 def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
-    """What `summary.json` says, for a terminal."""
+    """The figures of `summary.json` as a text for a terminal."""
     figures = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "h mean"}
     figures = figures | {"ece": "ece"} if "plain" in summary else {}
     num, known = summary["num"], summary["num_known"]
@@ -125,7 +125,7 @@ def summary_table(summary: Mapping[str, Any], num_named: int = 5) -> str:
 
 
 def _lines_of_shares(shares: Mapping[str, Any], num_named: int) -> list[str]:
-    """Which classes are among the rows: the largest shares, and the classes without clear evidence."""
+    """Lines about the classes among the rows: the largest shares, and the classes without clear evidence."""
     if not shares:
         return []
     here = sorted((name for name in shares if shares[name]["present"]), key=lambda name: -shares[name]["share"])
@@ -144,12 +144,12 @@ def _more(names: Sequence[str], num_named: int) -> str:
 
 
 def refined_words(labeling: Labeling) -> str:
-    """What the settings say where labels are not of the debiased probabilities themselves."""
+    """Words for a summary if labels are made from refined probabilities, else empty."""
     return f", refined by {labeling.config.refine}" if labeling.is_refined else ""
 
 
 def _labeled_text(figures: Mapping[str, Any]) -> str:
-    """Which rows have a label, in a line."""
+    """One line about the rows that have a label."""
     labeled, num = figures["num_labeled"], figures["num_labeled"] + figures["num_abstained"]
     limit = "" if figures["threshold"] is None else f" of at least {figures['threshold']:.4g}"
     parts = [f"{labeled} of {num} rows ({labeled / max(num, 1):.2%}), by {figures['score']}{limit}"]

@@ -11,11 +11,11 @@ from debias_ssl.labels.tables.columns import FRACTION, ROWS, Column, listed
 from debias_ssl.labels.tables.ranked_columns import TIMM
 from debias_ssl.system.errors import InputError, shortened
 
-# Before the names of classes in the columns of `debias-ssl predict`.
+# The columns of `debias-ssl predict` are named p_CLASS.
 PREFIX = "p_"
-# The columns of labels.csv that say it is one.
+# A table with these columns is a labels.csv.
 OF_LABELS = {"label", "confidence", "top2_gap"}
-# Names by which a column of whole numbers is not a class, and a column of fractions may not be one.
+# Usual names of columns that are not classes if they have whole numbers, and may not be classes if they have fractions.
 TRUTHS = {
     *("label", "labels", "target", "targets", "truth", "groundtruth", "gt", "y", "ytrue", "class", "classid", "true"),
     *("truelabel", "split", "fold", "pred", "prediction", "predicted", "predictedlabel", "predictedclass", "argmax"),
@@ -48,13 +48,13 @@ def find_roles(
     """Finds the classes and the names of the rows.
 
     Args:
-        columns: of the table.
+        columns: the columns of the table.
         path: its file, for errors.
         asked: names of the columns that are classes, in the order of the classes; None finds them.
-        named: names of classes, which may be those of columns.
+        named: names of classes, which may be names of columns.
 
     Raises:
-        InputError: it cannot be told, or what was asked for is not there.
+        InputError: the roles are not clear, or a column of `asked` is missing.
     """
     by_name = {column.name: column for column in columns}
     prefixed = [column for column in columns if column.name.startswith(PREFIX) and len(column.name) > len(PREFIX)]
@@ -100,7 +100,7 @@ def _all_numbers(columns: list[Column], path: Path) -> list[Column]:
 
 
 def _check_is_matrix(columns: Sequence[Column], path: Path) -> None:
-    """Raises InputError for tables that are known and are of something else."""
+    """Raises InputError for known kinds of tables without predictions of all classes."""
     names = {column.name for column in columns}
     if names >= OF_LABELS:
         beside = path.parent / "probs.npy"
@@ -113,7 +113,7 @@ def _check_is_matrix(columns: Sequence[Column], path: Path) -> None:
 
 
 def _found(columns: Sequence[Column], path: Path) -> list[Column]:
-    """The classes, where nothing says which they are."""
+    """The columns of classes, found by their values and names."""
     unnamed = next((i for i, column in enumerate(columns) if not column.name and column.kind == "fractions"), None)
     if unnamed is not None:
         raise InputError(f"{path}: column {unnamed + 1} has no name, but numbers as classes have; name it")
@@ -123,7 +123,7 @@ def _found(columns: Sequence[Column], path: Path) -> list[Column]:
     whole = [column for column in numbers if column.kind != "fractions" and column.key not in ROWS]
     points = [column for column in whole if column.kind == "whole numbers"]
     if fractions:
-        # Probabilities that are all 0 or 1 after rounding.
+        # These may be probabilities that are all 0 or 1 after rounding.
         rounded = [c for c in points if c.key not in TRUTHS and set(np.unique(c.numbers())) <= {0.0, 1.0}]
         rounded = rounded if all(c.is_within_0_and_1 for c in fractions) else []
         accepted = {*fractions, *rounded}
@@ -146,7 +146,7 @@ def _found(columns: Sequence[Column], path: Path) -> list[Column]:
 
 
 def _cannot_be_names(column: Column) -> bool:
-    """Whether whole numbers repeat or are negative, so that a column of a usual name is rather a class."""
+    """Whether whole numbers repeat or are negative: a column with the usual name of row numbers is then a class."""
     if not column.is_number and not (column.kind == "text" and column.share_of(r"^[+-]?\d+$") == 1):
         return False
     numbers = [float(value or "nan") for value in column.values.to_pylist()]
@@ -159,7 +159,7 @@ def _check_no_mixture(columns: Sequence[Column], path: Path) -> None:
         if column.kind != "text" or (column.key in ROWS and column.share_of(FRACTION) < 0.5):
             continue
         if share := column.share_of_numbers():
-            # Text of digits alone may be names of something.
+            # Text with digits only may be names.
             if share == 1 and not any("." in value or "," in value for value in column.texts(path)):
                 continue
             what = "its numbers as text" if share == 1 else "text among its numbers"
@@ -181,10 +181,10 @@ def _too_few(columns: Sequence[Column], classes: Sequence[Column], path: Path) -
 
 
 def _without_figures(classes: list[Column], path: Path) -> list[Column]:
-    """Leaves out a confidence or the like of which the sums of rows, or the range of the others, say that it is none.
+    """Leaves out columns that are not classes, such as a confidence, by the sums of rows or the range of the others.
 
     Raises:
-        InputError: they do not say it for sure.
+        InputError: sums and range do not decide it.
     """
     figures = [column for column in classes if column.key in FIGURES]
     others = [column for column in classes if column.key not in FIGURES]
@@ -204,7 +204,7 @@ def _without_figures(classes: list[Column], path: Path) -> list[Column]:
 
 
 def _names(columns: Sequence[Column], rest: Sequence[Column]) -> Column | None:
-    """The column of names of rows: one of a usual name, text before numbers; else an index, else files in the first."""
+    """The column with the names of rows: one with a usual name (text first), else an index, else files in the first."""
     usual = [c for c in rest if c.key in ROWS and c.kind in ("text", "integers", "whole numbers", "dates")]
     if usual:
         return min(usual, key=lambda column: (column.kind != "text", ROWS.index(column.key)))

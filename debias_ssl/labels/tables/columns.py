@@ -1,4 +1,4 @@
-"""Columns of a table, and the kind of values of each column."""
+"""`Column`: a column of a table of predictions, and the kind of its values."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,13 @@ from debias_ssl.system import tables
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.texts import BLOCK, Texts, texts_of
 
-# The module creates most of its functions during the import, so type checkers do not know them.
+# pyarrow.compute creates most of its functions during the import, so type checkers do not know them.
 pc: Any = compute
 # A number in text, with a point or a comma.
 NUMBER = r"[ \t]*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?[ \t]*"
 # A digit after its point that is not 0, or a negative power of ten.
 FRACTION = r"^[ \t]*[+-]?(\d*[.,]\d*[1-9]\d*([eE][+-]?\d+)?|\d+([.,]\d*)?[eE]-\d+)[ \t]*$"
-# Usual names of columns that name rows, without blanks and underscores: the first of them that is there does.
+# Usual names of columns that name rows, without spaces and underscores; the first one that a table has is used.
 ROWS = (*tables.PATHS, *filter(str.isalpha, tables.ROWS), "level0")
 
 
@@ -31,11 +31,11 @@ class Column:
     """A column of a table, as in its file."""
 
     name: str
-    """Blank where it has none."""
+    """Blank for a column without a name."""
     values: Any = field(repr=False)
-    """An array of pyarrow's."""
+    """An array of pyarrow."""
     is_index: bool = False
-    """Whether the file says that it numbers or names the rows."""
+    """Whether the file marks it as the numbers or names of the rows."""
 
     @cached_property
     def kind(self) -> str:
@@ -50,7 +50,7 @@ class Column:
         if pa.types.is_floating(type_) or pa.types.is_decimal(type_):
             numbers = self._doubles()
             numbers = numbers[np.isfinite(numbers)]
-            # A few rows of most columns are enough to see it.
+            # For most columns of fractions, a few rows decide.
             is_whole = (numbers[:100] == np.rint(numbers[:100])).all() and (numbers == np.rint(numbers)).all()
             return "whole numbers" if is_whole else "fractions"
         if is_list(type_):
@@ -61,7 +61,7 @@ class Column:
 
     @property
     def key(self) -> str:
-        """The name as it is compared with usual names."""
+        """The name in the form that is compared with usual names."""
         return re.sub(r"[\s_.-]", "", self.name).lower()
 
     @property
@@ -70,12 +70,12 @@ class Column:
 
     @property
     def called(self) -> str:
-        """The name on one line, for people."""
+        """The name on one line, for messages."""
         return (self.name if self.name.isprintable() else repr(self.name)) or "(no name)"
 
     def numbers(self) -> Float32[np.ndarray, " N"]:
-        """The values; nan where there is none."""
-        # A number that is too large becomes infinite, and the message says so.
+        """The values; nan for an empty cell."""
+        # A number that is too large becomes infinite, which a later check reports.
         with np.errstate(over="ignore"):
             return self._doubles().astype(np.float32)
 
@@ -92,12 +92,12 @@ class Column:
         return self.share_of(f"^{NUMBER}$")
 
     def share_of(self, pattern: str) -> float:
-        """How many of the filled cells of a column of text fit a pattern."""
+        """The share of the filled cells of a text column that match a pattern."""
         filled = pc.sum(pc.greater(pc.binary_length(self.values), 0)).as_py()
         return (pc.sum(pc.match_substring_regex(self.values, pattern)).as_py() or 0) / max(filled or 0, 1)
 
     def texts(self, path: Path) -> Texts:
-        """The values as text: whole numbers without a point, bytes that are no UTF-8 as surrogates.
+        """The values as text: whole numbers without a point, bytes that are not UTF-8 as surrogates.
 
         Raises:
             InputError: a value is missing, or cannot be written.
@@ -136,6 +136,6 @@ def _text(value: Any) -> str:
 
 
 def listed(columns: Sequence[Column], with_kinds: bool = False) -> str:
-    """Names of the first of some columns, for people."""
+    """The names of the first columns, for messages."""
     names = [f"{column.called} ({column.kind})" if with_kinds else column.called for column in columns[:10]]
     return ", ".join(names) + (f" and {len(columns) - 10:,} more" if len(columns) > 10 else "")

@@ -17,7 +17,7 @@ FORMS = "a list of rows (lists, or records of column and value), or an object th
 
 
 def read_json_columns(path: Path) -> list[Column] | np.ndarray:
-    """The columns of a .json or .jsonl file; or a matrix, where rows are lists.
+    """The columns of a .json or .jsonl file; or a matrix, if rows are lists.
 
     Raises:
         InputError: it cannot be read, or its rows do not fit together.
@@ -41,7 +41,7 @@ def _parsed(path: Path) -> Any:
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
-            # Records a line are often called .json too.
+            # Files with one record in each line are often called .json too.
             if not text.lstrip().startswith("{") or len(lines := text.split("\n", 2)) < 2 or not lines[1].strip():
                 raise InputError(f"{path} is not JSON: {reason(error)}") from error
     rows = []
@@ -55,7 +55,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _rows_of(content: dict[str, Any], path: Path) -> tuple[Any, list[Any] | None]:
-    """Columns, or a list of records, of an object, and the index, if there is one."""
+    """The columns (or the list of records) in an object, and the index, if there is one."""
     if isinstance(content.get("data"), list) and isinstance(content.get("columns"), list):
         names, rows = [str(name) for name in content["columns"]], content["data"]
         uneven = next((i for i, row in enumerate(rows) if not isinstance(row, list) or len(row) != len(names)), None)
@@ -78,7 +78,8 @@ def _rows_of(content: dict[str, Any], path: Path) -> tuple[Any, list[Any] | None
 def _of_objects(content: Mapping[str, Mapping[str, Any]], path: Path) -> tuple[dict[str, list[Any]], list[str]]:
     """Objects in an object: columns of rows, which pandas writes, or rows of columns (orient='index').
 
-    Rows that pandas numbers are told by their numbers; else columns are what has values of one kind.
+    If pandas has numbered the rows, the numbers show which they are. Else the columns are recognized because all values
+    of a column have the same kind.
     """
     outer = list(content)
     inner = list(dict.fromkeys(name for values in content.values() for name in values))
@@ -93,7 +94,7 @@ def _of_objects(content: Mapping[str, Mapping[str, Any]], path: Path) -> tuple[d
             )
         ]
         kinds.append(all(len({_kind(each[name]) for each in content.values()}) == 1 for name in inner))
-        # Of numbers alone, what looks like a file is a row.
+        # If all values are numbers, the keys that look like files are rows.
         files = [sum("." in key or "/" in key for key in keys) > len(keys) / 2 for keys in (outer, inner)]
         if kinds[0] == kinds[1] and files[0] == files[1]:
             raise InputError(f"{path}: rows and columns look the same; write the file with to_json(orient='records')")
@@ -119,7 +120,7 @@ def _columns(content: Mapping[str, list[Any]], index: Sequence[Any] | None, path
 
 
 def _array(values: list[Any]) -> pa.Array:
-    """Values of one kind; others as text."""
+    """An array of the values if all have one kind, else of text."""
     kinds = {_kind(value) for value in values if value is not None}
     try:
         if kinds == {"number"} and any(isinstance(value, float) for value in values):
@@ -133,7 +134,7 @@ def _array(values: list[Any]) -> pa.Array:
 
 
 def _bytes(text: str) -> bytes:
-    """Text of names of files that are no text, as Python has them, or of escapes that are none."""
+    """The bytes of text that is not UTF-8: of file names with surrogates, or of wrong escapes."""
     try:
         return text.encode(errors="surrogateescape")
     except UnicodeEncodeError:

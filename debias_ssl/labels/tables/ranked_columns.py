@@ -1,4 +1,4 @@
-"""Reads timm's predictions: one column of lists with the numbers of all classes, or the best classes of each row.
+"""Reads timm's predictions: a column of lists with the numbers of all classes, or the best classes of each row.
 
 timm's inference.py writes the K largest probabilities (or logits) of each row from the largest to the smallest. On
 request it writes their classes beside them. With --topk 0 it writes all numbers in the order of the classes.
@@ -24,14 +24,14 @@ class Group:
 
     name: str
     columns: tuple[Column, ...]
-    """One of lists, or K of values."""
+    """One column of lists, or K columns of values."""
     values: np.ndarray
     """N x K."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """A matrix that several columns hold together."""
+    """A matrix that was read from several columns."""
 
     values: np.ndarray
     classes: tuple[str, ...] | None
@@ -40,10 +40,10 @@ class Ranked:
 
 
 def matrix_of_groups(columns: Sequence[Column], path: Path) -> Ranked | None:
-    """The matrix in a column of lists, or in columns of ranks; None where there are neither.
+    """The matrix in a column of lists, or in columns of ranks; None if there are no such columns.
 
     Raises:
-        InputError: there is not a number for each class in each row, or it is not known of which class each is.
+        InputError: a row does not have a number for each class, or the classes of the numbers are unknown.
     """
     groups = _groups(columns, path)
     numbers = [group for group in groups if group.values.dtype.kind == "f"]
@@ -79,7 +79,7 @@ def _groups(columns: Sequence[Column], path: Path) -> list[Group]:
                 groups.append(Group(name=column.name, columns=(column,), values=values))
     stems: dict[str, list[Column]] = {}
     for column in columns:
-        # NAME_0, NAME_1, ... in this order; p_0 is the class 0 of `debias-ssl predict`.
+        # NAME_0, NAME_1, ... in this order. p_0 is excluded, because it is the class 0 of `debias-ssl predict`.
         match = re.fullmatch(r"(?!p_)(.+)_(\d+)", column.name)
         if match and int(match[2]) == len(stems.get(match[1], [])):
             stems.setdefault(match[1], []).append(column)
@@ -102,7 +102,7 @@ def _stacked(members: list[Column], path: Path) -> np.ndarray:
 
 
 def _of_lists(column: Column, path: Path) -> np.ndarray | None:
-    """N x K values; None where they are neither numbers nor text."""
+    """N x K values; None if they are neither numbers nor text."""
     values = column.values.combine_chunks() if isinstance(column.values, pa.ChunkedArray) else column.values
     lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
     odd = np.flatnonzero(lengths != lengths[0])
@@ -155,7 +155,7 @@ def _places(
 
 
 def _check_order(group: Group, is_list_column: bool, path: Path) -> None:
-    """Raises InputError where each row falls, as ranked numbers do; of numbers by class, no seven steps would."""
+    """Raises InputError if the numbers of each row fall, as ranked ones do; numbers by class would not fall 7 times."""
     num_rows, num_classes = group.values.shape
     if num_rows * (num_classes - 1) > 6 and (group.values[:, 1:] <= group.values[:, :-1]).all():
         mend = "" if is_list_column else "; if they are classes, name them by --columns"

@@ -1,4 +1,4 @@
-"""Finds the row that a path in a file means: by its name, by another spelling of it, or in another folder."""
+"""Matches paths in a file to rows: by name, by another spelling of the name, or with another folder in front."""
 
 import os.path
 from collections import Counter
@@ -14,36 +14,36 @@ from debias_ssl.system.texts import Texts, places_in, texts_of
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
-    """The rows that the entries of a file mean."""
+    """The rows that match the entries of a file."""
 
     entry_of: Int64[np.ndarray, " N"]
-    """The place of the first entry that means a row, which may mean several of one name; -1 where none does."""
+    """The position of the first entry that matches each row, -1 if none does. An entry may match several rows."""
     num_matched: int
-    """How many entries mean a row."""
+    """The number of entries that match a row."""
     doubled: tuple[int, int] | None = None
-    """The places of two entries that mean the same row; None where there are none."""
+    """The positions of two entries that match the same row; None if there are no such entries."""
     notes: tuple[str, ...] = ()
-    """How entries were found that are not named like their rows."""
+    """Notes about matched entries whose names differ from those of their rows."""
     unmatched: tuple[str, str] | None = None
-    """The first entry that means no row, and the first row that none means; None where all of either are matched."""
+    """The first entry without a row, and the first row without an entry; None if all entries or all rows match."""
     cause: str = ""
-    """Why there are such entries, as far as it can be seen."""
+    """The likely reason for such entries; empty if unknown."""
 
 
 def match_numbers(entries: Int64[np.ndarray, " E"], num_rows: int) -> Matched:
-    """The rows that entries mean by their numbers, all of which there are."""
+    """The rows that match entries by their numbers, which must be valid."""
     entry_of, places = np.full(num_rows, -1), np.arange(len(entries))
-    # If several entries match, the first one is written last.
+    # Written in reverse order, so that the first of several matching entries remains.
     entry_of[entries[::-1]] = places[::-1]
     return Matched(entry_of=entry_of, num_matched=len(entries), doubled=_first_pair(entry_of[entries], places))
 
 
 def match(entries: Sequence[str], names: Sequence[str]) -> Matched:
-    """Finds rows by their names; where these differ by the same folder in front, it is taken off or put before them.
+    """Matches entries to rows by their names. If all differ by the same folder in front, it is removed or added.
 
     Args:
         entries: paths in a file.
-        names: of the rows.
+        names: names of the rows.
     """
     rounds = _Rounds.of(texts_of(entries), texts_of(names))
     rounds.take(rounds.entries, rounds.names, np.arange(len(names)))
@@ -66,13 +66,13 @@ def match(entries: Sequence[str], names: Sequence[str]) -> Matched:
 
 @dataclass(kw_only=True)
 class _Rounds:
-    """The matches of entries and rows, which grow in each round of the search."""
+    """The matches of entries and rows; each round of the search adds some."""
 
     entries: Texts
     names: Texts
     entry_of: Int64[np.ndarray, " N"]
     left: Int64[np.ndarray, " _"]
-    """Places of the entries that mean no row yet."""
+    """Positions of the entries that match no row yet."""
     doubled: tuple[int, int] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -82,11 +82,11 @@ class _Rounds:
 
     @property
     def open(self) -> Int64[np.ndarray, " _"]:
-        """Places of the rows that no entry means yet."""
+        """Positions of the rows that no entry matches yet."""
         return np.flatnonzero(self.entry_of < 0)
 
     def take(self, entries: Texts, names: Texts, rows: Int64[np.ndarray, " _"], words: str = "") -> None:
-        """Takes the entries that are left for the rows of the same names; the words are what is said of these."""
+        """Matches the remaining entries to rows with the same names; `words` describe these matches in a note."""
         first, found = places_in(entries, entries), places_in(names, entries)
         means = np.zeros(len(entries), dtype=bool)
         means[found[found >= 0]] = True
@@ -123,15 +123,15 @@ class _Rounds:
 
 
 def _first_pair(first: Int64[np.ndarray, " n"], own: Int64[np.ndarray, " n"]) -> tuple[int, int] | None:
-    """The first entry before which there is another one that means the same."""
+    """The first entry that is equal to an earlier one, with the earlier one."""
     later = np.flatnonzero(first != own)
     return (int(first[later[0]]), int(own[later[0]])) if len(later) else None
 
 
 def _common_prefix(entries: Set[str], rows: Set[str]) -> tuple[str, bool] | None:
-    """The folder that entries have in front of the names of rows (true), or rows of those of entries (false).
+    """The folder that is in front of entries but not of rows (true), or in front of rows but not of entries (false).
 
-    Only where one such folder, and no other, leaves nothing over on one of the two sides.
+    None unless exactly one such folder matches all entries or all rows.
     """
     for longer, shorter in ((entries, rows), (rows, entries)):
         counts = Counter(prefix for name in longer for prefix, inner in _splits(name) if inner in shorter)
@@ -142,7 +142,7 @@ def _common_prefix(entries: Set[str], rows: Set[str]) -> tuple[str, bool] | None
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """Each folder that a path begins with, and the rest."""
+    """Each folder at the beginning of a path, and the rest of the path."""
     end = name.find("/")
     while end >= 0:
         yield name[: end + 1], name[end + 1 :]
@@ -150,7 +150,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _cause(known: Texts, rows: Texts) -> str:
-    """The likely reason why names on both sides do not match."""
+    """The likely reason why names of entries and rows do not match."""
     same: dict[str, Callable[[str], str]] = {
         "names differ in upper and lower case": str.lower,
         "names differ in their suffix": lambda name: os.path.splitext(name)[0],

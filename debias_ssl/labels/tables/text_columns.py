@@ -1,4 +1,4 @@
-"""Reads columns of .csv, .tsv and .txt files, as programs and spreadsheets write them."""
+"""Reads columns of .csv, .tsv and .txt files of predictions, as programs and spreadsheets write them."""
 
 import csv
 import io
@@ -17,18 +17,18 @@ from debias_ssl.labels.tables.columns import FRACTION, NUMBER, ROWS, Column, pc
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.tables import DELIMITERS, UTF_16, Table, is_text, read_table
 
-# Bytes, and rows, at the start of a file from which its format is found.
+# Number of bytes, and of rows, at the start of a file from which its format is found.
 HEAD, LOOKED_AT = 2**22, 20
-# The name that pandas gives to columns without one: an index written with the other columns.
+# pandas gives this name to a column without a name, which is an index that was written with the other columns.
 UNNAMED = re.compile(r"(Unnamed: \d+|__index_level_\d+__)(\.\d+)*|")
 
 
 def read_text_columns(path: Path, classes: Collection[str] = ()) -> list[Column] | np.ndarray:
-    """The columns of a file; or a matrix, where nothing but blanks divides its numbers.
+    """The columns of a file; or a matrix, if only spaces separate its numbers.
 
     Args:
         path: the file.
-        classes: names of columns that are known to be classes; others of usual names of rows are kept as text.
+        classes: names of columns that are classes. Other columns with usual names of row names are kept as text.
 
     Raises:
         InputError: it cannot be read.
@@ -51,7 +51,7 @@ def is_unnamed(name: str) -> bool:
 
 
 def _of_blanks(path: Path, first: str) -> list[Column] | np.ndarray:
-    """A matrix as numpy.savetxt writes it: its header is a comment in the first line."""
+    """A matrix as numpy.savetxt writes it, perhaps with a comment in the first line."""
     try:
         values = np.loadtxt(path, ndmin=2, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -78,11 +78,11 @@ def _has_decimal_commas(rows: list[list[str]]) -> bool:
 
 
 def _header(rows: list[list[str]], path: Path) -> tuple[list[str], bool]:
-    """Names of the columns, and whether the first row is these: else they are numbers."""
+    """Names of the columns, and whether they are the first row; without such a row they are numbers."""
     first, rest = rows[0], rows[1:]
     if not _is_header(first, rest):
         texts = [i for i, cell in enumerate(first) if not _is_number(cell)]
-        # The numbers of the columns that hold them; texts before them name the rows.
+        # Columns of numbers are numbered as classes; a column of text before them names the rows.
         numbers = iter(range(len(first)))
         return [f"text {i + 1}" if i in texts else str(next(numbers)) for i in range(len(first))], False
     names = [name.strip() for name in first]
@@ -90,7 +90,7 @@ def _header(rows: list[list[str]], path: Path) -> tuple[list[str], bool]:
     names[0] = names[0].removeprefix("# ")
     widths = {len(row) - len(names) for row in rest}
     if widths == {1}:
-        # A delimiter at the end of each row but the first; else R's, whose names of rows have no name.
+        # Either each row except the first ends with a delimiter, or R wrote the file and gave row names no header.
         names = [*names, ""] if all(not row[-1].strip() for row in rest) else ["", *names]
     wrong = next((name for name in names if not is_text(name)), None)
     if wrong is not None:
@@ -99,19 +99,19 @@ def _header(rows: list[list[str]], path: Path) -> tuple[list[str], bool]:
 
 
 def _is_header(first: list[str], rest: list[list[str]]) -> bool:
-    """Whether a row has names of columns: classes may have numbers as names, but no fractions."""
+    """Whether a row has names of columns. Names of classes may be whole numbers, but not fractions."""
     numbers = [cell.strip() for cell in first if _is_number(cell)]
     if not numbers:
         return True
     if not all(map(str.isdigit, numbers)):
         return False
     texts = [cell for cell in first if cell.strip() and not _is_number(cell)]
-    # A name of a file.
+    # Names of files are names of rows.
     if texts and all(re.search(r"\.[A-Za-z]{3,4}$", cell.strip()) for cell in texts):
         return False
     if texts or numbers == [str(k) for k in range(len(numbers))]:
         return True
-    # Names differ; and 0 and 1 may be shares.
+    # Names of columns differ. If other rows have fractions, 0 and 1 in the first row may be numbers too.
     has_fractions = any(_is_number(cell) and not cell.strip().isdigit() for row in rest for cell in row)
     return has_fractions and len({*numbers}) == len(first) and not {*numbers} <= {"0", "1"}
 
@@ -127,7 +127,7 @@ def _read(
                 column_names=[str(i) for i in range(len(names))],
                 skip_rows=skipped,
                 skip_rows_after_names=int(has_header),
-                # A row must fit into it.
+                # A row must fit into a block.
                 block_size=2**23,
             ),
             parse_options=arrow_csv.ParseOptions(delimiter=table.delimiter, newlines_in_values=True),
@@ -147,17 +147,17 @@ def _read(
 
 
 def _may_name_rows(i: int, name: str) -> bool:
-    """Such a column stays text: 00001 is no number then."""
+    """Whether a column may name the rows. It stays text, so that 00001 is not read as a number."""
     return (i == 0 and is_unnamed(name)) or Column(name=name, values=None).key in ROWS
 
 
 def _source(path: Path, table: Table) -> tuple[Path | io.BytesIO, int]:
-    """What pyarrow reads, and how many lines of it come before the first row: it knows UTF-8 and bare cells alone."""
+    """The input for pyarrow, and the number of lines before the first row. pyarrow reads only UTF-8."""
     with path.open("rb") as file:
         is_utf_16 = file.read(2) in UTF_16
     if not is_utf_16 and not table.has_blanks:
         return path, table.first_line - 1
-    # Whole now: the other one is the head of the file.
+    # Reads the whole file; `table` has only its head.
     table = replace(read_table(path), delimiter=table.delimiter)
     source = io.BytesIO()
     text = io.TextIOWrapper(source, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
@@ -168,7 +168,7 @@ def _source(path: Path, table: Table) -> tuple[Path | io.BytesIO, int]:
 
 
 def _told(error: Exception, path: Path, table: Table, width: int) -> str:
-    """Says of a row of too few or too many cells which one it is, which pyarrow does not."""
+    """An error message with the number of the row that has too few or too many cells, which pyarrow does not report."""
     rows = replace(read_table(path), delimiter=table.delimiter).cells()
     for number, row in enumerate((row for row in rows if row), start=1):
         if len(row) != width:
@@ -177,7 +177,7 @@ def _told(error: Exception, path: Path, table: Table, width: int) -> str:
 
 
 def _without_empty_rows(table: Any) -> Any:
-    """A table without rows at its end that have nothing in any cell, as spreadsheets write them."""
+    """The table without empty rows at its end, which spreadsheets write."""
     number = table.num_rows
     while number and all(column[number - 1].as_py() in (None, "", b"") for column in table.columns):
         number -= 1
@@ -185,7 +185,7 @@ def _without_empty_rows(table: Any) -> Any:
 
 
 def _of_fractions(array: pa.ChunkedArray, has_decimal_commas: bool) -> pa.ChunkedArray:
-    """Numbers instead of text, where it may be names of rows and is fractions: so a class is called."""
+    """Turns a column of text that could name rows into numbers if it has fractions: it is then a class."""
     if not pa.types.is_binary(array.type):
         return array
     is_filled = pc.greater(pc.binary_length(array), 0)

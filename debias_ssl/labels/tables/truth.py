@@ -1,4 +1,4 @@
-"""Reads the truth about rows of a matrix: labels of some rows, and class shares."""
+"""Reads true labels of rows (`truth`, `tune_on`) and true class shares (`target_prior`) from files."""
 
 import json
 import math
@@ -50,14 +50,14 @@ def are_numbers(names: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownLabels:
-    """The classes of rows that a file contains."""
+    """The classes of rows from a file."""
 
     labels: Int64[np.ndarray, " N"]
-    """Class numbers, negative where unknown."""
+    """Class numbers, negative if unknown."""
     matched: str
-    """How many of its entries are of rows, in words."""
+    """How many entries of the file match rows, as a text."""
     notes: tuple[str, ...] = ()
-    """What people should know of how they were found."""
+    """Notes for users about how rows were found."""
 
     @property
     def said(self) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class KnownLabels:
 
 
 def say(lines: Iterable[str]) -> None:
-    """Prints lines, of which notes go where errors go."""
+    """Prints lines; notes go to standard error."""
     for line in lines:
         print(line, file=sys.stderr if line.startswith("note: ") else sys.stdout)
 
@@ -75,11 +75,11 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> K
     """The classes of rows, for `truth` and `tune_on`.
 
     Args:
-        path: CSV or TSV with the columns path and label, or row and label, or other usual names of these; or .npy of N
-            class numbers. In a table labels are class names, or ImageNet's ids of its classes, and beside rows also
-            class numbers.
-        names: of the rows, which the column path names.
-        classes: in the order of the columns.
+        path: CSV or TSV with the columns path and label, or row and label, or other usual names of them; or .npy of N
+            class numbers. Labels in a table are class names, or ids of ImageNet's classes. With a column row, they may
+            also be class numbers.
+        names: names of the rows, which match the column path.
+        classes: the classes in the order of the columns.
 
     Raises:
         InputError: the file does not fit the rows, or a class is unknown.
@@ -96,7 +96,7 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> K
         raise InputError(
             f"{path}: the first line must name the columns path or row, and label; it is {[*table.header]}"
         )
-    # A table that pandas wrote may have paths in its index.
+    # In a table of pandas, the index may have paths.
     may_be_paths = kind is ROWS and "row" not in table.header[key].lower() and not isinstance(names, RowNumbers)
     if may_be_paths and not all(_is_number(cells[key]) for _, cells in table):
         kind = PATHS
@@ -131,7 +131,7 @@ def read_labels(path: Path, names: Sequence[str], classes: tuple[str, ...]) -> K
 
 
 def read_label_names(path: Path) -> tuple[str, ...]:
-    """The names that a table has in its column of labels, where nothing else says what the classes are.
+    """The different names in the column of labels of a table, for a matrix whose classes are unknown.
 
     Raises:
         InputError: it has no such column.
@@ -163,7 +163,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _row(cell: str, path: Path, line: int, num_rows: int) -> str:
-    """The number of a row as `RowNumbers` has it; pandas makes 3.0 of 3 where a number is missing."""
+    """The number of a row in the form of `RowNumbers`. pandas writes 3.0 instead of 3 if a number is missing."""
     row = int(cell.strip().removesuffix(".0")) if _is_number(cell) else num_rows
     if row >= num_rows:
         raise InputError(f"{path}, line {line}: there is no row {cell!r}; rows are 0 to {num_rows - 1}")
@@ -172,7 +172,7 @@ def _row(cell: str, path: Path, line: int, num_rows: int) -> str:
 
 def _class_of(label: str, number: dict[str, int], classes: tuple[str, ...], path: Path, line: int) -> int:
     check_text(label, path, line)
-    # As for rows.
+    # As for row numbers, pandas may have written 3.0.
     found = number.get(label, number.get(label.removesuffix(".0")))
     if found is None and not is_unknown(label, classes):
         hint = "; for ImageNet's ids pass --classes imagenet" if WNID.fullmatch(label) else ""
@@ -181,7 +181,7 @@ def _class_of(label: str, number: dict[str, int], classes: tuple[str, ...], path
 
 
 def _differing(found: Matched) -> str:
-    """The first entry and the first row that do not belong together, and why."""
+    """The first entry and the first row without a match, and the likely reason."""
     assert found.unmatched is not None
     entry, row = found.unmatched
     return f"the first is {entry!r}, and the first row without one {row!r}{found.cause and '; ' + found.cause}"
@@ -204,7 +204,7 @@ def _read_numbers(path: Path, num_rows: int, num_classes: int) -> Int64[np.ndarr
 def read_target(
     target_prior: str, classes: tuple[str, ...], *, has_reference: bool = False
 ) -> Float[Tensor, " C"] | None:
-    """The shares that the setting `target_prior` gives to the classes; None where they are to be estimated.
+    """The class shares of the setting `target_prior`; None if they must be estimated.
 
     Raises:
         InputError: the file does not give each class a weight.
@@ -233,7 +233,7 @@ def read_target(
 
 
 def _read_pairs(path: Path) -> list[tuple[str, Any]]:
-    """Classes and weights of a file, as it has them; a weight that is not a number stays text."""
+    """Classes and weights in a file; a weight that is not a number stays text."""
     if path.suffix.lower() == ".json":
         try:
             pairs = json.loads(read_text(path), object_pairs_hook=list)
@@ -243,7 +243,7 @@ def _read_pairs(path: Path) -> list[tuple[str, Any]]:
             raise InputError(f"{path} must be an object of class and weight")
         return pairs
     table = read_table(path)
-    # A first line of names is not needed.
+    # The first line may name the columns, or be a row.
     rows = [(table.first_line, [*table.header]), *table]
     if len(table.header) == 2 and table.column(("weight",)) == 1:
         rows = rows[1:]

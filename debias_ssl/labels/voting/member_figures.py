@@ -1,4 +1,4 @@
-"""Figures of each classifier that votes: without labels, and against the truth where it is known."""
+"""Figures of each member of a vote: criteria without labels, and accuracy if the truth is known."""
 
 import math
 import warnings
@@ -15,7 +15,7 @@ from debias_ssl.formulas.criteria import mean_ranks, nuclear_norm, rank_me
 from debias_ssl.formulas.logits import confusion_matrix
 from debias_ssl.labels.voting.votes import Ballot
 
-# Starts of k-means; the best one is used.
+# Number of starts of k-means; the best result is used.
 STARTS = 3
 # The figures without labels, in the order of V-PET, with their titles.
 CRITERIA = {"ami": "AMI", "ari": "ARI", "v_measure": "V", "fmi": "FMI"}
@@ -23,28 +23,27 @@ CRITERIA |= {"bnm": "BNM", "rank_me": "RankMe", "chi": "CHI"}
 
 
 def criteria_of(logits: Float[Tensor, "S C"], vectors: Float[Tensor, "S D"] | None) -> dict[str, float | None]:
-    """The label-free figures of V-PET (arXiv 2503.09707) of one classifier; higher is better in all of them.
+    """The label-free criteria of V-PET (arXiv 2503.09707) for one classifier; higher is better for all.
 
-    AMI, ARI, V-measure and FMI compare its predictions, the classes of the largest logits, with clusters of what it
-    sees: k-means of the features of its network, with as many clusters as there are classes. CHI is the
-    Calinski-Harabasz index of the features grouped by its predictions, 0 where these are of one class. RankMe is of the
-    features, BNM of its probabilities.
+    AMI, ARI, V-measure and FMI compare its predicted classes with clusters of the features of its network (k-means with
+    as many clusters as classes). CHI is the Calinski-Harabasz index of the features, grouped by predicted class; it is
+    0 if all predictions are one class. RankMe is computed from the features, BNM from the probabilities.
 
     Args:
-        logits: of some rows.
-        vectors: the features of these rows; None where they are not known, which leaves BNM alone.
+        logits: logits of some rows.
+        vectors: features of these rows; None if unknown, which leaves only BNM.
     """
     found: dict[str, float | None] = dict.fromkeys(CRITERIA)
     found["bnm"] = nuclear_norm(logits.softmax(-1))
     if vectors is None:
         return found
-    # They take long to import, and are not needed to find errors in the input.
+    # Imported late: the import is slow, and errors in the input come before.
     from sklearn import metrics as clusterings
     from sklearn.cluster import KMeans
 
     predicted, values = logits.argmax(-1).numpy(), vectors.float().numpy()
     with warnings.catch_warnings():
-        # With few different rows there are fewer clusters.
+        # scikit-learn warns if few different rows give fewer clusters.
         warnings.simplefilter("ignore")
         starts: Any = STARTS
         kmeans = KMeans(min(logits.shape[1], len(values)), n_init=starts, random_state=0)
@@ -67,14 +66,14 @@ def members_summary(
     truth: Int64[np.ndarray, " N"],
     num_classes: int,
 ) -> list[dict[str, Any]]:
-    """The entries of summary.json on the classifiers that vote.
+    """The entries of summary.json about the members of a vote.
 
     Args:
-        names: of the classifiers.
-        ballots: what they vote.
-        criteria: the label-free figures of each.
-        winners: classes that most of them vote for, before their preferences are removed.
-        truth: class numbers, negative where unknown or not to be counted.
+        names: names of the members.
+        ballots: votes of the members.
+        criteria: label-free criteria of each member.
+        winners: classes with the most votes, before preferences are removed.
+        truth: class numbers; negative if unknown or not to be counted.
         num_classes: C.
     """
     known = truth >= 0
@@ -88,7 +87,7 @@ def members_summary(
         removal = ballot.removal
         entry |= {"strength": removal.strength, "temperature": removal.temperature, "criteria": dict(own)}
         entries.append(entry)
-    # A criterion that some members lack gives no ranks.
+    # A criterion that some members lack is left out of the ranks.
     complete = [name for name in CRITERIA if all(own[name] is not None for own in criteria)]
     ranks = mean_ranks([np.array([own[name] for own in criteria], dtype=np.float64) for name in complete])
     for entry, rank in zip(entries, ranks.tolist(), strict=True):
@@ -97,7 +96,7 @@ def members_summary(
 
 
 def members_table(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The same as rows of text, under a row of titles; the best mean rank has a star."""
+    """The entries as rows of text, below a row of titles; the best mean rank has a star."""
     is_known = "plain" in entries[0]
     accuracies = ["accuracy", "min recall"] if is_known else []
     table = [["", *accuracies, "agreement", *CRITERIA.values(), "mean rank"]]
@@ -123,7 +122,7 @@ def _digits(value: float | None) -> str:
 
 
 def lines_of(table: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: names to the left, numbers to the right."""
+    """A table for a terminal: names are left-aligned, numbers right-aligned."""
     widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
     return "\n".join(
         f"{row[0]:<{widths[0]}}"

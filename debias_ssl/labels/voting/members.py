@@ -1,4 +1,4 @@
-"""The classifiers that vote: trained runs, and existing matrices of predictions."""
+"""The members of a vote, which are classifiers: trained runs, and existing matrices of predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,14 +39,14 @@ class Matrix:
         return self.predictions.classes
 
     def logits(self, names: Sequence[str], classes: Sequence[str]) -> LogitFile:
-        """Logits of rows by their names, in an order of the classes.
+        """Logits of rows, found by their names, with the classes in the given order.
 
         Raises:
-            InputError: it has not all of them.
+            InputError: a row is missing.
         """
         own = self.predictions.names
         both_are_numbers = isinstance(own, RowNumbers) and isinstance(names, RowNumbers)
-        # Rows without names are numbered, and equal up to the shorter list.
+        # Rows without names are numbered; row i of both lists is then the same row.
         rows = np.arange(len(names)) if both_are_numbers and len(own) >= len(names) else match(own, names).entry_of
         if (rows < 0).any():
             missing = names[int((rows < 0).argmax())]
@@ -87,7 +87,7 @@ class Run:
         return self.trained.file_reader(images, place, features=None, workers=workers)
 
     def logits(self, reader: Reader, classes: Sequence[str], place: Place, batch_size: int) -> LogitFile:
-        """Logits of all images of a reader, in an order of the classes; empty but in the main process."""
+        """Logits of all images of a reader, with classes in the given order; empty except in the main process."""
         stream = self.trained.stream(
             reader, np.arange(len(reader.files)), place, batch_size=batch_size, progress=place.rank == 0
         )
@@ -100,7 +100,7 @@ class Run:
     def vectors(
         self, reader: Reader, rows: Int64[np.ndarray, " S"], place: Place, batch_size: int
     ) -> Float[Tensor, "S D"]:
-        """The input of its classifier for some images: the features of its network, in every process."""
+        """Features of some images: the input of the classifier of its network, in every process."""
         network = self.trained.predictor.model
         assert isinstance(network, Classifier)
         stream = self.trained.stream(reader, rows, place, batch_size=batch_size)
@@ -108,7 +108,7 @@ class Run:
 
 
 class _Features(nn.Module):
-    """Images to features."""
+    """A module that turns images into features."""
 
     def __init__(self, predictor: Predictor):
         super().__init__()
@@ -122,16 +122,16 @@ Member = Run | Matrix
 
 
 def read_members(given: Sequence[str], features: Sequence[str], device: torch.device) -> list[Member]:
-    """Loads runs and matrices, which must have the same classes, in any order.
+    """Loads runs and matrices. They must have the same classes, in any order.
 
     Args:
         given: folders of finished runs, of labels, or files of predictions.
-        features: folders of features; a run on features takes those that were made by the model of its own, and without
-            any its own ones.
-        device: where networks go.
+        features: folders of features. A run on features uses those of the model on which it was trained; without
+            folders it uses the features of its training.
+        device: the device for networks.
 
-    Raises:
-        InputError: there are fewer than two, one cannot be loaded, or its classes are others.
+        Raises:
+            InputError: there are fewer than two, one cannot be loaded, or one has other classes.
     """
     if len(given) < 2:
         raise InputError(f"--runs names {len(given)} run; a vote needs two or more")
@@ -154,7 +154,7 @@ def read_members(given: Sequence[str], features: Sequence[str], device: torch.de
 
 
 def read_member(given: str, features: Sequence[str], device: torch.device, flag: str = "--runs") -> Member:
-    """Loads one of them; `flag` is what errors call it.
+    """Loads one member; `flag` is the flag that errors name.
 
     Raises:
         InputError: it cannot be loaded.
@@ -174,7 +174,7 @@ def read_member(given: str, features: Sequence[str], device: torch.device, flag:
 
 
 def _features_of(name: str, run: TrainedRun, features: Sequence[str], flag: str) -> tuple[str, ...]:
-    """The folders of features that a run takes: of those that are given, the ones of the model of its own."""
+    """The folders of features for a run: of the given ones, those of the model on which it was trained."""
     own = tuple(run.data.features or ())
     if not own or not features:
         return own
@@ -186,5 +186,5 @@ def _features_of(name: str, run: TrainedRun, features: Sequence[str], flag: str)
 
 
 def in_order(logits: Float[Tensor, "N C"], own: Sequence[str], classes: Sequence[str]) -> Float[Tensor, "N C"]:
-    """The columns of one order of classes in another one."""
+    """Reorders the columns of logits from the order `own` of the classes to the order `classes`."""
     return logits if tuple(own) == tuple(classes) else logits[:, [own.index(name) for name in classes]]

@@ -1,4 +1,4 @@
-"""Labels by the votes of several classifiers, before and after the class bias of each is removed."""
+"""Votes: labels by several classifiers, before and after the class bias of each classifier is removed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from debias_ssl.labels.debiasing.removal import find_removal
 from debias_ssl.labels.debiasing.rows import Removal, Rows, pass_over
 from debias_ssl.labels.debiasing.sample import drawn_rows, read_rows
 
-# Rows that temperatures and label-free figures are computed on.
+# Largest number of rows on which temperatures and label-free criteria are computed.
 MOST_ROWS = 4096
 
 
@@ -28,12 +28,12 @@ class Votes:
 
     label: Int64[np.ndarray, " N"]
     sureness: Float64[np.ndarray, " N"]
-    """Among its own rows, as `ranked` has it."""
+    """The rank of each vote among those of the classifier, from `ranked`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ballot:
-    """The votes of a classifier, plain and with its class bias removed."""
+    """The votes of a classifier, before and after its class bias is removed."""
 
     plain: Votes
     debiased: Votes
@@ -42,10 +42,10 @@ class Ballot:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """Shares of votes, counted on access: those of all rows and classes may be larger than memory."""
+    """Shares of votes. They are counted on access, because those of all rows and classes may be larger than memory."""
 
     votes: Sequence[Votes]
-    """Of each classifier."""
+    """The votes of each classifier."""
     num_classes: int
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Shares:
 
 @dataclass(frozen=True, kw_only=True)
 class ShareLogits:
-    """Shares of votes as logits, in chunks: the softmax of these logits gives the shares."""
+    """Shares of votes as logits, in chunks: the softmax of these logits is the shares."""
 
     shares: Shares
 
@@ -69,24 +69,24 @@ class ShareLogits:
 
 
 def votes_of(chunks: Chunks) -> Votes:
-    """The classes of the largest logits, and how sure they are."""
+    """The votes of a classifier: the classes with the largest logits, and their ranks."""
     parts = [vote(logits) for logits in chunks]
     label, gap = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return Votes(label=label, sureness=ranked(gap))
 
 
 def ballots_of(electors: Sequence[Rows], config: DebiasConfig) -> list[Ballot]:
-    """The votes of classifiers, and those without what each of them prefers.
+    """The votes of classifiers, before and after the preference of each is removed.
 
-    Where no temperature is given or tuned, that of a classifier is the one at which its probabilities fit the plain
-    votes of the others, on some thousand rows. So its own temperature has no part in what is removed either.
+    If no temperature is given or tuned, the temperature of a classifier is fitted so that its probabilities predict the
+    plain votes of the others, on up to 4,096 rows. So the scale of its logits does not change what is removed.
 
     Args:
-        electors: the logits of each classifier, of the same rows.
-        config: what is removed.
+        electors: the logits of each classifier, for the same rows.
+        config: the settings of the removal.
 
     Raises:
-        InputError: a number is not finite, or the settings need what is not there.
+        InputError: a number is not finite, or an input that the settings need is missing.
     """
     plain = [votes_of(pass_over(rows, 1.0, "votes", False)) for rows in electors]
     sample, ballots = sampled_rows(len(electors[0].names)), []
@@ -103,21 +103,21 @@ def ballots_of(electors: Sequence[Rows], config: DebiasConfig) -> list[Ballot]:
 
 
 def sampled_rows(num: int) -> Int64[np.ndarray, " S"]:
-    """The rows that temperatures and label-free figures are computed on: all, or some that are drawn."""
+    """The rows for temperatures and label-free criteria: all, or a random sample."""
     return drawn_rows(num, MOST_ROWS)
 
 
 def voted(rows: Rows, ballots: Sequence[Ballot], names: Sequence[str], strength: float | None) -> tuple[Rows, Removal]:
-    """The rows as their voters have them: logits are those of plain votes, and labels are of the debiased votes.
+    """The rows with the shares of plain votes as logits, and those of debiased votes as the posterior.
 
     Args:
-        rows: of any voter; all but its logits is kept.
-        ballots: of the voters.
-        names: of the voters, for notes.
-        strength: that was given.
+        rows: the rows of any voter; everything except for the logits is kept.
+        ballots: the votes of the voters.
+        names: names of the voters, for notes.
+        strength: the given strength.
 
     Returns:
-        The rows, and what was removed from the voters in the mean.
+        The rows, and the mean of the removals of the voters.
     """
     num_classes = len(rows.classes)
     plain, label = (
@@ -137,7 +137,7 @@ def voted(rows: Rows, ballots: Sequence[Ballot], names: Sequence[str], strength:
 
 
 def _notes(removals: Sequence[Removal], names: Sequence[str]) -> tuple[str, ...]:
-    """The notes of all, each once, with the voters that it is of."""
+    """The notes of all voters, each once, with the names of its voters."""
     of: dict[str, list[str]] = {}
     for removal, name in zip(removals, names, strict=True):
         for note in removal.notes:

@@ -1,4 +1,4 @@
-"""The class vectors that images are compared with: from prompts, or from the user."""
+"""Class vectors, which images are compared with: computed from prompts, or given by the user."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,21 +16,21 @@ from debias_ssl.models.clip import ClassVectors, Clip, class_vectors
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
 
-# Characters of a name in messages.
+# Largest length of a name in messages.
 SHOWN = 100
 
 
 def vectors_of_prompts(
     clip: Clip, prompts: Sequence[Sequence[Prompt]], templates: Templates, *, progress: bool = False
 ) -> ClassVectors:
-    """A vector for each class: the normalized mean of its prompts' vectors, in which each prompt counts as much.
+    """A vector for each class: the normalized mean of the vectors of its prompts, all with the same weight.
 
-    The vector of a name is the normalized mean over templates of its sentences' normalized vectors (2103.00020), that
-    of a sentence its own normalized one. Prompts of a class that are the same to the tokenizer count once.
+    The vector of a sentence is normalized. The vector of a name is the normalized mean of the vectors of its sentences,
+    one for each template (arXiv 2103.00020). Prompts of a class with the same tokens count once.
 
     Args:
         clip: the model.
-        prompts: of each class, one at least.
+        prompts: the prompts of each class, at least one.
         templates: sentences with one `{}` each, or functions of the name.
         progress: whether to show a progress bar.
     """
@@ -59,14 +59,14 @@ def vectors_of_prompts(
 
 
 def _repeated(keys: Sequence[Any]) -> list[tuple[int, int]]:
-    """Places of a first key and of each that is the same."""
+    """Pairs of positions of equal keys: the first one, and each later one."""
     first: dict[Any, int] = {}
     places = [(first.setdefault(key, k), k) for k, key in enumerate(keys)]
     return [(earlier, k) for earlier, k in places if earlier != k]
 
 
 def check_different(clip: Clip, vectors: ClassVectors, classes: ClassList) -> None:
-    """Raises InputError where two classes have the same prompts, so that the second one could not be predicted."""
+    """Raises InputError if two classes have the same prompts, because the second one would never be predicted."""
     if not vectors.same or classes.repeats:
         return
     first, second = vectors.same[0]
@@ -93,10 +93,10 @@ def read_class_vectors(given: str | np.ndarray, num_classes: int) -> Float[np.nd
 
     Args:
         given: a .npy file, or an array.
-        num_classes: how many rows it needs.
+        num_classes: the required number of rows.
 
     Raises:
-        InputError: it cannot be read, or has not a row of finite numbers, not all 0, for each class.
+        InputError: it cannot be read, or it does not have one row of finite numbers, not all 0, for each class.
     """
     values, source = given, "--class_vectors"
     if isinstance(values, str):
@@ -125,15 +125,15 @@ def read_class_vectors(given: str | np.ndarray, num_classes: int) -> Float[np.nd
 
 
 def own_vectors(clip: Clip, values: Float[np.ndarray, "C D"], classes: ClassList) -> ClassVectors:
-    """Vectors of the user's own making, normalized, for a model.
+    """The normalized class vectors of a user, for a model.
 
     Args:
         clip: the model.
-        values: as `read_class_vectors` gives them.
-        classes: their classes.
+        values: the result of `read_class_vectors`.
+        classes: the classes.
 
     Raises:
-        InputError: they are not of this model, or two are the same, so that the second class could not be predicted.
+        InputError: the vectors are not of this model, or two are the same: the second class would never be predicted.
     """
     if values.shape[1] != clip.embed_dim:
         raise InputError(
@@ -141,7 +141,7 @@ def own_vectors(clip: Clip, values: Float[np.ndarray, "C D"], classes: ClassList
             "by its encode_text, or name the model that they are of"
         )
     weights = F.normalize(torch.from_numpy(values), dim=1).float()
-    # Equal except for the rounding of their normalization; 0 has no sign.
+    # Vectors that differ only by rounding errors of the normalization are equal; adding 0.0 turns -0 into 0.
     same = _repeated([row.tobytes() for row in np.round(weights.numpy(), 5) + 0.0])
     if same:
         one, other = (repr(classes.names[k]) for k in same[0])

@@ -1,4 +1,4 @@
-"""Finds the images to label, and their true classes where they are known."""
+"""Finds the images to label, and their true classes if they are known."""
 
 import os
 from collections import Counter
@@ -34,18 +34,18 @@ def images_to_label(
     setting: str = "--images",
     of: str = "--classes",
 ) -> tuple[Images, Path]:
-    """The images to label, with their true classes where these are known, and the folder that they lie below.
+    """The images to label, with their true classes if these are known, and the folder that paths are relative to.
 
-    True classes, which are for figures only, are the labels of a CSV file, the class column of a data set of Hugging
-    Face or the .cls members of tar files, else the first folders of the paths. They are told by their names or, of
-    ImageNet's classes, by their ids. Of paths that are given one by one they are not known.
+    True classes are for figures only. They are the labels of a CSV file, the class column of a Hugging Face data set,
+    the .cls members of tar files, or else the first folders of the paths. Names of classes are accepted, and ids of
+    ImageNet's classes. For a sequence of paths, true classes are unknown.
 
     Args:
         where: a folder, a list, a CSV file, tar files or `hf:PATH`; or paths.
-        classes: their names.
-        root: what the paths of a list are relative to, below which they must lie; None is the folder of the list.
-        setting: what errors call `where`.
-        of: what has the classes, for errors.
+        classes: the names of the classes.
+        root: the folder that the paths of a list are relative to and must lie below; None is the folder of the list.
+        setting: the name of the setting `where` in errors.
+        of: the name of the setting with the classes, for errors.
 
     Raises:
         InputError: there are no images, or a CSV file or a .cls member has a label that is not a class.
@@ -85,20 +85,20 @@ def images_to_label(
 
 
 def _first_folders(paths: Iterable[str], number: dict[str, int]) -> Int64[np.ndarray, " N"]:
-    """Numbers of the classes that paths begin with, if they do."""
+    """Numbers of the classes whose names are the first folders of paths; negative for other folders."""
     folders = (path.rpartition("/")[0].partition("/")[0] for path in paths)
     return np.fromiter((number.get(folder, UNKNOWN) for folder in folders), dtype=np.int64)
 
 
 def likely_folder(where: str, images: Sequence[str], classes: tuple[str, ...]) -> Path | None:
-    """The folder that was probably meant where `--images` names one, and none of the classes is right below it.
+    """The folder that was probably meant, if `--images` names a folder without class folders; else None.
 
-    It lies deeper, if the deeper folders of most images are named as classes; or it is the one above, if the folder
-    itself and another beside it are named as classes.
+    It is a deeper folder if the deeper folders of most images are named like classes. It is the folder above if the
+    folder itself and another one beside it are named like classes.
 
     Args:
-        where: what `--images` names.
-        images: paths of the images below it, whose first folders are no classes.
+        where: the value of `--images`.
+        images: paths of the images below it, whose first folders are not classes.
         classes: names of all classes.
     """
     folder, names = Path(where), {*numbers_of(classes)}

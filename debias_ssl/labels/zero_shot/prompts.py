@@ -1,4 +1,4 @@
-"""The sentences that CLIP compares images with."""
+"""Templates: the sentences with the name of a class that CLIP compares images with."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,15 +7,15 @@ from debias_ssl.system.errors import InputError
 from debias_ssl.system.tables import check_text, read_text
 
 Templates = Sequence[str] | Sequence[Callable[[str], str]]
-# Names of open_clip's templates.
+# Names of lists of templates in open_clip.
 NAMED = ("simple", "openai")
 
 
 def read_templates(where: str | Sequence[str]) -> Templates:
-    """Sentences with {} for the name of a class: open_clip's, or the lines of a file; or given ones.
+    """Sentences with {} for the name of a class: those of open_clip, the lines of a file, or given sentences.
 
     Raises:
-        InputError: there is no such file, or a sentence has no place for the name.
+        InputError: there is no such file, or a sentence does not have {} once.
     """
     if not isinstance(where, str):
         return _checked(where, "templates", "sentence")

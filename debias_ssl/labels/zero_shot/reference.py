@@ -24,24 +24,24 @@ class ReferenceImages:
     """Images to measure a preference on."""
 
     request: Request
-    """As which classes they are looked at."""
+    """The request for these images, with the same classes."""
     store: FeatureStore
-    """Where their features are kept."""
+    """The store of their features."""
 
 
 Given = Preference | ReferenceImages
 
 
 def image_reference(where: str | Sequence[str | Path], request: Request, store: FeatureStore) -> Given:
-    """What `--reference` names; no image is read.
+    """The reference that `--reference` names, before any image is read.
 
     Args:
         where: a preference.json, the folder of an earlier `label`, or images as in `images_to_label`.
-        request: the images that it is for.
-        store: where features of its images are kept, if it is not an earlier folder that has them.
+        request: the images to label.
+        store: the store for the features of its images, unless an earlier folder has them.
 
     Raises:
-        InputError: there are no images, or the folder does not say which they were.
+        InputError: there are no images, or the folder does not name its images.
     """
     root = None
     if isinstance(where, str):
@@ -64,7 +64,7 @@ def image_reference(where: str | Sequence[str | Path], request: Request, store: 
 
 
 def _of_folder(folder: Path) -> tuple[str, str | None, FeatureStore]:
-    """The images that a folder holds labels of, what they are relative to, and their features."""
+    """The images of a folder of labels, the folder that their paths are relative to, and their features."""
     summary = summary_with(folder, "images", "label", "images")
     kept = folder / "features" if (folder / "features").is_dir() else Path(summary.get("features") or folder)
     return summary["images"], summary.get("root"), FolderStore(folder=kept)
@@ -73,16 +73,16 @@ def _of_folder(folder: Path) -> tuple[str, str | None, FeatureStore]:
 def features_of(
     given: Given | None, clip: Clip, request: Request, embedded: Callable[..., FeatureCache]
 ) -> FeatureCache | None:
-    """The features of the images of a reference, where it has any; each process takes part.
+    """The features of the images of a reference, if it has images; every process must call this.
 
     Args:
         given: the reference.
         clip: the model.
-        request: the images that it is for.
-        embedded: `embed` of files below a root, in a store.
+        request: the images to label.
+        embedded: a function that calls `embed` for files below a root, with a store.
 
     Raises:
-        InputError: a preference that was measured before does not fit; no image is read then.
+        InputError: an earlier preference does not fit; no image is read then.
     """
     if isinstance(given, Preference):
         given.checked(request.classes, made_with(clip, request), "the preference")
@@ -103,15 +103,15 @@ def measured(
     """The reference for the images of a request.
 
     Args:
-        given: what it is.
+        given: the reference as it was given.
         cache: the features of its images.
         clip: the model.
-        request: the images that it is for.
-        vectors: of the classes.
+        request: the images to label.
+        vectors: the class vectors.
         is_quiet: no progress bar.
 
     Raises:
-        InputError: a preference that was measured before is of other classes, prompts or another model.
+        InputError: an earlier preference is of other classes, of other prompts or of another model.
     """
     if isinstance(given, Preference):
         return given.checked(request.classes, made_with(clip, request), "the preference")
@@ -122,7 +122,7 @@ def measured(
 
 
 def made_with(clip: Clip, request: Request) -> Mapping[str, str]:
-    """As in `Preference`: what the logits of classes depend on, as hashes."""
+    """`made_with` of `Preference`: hashes of all that the logits of classes depend on."""
     templates = [str(template("{}") if callable(template) else template) for template in request.templates]
     vectors = None if request.vectors is None else request.vectors.tolist()
     prompts = [templates, request.class_list.prompts, vectors]

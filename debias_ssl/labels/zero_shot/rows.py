@@ -1,4 +1,4 @@
-"""Zero-shot labels: images and class names become rows of logits by CLIP."""
+"""Zero-shot labels: CLIP turns images and class names into rows of logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,20 +39,20 @@ class Request:
 
     files: Sequence[str]
     root: Path
-    """The folder that they lie below."""
+    """The folder that the paths of the images are relative to."""
     class_list: ClassList
     templates: Templates
     target: Float[Tensor, " C"] | None
     """As in `Rows`."""
     truth: Int64[np.ndarray, " N"]
-    """Of all files, negative where unknown."""
+    """True class numbers of all files, negative if unknown."""
     tuning: Int64[np.ndarray, " N"] | None
     negative_list: ClassList | None = None
-    """Things that are none of the classes."""
+    """Names of things that are not classes."""
     said: tuple[str, ...] = ()
-    """What is to be said of the files that this is known from, line by line."""
+    """Lines to print about the files that were read."""
     vectors: Float[np.ndarray, "C D"] | None = None
-    """Vectors of the classes in place of those of prompts."""
+    """Class vectors that replace those of prompts."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class Request:
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the files, relative to the root."""
+        """The paths of the files, relative to the root."""
         return names_below(self.files, self.root)
 
 
@@ -77,19 +77,19 @@ def read_request(
     vectors: str | np.ndarray | None = None,
     negatives: str | Classes | None = None,
 ) -> Request:
-    """What settings name: files are read, but no image.
+    """The request that settings describe. Files of names and labels are read, but no image.
 
     Args:
-        images: folder, list, CSV file or tar files; or paths.
+        images: a folder, a list, a CSV file or tar files; or paths.
         classes: a file of names, or `imagenet`; or names, or names with their prompts.
-        templates: a name of open_clip's, or a file; or sentences with {}.
-        config: names the files of the truth, of the images to tune on and of the target.
-        root: the folder that paths of a list are relative to; None is that of the list.
-        vectors: a file of vectors of the classes, which take the place of prompts; or an array.
-        negatives: a file of names that are none of the classes, or such names, with their prompts.
+        templates: a name of open_clip's templates, or a file; or sentences with {}.
+        config: the settings, with the files of the truth, of the images to tune on and of the target.
+        root: the folder that paths of a list are relative to; None is the folder of the list.
+        vectors: a file or an array of class vectors, which replace prompts.
+        negatives: a file of names that are not classes, or such names, with their prompts.
 
-    Raises:
-        InputError: something is missing, or does not fit.
+        Raises:
+            InputError: an input is missing, or inputs do not fit together.
     """
     listed = class_list(classes) if isinstance(classes, str) else given_classes(classes)
     names = listed.names
@@ -124,7 +124,7 @@ def read_request(
 
 
 def check_several(clip: Clip, multi_label: float | None) -> None:
-    """Raises InputError where several labels of an image are asked for as the model or the threshold does not allow."""
+    """Raises InputError if the model or the threshold does not allow several labels of an image."""
     if multi_label is None:
         return
     if not 0 < multi_label < 1:
@@ -137,11 +137,11 @@ def check_several(clip: Clip, multi_label: float | None) -> None:
 
 
 def vectors_of_classes(clip: Clip, request: Request, *, progress: bool = False) -> ClassVectors:
-    """The vectors that images are compared with; made before images are looked at, as they may be refused.
+    """The class vectors. They are made before images are read, because errors may occur.
 
     Raises:
-        InputError: two classes have the same prompts or vectors, so that the second one could not be predicted, or
-            vectors that were given are not of this model.
+        InputError: two classes have the same prompts or vectors, so that the second one would never be predicted; or
+            given vectors are not of this model.
     """
     if request.vectors is not None:
         return own_vectors(clip, request.vectors, request.class_list)
@@ -158,14 +158,14 @@ def zero_shot_rows(
     reference: Reference | None = None,
     multi_label: float | None = None,
 ) -> Rows:
-    """The logits of the images that have features: logit scale times cosine similarities to the classes' prompts.
+    """The logits of the images that have features: logit scale times cosine similarity to each class vector.
 
     Args:
         clip: the model.
         cache: the features.
-        request: the classes, and what is known of the images.
-        vectors: of the classes.
-        reference: what the prior is measured on, if not on these images.
+        request: the classes and the images.
+        vectors: the class vectors.
+        reference: the reference on which the prior is measured; None measures it on these images.
         multi_label: as in `Rows`.
     """
     weights = clip.logit_scale * vectors.weights
