@@ -49,7 +49,7 @@ def check(config: DataConfig, seed: int) -> bool:
 
 
 def _print_left_out(data: Data) -> None:
-    """Prints what of each folder or tar file is left out, and how often for which reason."""
+    """Prints, for each folder or tar file, how many entries are left out and the reasons."""
     for place in {(each.where, each.number): each for each in (*data.train.left_out, *data.test.left_out)}.values():
         print(f"left out   {sum(place.counts.values()):,} entries of {place.where}")
         for reason, number in sorted(place.counts.items(), key=lambda each: (-each[1], each[0])):
@@ -57,7 +57,7 @@ def _print_left_out(data: Data) -> None:
 
 
 def _print_doubles(data: Data, found: dict[str, Findings]) -> None:
-    """Prints which images have the pixels of others, in one list and in two."""
+    """Prints the images with equal pixels, within one list and between two lists."""
     training = parts_of(data)["training"]
     pairs, contradicting = doubles(training, found["training"].hashes)
     if pairs:

@@ -19,17 +19,17 @@ class Findings:
     """The findings about one list of images."""
 
     sizes: Counter[str]
-    """How many images there are of each size; a size is the text width x height."""
+    """The number of images of each size; a size is the text "width x height"."""
     unreadable: dict[str, str]
-    """The names of the files that cannot be read, each with the reason."""
+    """The names of the files that cannot be read, with the reasons."""
     hashes: dict[str, str]
-    """The names of the other images, each with a hash of its pixels."""
+    """The names of the other images, with hashes of their pixels."""
     sixteen_bits: tuple[int, int, int]
-    """How many gray images have 16 bits, the largest number in them, and the most bits that they are taken to have."""
+    """The number of gray images with 16 bits, the largest value in them, and the most bits that the reader assumes."""
 
 
 def examine(images: Images, title: str, progress: bool = True, decoding: Decoding = STANDARD) -> Findings:
-    """Decodes every image, and says how large it is, or why it cannot be decoded."""
+    """Decodes every image, and finds its size, or the reason why it cannot be decoded."""
     sizes: Counter[str] = Counter()
     unreadable, hashes = {}, {}
     sixteen: list[tuple[int, int]] = []
@@ -62,7 +62,7 @@ def examine(images: Images, title: str, progress: bool = True, decoding: Decodin
 
 
 def scale_told(findings: Findings) -> str | None:
-    """What is to be said of the scale of images with 16 bits; None where there are none."""
+    """A text about the scale of images with 16 bits; None without such images."""
     number, largest, bits = findings.sixteen_bits
     if not number:
         return None
@@ -76,7 +76,7 @@ def scale_told(findings: Findings) -> str | None:
 
 
 def doubles(images: Images, hashes: dict[str, str]) -> tuple[list[tuple[str, str]], int]:
-    """Images with the pixels of an earlier image, each with that one, and how many of them have a different label."""
+    """Pairs of an image and an earlier image with the same pixels, and the number of pairs with different labels."""
     first: dict[str, tuple[str, int]] = {}
     pairs, contradicting = [], 0
     for name, label in zip(images.names, images.labels.tolist(), strict=True):
@@ -97,7 +97,7 @@ def parts_of(data: Data) -> dict[str, Images]:
 
 
 def describe(images: Images, classes: tuple[str, ...]) -> str:
-    """Number of images, and of the rarest and the most frequent class."""
+    """The number of images, and the sizes of the rarest and the most frequent class."""
     if not (images.labels >= 0).any():
         return f"{len(images)} images of unknown class"
     counts = class_counts(images.labels, len(classes))

@@ -1,4 +1,4 @@
-"""`DataConfig`: the settings of the data, which join those of source, split, reading and augmentation."""
+"""`DataConfig`: the settings of the data, joined from those of source, split, reading and augmentation."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,7 @@ from debias_ssl.data.reading.workers import read_ahead
 class EvaluationStream(Dataset):
     """Images in order, each once, without augmentation.
 
-    A process takes one stretch of the list, so that it opens few tar files.
+    A process takes one contiguous part of the list, so that it opens few tar files.
     """
 
     reader: Reader
@@ -38,7 +38,7 @@ class EvaluationStream(Dataset):
         return self.reader.center(self.index[self._at(number)])
 
     def __iter__(self) -> Iterator[tuple[Int[Tensor, " N"], Float[Tensor, "N K H W"]]]:
-        """Places in `index`, and the images there as the network takes them."""
+        """Positions in `index`, and the normalized images."""
         normalization = Normalization.of(self.mean, self.std, self.place.device)
         numbers = range(-(-len(self._mine) // self.batch_size))
         loaded = read_ahead(self, numbers, self.reader, self.place.device)
@@ -48,12 +48,12 @@ class EvaluationStream(Dataset):
 
     @property
     def most_images(self) -> int:
-        """Images of this process's largest batch."""
+        """The number of images in this process's largest batch."""
         return min(self.batch_size, len(self._mine))
 
     @property
     def _mine(self) -> range:
-        """Places of this process's images, of which the first processes have one more than the others."""
+        """Positions of this process's images; the first processes may have one more than the others."""
         rank, (each, more) = self.place.rank, divmod(len(self.index), self.place.num_processes)
         first = rank * each + min(rank, more)
         return range(first, first + each + (rank < more))

@@ -28,7 +28,7 @@ class LastTask:
             split = make_split(last.data, last.fingerprint, config, seed=seed, split_file=split_file)
             self._task = replace(last, config=config, split=split)
         else:
-            # The old images go before the new ones come: both may not fit into memory.
+            # The old images are released before the new ones are loaded: both may not fit into memory.
             last = self._task = None
             self._task = make_task(config, seed=seed, place=place, split_file=split_file, progress=progress)
         return self._task

@@ -18,7 +18,7 @@ from debias_ssl.system.ranges import AtLeastOne, Natural, Ratio, Share, check_ra
 
 UnlabeledOrder = Literal["same", "uniform", "reversed", "middle", "head_tail"]
 PARTS = ("labeled", "unlabeled", "validation")
-# Lists of any length, also several of them in one signature.
+# Lists of any length; several in one signature may differ in length.
 Indices = Int64[np.ndarray, "_"]
 
 
@@ -32,8 +32,8 @@ class SplitConfig:
         labeled_imbalance: n_max / n_min of the labeled images; class k gets int(N1 * imbalance^(-k / (C - 1))).
         unlabeled_per_class: M1, unlabeled images of the most frequent class; null takes all that are left.
         unlabeled_imbalance: n_max / n_min of the unlabeled images.
-        unlabeled_order: the frequent classes among the unlabeled images: the same as among the labeled ones (same),
-            none (uniform), the rare ones (reversed), those in the middle, or those at both ends.
+        unlabeled_order: which classes are frequent among the unlabeled images: the frequent classes of the labeled images
+            (same), no class (uniform), their rare classes (reversed), those in the middle, or those at both ends.
         unlabeled_includes_labeled: whether labeled images are also unlabeled images, as in FixMatch.
         train_imbalance: makes the training set itself long-tailed, before `labeled_fraction` of it is labeled.
         validation_per_class: images of each class held out from training for validation, never from the test set.
@@ -74,14 +74,14 @@ class Split:
     unlabeled: Indices
     validation: Indices
     labels: Indices | None = None
-    """Classes of the labeled images, such as pseudo-labels; None where they are the data's own."""
+    """Classes of the labeled images if they differ from the labels of the data, such as pseudo-labels; else None."""
 
 
 def long_tailed_counts(largest: int, imbalance: float, num_classes: int) -> list[int]:
-    """int(n_1 imbalance^(-k / (C - 1))) images for class k = 0..C-1, int(n_1 / imbalance) for the last, at least 1."""
+    """int(n_1 imbalance^(-k / (C - 1))) images for class k = 0..C-1, at least 1; int(n_1 / imbalance) for the last."""
     if largest == 0 or num_classes == 1:
         return [largest] * num_classes
-    # The literature's expression, so that truncation falls on the same side.
+    # The same expression as in the literature, so that rounding errors do not change the truncation.
     decay = (1 / imbalance) ** (1 / (num_classes - 1))
     counts = [int(largest * decay**k) for k in range(num_classes - 1)] + [int(largest / imbalance)]
     return [max(1, count) for count in counts]
@@ -113,16 +113,16 @@ def draw_split(
     """Draws a split.
 
     Args:
-        labels: class of each training image, negative where unknown.
-        classes: their names.
-        config: how to split.
-        seed: taken where the config has no `split_seed`.
-        num_separate: how many images at the end are an unlabeled set of its own. If there are any, they give no labels,
-            and all unlabeled images come from them.
-        num_shared: how many images before these are in both sets; what is not held out of them is unlabeled too.
+        labels: class of each training image, negative if unknown.
+        classes: names of the classes.
+        config: the settings of the split.
+        seed: the seed, if the config has no `split_seed`.
+        num_separate: number of images at the end that are a separate unlabeled set. If there are any, their labels are
+            not used, and unlabeled images come only from them and from shared images.
+        num_shared: number of images before these that are in both sets; they are unlabeled too, unless held out.
 
-    Raises:
-        InputError: a class has fewer images than are asked for.
+        Raises:
+            InputError: a class has fewer images than requested.
     """
     seed = seed if config.split_seed is None else config.split_seed
     first_separate = len(labels) - num_separate
@@ -162,7 +162,7 @@ def draw_split(
 
 def _labeled_counts(pools: list[Indices], config: SplitConfig) -> list[int]:
     if config.labeled_fraction is not None:
-        # 0.1 * 70 is 7.000000000000001, which is 7.
+        # Rounded, because 0.1 * 70 is 7.000000000000001.
         return [math.ceil(round(config.labeled_fraction * len(pool), 6)) for pool in pools]
     if config.labels_per_class is not None:
         return long_tailed_counts(config.labels_per_class, config.labeled_imbalance, len(pools))
@@ -172,7 +172,7 @@ def _labeled_counts(pools: list[Indices], config: SplitConfig) -> list[int]:
 def _take(
     pools: list[Indices], counts: list[int], classes: tuple[str, ...], setting: str
 ) -> tuple[list[Indices], list[Indices]]:
-    """The first images of each pool, and the others."""
+    """The first `counts` images of each pool, and the others."""
     for name, pool, count in zip(classes, pools, counts, strict=True):
         if count > len(pool):
             raise InputError(
@@ -192,7 +192,7 @@ def class_counts(labels: Indices, num_classes: int) -> tuple[int, ...]:
 
 
 def raised_classes(config: SplitConfig, num_classes: int) -> int:
-    """How many classes of a long tail get one label although their share is less than one."""
+    """The number of classes of a long tail that get one label although their share is less than one."""
     if config.labels_per_class is None or config.labeled_fraction is not None:
         return 0
     shares = [
@@ -204,9 +204,9 @@ def raised_classes(config: SplitConfig, num_classes: int) -> int:
 def save_split(
     path: Path, split: Split, classes: tuple[str, ...], fingerprint: str, inputs: Mapping[str, str] | None = None
 ) -> None:
-    """Writes `split.json`: class names, the data's fingerprint, the indices of each part, and labels that are given.
+    """Writes `split.json`: class names, the fingerprint of the data, the indices of each part, and given labels.
 
-    Of a run it also says the hashes of what else the run reads, by the settings that say where that is.
+    For a run, it also has the hashes of all other inputs, by the settings that name them.
     """
     parts = {name: getattr(split, name).tolist() for name in PARTS}
     if split.labels is not None:
@@ -217,13 +217,13 @@ def save_split(
 
 
 def hash_of_split(split: Split) -> str:
-    """Hash of the indices of each part, and of labels that are given."""
+    """Hash of the indices of each part, and of given labels."""
     arrays = [getattr(split, name) for name in (*PARTS, "labels")]
     return hashlib.sha256(b"".join(b"-" if each is None else each.tobytes() + b"|" for each in arrays)).hexdigest()[:32]
 
 
 def saved_inputs(path: Path) -> dict[str, str] | None:
-    """The hashes in a run's `split.json` of what else it reads; None where an earlier version wrote it."""
+    """The hashes of other inputs in a run's `split.json`; None if an earlier version wrote it."""
     try:
         inputs = json.loads(path.read_text()).get("inputs")
     except (OSError, ValueError, AttributeError):
@@ -232,7 +232,7 @@ def saved_inputs(path: Path) -> dict[str, str] | None:
 
 
 def check_inputs(path: Path, inputs: Mapping[str, str]) -> None:
-    """Raises InputError where a run finds something else than before at a place that its settings name."""
+    """Raises InputError if an input of a run, which a setting names, has changed since the run started."""
     saved = saved_inputs(path) or {}
     differing = [name for name in sorted(saved) if saved[name] != inputs.get(name)]
     if differing:
@@ -248,7 +248,7 @@ def load_split(
     num_images: int,
     earlier: Callable[[], str] | None = None,
 ) -> Split:
-    """Reads `split.json` for the same data; `earlier` gives the fingerprint as earlier versions made it.
+    """Reads `split.json` for the same data; `earlier` returns the fingerprint in the form of earlier versions.
 
     Raises:
         InputError: the file is not a split, or is one of other data.

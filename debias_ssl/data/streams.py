@@ -50,17 +50,17 @@ class TrainingImages:
     """The training images and their split, on the CPU."""
 
     labels: Int[Tensor, " N"]
-    """Class of each training image, negative where unknown."""
+    """Class of each training image, negative if unknown."""
     labeled: Int[Tensor, " labeled"]
     """Positions of the labeled images among the training images."""
     unlabeled: Int[Tensor, " unlabeled"]
     """Positions of the unlabeled images among the training images."""
     truth: Int[Tensor, " unlabeled"]
-    """Class of each unlabeled image, for the log; negative where unknown."""
+    """Class of each unlabeled image, for the log; negative if unknown."""
     teacher_probs: Float[Tensor, "N C"] | None = None
-    """Class probabilities of the training images from outside."""
+    """Class probabilities of the training images from another model or a file."""
     shard_borders: Int64[np.ndarray, " borders"] | None = None
-    """Where the shards of the unlabeled images begin among them, and the end; None where they are in none."""
+    """Positions among the unlabeled images where shards begin, and the end; None without shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Sampling:
     """How the images of each step are drawn."""
 
     seed: int
-    """Of the order of the images and of the random numbers of their views."""
+    """Seed of the order of the images and of the random numbers of their views."""
     batch_size: int
     """Labeled images of a step, over all processes."""
     unlabeled_batch_size: int
@@ -99,7 +99,7 @@ def mixed(batch: Batch, mixup_lambda: float) -> Batch:
 
 
 class _Drawn(TypedDict):
-    """The images of one step before augmentation, once for each view, and which they are; this is what workers send."""
+    """The images of one step before augmentation, once for each view, and their positions; workers send this."""
 
     labeled_positions: Int[Tensor, " P"]
     """Positions in the global batch."""
@@ -116,21 +116,21 @@ class _Drawn(TypedDict):
 class TrainingStream(Dataset):
     """The batches of a run.
 
-    A process takes an equal part of each global batch; random numbers are keyed by the position in the global batch, so
-    that any number of processes sees the same images with the same augmentations.
+    Each process takes an equal part of each global batch. Random numbers are keyed by the position in the global batch,
+    so any number of processes gets the same images with the same augmentations.
     """
 
     reader: Reader
-    """Of the training images."""
+    """The reader of the training images."""
     images: TrainingImages
     sampling: Sampling
     config: StreamConfig = StreamConfig()
     normalization: Normalization
-    """On the device of `place`."""
+    """The normalization, on the device of `place`."""
     needs: Needs
-    """Which views and what else the method asks for."""
+    """The views and other values that the method needs."""
     place: Place
-    """This process, and the device that batches are on."""
+    """This process, and the device of the batches."""
 
     def __post_init__(self):
         if self.config.augment.own_ops and not self.reader.config.features:
@@ -154,7 +154,7 @@ class TrainingStream(Dataset):
 
     @property
     def lanes(self) -> int:
-        """A number that does not depend on the processes, so that another number of them sees the same images."""
+        """The number of lanes. It does not depend on the number of processes, nor do the images of a step."""
         most = min(MOST_LANES, len(self.images.unlabeled))
         fitting = [lanes for lanes in range(1, most + 1) if self.sampling.unlabeled_batch_size % lanes == 0]
         return self.config.lanes or fitting[-1]
@@ -190,7 +190,7 @@ class TrainingStream(Dataset):
         }
 
     def _stored(self, step: int, index: Tensor, positions: Tensor, purpose: int) -> Pixels:
-        """Features of a view; the plain ones, where there are none of its kind."""
+        """Features of a view; the plain features if there are none for this kind of view."""
         kind = "strong" if purpose >= Purpose.STRONG_VIEW else "weak"
         if kind not in self.reader.views:
             return self.reader.center(index)
@@ -204,7 +204,7 @@ class TrainingStream(Dataset):
         standard: dict[int, Tensor] = {}
 
         def standardized(features: Tensor) -> Tensor:
-            # Weak and strong views may be of the same tensor.
+            # Weak and strong views may share a tensor.
             if id(features) not in standard:
                 standard[id(features)] = views.normalize(self._on_device(features), self.normalization)
             return standard[id(features)]
@@ -254,10 +254,10 @@ class TrainingStream(Dataset):
         return mixed(batch, beta(self.sampling.seed, Purpose.MIXUP_LAMBDA, step, self.needs.mixup_alpha))
 
     def _labeled_positions(self, step: int) -> Int[Tensor, " P"]:
-        """Positions, in the global batch, of this process's labeled images and then, with mixup, of their partners.
+        """Positions in the global batch of this process's labeled images and then, with mixup, of their partners.
 
-        Partners are of the global batch, so that a process also reads some that are in the parts of others: in a view
-        of its own position, a partner is the same image everywhere.
+        Partners come from the global batch, so a process also reads images from the parts of others. The view of an
+        image depends only on its position in the global batch, so it is the same in all processes.
         """
         own = self._positions(self.sampling.batch_size)
         if not self.needs.mixup_alpha:

@@ -44,13 +44,13 @@ class Task:
     fingerprint: str
     """Hash of the training images, which a run must find again when it is resumed."""
     inputs: dict[str, str]
-    """Hashes of what else it must find again, by the settings that say where."""
+    """Hashes of other inputs that a resumed run must find again, by the settings that name them."""
     unreadable: dict[str, str]
-    """Files that were left out because they cannot be read, with the reason."""
+    """Files that were left out because they cannot be read, with the reasons."""
     readers: dict[str, Reader]
     """Readers of the training images, `train`, and of the test images, `test`."""
     teacher_probs: Float16[np.ndarray, "N C"] | None
-    """Class probabilities of the training images from outside; a row of zeros where there are none."""
+    """Class probabilities of the training images from another model or a file; a row of zeros is unknown."""
     place: Place
 
     @property
@@ -60,7 +60,7 @@ class Task:
 
     @property
     def training_labels(self) -> Int64[np.ndarray, " N"]:
-        """Class of each training image, negative where unknown; for labeled images it is the class in the split."""
+        """Class of each training image, negative if unknown; for labeled images it is the class in the split."""
         labels = self.data.train.labels.copy()
         if self.split.labels is not None:
             labels[self.split.labeled] = self.split.labels
@@ -68,7 +68,7 @@ class Task:
 
     @property
     def unlabeled_counts(self) -> tuple[int, ...]:
-        """True classes of the unlabeled images, as far as they are known."""
+        """Unlabeled images of each true class; images of unknown class are not counted."""
         return class_counts(self.unlabeled_truth, len(self.data.classes))
 
     @property
@@ -83,7 +83,7 @@ class Task:
 
     @property
     def notes(self) -> list[str]:
-        """What people should know of the images and of their split."""
+        """Notes for users about the images and their split."""
         notes = [*left_out_notes(self.data.train, self.data.test), *feature_notes(self.config.features)]
         notes += self.data.notes
         border = len(self.data.train) - self.data.num_separate
@@ -94,7 +94,7 @@ class Task:
 
     @property
     def channels(self) -> int:
-        """Channels of an image, or features of it."""
+        """The number of channels of an image, or of its features."""
         return self.readers["train"].shape[2]
 
     @property
@@ -121,10 +121,9 @@ class Task:
         balanced: bool,
         has_teacher: bool = False,
     ) -> TrainingStream:
-        """The batches of a run, with the views that its method reads.
+        """The batches of a run, with the views that its method needs.
 
-        Class probabilities from outside are those of `data.probs`, or come from somebody who sees the views
-        (`has_teacher`).
+        Class probabilities are those of `data.probs`, or a teacher computes them from the views (`has_teacher`).
         """
         needs = method.needs
         if (needs.teacher_probs or needs.labeled_teacher_probs) and self.teacher_probs is None and not has_teacher:
@@ -180,24 +179,24 @@ class Task:
 
     @property
     def parts(self) -> list[Part]:
-        """The parts that have images to evaluate on."""
+        """The parts with images to evaluate on."""
         return ["test", "validation"] if len(self.split.validation) else ["test"]
 
 
 def make_task(
     config: DataConfig, *, seed: int, place: Place, split_file: Path | None = None, progress: bool = True
 ) -> Task:
-    """Takes a data setting through all stages.
+    """Makes the task of the settings: loads, reads and splits the images.
 
     Args:
         config: the settings of all stages.
-        seed: of the split where `data.split_seed` is null.
-        place: where this process stands, and its device.
-        split_file: the split.json of a run, to use instead of what the setting says.
+        seed: seed of the split if `data.split_seed` is null.
+        place: the rank of this process, and its device.
+        split_file: the split.json of a run, to use instead of the settings of the split.
         progress: whether to show progress bars.
 
     Raises:
-        InputError: something is missing, cannot be read or does not fit together.
+        InputError: files are missing, cannot be read or do not fit together.
     """
     data, unreadable = readable_data(config, progress)
     mark = fingerprint(data.train, data.num_separate)
@@ -219,17 +218,17 @@ def make_task(
 
 
 def readable_data(config: DataConfig, progress: bool = True) -> tuple[Data, dict[str, str]]:
-    """The data set that a setting names, and the files left out of it because they cannot be read."""
+    """The data set of the settings, and the files that are left out because they cannot be read."""
     data = load_data(config)
     check_classes(config, data.classes)
     return readable(data, config, progress)
 
 
 def make_split(data: Data, mark: str, config: SplitConfig, *, seed: int, split_file: Path | None = None) -> Split:
-    """The split in a file, which must be of data with this fingerprint, or else one that is drawn.
+    """The split in `split_file`, which must be for data with the fingerprint `mark`; without a file, a drawn split.
 
     Raises:
-        InputError: the file is of other data, there are too few images, or no labeled or unlabeled ones.
+        InputError: the file is for other data, there are too few images, or there are no labeled or unlabeled images.
     """
     split_file = split_file or (Path(config.split) if config.split else None)
     if split_file is not None:
@@ -259,7 +258,7 @@ def make_split(data: Data, mark: str, config: SplitConfig, *, seed: int, split_f
 
 
 def input_hashes(data: Data, config: DataConfig, probs: Float16[np.ndarray, "N C"] | None) -> dict[str, str]:
-    """Hashes of the test images, of the model that features are of, and of probabilities from outside."""
+    """Hashes of the test images, of the model of the features, and of given class probabilities."""
     hashes = {"data.test": fingerprint(data.test)}
     if config.features:
         hashes["data.features"] = hash_of_model(config.features[0])
@@ -270,7 +269,7 @@ def input_hashes(data: Data, config: DataConfig, probs: Float16[np.ndarray, "N C
 
 
 def make_readers(data: Data, config: ReadingConfig, device: torch.device, progress: bool = True) -> dict[str, Reader]:
-    """Readers of the training and of the test images, which must be of one shape."""
+    """Readers of the training images and of the test images, which must have the same shape."""
     parts = {"train": data.train, "test": data.test}
     readers = {part: make_reader(images, config, device, progress) for part, images in parts.items()}
     shapes = {part: reader.shape for part, reader in readers.items()}
@@ -282,7 +281,7 @@ def make_readers(data: Data, config: ReadingConfig, device: torch.device, progre
 def channel_statistics(
     data: Data, reader: Reader, config: ReadingConfig
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel: those that are set, else the data set's, or the features' own."""
+    """Mean and standard deviation of each channel: from the settings, else those of the data set or the features."""
     mean, std = _statistics_of(reader) if config.features and config.mean is None else (data.mean, data.std)
     mean, std = config.mean or mean, config.std or std
     channels = reader.shape[2]
@@ -292,19 +291,19 @@ def channel_statistics(
 
 
 def _statistics_of(reader: Reader) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each feature over images."""
+    """Mean and standard deviation of each feature over images."""
     assert reader.pixels is not None
-    # In parts that fit into a processor's cache, not as one copy in fp64.
+    # In parts that fit into a processor's cache, instead of one copy in fp64.
     parts = reader.pixels.flatten(0, 2).split(STATISTICS_ROWS)
     number = sum(len(part) for part in parts)
     mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / number
     std = (torch.stack([(part.double() - mean).square_().sum(0) for part in parts]).sum(0) / number).sqrt()
-    # A feature that never changes says nothing, and must not be divided by zero.
+    # A constant feature must not be divided by zero.
     return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())
 
 
 def given_probs(data: Data, config: SourceConfig) -> Float16[np.ndarray, "N C"] | None:
-    """Class probabilities of the training images that `data.probs` holds; None where it is null."""
+    """Class probabilities of the training images in `data.probs`; None if it is null."""
     if config.probs is None:
         return None
     root = None if config.root is None else Path(config.root)

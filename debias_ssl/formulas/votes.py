@@ -1,4 +1,4 @@
-"""Votes of several classifiers: each votes for one class of a row, whatever its confidence; how ties are broken."""
+"""Votes of several classifiers: each votes for one class of a row, whatever its confidence. Ties are broken."""
 
 import numpy as np
 import scipy
@@ -14,7 +14,7 @@ CHUNK_NUMBERS = 2**22
 
 
 def vote(logits: Float[Tensor, "N C"]) -> tuple[Int64[Tensor, " N"], Float[Tensor, " N"]]:
-    """The class that each row votes for (the first one, if several are equal), and its gap to the second largest logit."""
+    """The class of each row's vote (the first one of equal classes), and its gap to the second largest logit."""
     highest, label = largest(logits)
     return label, highest - logits.topk(2).values[:, 1]
 

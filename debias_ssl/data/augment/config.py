@@ -9,9 +9,9 @@ from debias_ssl.system.errors import InputError
 from debias_ssl.system.imports import near
 from debias_ssl.system.ranges import BelowOne, Fraction, Natural, NotNegative, Range, check_ranges
 
-# All that have a name here. A new one goes to COLOR, and not into FIXMATCH_OPS, which would change the draws of all.
+# All operations with a name. Add new ones to COLOR, not to FIXMATCH_OPS: that would change the draws of all runs.
 OPERATIONS = (*COLOR, "identity", *GEOMETRIC)
-# In an order that must not change: the random number of an image says a position in it.
+# The order must not change: the random number of an image is a position in this list.
 FIXMATCH_OPS = (
     *("autocontrast", "brightness", "color", "contrast", "equalize", "posterize", "sharpness", "solarize", "identity"),
     *("rotate", "shear-x", "shear-y", "translate-x", "translate-y"),
@@ -59,5 +59,5 @@ class AugmentConfig:
 
     @property
     def own_ops(self) -> tuple[str, ...]:
-        """The names in `ops` that are functions of the user's own."""
+        """The names in `ops` that are functions of the user."""
         return tuple(name for name in dict.fromkeys(self.ops) if "." in name)

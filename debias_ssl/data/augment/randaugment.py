@@ -16,9 +16,9 @@ from debias_ssl.system.errors import InputError
 from debias_ssl.system.imports import imported, told
 
 Operation = Callable[[Tensor, Tensor], Tensor]
-"""Of uint8 images N H W K and their int64 magnitudes N, on the same device, to uint8 images of the same shape.
+"""A function of uint8 images N H W K and their int64 magnitudes N, on one device; it returns images of the same shape.
 
-What becomes of an image depends on the image and its magnitude alone: not on random numbers, nor on other images.
+The result for an image must depend only on the image and its magnitude, not on random numbers or other images.
 """
 NOTHING = -1
 
@@ -28,9 +28,9 @@ class Operations:
     """The operations by their names."""
 
     functions: tuple[Operation, ...]
-    """Each once: of colors, and of the user's own."""
+    """The color operations and the user's operations, each once."""
     places: Int[Tensor, " ops"]
-    """Of each name its position in `functions`, or behind them in GEOMETRIC; NOTHING for the identity."""
+    """For each name its position in `functions` followed by GEOMETRIC; NOTHING for the identity."""
 
 
 @lru_cache(maxsize=8)
@@ -52,7 +52,7 @@ def rand_augment_(images: UInt8[Tensor, "N H W K"], numbers: Float[Tensor, "N 4"
     number, level, applied, sign = numbers.unbind(1)
     index = ops.places[whole(number, len(config.ops))].where(applied < config.op_probability, NOTHING)
     magnitude = 1 + whole(level, config.magnitude - 1)
-    # The choice is made on the CPU, so a GPU never has to report how many images an operation concerns.
+    # Operations are chosen on the CPU, so that the CPU does not wait for a GPU to count the images of an operation.
     rows = (index != NOTHING).nonzero().flatten()
     if len(rows) == 0:
         return
@@ -73,11 +73,11 @@ def rand_augment_(images: UInt8[Tensor, "N H W K"], numbers: Float[Tensor, "N 4"
 
 
 def check_own_operations(config: AugmentConfig, shape: tuple[int, int, int], device: torch.device) -> None:
-    """Tries the user's own operations on two images of noise of a shape H W K.
+    """Tries the user's operations on two images of noise with the shape H W K.
 
     Raises:
-        InputError: one cannot be imported, raises something, returns other than images like those that it was given, or
-            returns others at the second call.
+        InputError: an operation cannot be imported, raises an exception, does not return images of the same shape and
+            type, or returns different images at a second call.
     """
     for name in config.own_ops:
         (operation,) = operations((name,)).functions

@@ -1,4 +1,4 @@
-"""Makes weak and strong views of a batch, on the batch's device: of uint8 images, or of features."""
+"""Makes weak and strong views of a batch of uint8 images, on its device; normalizes images and features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from debias_ssl.data.sampling.keyed import whole
 GRAY = 127
 # uint8 images, or floating-point features of images, which have one row and one column.
 Pixels = Num[Tensor, "N H W K"]
-# How many uniform numbers each part of a view consumes.
+# Number of uniform numbers that each part of a view uses.
 WEAK_NUMBERS = 3
 ROUND_NUMBERS = 4
 CUTOUT_NUMBERS = 2
@@ -33,7 +33,7 @@ class Normalization:
 
 
 def num_numbers(config: AugmentConfig) -> int:
-    """How many uniform numbers a strong view of pixels consumes per image; a weak view consumes the first three."""
+    """Number of uniform numbers that a strong view uses for each image; a weak view uses the first three."""
     return WEAK_NUMBERS + ROUND_NUMBERS * config.num_ops + CUTOUT_NUMBERS
 
 
@@ -43,7 +43,7 @@ def weak_input(
     config: AugmentConfig,
     normalization: Normalization,
 ) -> Float32[Tensor, "N K H W"]:
-    """A weak view of pixels as the network takes it."""
+    """A normalized weak view of pixels."""
     return normalize(weak(images, numbers, config), normalization)
 
 
@@ -53,7 +53,7 @@ def strong_input(
     config: AugmentConfig,
     normalization: Normalization,
 ) -> Float32[Tensor, "N K H W"]:
-    """A strong view of pixels as the network takes it."""
+    """A normalized strong view of pixels."""
     return normalize(strong(images, numbers, config), normalization)
 
 
@@ -96,7 +96,7 @@ def strong(
 
 def normalize(images: Pixels, normalization: Normalization) -> Float32[Tensor, "N K H W"]:
     """(x - mean) / std with pixels in [0, 1], in the channels-last memory format that the images already have."""
-    # Row by row: with the few numbers of a pixel at a time, this takes twice as long.
+    # In rows of pixels: arithmetic on the few numbers of single pixels takes twice as long.
     number, height, width, channels = images.shape
     mean, std = normalization.mean.repeat(width), normalization.std.repeat(width)
     rows = images.reshape(number, height, width * channels)
@@ -105,13 +105,13 @@ def normalize(images: Pixels, normalization: Normalization) -> Float32[Tensor, "
 
 
 def moved(numbers: Float[Tensor, " N"], side: int, fraction: float) -> Int[Tensor, "N side"]:
-    """The positions 0..side-1 plus a shift that is uniform on -s..s, where s = int(fraction * side)."""
+    """The positions 0..side-1 plus a shift that is uniform on -s..s, with s = int(fraction * side)."""
     largest = int(fraction * side)
     return torch.arange(side) + whole(numbers, 2 * largest + 1)[:, None] - largest
 
 
 def reflected(index: Int[Tensor, "N L"], side: int) -> Int[Tensor, "N L"]:
-    """Positions less than a side outside, reflected at the outermost pixels, which are not repeated."""
+    """Positions up to one side outside the image, reflected at the outermost pixels, which are not repeated."""
     last = side - 1
     return last - (last - index.abs()).abs()
 
@@ -119,10 +119,10 @@ def reflected(index: Int[Tensor, "N L"], side: int) -> Int[Tensor, "N L"]:
 def cut_out_(
     images: UInt8[Tensor, "N H W K"], numbers: Float[Tensor, "N 2"], fraction: float
 ) -> UInt8[Tensor, "N H W K"]:
-    """Paints a gray square around a uniformly drawn pixel, in place; what lies outside the image is cut off."""
+    """Paints a gray square around a uniformly drawn pixel, in place. The square may extend beyond the image."""
     number, height, width, channels = images.shape
     size = int(fraction * min(height, width))
-    # 255 inside, 0 outside: with bits, this takes a third of the time of `masked_fill_`.
+    # The mask is 255 inside, 0 outside. Bit operations take 0.33 times as long as `masked_fill_`.
     inside_y, inside_x = (
         covered(whole(position, side) - size // 2, size, side).view(torch.uint8).neg_().repeat_interleave(times, 1)
         for position, side, times in zip(numbers.unbind(1), (height, width), (1, channels), strict=True)
@@ -135,6 +135,6 @@ def cut_out_(
 
 
 def covered(start: Int[Tensor, " N"], size: int, side: int) -> Bool[Tensor, "N side"]:
-    """Which of the positions 0..side-1 lie in start..start+size-1."""
+    """Whether each of the positions 0..side-1 lies in start..start+size-1."""
     offset = torch.arange(side) - start[:, None]
     return (offset >= 0) & (offset < size)

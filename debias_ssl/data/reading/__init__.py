@@ -1,1 +1,1 @@
-"""Reading: decodes image files to pixels, caches decoded images, and runs the processes that decode in advance."""
+"""Reading: decodes image files to pixels, caches them, runs decoding processes, and reads stored features."""

@@ -29,7 +29,7 @@ from debias_ssl.system.files import (
     writing_to_cache,
 )
 
-# Images that are decoded, or found to be readable, before what was found is written.
+# Results are written after this number of decoded images, or of images that were tried.
 PART, LIST_PART = 1024, 16_384
 
 
@@ -45,9 +45,9 @@ def _cache_key(files: Sequence[str], *settings: object) -> str:
 def decoded_array(
     files: Sequence[str], size: int, side: int | None, decoding: Decoding, cache: str | None, progress: bool
 ) -> UInt8[np.ndarray, "N H W K"]:
-    """All images, decoded, from a file of the cache; it is made if it is not there or not whole.
+    """All images, decoded, from a file in the cache, which is made if it is missing or incomplete.
 
-    What was decoded is kept in parts until all is, so that decoding goes on where it was interrupted.
+    Decoded images are kept in parts until all are decoded, so that interrupted decoding continues.
     """
     path = cache_folder(cache) / f"{_cache_key(files, size, side, decoding.of_pixels)}.npy"
     shape = (len(files), size, size, 3)
@@ -66,10 +66,10 @@ def decoded_array(
                     bar.update(len(some))
         _join(path, parts, shape)
     except (InputError, OSError) as error:
-        # Another host that shares the cache may have been faster, and have joined the parts.
+        # Another host that shares the cache may have joined the parts in the meantime.
         found = _whole_array(path, shape)
         if found is None:
-            # An image that cannot be read is removed or mended, and the list is then another one.
+            # The user will remove or repair an unreadable image: then the list and its key change.
             shutil.rmtree(parts, ignore_errors=True)
             if isinstance(error, OSError):
                 raise InputError(f"cannot read {str(parts)!r}: {error.strerror}; set data.cache") from error
@@ -84,8 +84,8 @@ def decoded_array(
 
 
 def _decode_part(path: Path, files: Sequence[str], size: int, side: int | None, decoding: Decoding, bar: tqdm) -> None:
-    """Writes the pixels of some images, which a decoding that is interrupted and begun again does not decode again."""
-    # Written, not mapped: where a disk is full, a write is an error, and a mapped page the end of the process.
+    """Writes the pixels of some images, so that decoding after an interruption does not repeat them."""
+    # Written, not mapped: on a full disk a write is an error, but a mapped page would kill the process.
     with writing_to_cache(path) as write:
         for pixels in in_threads(lambda file: center_crop(decode(file, side=side, decoding=decoding), size), files):
             write(np.ascontiguousarray(pixels).tobytes())
@@ -93,7 +93,7 @@ def _decode_part(path: Path, files: Sequence[str], size: int, side: int | None, 
 
 
 def _join(path: Path, parts: Path, shape: tuple[int, ...]) -> None:
-    """Makes one array of parts that are whole; where the list is one part long, of this one."""
+    """Joins complete parts into one array; a single part becomes the array itself."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     with writing_to_cache(path) as write:
@@ -108,7 +108,7 @@ def _join(path: Path, parts: Path, shape: tuple[int, ...]) -> None:
 
 
 def _whole_array(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "N H W K"] | None:
-    """A mapped array of the cache, if it is there, of this shape, and as it was written."""
+    """A memory-mapped array of the cache; None if it is missing, has another shape or was changed."""
     if not is_whole(path):
         return None
     try:
@@ -119,7 +119,7 @@ def _whole_array(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "N H W
 
 
 def _listed(path: Path) -> dict[str, str] | None:
-    """Files and reasons as they were written; None where there is no such list, or it is damaged."""
+    """Unreadable files and reasons from a list in the cache; None if the list is missing or damaged."""
     try:
         listed = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -128,7 +128,7 @@ def _listed(path: Path) -> dict[str, str] | None:
 
 
 def without_unreadable(images: Images, config: ReadingConfig, progress: bool = True) -> tuple[Images, dict[str, str]]:
-    """The images that can be decoded, and why the others cannot; the finding is cached."""
+    """The images that can be decoded, and the reasons why the others cannot; the result is cached."""
     if images.pixels is not None:
         return images, {}
     bad: dict[str, str] = {}
@@ -138,7 +138,7 @@ def without_unreadable(images: Images, config: ReadingConfig, progress: bool = T
         if isinstance(names, ShardedNames)
         else [names[first : first + LIST_PART] for first in range(0, len(names), LIST_PART)]
     )
-    # Several processes that begin together go different ways, and find what the others have done.
+    # In random order: processes that start together then work on different groups, and use each other's results.
     for names in random.SystemRandom().sample(groups, len(groups)):
         known = cache_folder(config.cache) / f"{_cache_key(names, 'unreadable', config.bits, config.max_pixels)}.json"
         found = _listed(known)
@@ -152,7 +152,7 @@ def without_unreadable(images: Images, config: ReadingConfig, progress: bool = T
 
 
 def readable(data: Data, config: ReadingConfig, progress: bool = True) -> tuple[Data, dict[str, str]]:
-    """The images of a data set that can be read, and why the others cannot; all of it where `on_error` is `stop`."""
+    """The readable images of a data set, and the reasons for the others; all images if `on_error` is `stop`."""
     if config.on_error == "stop":
         return data, {}
     border = len(data.train) - data.num_separate

@@ -9,7 +9,7 @@ from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import AtLeastOne, Finite, Natural, Positive, Range, Share, check_ranges
 
 Bits = Annotated[int, Range(8, 16, below=False)]
-# Increased whenever a file gives other pixels than before: then caches are made again, and old features are refused.
+# Increased when files give other pixels than before: caches are then made again, and old features are refused.
 DECODER = 3
 WHITE = (255, 255, 255)
 
@@ -19,9 +19,9 @@ class Decoding:
     """How an image file becomes bytes, and how many pixels it may have.
 
     Args:
-        bits: of gray images with 16 bits, how many hold the picture; null is what the file says of itself, else 16.
-        max_pixels: of one image; null is Pillow's limit, and a note of images above half of it.
-        background: what transparent pixels are put on: the name of a color, or `#rrggbb`.
+        bits: bits that gray images with 16 bits really use; null is the number in the file, else 16.
+        max_pixels: largest number of pixels of an image; null is Pillow's limit, with a note for images above its half.
+        background: color behind transparent pixels: the name of a color, or `#rrggbb`.
     """
 
     bits: Bits | None = None
@@ -29,7 +29,7 @@ class Decoding:
     background: str = "white"
 
     def check(self, prefix: str) -> None:
-        """Raises InputError where a setting, called `prefix` and its name, is not right."""
+        """Raises InputError for a wrong value; the name of a setting begins with `prefix`."""
         check_ranges(self, prefix)
         try:
             is_color = len(ImageColor.getrgb(self.background)) == 3
@@ -48,7 +48,7 @@ class Decoding:
 
     @property
     def of_pixels(self) -> dict[str, Any]:
-        """On what pixels depend beside the file: the decoder, and the settings that are not the default."""
+        """The values other than the file that pixels depend on: the decoder, and settings that are not the default."""
         bits = {} if self.bits is None else {"bits": self.bits}
         background = {} if self.color == WHITE else {"background": "#{:02x}{:02x}{:02x}".format(*self.color)}
         return {"decoder": DECODER, **bits, **background}
@@ -64,15 +64,15 @@ class ReadingConfig:
     Args:
         features: folders of features of these images, from `debias-ssl features` or `label`; the run then trains on
             features instead of pixels.
-        feature_views: `auto` trains on stored weak and strong views (weak_0, strong_0 and so on) where the folders of
-            features have them, with a random one in each step, and else on plain features; `none` always trains on
-            plain features. `augment.feature_noise` and `augment.feature_dropout` apply in addition.
+        feature_views: `auto` trains on stored weak and strong views (weak_0, strong_0 and so on) if the folders of
+            features have them, with a random one in each step, else on plain features; `none` always trains on plain
+            features. `augment.feature_noise` and `augment.feature_dropout` apply in addition.
         image_size: side in pixels to which images are resized and cropped; null keeps them as they are.
         crop: `shift` crops the center once, and shifts views by `augment.shift`; `resized` crops each view at random
             (as for ImageNet), and needs image files.
         crop_scale: smallest and largest area of a random crop, as a fraction of the image.
-        mean: of each channel, in [0, 1]; null takes the data set's, or ImageNet's.
-        std: of each channel, likewise.
+        mean: mean of each channel, in [0, 1]; null takes the data set's, or ImageNet's.
+        std: standard deviation of each channel, in [0, 1]; null takes the data set's, or ImageNet's.
         bits: bits that gray images with 16 bits really use, such as 12; null takes the number in the file, else 16.
             `debias-ssl data check` prints the largest value.
         max_pixels: largest number of pixels of an image; null is Pillow's limit, about 179 million.

@@ -1,4 +1,4 @@
-"""Hashes of the contents of image files: they identify an image after its name or its time has changed."""
+"""Hashes of the contents of image files, which identify an image after its name or time has changed."""
 
 import hashlib
 from typing import Any
@@ -15,7 +15,7 @@ NUM_BYTES = 16
 def content_of(path: str) -> Int64[np.ndarray, " 2"]:
     """The hash (BLAKE2b, 128 bits) of all bytes of an image's file, or of a member of a shard.
 
-    Zeros, which stand for no content, where the file cannot be read: whoever decodes it says why.
+    If the file cannot be read, the result is zeros, which mean unknown. The decoder reports the error.
 
     Raises:
         StoppedError: the shard is gone or has changed.

@@ -1,4 +1,4 @@
-"""Decodes image files to pixels, and crops them."""
+"""Decodes image files to pixels with Pillow (RGB or gray, 8 or 16 bits, rotation, transparency), and crops them."""
 
 import importlib.util
 import struct
@@ -25,16 +25,16 @@ from debias_ssl.data.sources.shards import OpenMember
 from debias_ssl.system.errors import InputError
 
 NUM_CROP_NUMBERS = 4
-# Pillow warns of more pixels than this, and refuses more than twice as many.
+# Pillow warns of images with more pixels, and refuses images with more than twice as many.
 LARGE = Image.MAX_IMAGE_PIXELS or 89_478_485
 # Tags of TIFF files.
 BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281
-# What Pillow's readers of damaged files have been seen to raise.
+# Exceptions of Pillow's readers for damaged files.
 UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, OverflowError, EOFError, struct.error)
 UNREADABLE += (zlib.error, MemoryError)
-# What Pillow multiplies the gray levels of PNG files with 2 and 4 bits by.
+# Pillow multiplies the gray levels of PNG files with 2 and 4 bits by these factors.
 LEVELS = {"L;2": 85, "L;4": 17}
-# Such EXIF data says nothing, and the picture is read all the same.
+# Such EXIF data is ignored, and the picture is read.
 warnings.filterwarnings("ignore", "Corrupt EXIF data")
 if importlib.util.find_spec(HEIF) is not None:
     importlib.import_module(HEIF).register_heif_opener()
@@ -43,10 +43,10 @@ if importlib.util.find_spec(HEIF) is not None:
 def decode(path: str, channels: int = 3, side: int | None = None, decoding: Decoding = STANDARD) -> Image.Image:
     """An RGB image, or with one channel a gray one, from a file or from a member of a shard.
 
-    It stands as its EXIF orientation says, and what is transparent shows the background.
+    It is rotated by its EXIF orientation, and transparent pixels show the background.
 
     Raises:
-        InputError: the file cannot be read as an image, or is not a square of `side` pixels where that is given.
+        InputError: the file cannot be read as an image, or is not a square of `side` pixels, if `side` is given.
         StoppedError: the shard is gone or has changed.
     """
     pixels = plain_jpeg(path, decoding.max_pixels or LARGE)
@@ -61,7 +61,7 @@ def decode(path: str, channels: int = 3, side: int | None = None, decoding: Deco
 
 
 def decoded(path: str, decoding: Decoding = STANDARD) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of `decode` in RGB, in less time where no image of Pillow's is needed."""
+    """The pixels of `decode` in RGB; faster for JPEG files, which need no Pillow image."""
     pixels = plain_jpeg(path, decoding.max_pixels or LARGE)
     return np.asarray(_by_pillow(path, "RGB", decoding)) if pixels is None else pixels
 
@@ -82,7 +82,7 @@ def _by_pillow(path: str, mode: str, decoding: Decoding) -> Image.Image:
 
 @contextmanager
 def _opened(path: str, decoding: Decoding) -> Iterator[Image.Image]:
-    """An image whose header alone was read, and that is not too large to be decoded."""
+    """An image after its header was read and its size was checked."""
     with _LIMITS.lifted(), Image.open(OpenMember(path) if isinstance(path, Member) else path) as image:
         number = image.width * image.height
         if number > (decoding.max_pixels or 2 * LARGE):
@@ -96,7 +96,7 @@ def _opened(path: str, decoding: Decoding) -> Iterator[Image.Image]:
 
 
 class _PillowsLimits:
-    """Pillow's one limit of pixels for the whole process, which gives way to that of a call as long as that lasts."""
+    """Lifts Pillow's limit of pixels, which is one for the whole process, during calls that check their own limit."""
 
     def __init__(self):
         self.lock, self.users, self.before = Lock(), 0, Image.MAX_IMAGE_PIXELS
@@ -120,7 +120,7 @@ _LIMITS, _LARGE_TOLD = _PillowsLimits(), Event()
 
 
 def _tell_large(path: str, number: int) -> None:
-    """Says, of the first such file in a process, that it is large, and which setting says that it may be."""
+    """Prints, for the first large file in a process, a note with the setting that allows it."""
     if not _LARGE_TOLD.is_set():
         _LARGE_TOLD.set()
         print(
@@ -131,22 +131,22 @@ def _tell_large(path: str, number: int) -> None:
 
 
 def _has_sixteen_bits(image: Image.Image) -> bool:
-    """Whether it is a gray image of 16 bits without a sign."""
+    """Whether it is a gray image with unsigned 16 bits."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def _first_number(tag: Any) -> int:
-    """A tag's only number, or the first of several; 0 where it is something else, as in a damaged file."""
+    """The first number of a tag; 0 for other values, as in damaged files."""
     value = tag[0] if isinstance(tag, tuple) and tag else tag
     return value if isinstance(value, int) else 0
 
 
 def _own_bits(image: Image.Image) -> int:
-    """How many of 16 bits hold the picture, as its file says.
+    """How many of the 16 bits the picture uses, according to its file.
 
-    A PNG file with fewer significant bits (sBIT) has them at the upper end of the 16 all the same, and Pillow scales
-    PGM files by their largest value, so that only TIFF files hold fewer. There, the largest value is for statistics
-    too, and counts where it is that of a number of bits.
+    Only TIFF files can use fewer: a PNG file with fewer significant bits (sBIT) has them at the upper end of the 16,
+    and Pillow scales PGM files by their largest value. The largest value in a TIFF file may be a mere statistic, so it
+    is used only if it is the largest value of a whole number of bits.
     """
     tags: Any = getattr(image, "tag_v2", {})
     bits, largest = (_first_number(tags.get(tag)) for tag in (BITS_PER_SAMPLE, MAX_SAMPLE_VALUE))
@@ -156,7 +156,7 @@ def _own_bits(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
-    """What Pillow would cut off at 255 is scaled to it instead: 16 bits by their range, other numbers by their own."""
+    """Scales values to 0..255 that Pillow would clip: 16 bits by their bits, others by smallest and largest value."""
     if _has_sixteen_bits(image):
         shift = (bits or _own_bits(image)) - 8
         values = np.asarray(image, dtype=np.int32)
@@ -174,7 +174,7 @@ def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
 
 
 def _check_bits(image: Image.Image, bits: int | None) -> None:
-    """Raises ValueError where `bits` cannot be kept to; of an image that is not loaded, which still knows its file."""
+    """Raises ValueError if `bits` cannot apply. The image must not be loaded yet, because it then forgets its file."""
     if bits not in (None, 16) and not _has_sixteen_bits(image) and any(";16" in mode for mode in _raw_modes(image)):
         raise ValueError(
             f"its colors have 16 bits, of which Pillow reads the upper 8: write it with 8 bits, bits {bits} is for gray"
@@ -182,26 +182,26 @@ def _check_bits(image: Image.Image, bits: int | None) -> None:
 
 
 def _raw_modes(image: Image.Image) -> list[str]:
-    """How the pixels lie in a file that is not loaded yet, part by part."""
+    """The raw modes of the parts of a file that is not loaded yet."""
     return [str(tile[-1]) for tile in getattr(image, "tile", ())]
 
 
 def _scale_transparent(image: Image.Image) -> None:
-    """Gives the transparent color of a PNG file the scale of its pixels: Pillow leaves it as it is in the file."""
+    """Scales the transparent color of a PNG file like its pixels; Pillow does not scale it."""
     clear = image.info.get("transparency")
     for mode in _raw_modes(image) if image.format == "PNG" else ():
         if isinstance(clear, int):
-            # Of one bit, newer versions of Pillow have scaled it.
+            # For images of one bit, newer versions of Pillow scale it.
             image.info["transparency"] = bool(clear) * 255 if mode == "1" else clear * LEVELS.get(mode, 1)
         elif isinstance(clear, tuple) and ";16" in mode:
-            # Of the pixels, too, only the upper eight bits are read.
+            # Pillow also reads only the upper eight bits of the pixels.
             image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _turn(image: Image.Image) -> None:
-    """Turns and mirrors an image as its EXIF data or XMP data says; damaged data says nothing."""
+    """Rotates and mirrors an image according to its EXIF or XMP data; damaged data is ignored."""
     if isinstance(image, ImageFile.ImageFile) and image.format == "TIFF":
-        # By its name, Pillow would map the file with the sides of the turned picture, and scramble its rows (13.0).
+        # With a file name, Pillow 13.0 would map the file with the sides of the rotated picture, and scramble its rows.
         image.filename = ""
     image.load()
     with suppress(*UNREADABLE):
@@ -209,7 +209,7 @@ def _turn(image: Image.Image) -> None:
 
 
 def _flat(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
-    """An image without transparency: where it has some, on a background of this color."""
+    """The image without transparency, on a background of this color."""
     if not image.has_transparency_data:
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, color), image.convert("RGBA"))
@@ -226,7 +226,7 @@ def random_crop(
 ) -> UInt8[np.ndarray, "H W K"]:
     """A random part of an image resized to a square: area uniform in `scale`, aspect ratio log-uniform in 3/4..4/3.
 
-    A side longer than the image's is cut to it, so that four numbers are enough for every crop.
+    A side longer than that of the image is shortened to it, so that four random numbers are enough for every crop.
     """
     area, aspect, top, left = numbers.tolist()
     area = (scale[0] + area * (scale[1] - scale[0])) * image.width * image.height
@@ -244,15 +244,15 @@ def _array(image: Image.Image) -> UInt8[np.ndarray, "H W K"]:
 
 
 def in_threads(function: Callable, items: Sequence) -> Iterator:
-    """Results in order; decoding releases Python's lock, so threads are enough."""
+    """Results in order. Threads are enough, because decoding releases Python's lock."""
     with ThreadPoolExecutor() as pool:
-        # In blocks, so that results do not pile up where they are consumed more slowly.
+        # In blocks, so that results do not accumulate if they are consumed more slowly.
         for start in range(0, len(items), 1024):
             yield from pool.map(function, items[start : start + 1024])
 
 
 def largest_of_sixteen(path: str, decoding: Decoding = STANDARD) -> tuple[int, int] | None:
-    """The largest number in a gray image of 16 bits and how many bits it is taken to have; None for other images."""
+    """The largest value in a gray image with 16 bits, and the number of bits that is assumed; None for other images."""
     try:
         with _opened(path, decoding) as image:
             if not _has_sixteen_bits(image):
@@ -263,7 +263,7 @@ def largest_of_sixteen(path: str, decoding: Decoding = STANDARD) -> tuple[int, i
 
 
 def unreadable(files: Sequence[str], progress: bool = True, decoding: Decoding = STANDARD) -> dict[str, str]:
-    """The files that cannot be decoded, with the reason."""
+    """The files that cannot be decoded, with the reasons."""
 
     def reason(file: str) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""The table of image files that stands beside stored features: one row for each file."""
+"""`FeatureList`: the table of image files beside stored features, with one row for each file."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -17,20 +17,20 @@ from debias_ssl.data.sources.shards import on_disk
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import replacing
 
-# Pyright does not know its functions, which are made when it is imported.
+# pyarrow.compute creates its functions during the import, so Pyright does not know them.
 pc: Any = compute
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureList:
-    """The files of images with features, as they were when the features were computed, in arrays."""
+    """The files of images with features, with size and time when the features were computed, in arrays."""
 
     files: FileNames
-    """By their paths below the folder of all, with sizes and times."""
+    """Paths relative to the common folder, with sizes and times."""
     images: UInt32[np.ndarray, " files"]
-    """Of a tar file how many images of it are meant; 0 where the file is an image."""
+    """For a tar file, the number of its images in the list; 0 for an image file."""
     part: UInt32[np.ndarray, " files"]
-    """Of a tar file of which not all images are meant a checksum of which; else 0."""
+    """For a tar file with only some of its images in the list, a checksum of which; else 0."""
 
     @classmethod
     def of(cls, names: Sequence[str], root: Path) -> "FeatureList":
@@ -45,7 +45,7 @@ class FeatureList:
 
     @cached_property
     def first_rows(self) -> Int64[np.ndarray, " borders"]:
-        """The row of each file's first image, and at the end the number of all."""
+        """The row of each file's first image; the last number is the number of all images."""
         return np.concatenate([[0], np.cumsum(np.maximum(self.images, 1), dtype=np.int64)])
 
     @property
@@ -53,16 +53,16 @@ class FeatureList:
         return int(self.first_rows[-1])
 
     def is_same(self, other: "FeatureList") -> bool:
-        """Whether they are the same files, as they were, in the same order."""
+        """Whether both lists have the same files with the same sizes and times, in the same order."""
         pairs = zip(self._columns().values(), other._columns().values(), strict=True)
         return len(self.files) == len(other.files) and all(one.equals(two) for one, two in pairs)
 
     def find(self, names: Iterable[str]) -> Int64[np.ndarray, " N"]:
-        """The places of files by their paths below the folder; -1 where there is no such file."""
+        """The positions of files, found by their paths relative to the folder; -1 for unknown files."""
         return self._places(pa.array((os.fsencode(name) for name in names), pa.large_binary()))
 
     def rows_in(self, other: "FeatureList") -> Int64[np.ndarray, " rows"]:
-        """For each image its row in another list; -1 where that has no file of the same name, size and time."""
+        """For each image its row in another list; -1 if that list has no file with the same name, size and time."""
         places = other._places(self.files.arrow())
         same = places >= 0
         for one, two in (
@@ -91,14 +91,14 @@ class FeatureList:
             WriteError: it cannot be written.
         """
         with replacing(path) as aside:
-            # Names differ, and begin alike.
+            # Names differ, but have common beginnings.
             encodings = {"name": "DELTA_BYTE_ARRAY"}
             table = pa.table(self._columns())
             parquet.write_table(table, aside, compression="zstd", use_dictionary=False, column_encoding=encodings)
 
     @classmethod
     def read(cls, path: Path) -> "FeatureList":
-        """What `write` has written.
+        """Reads a table of `write`.
 
         Raises:
             InputError: it is missing or damaged.

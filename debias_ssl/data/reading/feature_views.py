@@ -1,7 +1,7 @@
 """Stored features of weak and strong views of images.
 
-A folder of features holds them in the folders `weak_0`, `weak_1`, ..., `strong_0`, .... Each of these has the layout
-of `features.py` and belongs to the same list of files.
+They are in the folders `weak_0`, `weak_1`, ..., `strong_0`, ... inside a folder of features. Each of these folders has
+the format of `features.py`, and the same list of files.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def find_views(folders: Sequence[str], paths: Sequence[str]) -> dict[ViewKind, F
         return {}
     found, views = locate(folders, paths), {}
     for kind in KINDS:
-        # Only folders that have images of these: those of test images need no views.
+        # Only folders with images of this list: folders of test images need no views.
         inner = [_folders_of(each.kept.folder, kind) for each in found]
         numbers = [len(each) for each in inner]
         if len(set(numbers)) > 1:
@@ -69,7 +69,7 @@ def _read(found: Sequence[Located], folders: Sequence[Path], to: Float16[np.ndar
 
 
 def hash_of_views(folders: Sequence[str]) -> str:
-    """A hash of how many views there are, and of how they were made."""
+    """A hash of the number of views and of the settings that made them."""
     made = [
         [[read_manifest(folder)["model"] for folder in _folders_of(Path(each), kind)] for kind in KINDS]
         for each in folders
@@ -78,6 +78,6 @@ def hash_of_views(folders: Sequence[str]) -> str:
 
 
 def _folders_of(folder: Path, kind: ViewKind) -> list[Path]:
-    """The folders of a kind of views, by their number."""
+    """The folders of a kind of views, in the order of their numbers."""
     named = (view_folder(folder, kind, number) for number in count())
     return [*takewhile(lambda each: (each / MANIFEST).exists(), named)]

@@ -1,4 +1,6 @@
-"""The format of stored features, which `features` and `label` write: a manifest, a list of files, and shards of rows.
+"""Stored features, which `features` and `label` write: their format, and how the rows of images are found.
+
+A folder has a manifest, a list of files, and shards of rows.
 
 Beside each shard of features stands a file with the hashes of its images' contents. When images are added, changed or
 removed, the features of the new list form a new generation of all these files. The manifest names a generation once it
@@ -34,7 +36,7 @@ from debias_ssl.system.files import read_array
 MANIFEST = "manifest.json"
 VERSION = 3
 KEYS = ("version", "model", "root", "shard_size", "dim", "generation")
-# The jobs that make features; those of networks of timm, the first alone.
+# The jobs that make features; only the first one can use networks of timm.
 MAKERS = "debias-ssl features or label"
 ViewKind = Literal["weak", "strong"]
 
@@ -49,12 +51,12 @@ def shard_path(folder: Path, number: int, generation: int) -> Path:
 
 
 def contents_path(folder: Path, number: int, generation: int) -> Path:
-    """Of the hashes of a shard's images, two numbers each; zeros where an image could not be read."""
+    """The path of the hashes of a shard's images: two numbers each, zeros if an image could not be read."""
     return folder / _of_generation(f"content_{number:05d}", generation, "npy")
 
 
 def list_path(folder: Path, generation: int) -> Path:
-    """Of the list of files."""
+    """The path of the list of files."""
     return folder / _of_generation("files", generation, "parquet")
 
 
@@ -63,10 +65,10 @@ def _of_generation(name: str, generation: int, suffix: str) -> str:
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
-    """What a folder of features holds: version, model, root, shard_size, dim and generation.
+    """The manifest of a folder of features: version, model, root, shard_size, dim and generation.
 
     Raises:
-        InputError: it holds none, or those of an earlier version, or the manifest cannot be read.
+        InputError: the folder has no features, or those of an earlier version, or the manifest cannot be read.
     """
     try:
         manifest = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -83,13 +85,13 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
 
 
 def hash_of_model(folder: str) -> str:
-    """A hash of the model, the precision and the settings that a folder's features were made by."""
+    """A hash of the model, the precision and the settings with which a folder's features were made."""
     model = read_manifest(Path(folder))["model"]
     return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def feature_notes(folders: Sequence[str]) -> list[str]:
-    """What people should know of features that another version of this program has made."""
+    """Notes for users about features from another version of this program."""
     older = [folder for folder in folders if read_manifest(Path(folder))["model"].get("decoder") != DECODER]
     return [
         f"the features in {folder} are from another version, which may have read rotated photos and transparency "
@@ -100,13 +102,13 @@ def feature_notes(folders: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """Images whose features are asked for."""
+    """Images whose features are needed."""
 
     names: Sequence[str]
 
     @classmethod
     def of(cls, paths: Sequence[str]) -> "_Asked":
-        """Images by their paths, some of which may lead into tar files."""
+        """Images by their paths; paths may lead into tar files."""
         if isinstance(paths, FileNames):
             return cls(names=paths)
         return cls(names=[path if isinstance(path, Member) else member_named(path) or path for path in paths])
@@ -116,11 +118,11 @@ class _Asked:
 
     @cached_property
     def files(self) -> list[str]:
-        """Where each image is, or the tar file that it is in."""
+        """The path of each image, or of the tar file that contains it."""
         return [path.shard.path if isinstance(path, Member) else path for path in self.names]
 
     def on_disk(self, positions: Int64[np.ndarray, " P"]) -> Int64[np.ndarray, "P 2"]:
-        """Sizes and times of some files; those that a list contains are not read from the disk again."""
+        """Sizes and times of some files. If a list has them, they are not read from the disk again."""
         if isinstance(self.names, FileNames):
             return np.stack([self.names.sizes[positions], self.names.mtimes[positions]], axis=1)
         found = on_disk(picked(self.names, positions))
@@ -132,7 +134,7 @@ class _Asked:
 
 
 def _below(paths: Iterable[str], root: str) -> list[str]:
-    """Paths relative to a folder; each folder of theirs is looked at once."""
+    """Paths relative to a folder; each of their folders is resolved once."""
     known: dict[str, str] = {}
     found = []
     for path in paths:
@@ -163,10 +165,10 @@ class KeptFeatures:
         to: Shaped[np.ndarray, "N _"],
         at: Int64[np.ndarray, " n"],
     ) -> None:
-        """Copies rows of the features or of the contents to places in an array.
+        """Copies rows of the features, or of the hashes of contents, to positions in an array.
 
         Raises:
-            InputError: a file of theirs is missing or damaged.
+            InputError: one of their files is missing or damaged.
         """
         shards = rows // self.manifest["shard_size"]
         for shard in np.unique(shards).tolist():
@@ -177,14 +179,14 @@ class KeptFeatures:
                 raise InputError(f"{str(path)!r} is missing or damaged: run {MAKERS} again") from error
 
     def rows(self, asked: _Asked, *, moved: bool) -> Int64[np.ndarray, " N"]:
-        """The rows of images that are as they were; -1 for those that have none.
+        """The rows of unchanged images; -1 for images without a row.
 
         Args:
             asked: the images.
-            moved: whether they are looked for below another folder than the one that is named.
+            moved: whether to search for them below another folder than the manifest names.
 
         Raises:
-            InputError: an image, or the tar file that it is in, has changed.
+            InputError: an image, or the tar file that contains it, has changed.
         """
         root = self._moved_root(asked.files) if moved else self.manifest["root"]
         if root is None:
@@ -212,31 +214,31 @@ class KeptFeatures:
         return rows
 
     def _moved_root(self, files: Sequence[str]) -> str | None:
-        """The folder that images were moved to, or the tar files that they are in; None where none of them is there."""
+        """The folder to which the images (or their tar files) were moved; None if no image is found."""
         described = {name: entry for entry, name in enumerate(self.listed.files)}
         for file in dict.fromkeys(files):
             file = os.path.abspath(file)
             parts = Path(file).parts
             for cut in range(1, len(parts)):
-                # A name alone, such as 0.png, may be that of any image, and files of archives may all be of one time.
+                # A name such as 0.png may belong to any image, and files from archives may all have the same time.
                 entry = described.get("/".join(parts[cut:]))
                 if entry is not None and self._is_content(entry, file):
                     return os.path.join(*parts[:cut])
         return None
 
     def _is_content(self, entry: int, path: str) -> bool:
-        """Whether a file is what it was: of an image the content, of a tar file size and time."""
+        """Whether a file is unchanged, by the content of an image, or by size and time of a tar file."""
         stat, was = os.stat(path), self._was(entry)
         if self.listed.images[entry] or stat.st_size != was[0]:
             return (stat.st_size, stat.st_mtime_ns) == was
         return bool((content_of(path) == self._contents(np.array([entry]))).all())
 
     def _was(self, entry: int) -> tuple[int, int]:
-        """The size and the time that a file had."""
+        """The size and the time of a file when its features were made."""
         return int(self.listed.files.sizes[entry]), int(self.listed.files.mtimes[entry])
 
     def _contents(self, entries: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, "n 2"]:
-        """The contents that images had."""
+        """The hashes of the contents of images when their features were made."""
         before = np.empty((len(entries), 2), dtype=np.int64)
         self.read(contents_path, self.listed.first_rows[entries], before, np.arange(len(entries)))
         return before
@@ -244,7 +246,7 @@ class KeptFeatures:
     def _are_same(
         self, entries: Int64[np.ndarray, " n"], asked: _Asked, positions: Int64[np.ndarray, " n"]
     ) -> Bool[np.ndarray, " n"]:
-        """Which images are what they were: of the same size and time, or of the same size and content."""
+        """Whether images are unchanged: same size and time, or same size and content."""
         files = self.listed.files
         was, now = np.stack([files.sizes[entries], files.mtimes[entries]], axis=1), asked.on_disk(positions)
         same = (was == now).all(1)
@@ -262,19 +264,19 @@ class Located:
 
     kept: KeptFeatures
     rows: Int64[np.ndarray, " n"]
-    """Of their features in the folder."""
+    """Rows of their features in the folder."""
     positions: Int64[np.ndarray, " n"]
-    """Of them in the list that was asked for."""
+    """Positions of these images in the requested list."""
 
 
 def locate(folders: Sequence[str], paths: Sequence[str]) -> list[Located]:
-    """Where the features of images are, by their paths; where images were moved, by paths below the folder of all.
+    """Finds the features of images by their paths; for moved images, by the paths relative to their common folder.
 
-    An image is what it was where its file has the size and the time that it had; or that size and that content.
+    An image is unchanged if its file has the same size and time, or the same size and content.
 
     Raises:
-        InputError: the folders hold no features, or those of different models, lack an image, or have features of what
-            an image was before.
+        InputError: the folders have no features or features of different models, lack an image, or have features of an
+            image that has changed.
     """
     manifests = [read_manifest(Path(folder)) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
@@ -290,7 +292,7 @@ def locate(folders: Sequence[str], paths: Sequence[str]) -> list[Located]:
         KeptFeatures(folder=Path(folder), manifest=manifest)
         for folder, manifest in zip(folders, manifests, strict=True)
     ]
-    # Where images were is looked for last: those of another folder may have the same names.
+    # Moved images are searched last, because images of another folder may have the same names.
     for each, moved in [*product(kept, (False,)), *product(kept, (True,))]:
         if len(left):
             rows = each.rows(asked.part(left), moved=moved)
@@ -304,10 +306,10 @@ def locate(folders: Sequence[str], paths: Sequence[str]) -> list[Located]:
 
 
 def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.ndarray, "N D"]:
-    """The features of images, by their paths, as `locate` finds them.
+    """The features of images, found by `locate`.
 
     Raises:
-        InputError: there are none of an image, or it could not be read when they were made.
+        InputError: an image has no features, or could not be read when they were made.
     """
     found = locate(folders, paths)
     features = np.empty((len(paths), found[0].kept.manifest["dim"]), dtype=np.float16)
@@ -318,8 +320,8 @@ def find_features(folders: Sequence[str], paths: Sequence[str]) -> Float16[np.nd
 
 
 def check_finite(features: Float16[np.ndarray, "N D"], paths: Sequence[str]) -> None:
-    """Raises InputError where an image could not be read when its features were made."""
-    # Infinite or not a number, by its bits: four times as fast as isfinite.
+    """Raises InputError if an image could not be read when its features were made."""
+    # Tests the bits of infinite numbers and NaN, which is four times as fast as isfinite.
     broken = np.flatnonzero((features.view(np.uint16) & 0x7FFF).max(1, initial=0) >= 0x7C00)
     if len(broken):
         raise InputError(f"{paths[int(broken[0])]!r} could not be read when its features were made: leave it out")

@@ -1,7 +1,7 @@
-"""Decodes JPEG files with simplejpeg where it is installed: the same pixels as from Pillow, in less time.
+"""Decodes JPEG files with simplejpeg, if it is installed: the same pixels as from Pillow, in less time.
 
-Pillow and simplejpeg both decode with libjpeg-turbo. Pillow decodes every unusual file, so it alone decides what can be
-read, and how.
+Pillow and simplejpeg both decode with libjpeg-turbo. Pillow decodes all unusual files, so simplejpeg changes neither
+results nor errors.
 """
 
 from contextlib import suppress
@@ -18,18 +18,18 @@ from debias_ssl.data.sources.shards import read_member
 
 simplejpeg = import_module("simplejpeg") if find_spec("simplejpeg") is not None else None
 START = b"\xff\xd8\xff"
-# Before a segment of EXIF or XMP data, which may say that the picture is turned.
+# Marks a segment of EXIF or XMP data, which may say that the picture is rotated.
 APP1 = b"\xff\xe1"
-# Others (CMYK, YCCK) have rules of their own in Pillow.
+# Pillow has special rules for other color spaces (CMYK, YCCK).
 COLORS = ("YCbCr", "Gray")
 
 
 def plain_jpeg(path: str, most: int) -> UInt8[np.ndarray, "H W 3"] | None:
-    """The pixels of a JPEG file as RGB; None for all other files, and where there is anything to say about it.
+    """The pixels of a JPEG file as RGB; None for all other files, and for JPEG files that need an error or a note.
 
     Args:
-        path: of a file, or a member of a shard.
-        most: pixels that may be decoded.
+        path: the path of a file, or a member of a shard.
+        most: largest number of pixels.
 
     Raises:
         StoppedError: the shard is gone or has changed.
@@ -37,7 +37,7 @@ def plain_jpeg(path: str, most: int) -> UInt8[np.ndarray, "H W 3"] | None:
     data = None if simplejpeg is None else _jpeg_at(path)
     if simplejpeg is None or data is None or (APP1 in data and _is_turned(data)):
         return None
-    # A ValueError at every warning of libjpeg's: a file that is cut off or damaged.
+    # simplejpeg raises ValueError at every warning of libjpeg, as for truncated or damaged files.
     with suppress(ValueError):
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         if colors in COLORS and height * width <= most:
@@ -46,7 +46,7 @@ def plain_jpeg(path: str, most: int) -> UInt8[np.ndarray, "H W 3"] | None:
 
 
 def _jpeg_at(path: str) -> bytes | None:
-    """A whole file, if it begins as JPEG files do."""
+    """The bytes of a file, if it begins like a JPEG file."""
     if isinstance(path, Member):
         data = read_member(path)
         return data if data.startswith(START) else None
@@ -57,7 +57,7 @@ def _jpeg_at(path: str) -> bytes | None:
 
 
 def _is_turned(data: bytes) -> bool:
-    """Whether a picture does not stand as it is in its file, or what it says of that cannot be read."""
+    """Whether a picture must be rotated or mirrored, or its data about this cannot be read."""
     try:
         with Image.open(BytesIO(data), formats=("JPEG",)) as image:
             return image.getexif().get(ExifTags.Base.Orientation, 1) != 1

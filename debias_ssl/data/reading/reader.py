@@ -20,9 +20,9 @@ from debias_ssl.data.sources.images import Images
 from debias_ssl.data.sources.shards import ShardedNames
 from debias_ssl.system.errors import InputError
 
-# What fits well into the memory of a GPU beside a model.
+# Images up to this size fit into the memory of a GPU together with a model.
 RESIDENT_BYTES = 4 * 2**30
-# ImageNet's custom: evaluation crops 224 of 256 pixels.
+# As usual for ImageNet: evaluation crops 224 of 256 pixels.
 EVALUATION_CROP = 0.875
 
 
@@ -31,14 +31,14 @@ class Reader:
     """Returns batches N H W K of images by position: uint8 pixels, or features with one row and one column."""
 
     pixels: Num[Tensor, "N H W K"] | None
-    """All of them, or None where `files` are decoded at each call."""
+    """All images; None if `files` are decoded at each call."""
     files: Sequence[str]
-    """Paths of the images; empty where `pixels` were read from arrays or from the cache."""
+    """Paths of the images; empty if `pixels` were read from arrays or from the cache."""
     config: ReadingConfig
     channels: int = 3
-    """Channels that files are decoded to: 3 (RGB) or 1 (gray)."""
+    """Channels of decoded files: 3 (RGB) or 1 (gray)."""
     side: int | None = None
-    """Width and height that each file must have, in pixels; None where files are resized."""
+    """Width and height that each file must have, in pixels; None if files are resized."""
 
     @property
     def is_resident(self) -> bool:
@@ -58,14 +58,14 @@ class Reader:
     def center(self, index: Int[Tensor, " N"]) -> Num[Tensor, "N H W K"]:
         """The images without any augmentation."""
         if self.pixels is not None:
-            # Three times as fast as by brackets where an image is as small as its features.
+            # For small images, such as features, this is three times as fast as indexing with brackets.
             return self.pixels.index_select(0, index.to(self.pixels.device, non_blocking=True))
         share = evaluation_share(self.config)
         assert self.config.image_size is not None
         return _stack([center_crop(image, self.config.image_size, share) for image in self._decoded(index)])
 
     def crops(self, index: Int[Tensor, " N"], numbers: Sequence[Float[Tensor, "N 4"]]) -> list[Num[Tensor, "N H W K"]]:
-        """The images once for each view, cropped and resized as the view's `numbers` say."""
+        """The images, cropped and resized once for each view, according to the `numbers` of the view."""
         assert self.config.image_size is not None
         images = self._decoded(index)
         size, scale = self.config.image_size, self.config.crop_scale
@@ -76,7 +76,7 @@ class Reader:
 
     @cached_property
     def views(self) -> dict[ViewKind, Float16[Tensor, "V N D"]]:
-        """Features of the views of all images, where `config` says and folders hold some; found when first used."""
+        """Features of the views of all images, if `config` asks for them and folders have them; found on first use."""
         if self.pixels is None or not self.config.features or self.config.feature_views == "none":
             return {}
         found = find_views(self.config.features, self.files)
@@ -85,7 +85,7 @@ class Reader:
     def view(
         self, kind: ViewKind, index: Int[Tensor, " N"], numbers: Float[Tensor, " N"]
     ) -> Float16[Tensor, "N 1 1 D"]:
-        """Of each image one of its views of a kind, which its number in [0, 1) chooses."""
+        """One view of a kind for each image, chosen by the image's number in [0, 1)."""
         views = self.views[kind]
         rows = whole(numbers, len(views)) * views.shape[1] + index
         return views.flatten(0, 1).index_select(0, rows.to(views.device, non_blocking=True))[:, None, None]
@@ -95,12 +95,12 @@ class Reader:
 
 
 def evaluation_share(config: ReadingConfig) -> float:
-    """How much of the shorter side of an image is evaluated."""
+    """The share of the shorter side of an image that is evaluated."""
     return EVALUATION_CROP if config.crop == "resized" else 1.0
 
 
 def make_reader(images: Images, config: ReadingConfig, device: torch.device, progress: bool = True) -> Reader:
-    """A reader of images, resident on `device` if they are small enough and nothing else is asked for."""
+    """A reader of images; resident on `device` if they are small enough and the settings do not forbid it."""
     if config.features:
         return feature_reader(images, config, device)
     if images.pixels is not None:
@@ -113,11 +113,11 @@ def make_reader(images: Images, config: ReadingConfig, device: torch.device, pro
     size = config.image_size or side
     assert size is not None
     config = replace(config, image_size=size)
-    # Shards are for what one machine does not hold.
+    # Images in shards may not fit into the memory of one machine.
     small = len(images) * size * size * 3 <= RESIDENT_BYTES and not isinstance(images.names, ShardedNames)
     if config.crop == "resized" or config.input == "streaming" or (config.input == "auto" and not small):
         if config.crop == "resized" and config.input == "resident":
-            raise InputError("data.crop 'resized' reads files anew for each view: set data.input to streaming or auto")
+            raise InputError("data.crop 'resized' reads files for each view: set data.input to streaming or auto")
         return Reader(pixels=None, files=images.names, config=config, side=side)
     pixels = decoded_array(images.names, size, side, config.decoding, config.cache, progress)
     return Reader(pixels=torch.from_numpy(pixels).to(device), files=(), config=config)
@@ -138,7 +138,7 @@ def _stack(images: list[UInt8[np.ndarray, "H W K"]]) -> UInt8[Tensor, "N H W K"]
 
 
 def _common_size(files: Sequence[str], decoding: Decoding) -> int:
-    """Side of the first image, which must be square; that the others are like it is found when they are decoded."""
+    """Side of the first image, which must be square. The sizes of the others are checked when they are decoded."""
     width, height = decode(files[0], decoding=decoding).size
     if width != height:
         raise InputError(f"{files[0]!r} has {width} x {height} pixels: set data.image_size to the side to crop to")

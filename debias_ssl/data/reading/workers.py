@@ -1,4 +1,4 @@
-"""Workers: processes that decode images in advance; their errors reach the user."""
+"""Workers: processes that decode images in advance, and how their errors are reported to the user."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -16,14 +16,14 @@ from debias_ssl.system.errors import InputError, StoppedError, reason
 
 @contextmanager
 def dead_workers_told(flag: str = "--data.workers", mend: str = "start again with --resume") -> Iterator[None]:
-    """Tells people of a process that decodes images and has died; torch says so wherever this process then is.
+    """Turns the error of a dead decoding process into a message for users. torch may raise it anywhere in the block.
 
     Args:
-        flag: what sets their number.
-        mend: how the job goes on.
+        flag: the flag that sets the number of processes.
+        mend: how to continue the job.
 
     Raises:
-        StoppedError: one has.
+        StoppedError: a process has died.
     """
     try:
         yield
@@ -58,11 +58,11 @@ def raising(items: Iterable) -> Iterator:
 
 
 def read_ahead(dataset: Dataset, numbers: range, reader: Reader, device: torch.device) -> Iterator[tuple[int, Any]]:
-    """Items of a data set with their numbers; where files are decoded, workers do it in advance."""
+    """Items of a data set with their numbers. If files must be decoded, workers do it in advance."""
     if reader.is_resident:
         yield from ((number, dataset[number]) for number in numbers)
     else:
-        # More decoding processes than cores only get into each other's way.
+        # More decoding processes than cores would only slow each other down.
         workers, pinned = min(reader.config.workers, os.cpu_count() or 1), device.type == "cuda"
         caught = Caught(dataset=dataset)
         loader = DataLoader(

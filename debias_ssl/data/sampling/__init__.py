@@ -1,1 +1,1 @@
-"""Sampling: which images each step takes, and random numbers that are functions of a key."""
+"""Sampling: the images of each step, and random numbers that are functions of a key."""

@@ -1,7 +1,7 @@
 """Random numbers as a function of a key: the same on every device, in every process and after every resume.
 
-The generator is Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): it turns a
-counter and a key into random words without any state. torch's own CPU generator cannot start in the middle.
+The generator is Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). It computes
+random words from a counter and a key, without any state. torch's own CPU generator cannot start in the middle.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from torch import Tensor
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-# What is made ahead: numbers of a purpose, and steps.
+# Random numbers of a purpose are made in advance: this many numbers, or steps.
 NUMBERS_AHEAD = 2**16
 MOST_AHEAD = 16
 Word = TypeVar("Word", int, Tensor, np.ndarray)
@@ -42,7 +42,7 @@ class Purpose(IntEnum):
     HALVES = 12
     TRIAL_IMAGES = 13
     SUGGESTED = 14
-    # Where a view is cropped from its image has purpose CROP + the purpose of the view.
+    # The crop of a view has purpose CROP + the purpose of the view.
     CROP = 10_000
     # View number i of a kind has purpose KIND + i.
     LABELED_VIEW = 1000
@@ -56,7 +56,7 @@ def philox(counter: Sequence[Word], key: tuple[int, int]) -> tuple[Word, ...]:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The products need 64 bits without a sign; int64 wraps around, which leaves every bit in place.
+        # The products need unsigned 64 bits. int64 overflows, but all bits are the same.
         left, right = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = (right >> 32 & WORD) ^ c1 ^ k0, right & WORD, (left >> 32 & WORD) ^ c3 ^ k1, left & WORD
         k0, k1 = k0 + KEY_STEPS[0] & WORD, k1 + KEY_STEPS[1] & WORD
@@ -75,14 +75,14 @@ def words(
 def uniform(
     seed: int, purpose: int, step: int | Int[Tensor, "S 1 1"], positions: Int[Tensor, " N"], num: int
 ) -> Float[Tensor, "*S N num"]:
-    """`num` fp32 numbers in [0, 1) for each position, with the 24 bits that fp32 can hold; of one step or several."""
+    """`num` fp32 numbers in [0, 1) with 24 random bits for each position, for one step or several."""
     return (words(seed, purpose, step, positions, num) >> 8).to(torch.float32) / 2**24
 
 
 def uniform_ahead(seed: int, purpose: int, step: int, start: int, stop: int, num: int) -> Float[Tensor, "N num"]:
     """`uniform` for the positions start..stop-1, made and kept for several steps at once.
 
-    For one step, the time goes into starting some hundred operations on few numbers.
+    For one step alone, most of the time would be spent to start about a hundred operations on few numbers.
     """
     steps = min(MOST_AHEAD, NUMBERS_AHEAD // ((stop - start) * num))
     if steps < 2:
@@ -115,6 +115,6 @@ def beta(seed: int, purpose: int, step: int, alpha: float) -> float:
 
 
 def derived_seed(seed: int, purpose: int, step: int, position: int) -> int:
-    """A seed for a generator that is not ours, such as torch's, which draws dropout."""
+    """A seed for another generator, such as torch's, which draws dropout."""
     high, low, _, _ = philox((position, 0, step, purpose), (seed & WORD, seed >> 32 & WORD))
     return high << 31 ^ low

@@ -1,4 +1,4 @@
-"""Orders: which images each global batch takes. They are functions of the step, so a checkpoint saves no iterator."""
+"""Orders: the images of each global batch, as functions of the step, so that a checkpoint saves no iterator."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class BatchOrder(Protocol):
 class PassOrder:
     """The global batch of each step, as positions in a list of items that is visited in passes.
 
-    Each item comes once per pass; pass n has the order of permutation number n.
+    Each item occurs once per pass. The order of pass n is permutation number n.
     """
 
     length: int
@@ -49,13 +49,13 @@ class PassOrder:
 class ShardOrder:
     """Like `PassOrder`, for items in shards: a process reads few shards at a time, and always the same ones.
 
-    The list is cut into `lanes` equal stretches, and so is each batch. A lane goes through its stretch in passes of its
-    own: the shards in it in the order of one permutation, the items of a shard in the order of another. Shards may be
-    of any size, and one that lies across a border of stretches is in two lanes.
+    The list is divided into `lanes` equal parts, and each batch as well. Each lane makes passes over its part: one
+    permutation orders the shards, and another one the items in a shard. Shards may have any size. A shard across the
+    border of two parts is in two lanes.
     """
 
     borders: Int64[np.ndarray, " borders"]
-    """Position of each shard's first item, and the end of the list; items before the first are like one more shard."""
+    """Position of each shard's first item, and the end of the list. Items before the first shard are one more shard."""
     batch_size: int
     lanes: int
     seed: int
@@ -66,7 +66,7 @@ class ShardOrder:
 
     @cached_property
     def _pieces(self) -> Int64[np.ndarray, " borders"]:
-        """Where what is in one shard and one lane begins, and the end of the list."""
+        """The start of each piece, which is the part of a shard in one lane, and the end of the list."""
         return np.unique(np.concatenate([self._stretches, self.borders]))
 
     @cached_property
@@ -76,18 +76,18 @@ class ShardOrder:
 
     @cached_property
     def _orders(self) -> Permutations:
-        """Of the shards of a lane."""
+        """Orders of the pieces of a lane."""
         return Permutations(self.seed, Purpose.SHARD_ORDER, in_use=len(self._pieces))
 
     @cached_property
     def _inner_orders(self) -> Permutations:
-        """Of the items of a shard, of which each lane goes through one."""
+        """Orders of the items in a piece; each lane uses one at a time."""
         largest, length = int(np.diff(self._pieces).max()), int(self.borders[-1])
         return Permutations(self.seed, Purpose.UNLABELED_ORDER, in_use=min(self.lanes * largest, length))
 
     @cached_property
     def _turns(self) -> OrderedDict[int, tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"]]]:
-        """Of passes of lanes, the pieces in their turn, and after how many draws each is through."""
+        """For recent passes of lanes: the pieces in order, and the number of draws after which each is finished."""
         return OrderedDict()
 
     def __call__(self, step: int, positions: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
@@ -108,7 +108,7 @@ class ShardOrder:
         return torch.from_numpy(self._pieces[pieces] + self._inner_orders.at(keys, lengths, offsets + lengths))
 
     def _pass(self, key: int, lane: int) -> tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"]]:
-        """The pieces of a lane in the order of a pass, and after how many draws each is through."""
+        """The pieces of a lane in the order of a pass, and the number of draws after which each is finished."""
         if key not in self._turns:
             first, stop = self._first_pieces[lane : lane + 2].tolist()
             each = np.arange(stop - first)
@@ -134,7 +134,7 @@ class BalancedOrder:
 
     @cached_property
     def _counts(self) -> Int64[np.ndarray, " present"]:
-        """How many items each class has that has some."""
+        """The number of items of each class that has items."""
         return self.labels.unique(return_counts=True)[1].numpy()
 
     @cached_property
@@ -145,13 +145,13 @@ class BalancedOrder:
 
     @cached_property
     def _orders(self) -> Permutations:
-        """Of the items of a class."""
+        """Orders of the items of a class."""
         return Permutations(self.seed, Purpose.LABELED_ORDER, in_use=len(self.labels))
 
     def __call__(self, step: int, positions: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
         num, counts = len(self._counts), self._counts
         classes = self._class_order(step, positions).numpy()
-        # A class comes once per pass over the classes, so its n-th draw is in pass n.
+        # A class occurs once per pass over the classes, so its n-th draw is in pass n.
         draws = (step * self.batch_size + positions.numpy()) // num
         numbers, places = np.divmod(draws, counts[classes])
         inside = self._orders.at(numbers * num + classes, counts[classes], places)

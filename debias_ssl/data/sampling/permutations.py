@@ -1,4 +1,4 @@
-"""Permutations of images, from which the orders draw."""
+"""Permutations of images for the orders: made together, and cached."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -8,21 +8,21 @@ from jaxtyping import Int64
 
 from debias_ssl.data.sampling.keyed import WORD, permutation, philox
 
-# Of more numbers than this, a permutation is made by itself.
+# Longer permutations are made one by one.
 LONG = 2**14
-# Numbers that are kept of permutations that no step has needed lately.
+# Size of the permutations in the cache beyond those in use, in numbers.
 SPARE = 2**16
 
 
 def permutations(seed: int, purpose: int, numbers: Sequence[int], lengths: Sequence[int]) -> list[np.ndarray]:
-    """`permutation` of each number and length, in one go: of short ones, the time goes into starting operations."""
+    """`permutation` for each number and length. Many short ones together take less time to start operations."""
     stops = np.cumsum(lengths)
     rows = np.repeat(np.arange(len(lengths)), lengths)
     places = np.arange(stops[-1]) - np.repeat(stops - lengths, lengths)
     zero = np.zeros_like(places)
     counter = (places, zero, np.repeat(np.asarray(numbers), lengths), zero + purpose)
     high, low, _, _ = philox(counter, (seed & WORD, seed >> 32 & WORD))
-    # By row, then by word; both sorts keep the order of equals.
+    # Sorted by row, then by word; both sorts are stable.
     return np.split(places[np.lexsort([high >> 2 << 32 | low, rows])], stops[:-1])
 
 
@@ -30,15 +30,15 @@ class Permutations:
     """Permutations of one purpose; the last used ones are kept.
 
     Args:
-        seed: of the permutations.
-        purpose: of the permutations.
-        in_use: how many numbers there are in the permutations that an order goes through at a time.
+        seed: the seed of the permutations.
+        purpose: the purpose of the permutations.
+        in_use: the total length of the permutations that an order uses at a time.
     """
 
     def __init__(self, seed: int, purpose: int, in_use: int):
         self.seed = seed
         self.purpose = purpose
-        # One that is used up is followed by another, and those in use come first for longer than it.
+        # Twice: each permutation in use and the finished one that it has replaced may both be in the cache.
         self.most = 2 * in_use + SPARE
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._size = 0
@@ -46,7 +46,7 @@ class Permutations:
     def at(
         self, numbers: Int64[np.ndarray, " n"], lengths: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " n"]
     ) -> Int64[np.ndarray, " n"]:
-        """What stands at some places of permutations, each of a number that has always the same length."""
+        """The values at some positions of permutations. A permutation number always has the same length."""
         starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
         runs = numbers[starts].tolist()
         self._make(dict(zip(runs, lengths[starts].tolist(), strict=True)))
@@ -57,7 +57,7 @@ class Permutations:
         return drawn
 
     def _make(self, lengths: dict[int, int]) -> None:
-        """Makes what is missing of these, and forgets what was not used for longest."""
+        """Makes the missing permutations, and removes the least recently used ones."""
         missing = {}
         for number, length in lengths.items():
             if number in self._kept:
@@ -74,6 +74,6 @@ class Permutations:
             self._size -= len(self._kept.popitem(last=False)[1])
 
     def _keep(self, number: int, values: np.ndarray) -> None:
-        # Half the memory: no list has more images than this holds.
+        # int32 halves the memory, and is large enough for any list of images.
         self._kept[number] = values.astype(np.int32)
         self._size += len(values)

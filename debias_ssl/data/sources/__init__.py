@@ -1,4 +1,4 @@
-"""Sources: data sets, each of which returns lists of images with labels. A data set of your own needs these names."""
+"""Sources: data sets, as functions that return lists of images with labels. Your own data set needs these names."""
 
 from debias_ssl.data.sources.config import SourceConfig
 from debias_ssl.data.sources.images import UNKNOWN, Data, Images

@@ -1,8 +1,7 @@
-"""Finds the images and their classes in Arrow files.
+"""Finds the positions of images and their classes in Arrow files of the package datasets.
 
-The package datasets writes Arrow files without compression. So each image has a fixed position in its file, and the
-readers of this package read it from there. Arrow maps the file into memory, and only the pages that are read take
-memory.
+These files are not compressed, so each image has a fixed position in its file, from which it is read later. Arrow maps
+the file into memory, and only the pages that are read take memory.
 """
 
 import os
@@ -18,7 +17,7 @@ from debias_ssl.data.sources.rows import RowNames
 from debias_ssl.data.sources.shard_index import Shard
 from debias_ssl.system.errors import InputError
 
-# The class of an image that has none.
+# The class of an image without a class.
 NO_CLASS = -1
 
 
@@ -32,23 +31,23 @@ class Columns:
     lengths: Int64[np.ndarray, " N"]
     """Position and size of each image in its file, in bytes."""
     codes: Int64[np.ndarray, " N"]
-    """Class of each image as a position in `classes`; negative where it is unknown."""
+    """Class of each image as a position in `classes`; negative if unknown."""
     classes: tuple[str, ...]
     is_fixed: bool
-    """Whether the column itself lists the classes, in their order."""
+    """Whether the type of the column lists the classes, in their order."""
 
     @classmethod
     def read(cls, dataset: Any, image: str, label: str | None, where: str) -> "Columns":
-        """Goes through the Arrow files of a split; of the images, only their places are looked at.
+        """Reads the Arrow files of a split: classes, and positions of images, but no image.
 
         Args:
             dataset: a `datasets.Dataset`.
             image: the column of the images.
-            label: the column of the classes; None, or one that is not there, says nothing.
-            where: what this is, for errors.
+            label: the column of the classes; without it, classes are unknown.
+            where: the name of the split in errors.
 
         Raises:
-            InputError: a row has no image or a wrong class, or the rows are not those of the files.
+            InputError: a row has no image or a wrong class, or the rows are not the rows of the files.
         """
         if dataset._indices is not None:
             raise InputError(f"{where}: its rows are selected by an index: call flatten_indices() and save it again")
@@ -105,7 +104,7 @@ def bytes_type(kind: pa.DataType) -> pa.DataType | None:
 
 
 def _places(column: pa.Array, whole: pa.Buffer, where: str, first: int) -> Int64[np.ndarray, "2 n"]:
-    """Position and size of each image in the file that a batch of rows is mapped from."""
+    """Position and size of each image in the file from which a batch of rows is mapped."""
     known = column.is_valid()
     values = column.field("bytes") if isinstance(column, pa.StructArray) else column
     lacking = np.flatnonzero(~(known.to_numpy(False) & values.is_valid().to_numpy(False)))
@@ -118,7 +117,7 @@ def _places(column: pa.Array, whole: pa.Buffer, where: str, first: int) -> Int64
     kind = np.int64 if pa.types.is_large_binary(values.type) else np.int32
     ends = np.frombuffer(borders, kind)[values.offset : values.offset + len(values) + 1].astype(np.int64)
     lengths = np.diff(ends)
-    # What is empty need not lie anywhere.
+    # An empty buffer may have no address.
     start = 0 if data is None else data.address - whole.address
     offsets = np.where(lengths == 0, 0, start + ends[:-1])
     if (lengths < 0).any() or (offsets < 0).any() or (offsets + lengths > whole.size).any():
@@ -136,7 +135,7 @@ def _texts(column: pa.Array, where: str) -> pa.Array:
 def _classes(
     labels: Sequence[pa.Array], names: Sequence[str] | None, number: int, where: str
 ) -> tuple[Int64[np.ndarray, " N"], tuple[str, ...]]:
-    """Positions of the classes of all rows, negative where there is none, and the classes."""
+    """The classes, and for all rows the position of their class; negative if unknown."""
     if not labels:
         return np.full(number, NO_CLASS, dtype=np.int64), tuple(names or ())
     found = pa.chunked_array(labels, pa.large_string()).dictionary_encode().unify_dictionaries()

@@ -1,4 +1,4 @@
-"""Names of files relative to a folder, computed on access."""
+"""`NamesBelow`: names of files relative to a folder, computed on access."""
 
 import os
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ from debias_ssl.system.ranges import AtLeastOne, Fraction, Range, check_ranges
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """The images of a data set, and what is known about them.
+    """The images of a data set, their labels, and their class probabilities.
 
     Args:
         name: `digits` is scikit-learn's; `folder` uses `labeled`, `unlabeled` and `test`; `hf` uses `path`; CIFAR10,
@@ -22,7 +22,7 @@ class SourceConfig:
             of `debias-ssl label`.
         min_confidence: for a CSV file with a confidence column: rows with at least this confidence are labeled images,
             and all others are unlabeled.
-        seeds_per_class: likewise: this number of the most confident rows of each class are labeled images.
+        seeds_per_class: for such a file: this number of the most confident rows of each class are labeled images.
         probs: folder of `debias-ssl label` or `debias` with class probabilities of the unlabeled images, for methods
             that need them.
         unlabeled: a folder of images at any depth, a text file of paths, a CSV file of path and perhaps label, or tar
@@ -64,7 +64,7 @@ class SourceConfig:
 
     @property
     def is_own(self) -> bool:
-        """Whether a function of the user's own gives the data."""
+        """Whether the data set is a function of the user."""
         return "." in self.name
 
     @property

@@ -22,25 +22,25 @@ from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.tables import LABELS, usual
 
-# Of the values of `--images` that name a data set of Hugging Face.
+# Values of `--images` that name a data set of Hugging Face begin with this.
 PREFIX = "hf:"
 SUFFIXES = (".parquet", ".arrow")
-# What is in a folder that `save_to_disk` has written: of several splits, or of one.
+# Files in a folder of `save_to_disk` with several splits, or with one.
 SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"
 ROW = re.compile(r"(?P<where>.+)/(?P<split>[^/\[\]]+)\[(?P<row>\d+)\](?:\.(?P<column>[^/]+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Images of one split, or of several or parts of them."""
+    """Images of a split, of several splits, or of parts of splits."""
 
     names: RowNames
     codes: Int64[np.ndarray, " N"]
-    """Class of each image as a position in `classes`; negative where it is unknown."""
+    """Class of each image as a position in `classes`; negative if unknown."""
     classes: tuple[str, ...]
-    """The names of a ClassLabel column, or the different values of another one as text."""
+    """The names of a ClassLabel column, or the different values of another column as text."""
     is_fixed: bool
-    """Whether the column itself lists the classes, in their order."""
+    """Whether the type of the column lists the classes, in their order."""
 
     def labels(self, number: Mapping[str, int]) -> Int64[np.ndarray, " N"]:
         """The numbers of the classes by their names; negative for rows without a class."""
@@ -53,20 +53,20 @@ class DatasetRows:
 
     where: str
     splits: Mapping[str, Any]
-    """Its `datasets.Dataset`s by the names of the splits."""
+    """A `datasets.Dataset` for each split, by name."""
 
     def rows(self, split: str, setting: str, image_column: str | None = None, label_column: str | None = None) -> Rows:
         """The images and classes of a split.
 
         Args:
-            split: its name, or what `datasets` takes as a split: parts, as in `train[:80%]`, and sums, as in
+            split: the name of a split, or an expression of `datasets`: a part such as `train[:80%]`, or a sum such as
                 `train+validation`.
-            setting: the name of the setting that says so, for errors.
+            setting: the name of the setting, for errors.
             image_column: the column of the images; None takes the only one.
             label_column: the column of the classes; None takes the only ClassLabel column, or one with a usual name.
 
         Raises:
-            InputError: there is no such split or column, several columns could be meant, or a row has no image.
+            InputError: there is no such split or column, several columns fit, or a row has no image.
         """
         parts, label = self._parts(split, setting), label_column
         image = self._image_column(parts[0][0], image_column)
@@ -86,7 +86,7 @@ class DatasetRows:
         )
 
     def _parts(self, split: str, setting: str) -> list[tuple[str, int, int]]:
-        """Which rows of which splits are meant."""
+        """The splits and ranges of rows that the expression `split` names."""
         sizes = {name: len(each) for name, each in self.splits.items()}
         try:
             found = importlib.import_module("datasets").ReadInstruction.from_spec(split).to_absolute(sizes)
@@ -110,7 +110,7 @@ class DatasetRows:
                 raise InputError(f"data.image_column is {chosen!r}: {self._columns(split)}")
             return chosen
         found = [name for name, feature in features.items() if isinstance(feature, kinds.Image)]
-        # Files that other programs write have no types of Hugging Face.
+        # Files of other programs do not have the column types of Hugging Face.
         found = found or [
             name
             for name, feature in features.items()
@@ -134,14 +134,14 @@ class DatasetRows:
 
 
 def open_dataset(where: str, setting: str, *, download: bool = False, cache: str | None = None) -> DatasetRows:
-    """A data set in a folder, in a file or, where it may be downloaded, on the hub; nothing in it is executed.
+    """A data set in a folder, in a file or, if downloads are allowed, on the hub. No code in it is executed.
 
     Args:
         where: a folder that `save_to_disk` has written, a folder with Parquet or Arrow files at any depth, such a
             file, or a name on the hub.
-        setting: that it is the value of, for errors.
-        download: whether a name may be looked for on the hub.
-        cache: folder of what Parquet files are converted to; None is the one that `datasets` takes.
+        setting: the setting with this value, for errors.
+        download: whether a name may be downloaded from the hub.
+        cache: folder of converted Parquet files; None is the default of `datasets`.
 
     Raises:
         InputError: the package is missing, or there is no such data set.
@@ -178,7 +178,7 @@ def _package(setting: str) -> Any:
 
 
 def _files(path: Path, setting: str) -> dict[str, list[str]]:
-    """The Parquet or Arrow files of each split, by the names of files and folders, as `datasets` finds them."""
+    """The Parquet or Arrow files of each split, found by `datasets` from the names of files and folders."""
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise InputError(f"{setting} is {str(path)!r}: it is not a Parquet or Arrow file")
@@ -186,11 +186,11 @@ def _files(path: Path, setting: str) -> dict[str, list[str]]:
     module = importlib.import_module("datasets.data_files")
     files = {}
     if _holds_tables(path):
-        # What a README.md in the folder says is left out: it may name places on the network.
+        # A README.md in the folder is ignored, because it may name addresses on the network.
         for split, patterns in module.get_data_patterns(os.path.abspath(path)).items():
             found = set()
             for pattern in patterns:
-                # Of the ways to name the files of a split, one is enough.
+                # Only one of the patterns of a split must match.
                 with suppress(FileNotFoundError):
                     found.update(module.resolve_pattern(pattern, os.path.abspath(path)))
             files[str(split)] = sorted(name for name in found if name.endswith(SUFFIXES))
@@ -218,10 +218,10 @@ def folder_of_hf(where: str) -> Path:
 
 
 def rows_of_hf(where: str, setting: str) -> Rows:
-    """The images that `hf:PATH` or `hf:PATH:SPLIT` names, with their classes; without a split, the only one is meant.
+    """The images that `hf:PATH` or `hf:PATH:SPLIT` names, with their classes. A single split may be left out.
 
     Raises:
-        InputError: there is no such data set or split, or several splits could be meant.
+        InputError: there is no such data set or split, or there are several splits and none is named.
     """
     path, split = _path_and_split(where)
     if not path:
@@ -237,7 +237,7 @@ def rows_of_hf(where: str, setting: str) -> Rows:
 
 def _path_and_split(where: str) -> tuple[str, str | None]:
     path = where.removeprefix(PREFIX)
-    # A colon may be in the path, and in a part such as train[:80%].
+    # The path may contain a colon, and so may a part of a split such as train[:80%].
     fronts = [path[: found.start()] for found in re.finditer(":", path)]
     if not fronts or Path(path).exists():
         return path, None
@@ -246,12 +246,12 @@ def _path_and_split(where: str) -> tuple[str, str | None]:
 
 
 def row_named(name: str) -> Member | None:
-    """The image with this name in a Hugging Face data set, as in a label file; None if the name is of another kind."""
+    """The image with this name in a Hugging Face data set; None if it is not such a name."""
     found = ROW.fullmatch(name)
     if found is None or not _is_dataset(found["where"]):
         return None
     _package(f"a row of {found['where']!r}")
-    # A folder with tables somewhere below it need not be a data set.
+    # A folder that contains tables may be no data set.
     with suppress(InputError):
         dataset, row = _opened(found["where"]), int(found["row"])
         if found["split"] in dataset.splits and row < len(dataset.splits[found["split"]]):

@@ -12,7 +12,7 @@ from debias_ssl.data.sources.images import Data, Images
 
 def read_digits(config: SourceConfig) -> Data:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every third image is a test image."""
-    # The file that `load_digits` reads: scikit-learn takes longer to import than torch.
+    # Reads the file of `load_digits` directly, because the import of scikit-learn takes longer than that of torch.
     found = find_spec("sklearn")
     assert found is not None and found.origin is not None
     with gzip.open(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz") as file:

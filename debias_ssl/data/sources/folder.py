@@ -28,7 +28,7 @@ from debias_ssl.system.errors import InputError, shortened
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Files, and names of their classes; the name is empty where the class is unknown."""
+    """Files, and the names of their classes; an empty name is an unknown class."""
 
     paths: FileNames | list[str]
     labels: list[str]
@@ -36,18 +36,18 @@ class Found:
 
 
 def find_files(where: str, setting: str, root: str | None = None, root_setting: str = "--root") -> Images:
-    """Files of a folder of any depth, an image, a text file of paths, a CSV file with a path column, or tar files.
+    """Images of a folder of any depth, an image, a text file of paths, a CSV file with a path column, or tar files.
 
-    With `hf:` in front, rows of a data set of Hugging Face. Labels are left out.
+    A value that begins with `hf:` is a data set of Hugging Face. Labels are left out.
 
     Args:
         where: the value of a setting.
-        setting: its name, for errors.
-        root: what the paths of a list are relative to, below which they must lie; None is the folder of the list.
-        root_setting: by which users name it.
+        setting: the name of the setting, for errors.
+        root: the folder that the paths of a list are relative to and must lie below; None is the folder of the list.
+        root_setting: the setting with which users set the root.
 
     Raises:
-        InputError: there are no images, or the root is for no list.
+        InputError: there are no images, or `root` is given but `where` is not a list.
     """
     if root is not None and not is_list(where):
         raise InputError(
@@ -63,7 +63,7 @@ def find_files(where: str, setting: str, root: str | None = None, root_setting: 
 
 
 def is_list(where: str) -> bool:
-    """Whether a setting means a text file of paths or a CSV file."""
+    """Whether a setting names a text file of paths or a CSV file."""
     path = Path(where)
     return path.is_file() and not is_shards(where) and path.suffix.lower() not in EXTENSIONS
 
@@ -74,7 +74,7 @@ def is_table(path: Path) -> bool:
 
 
 def listed_images(paths: Sequence[str | Path], setting: str) -> Images:
-    """Images whose paths are given one by one. Paths may lead into tar files. Labels are not read."""
+    """Images from a sequence of paths. Paths may lead into tar files. Labels are not read."""
     names = [str(path) for path in paths]
     if not names:
         raise InputError(f"{setting} lists no images")
@@ -86,7 +86,7 @@ def listed_images(paths: Sequence[str | Path], setting: str) -> Images:
 
 
 def folder_of(where: str, images: Images, root: str | None = None) -> Path:
-    """The folder that the paths of `find_files` are written relative to: the one named, or that of the list."""
+    """The folder that the paths of `find_files` are relative to: the given one, or that of the list."""
     if root is not None:
         return Path(root)
     if is_hf(where):
@@ -103,7 +103,7 @@ def read_folder(config: SourceConfig) -> Data:
             "data.name 'folder' needs data.labeled and data.test: a class tree or a CSV of path,label each"
         )
     labeled_in, root = Path(config.labeled), None if config.root is None else Path(config.root)
-    # A row that abstained is not among the rows that are chosen.
+    # Rows without a label (abstention) are not chosen, so labels are not required then.
     listed = labeled_files(config.labeled, root, "data.labeled", config.cache, needs_labels=not config.chooses_rows)
     classes = class_names([*listed.labels, *(read_classes(labeled_in) if config.chooses_rows else ())])
     labeled = each_once(_images_of(listed, classes, config.labeled), classes, config.labeled)
@@ -124,7 +124,7 @@ def read_folder(config: SourceConfig) -> Data:
 
 
 def read_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:
-    """The test images alone, for a model that knows these classes."""
+    """The test images alone, for a model with these classes."""
     return _read_test(config, classes).images
 
 
@@ -137,7 +137,7 @@ def _read_test(config: SourceConfig, classes: tuple[str, ...]) -> Listed:
 
 
 def _chosen(listed: Listed, config: SourceConfig, num_classes: int) -> tuple[Listed, Listed]:
-    """The images of a label file that are confident enough to be labeled ones, and the others, without labels."""
+    """The rows of a label file that are confident enough to be labeled images; and the others, without labels."""
     assert config.labeled is not None
     confidence = read_confidence(Path(config.labeled))[listed.rows]
     chosen = confident(listed.images.labels, confidence, num_classes, config.min_confidence, config.seeds_per_class)
@@ -177,10 +177,10 @@ def images_in_shards(
     cache: str | None = None,
     numbers: Mapping[str, int] | None = None,
 ) -> Images:
-    """Images in tar files; what .cls members say are names of classes or, if not all are, their numbers.
+    """Images in tar files. The .cls members have names of classes or, if one is not a name, class numbers.
 
-    Without any `classes`, labels are left out. `numbers` are those of the classes by all that they are called; None
-    takes their names alone.
+    Without `classes`, labels are left out. `numbers` maps all accepted names of classes to their numbers; None accepts
+    only the names in `classes`.
     """
     names, codes, texts = open_shards(where, setting, cache)
     number: Mapping[str, int] = {name: k for k, name in enumerate(classes)} if numbers is None else numbers
@@ -198,19 +198,19 @@ def images_in_shards(
 
 
 def class_names(names: list[str]) -> tuple[str, ...]:
-    """Names in order: of numbers by value, else of the alphabet."""
+    """Names in order: numbers by value, other names by the alphabet."""
     found = set(names) - {""}
     numbers = all(name.isdecimal() for name in found)
     return tuple(sorted(found, key=lambda name: (int(name) if numbers else 0, name)))
 
 
 def deeper_classes(folder: Path) -> Path | None:
-    """The shallowest folder below one that has several folders in it."""
+    """The nearest folder below this one that contains several folders."""
     return next((inner for inner in _folders_below(folder) if len(_shown_folders(inner)) > 1), None)
 
 
 def _folders_below(folder: Path) -> Iterator[Path]:
-    """Folders at any depth, the shallow ones first."""
+    """Folders at any depth, the nearest ones first."""
     level = _shown_folders(folder)
     while level:
         yield from level
@@ -230,7 +230,7 @@ def labeled_files(
     *,
     needs_labels: bool = True,
 ) -> Found:
-    """Paths and class names from a class tree or a CSV file, which may have to have a label in each row."""
+    """Paths and class names from a class tree or a CSV file; `needs_labels` requires a label in each row."""
     path = Path(where)
     if path.is_file():
         return _of_rows(read_label_file(path, root, classes, needs_labels=needs_labels))
@@ -263,7 +263,7 @@ def _tree(where: str, setting: str) -> tuple[FileNames, list[str]]:
 
 
 def _left_beside(folder: Path) -> dict[str, int]:
-    """What lies beside the folders of the classes, and is of no class."""
+    """Entries beside the class folders, which have no class, counted by reason."""
     left_out = Tally()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -281,10 +281,10 @@ def _unlabeled_files(
     classes: Collection[str] = (),
     root_setting: str = "data.root",
 ) -> Found:
-    """Paths, and class names where they are known, of a folder of any depth, an image, a list or a CSV file."""
+    """Paths, and class names if they are known, from a folder of any depth, an image, a list or a CSV file."""
     path = Path(where)
     if path.is_dir():
-        # A class tree may lie in the same folder, and has texts.
+        # "/." distinguishes this listing from that of a class tree in the same folder.
         paths, names = shared_listing(f"{where}/.", cache, lambda: _images_below(path))
         if not len(paths):
             shards = f"; for its tar files, write {str(path / '*.tar')!r}" if any(path.glob("*.tar")) else ""

@@ -12,7 +12,7 @@ from debias_ssl.system.errors import InputError, shortened
 
 
 def read_hf(config: SourceConfig) -> Data:
-    """Images of the splits that settings name; mean and deviation are ImageNet's.
+    """Images of the splits in the settings. Mean and standard deviation are ImageNet's.
 
     Raises:
         InputError: a setting, a split or a column is missing, or test images have no classes.
@@ -35,7 +35,7 @@ def read_hf(config: SourceConfig) -> Data:
 
 
 def read_hf_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:
-    """The test images alone, for a model that knows these classes."""
+    """The test images alone, for a model with these classes."""
     return _test(_dataset(config), config, classes).images
 
 
@@ -71,5 +71,5 @@ def _listed(rows: Rows, classes: tuple[str, ...], setting: str) -> Listed:
 
 
 def _classes(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts of a column that are names of classes, in order."""
+    """The class names in a column, in order."""
     return class_names([text for text in texts if text.strip().lower() not in UNKNOWN_WORDS])

@@ -20,9 +20,9 @@ class Listed:
 
     images: Images
     keys: Int64[np.ndarray, " N"] | None
-    """Numbers of the files, as `file_keys` gives them; None for tar files, of which no image is looked at."""
+    """Numbers of the files from `file_keys`; None for tar files, whose images are not compared."""
     rows: Int64[np.ndarray, " N"]
-    """Where the images were in the list."""
+    """Positions of the images in the original list."""
     notes: tuple[str, ...] = ()
 
     def part(self, positions: Int64[np.ndarray, " P"]) -> "Listed":
@@ -31,9 +31,10 @@ class Listed:
 
 
 def file_keys(names: Sequence[str]) -> Int64[np.ndarray, " N"]:
-    """A number for each image, the same where the file is: of its path without links, or of that of its tar file.
+    """A number for each image, which is equal for paths of the same file: a hash of the path with links resolved.
 
-    Numbers of 64 bits are a tenth of the paths in memory; of a million files, two share one with probability 3e-8.
+    For an image in a tar file, the link to the tar file is resolved. Numbers of 64 bits need 0.1 times the memory of
+    paths. With a million files, the probability of two equal numbers is 3e-8.
     """
     folders: dict[str, str] = {}
     links_in: dict[str, set[str] | None] = {}
@@ -67,7 +68,7 @@ def file_keys(names: Sequence[str]) -> Int64[np.ndarray, " N"]:
 
 
 def _links_in(folder: str) -> set[str] | None:
-    """Names of the links in a folder, as a look at each file costs ten times as much; None if it cannot be listed."""
+    """Names of the links in a folder; None if it cannot be listed. To test each file takes ten times as long."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_symlink()}
@@ -81,10 +82,10 @@ def each_once(images: Images, classes: Sequence[str], where: str) -> Listed:
     Args:
         images: a list of files.
         classes: names of the classes, for errors.
-        where: what the list is of: a folder, or a file, whose rows people look for by number.
+        where: the folder or file of the list, for messages; for a file, messages have row numbers.
 
     Raises:
-        InputError: a file is there with two labels.
+        InputError: a file has two labels.
     """
     if isinstance(images.names, ShardedNames):
         return Listed(images=images, keys=None, rows=np.arange(len(images)))  # the names in a tar file differ
@@ -108,7 +109,7 @@ def each_once(images: Images, classes: Sequence[str], where: str) -> Listed:
 
 
 def among(some: Listed, others: Listed) -> Bool[np.ndarray, " N"]:
-    """Which of some images are among others that are listed one by one; shards without any are not gone through."""
+    """Whether each of some images is among other images; shards without one of them are not read."""
     assert others.keys is not None
     if some.keys is not None:
         return np.isin(some.keys, others.keys)
@@ -121,7 +122,7 @@ def among(some: Listed, others: Listed) -> Bool[np.ndarray, " N"]:
 
 
 def _shards_of(names: ShardedNames, members: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Where the images begin and end of the shards that have some members."""
+    """Start and end of the images of each shard that has one of the members."""
     wanted = {member.shard.path for member in members if isinstance(member, Member)}
     real = {os.path.realpath(path) for path in wanted}
     if not real:
@@ -141,7 +142,7 @@ def _keys_of(listed: Listed, positions: Int64[np.ndarray, " P"]) -> Int64[np.nda
 def _check_labels(
     some: Listed, positions: Int64[np.ndarray, " P"], setting: str, labeled: Listed, classes: Sequence[str]
 ) -> None:
-    """Raises InputError where a file has one label among the labeled images and another one elsewhere."""
+    """Raises InputError if a file has one label among the labeled images and another one elsewhere."""
     assert labeled.keys is not None
     order = np.argsort(labeled.keys)
     place = order[np.searchsorted(labeled.keys[order], _keys_of(some, positions))]
@@ -166,7 +167,7 @@ class Sets:
     notes: tuple[str, ...]
 
     def with_test(self, test: Images, classes: tuple[str, ...], notes: Sequence[str] = ()) -> Data:
-        """The data set of these images of files and test images; mean and deviation are ImageNet's."""
+        """The data set of these images and test images. Mean and standard deviation are ImageNet's."""
         return Data(
             classes=classes,
             train=self.train,
@@ -182,17 +183,17 @@ class Sets:
 def separated(
     labeled: Listed, unlabeled: Listed | None, test: Listed, classes: Sequence[str], *, are_certain: bool
 ) -> Sets:
-    """Makes each file one image: one that is labeled and unlabeled is in both sets, and test images are not unlabeled.
+    """Makes each file one image. A file that is labeled and unlabeled is in both sets; test images are not unlabeled.
 
     Args:
         labeled: images with labels.
-        unlabeled: a set of its own; None where there is none.
+        unlabeled: the separate set of unlabeled images; None without such a set.
         test: images with labels.
         classes: names of the classes, for errors.
-        are_certain: whether labels were given by people, so that two of them for a file contradict each other.
+        are_certain: whether people gave the labels, so that two different labels of a file are an error.
 
     Raises:
-        InputError: a file has two labels, or no unlabeled file is left that is no test image.
+        InputError: a file has two labels, or all unlabeled files are test images.
     """
     notes, known = [], np.flatnonzero(among(test, labeled))
     if len(known):
@@ -217,7 +218,7 @@ def separated(
         _check_labels(unlabeled, np.flatnonzero(both), "data.unlabeled", labeled, classes)
     train = labeled.images
     if (both & ~tested).any():
-        # Last of the labeled ones, so that both sets are one stretch of the list.
+        # At the end of the labeled ones, so that each set is one contiguous part of the list.
         assert labeled.keys is not None
         shared = np.isin(labeled.keys, _keys_of(unlabeled, np.flatnonzero(both & ~tested)))
         train = train.part(np.argsort(shared, kind="stable"))

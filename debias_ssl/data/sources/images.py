@@ -24,13 +24,13 @@ class Images:
     pixels: UInt8[np.ndarray, "N H W K"] | None
     """Decoded images, or None where `names` are files to read."""
     labels: Int64[np.ndarray, " N"]
-    """Positions in the list of classes, negative where the class is unknown."""
+    """Positions in the list of classes, negative if unknown."""
     names: Sequence[str]
-    """Of decoded images, names for people, which must differ; else the paths of the files."""
+    """Different names of decoded images, for messages; or the paths of the files."""
     notes: tuple[str, ...] = ()
-    """What people should know of how a list was read; parts of it have none."""
+    """Notes for users about how a list was read; parts of a list have no notes."""
     left_out: tuple[LeftOut, ...] = ()
-    """What is left out of the folders and tar files that the images are in."""
+    """Entries of the folders and tar files that are left out."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,37 +59,37 @@ class Images:
 class Data:
     """The result of a source: training and test images, and the classes of their labels.
 
-    The last `num_separate` training images are an unlabeled set of its own: they give no labels, and all unlabeled
-    images come from them, and from the `num_shared` images before them, which are in both sets: what is not held out of
-    these is unlabeled too. Where both are 0, unlabeled images are training images whose labels are not used. The order
-    of the images must be the same in every run: splits are positions in it.
+    The last `num_separate` training images are a separate unlabeled set: their labels are not used, and unlabeled
+    images come only from them and from shared images. The `num_shared` images before them are in both sets: they are
+    unlabeled too, unless they are held out. If both are 0, unlabeled images are training images whose labels are not
+    used. The order of the images must be the same in every run, because splits are positions in it.
     """
 
     classes: tuple[str, ...]
-    """Names, in the order of the numbers that labels are."""
+    """Names of the classes; a label is a position in this list."""
     train: Images
     num_separate: int = 0
     num_shared: int = 0
     test: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Of each channel of the training images, with pixels in [0, 1]; or of each feature."""
+    """Mean and standard deviation of each channel of the training images, with pixels in [0, 1]; or of each feature."""
     flips: bool = True
-    """Whether a mirrored image is of the same class; digits are not."""
+    """Whether a mirrored image has the same class; false for digits."""
     notes: tuple[str, ...] = ()
-    """What people should know of the images, such as that some are listed twice."""
+    """Notes for users about the images, for example that some are listed twice."""
 
 
 def left_out_notes(*several: Images) -> list[str]:
-    """What people should know of what is left out of the places that images are in, of each place once."""
+    """Notes for users about entries that are left out, one for each folder or tar file."""
     notes = [each.note for images in several for each in images.left_out]
     return [note for note in dict.fromkeys(notes) if note is not None]
 
 
 def fingerprint(images: Images, num_separate: int = 0) -> str:
-    """Hash of the pixels, or of the files' names and sizes, and of the labels: what a run must find again on resume.
+    """Hash of the labels and of the pixels, or of the names and sizes of files; a resumed run must find the same hash.
 
-    Names are those below the folder of all files; the last `num_separate` images may have another folder.
+    Names are relative to the common folder of the files; the last `num_separate` images may have another folder.
     """
     digest = hashlib.sha256(images.labels.tobytes())
     if images.pixels is not None:
@@ -108,7 +108,7 @@ def fingerprint(images: Images, num_separate: int = 0) -> str:
 
 
 def common_parent(names: Iterable[str]) -> Path:
-    """The folder below which all files lie."""
+    """The deepest folder that contains all files."""
     return _common({os.path.dirname(name) for name in names})
 
 

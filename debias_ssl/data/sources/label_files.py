@@ -19,15 +19,15 @@ from debias_ssl.system.outputs import check_whole
 from debias_ssl.system.tables import LABELS, PATHS, check_text, read_lines, read_table, read_text
 from debias_ssl.system.texts import places_in, texts_of
 
-# Words that programs write for an unknown label, in upper or lower case; -1 is scikit-learn's.
+# Words that programs write for an unknown label, in upper or lower case; scikit-learn writes -1.
 UNKNOWN_WORDS = {"", "nan", "none", "null", "na", "<na>", "n/a", "#n/a", "-1"}
-# By what part of itself float16 rounds a probability at most, or decides a tie; and what six decimals leave out.
+# Largest relative rounding error of float16, with the step that decides ties; and the precision of six decimals.
 ROUNDING, DECIMALS = 2**-9, 1e-6
-# What `--probs top5` writes: the largest probabilities of each row, and the numbers of their classes.
+# The files of `--probs top5`: the largest probabilities of each row, and the numbers of their classes.
 TOP5 = ("top5_probs.npy", "top5_classes.npy")
-# How all probabilities come to be there.
+# How to get the file of all probabilities.
 FULL = "run that job again with --probs full"
-# Rows of probabilities that are in memory at a time.
+# Number of rows of probabilities in memory at a time.
 ROWS_CHECKED = 2**14
 
 
@@ -36,7 +36,7 @@ class LabelFile(ListedFiles):
     """The rows of a label file, or the lines of a list."""
 
     labels: list[str]
-    """Names of classes; empty where unknown. Rows of one class have one string in common."""
+    """Names of classes, empty if unknown. All rows of a class share one string."""
 
 
 def read_label_file(
@@ -47,16 +47,16 @@ def read_label_file(
     root_setting: str = "data.root",
     needs_labels: bool = False,
 ) -> LabelFile:
-    """Paths and class names from a CSV, TSV or Parquet file, which has more of them under usual names of columns.
+    """Paths and class names from a CSV, TSV or Parquet file with usual names of columns; other columns are ignored.
 
-    Further columns are ignored. Relative paths are relative to `root`, or to the file's folder, absolute ones must lie
-    below it, and none leaves it. They may go on into tar files.
+    Relative paths are relative to `root`, or to the folder of the file. All files must lie below this folder. Paths may
+    lead into tar files.
 
     Args:
         path: the file.
-        root: the folder that a user named.
-        classes: names that are classes even if they are words for an unknown one, such as "None".
-        root_setting: by which users name the folder.
+        root: the folder that the user has set; None is the folder of the file.
+        classes: names that are classes, even if they are words for an unknown label such as "None".
+        root_setting: the setting with which users set the root.
         needs_labels: whether an unknown label is an error.
 
     Raises:
@@ -67,7 +67,7 @@ def read_label_file(
     if key is None or (label is None and needs_labels):
         raise InputError(f"{path}: the first line must name the columns, path and label; it is {[*table.header]}")
     labels, words, beside = [], [], cache(partial(read_classes, path))
-    # One string for all rows of a class.
+    # All rows of a class share one string.
     known: dict[str, str] = {}
 
     def rows() -> Iterator[tuple[int, str]]:
@@ -99,7 +99,7 @@ def read_label_file(
 
 
 def read_list(path: Path, root: Path | None, root_setting: str = "data.root") -> LabelFile:
-    """Paths from a text file of one a line, as `read_label_file` takes them.
+    """Paths from a text file with one path in each line, as in `read_label_file`.
 
     Raises:
         InputError: the file or a line cannot be used.
@@ -114,7 +114,7 @@ def read_list(path: Path, root: Path | None, root_setting: str = "data.root") ->
 
 
 def is_unknown(label: str, classes: Collection[str]) -> bool:
-    """Whether a label is a word for an unknown one, and not the name of a class."""
+    """Whether a label is a word for an unknown label, and not the name of a class."""
     return label.lower() in UNKNOWN_WORDS and label not in classes
 
 
@@ -142,12 +142,12 @@ def read_confidence(path: Path) -> Float64[np.ndarray, " N"]:
 
 
 def has_confidence(path: Path) -> bool:
-    """Whether labels are a model's, which says how confident it is, and not what people have seen."""
+    """Whether a model gave the labels, because the file has confidences; else people gave them."""
     return path.is_file() and read_table(path).column(("confidence",)) is not None
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """The class names of a label file's folder, including classes without rows; empty if they are unknown."""
+    """The class names in the folder of a label file, including classes without rows; empty if unknown."""
     names = path.parent / "classes.json"
     if not names.is_file():
         return ()
@@ -169,7 +169,7 @@ def confident(
     at_least: float | None,
     per_class: int | None,
 ) -> Bool[np.ndarray, " N"]:
-    """Rows with a confidence of `at_least`, or else the `per_class` most confident rows of each class."""
+    """Rows with a confidence of at least `at_least`, or else the `per_class` most confident rows of each class."""
     if at_least is not None:
         return (confidence >= at_least) & (labels >= 0)
     chosen = np.zeros(len(labels), dtype=bool)
@@ -191,14 +191,14 @@ def read_probs(
     """Class probabilities of images, from the table of labels, probs.npy and classes.json of a folder.
 
     Args:
-        folder: written by `debias-ssl label` or `debias`.
-        root: what the paths in the table are relative to; None is the folder.
-        names: paths of the images; one that is not listed gets zeros.
+        folder: a folder of `debias-ssl label` or `debias`.
+        root: the folder that the paths in the table are relative to; None is `folder`.
+        names: paths of the images; images that are not listed get zeros.
         classes: the order of the columns.
 
     Raises:
-        InputError: files are missing or do not fit together, or none of the images is listed. Where somebody has sorted
-            the table, its rows are no longer those of the probabilities.
+        InputError: files are missing or do not fit together (for example because the table was sorted), or no image is
+            listed.
     """
     check_whole(folder / "probs.npy")
     if not (folder / "probs.npy").is_file():
@@ -229,7 +229,7 @@ def read_probs(
 
 
 def _check_rows(path: Path, listed: LabelFile, classes: tuple[str, ...], probs: Float16[np.ndarray, "N C"]) -> None:
-    """Raises InputError where a row of a table has not the label or the confidence of its row of probs.npy."""
+    """Raises InputError if a row of a table has another label or confidence than its row of probs.npy."""
     number = {name: k for k, name in enumerate(classes)} | {"": UNKNOWN}
     labels = np.array([number.get(label, len(classes)) for label in listed.labels])
     confidence = read_confidence(path) if has_confidence(path) else None
@@ -248,12 +248,12 @@ def contradicting_row(
 ) -> int | None:
     """The first row whose label or confidence contradicts its probabilities; None if all rows agree.
 
-    Of two classes whose probabilities differ by the rounding of float16 alone, either may be the label.
+    If two probabilities differ only by the rounding of float16, either class may be the label.
 
     Args:
         probs: probabilities, or logits if there are no confidences.
-        labels: class numbers, negative where unknown; C is no class.
-        confidence: of the labels; None is not compared.
+        labels: class numbers, negative if unknown; C is not a class.
+        confidence: confidences of the labels; None compares only labels.
     """
     for first in range(0, len(labels), ROWS_CHECKED):
         rows = np.arange(first, min(first + ROWS_CHECKED, len(labels)))
@@ -263,7 +263,7 @@ def contradicting_row(
         rounding = ROUNDING * highest + DECIMALS
         wrong = (label == probs.shape[1]) | known & (own < highest - rounding)
         if confidence is not None:
-            # What is not a number is wrong too.
+            # The negation counts NaN as wrong too.
             wrong |= ~(np.abs(confidence[rows] - highest) <= rounding)
         if wrong.any():
             return int(rows[wrong.argmax()])

@@ -1,4 +1,4 @@
-"""Decides by the suffix which files are images, and counts the files of a folder or tar file that are left out."""
+"""Decides by the suffix which files are images, and counts the entries of a folder or tar file that are left out."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from PIL import features
 
 HEIF = "pillow_heif"
-# What Pillow reads with all libraries that it may be built with, and what it or another package needs for the others.
+# Suffixes that every build of Pillow reads. Other suffixes need a library or a package.
 OF_PILLOW = {".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm"}
 OF_PILLOW |= {".ppm", ".qoi", ".tga", ".tif", ".tiff"}
 OF_OTHERS = (
@@ -19,26 +19,26 @@ OF_OTHERS = (
 )
 EXTENSIONS = frozenset(OF_PILLOW.union(*(suffixes for is_there, _, suffixes in OF_OTHERS if is_there)))
 NEEDED = {suffix: needs for is_there, needs, suffixes in OF_OTHERS if not is_there for suffix in suffixes}
-# Nobody takes these for images, so that they are worth no note.
+# These are obviously not images, so no note mentions them.
 NO_IMAGES = {".cls", ".csv", ".db", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log", ".md", ".npy", ".npz"}
 NO_IMAGES |= {".parquet", ".pkl", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 
-# Reasons, beside suffixes.
+# Reasons other than suffixes.
 HIDDEN, HIDDEN_IMAGES, HIDDEN_FOLDERS = "hidden files", "hidden images", "hidden folders"
 NOWHERE, TO_FOLDERS = "links to nothing", "links to folders"
 CLOSED, UNSEEN, NO_FILES = "folders without permission to read", "files without permission to read", "no regular files"
 NO_SUFFIX, OTHER_SUFFIXES = "without a suffix", "of other suffixes"
-# In a folder with a folder for each class, and in tar files.
+# Reasons in a folder with a folder for each class, and in tar files.
 BESIDE, LINKS, SPARSE = "images beside the folders of the classes", "links, devices and the like", "files with holes"
-# Names like "scan.1", "scan.2" make one suffix for each file: some suffixes are counted, and the others together.
+# Names like "scan.1", "scan.2" have different suffixes: up to this number are counted separately, others together.
 MOST_SUFFIXES, LONGEST_SUFFIX = 500, 10
-# Reasons in a note.
+# Largest number of reasons in a note.
 SHOWN = 5
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts by reason the entries of a folder or a tar file that are left out; it stores no names."""
+    """Counts the entries of a folder or tar file that are left out, by reason; it stores no names."""
 
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -55,13 +55,13 @@ class LeftOut:
     where: str
     """The folder or the tar files."""
     number: int
-    """How many images are taken."""
+    """The number of images."""
     counts: Mapping[str, int]
-    """How many other entries there are, by reason."""
+    """The number of other entries, by reason."""
 
     @property
     def note(self) -> str | None:
-        """What people should know of it; None where it is only what nobody takes for images."""
+        """A note for users; None if all entries are obviously not images."""
         if not any(map(is_worth_a_note, self.counts)):
             return None
         others = sum(self.counts.values())
@@ -82,14 +82,14 @@ def suffix_of(name: str) -> str:
 
 
 def hidden(name: str) -> str:
-    """The reason for which a file is left out if its name begins with a dot."""
-    # macOS puts `._x.jpg` beside `x.jpg`, which is no image.
+    """The reason why a file is left out whose name begins with a dot."""
+    # macOS writes `._x.jpg` beside `x.jpg`; it is not an image.
     is_image = suffix_of(name) in EXTENSIONS.union(NEEDED) and not name.startswith("._")
     return HIDDEN_IMAGES if is_image else HIDDEN
 
 
 def by_suffix(name: str) -> str:
-    """The reason for which a file that is no image by its name is left out."""
+    """The reason why a file is left out whose suffix is not that of an image."""
     suffix = suffix_of(name)
     if not suffix:
         return NO_SUFFIX
@@ -97,7 +97,7 @@ def by_suffix(name: str) -> str:
 
 
 def explained(reason: str) -> str:
-    """A reason, and where a package is missing, which."""
+    """A reason, with the name of the missing package if there is one."""
     return f"{reason} (needs {NEEDED[reason]})" if reason in NEEDED else reason
 
 
@@ -114,5 +114,5 @@ def reasons_told(left_out: Mapping[str, int]) -> str:
 
 
 def none_told(left_out: Mapping[str, int]) -> str:
-    """What to add to the message that there are no images; empty if nothing else is there either."""
+    """An addition to the message that there are no images; empty if there are no other entries."""
     return f" (left out: {reasons_told(left_out)})" if left_out else ""

@@ -1,4 +1,4 @@
-"""Files that a list of paths names: looked up in a folder, and kept in arrays."""
+"""`ListedFiles`: the files that the lines of a list name, found in a folder and kept in arrays."""
 
 import os
 import stat
@@ -23,11 +23,11 @@ class ListedFiles:
     """The files that the lines of a list name."""
 
     files: FileNames | list[str]
-    """Their paths; a list where some go on into tar files."""
+    """Paths of the files; a plain list if some of them lead into tar files."""
     lines: Int64[np.ndarray, " N"]
-    """Numbers of the lines that the rows end in."""
+    """The number of the last line of each row."""
     notes: tuple[str, ...]
-    """What people should know of how it was read."""
+    """Notes for users about how the list was read."""
 
 
 def find_listed(
@@ -37,19 +37,19 @@ def find_listed(
     names: Iterator[tuple[int, str]],
     again: Callable[[], Iterator[tuple[int, str]]],
 ) -> ListedFiles:
-    """The files that names mean.
+    """Finds the files for the names in a list.
 
-    Relative ones are relative to `root`, or to the list's folder, absolute ones must lie below it, and none leaves it.
+    Relative names are relative to `root`, or to the folder of the list. All files must lie below this folder.
 
     Args:
-        path: of the list.
-        root: the folder that a user named; None is that of the list.
-        root_setting: by which users name it.
-        names: of the files, with the numbers of their lines.
-        again: gives all of them once more, for errors.
+        path: the path of the list.
+        root: the folder that the user has set; None is the folder of the list.
+        root_setting: the setting with which users set the root.
+        names: names of the files, with the numbers of their lines.
+        again: returns all names once more, for errors.
 
     Raises:
-        InputError: there are none, or a name means no file.
+        InputError: there are no names, or a name matches no file.
     """
     places = _Places(listed_in=path, root=path.parent if root is None else root)
     lines, members, respelled, first = array("q"), [], 0, ""
@@ -81,25 +81,25 @@ def find_listed(
 
 
 class _Place(NamedTuple):
-    """A file that a name means."""
+    """A file that was found for a name."""
 
     path: str
     spelled: str
-    """How the name was spelled to find it."""
+    """The spelling of the name with which the file was found."""
     stat: tuple[int, int, bool]
     """Size and time of the file, and whether the path is a link."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Places:
-    """Where the files of a list may be."""
+    """The folders in which the files of a list may be."""
 
     listed_in: Path
     root: Path
     """The folder below which they must lie."""
 
     def find(self, name: str) -> _Place | None:
-        """The file that a name means."""
+        """The file for a name; None if there is none."""
         for spelled in spellings(name):
             for path in self.below(spelled):
                 if (seen := _seen(path)) is not None:
@@ -109,7 +109,7 @@ class _Places:
         return None
 
     def below(self, name: str) -> Iterator[str]:
-        """Paths that a name may mean, of those that lie below the root: relative to the root, then to the list."""
+        """Possible paths for a name below the root: first relative to the root, then to the list."""
         for folder in dict.fromkeys((self.root, self.listed_in.parent)):
             path = os.path.normpath(folder / name)
             if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
@@ -122,7 +122,7 @@ class _Places:
 
 
 def _seen(path: str) -> tuple[int, int, bool] | None:
-    """Size and time of a file, and whether the path is a link; None where there is no file."""
+    """Size and time of a file, and whether the path is a link; None if there is no file."""
     try:
         seen = os.lstat(path)
         if is_link := stat.S_ISLNK(seen.st_mode):
@@ -139,7 +139,7 @@ def _what_is_wrong(
     root: Path | None,
     root_setting: str,
 ) -> str:
-    """Why a name means no file, and how to mend it."""
+    """Why no file was found for a name, and how to fix it."""
     folder, verb = str(places.root), f"set {root_setting} to"
     if root_setting.startswith("--"):
         verb = f"pass {root_setting}"

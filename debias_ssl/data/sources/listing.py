@@ -37,29 +37,29 @@ from debias_ssl.distributed.start_up import SharedStart, shared_start
 from debias_ssl.system.files import LOCK, cache_folder, read_array
 from debias_ssl.system.texts import BLOCK, Texts
 
-# Pyright does not know its functions, which are made when it is imported.
+# pyarrow.compute creates its functions during the import, so Pyright does not know them.
 pc: Any = compute
-# Of the folders in a cache that hold a list during a start.
+# Suffix of the folders in a cache that have a list during a start.
 SUFFIX = ".listing"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FileNames(Texts):
-    """Paths of files with their sizes and times when they were listed: 100 MB for a million files instead of a GB."""
+    """Paths of files with their sizes and times when they were listed; 100 MB for a million files, instead of 1 GB."""
 
     sizes: Int64[np.ndarray, " N"]
-    """In bytes."""
+    """Sizes in bytes."""
     mtimes: Int64[np.ndarray, " N"]
-    """When each file was changed last, in nanoseconds."""
+    """Times of the last changes, in nanoseconds."""
     links: Bool[np.ndarray, " N"]
-    """Whether the path is a symbolic link, so that it may be a file that is listed by another path too."""
+    """Whether each path is a symbolic link; the same file may then be listed with another path too."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """How many other entries the folders have, by the reason for which they are left out."""
+    """The number of other entries in the folders, by the reason why they are left out."""
 
     @classmethod
     def of(cls, files: Iterable[tuple[str, int, int, bool]], prefix: str = "") -> "FileNames":
-        """The list of some files: of each what its path has behind the prefix, size, time, and whether it is a link."""
-        # Grown in place: of lists, each element would be an object.
+        """A list of files: for each, the path after the prefix, size, time, and whether it is a link."""
+        # Arrays that grow in place: each element of a Python list would be an object.
         text, ends, sizes, mtimes, links = bytearray(), array("q"), array("q"), array("q"), bytearray()
         for path, size, mtime, is_link in files:
             text += os.fsencode(path)
@@ -80,7 +80,7 @@ class FileNames(Texts):
     def of_arrow(
         cls, paths: pa.LargeBinaryArray, sizes: Int64[np.ndarray, " N"], mtimes: Int64[np.ndarray, " N"]
     ) -> "FileNames":
-        """The list of the paths that `arrow` gives, over the same memory; none is a link."""
+        """A list of the paths in an array of `arrow`, which shares its memory; no path is a link."""
         _, borders, text = paths.buffers()
         ends = np.frombuffer(borders, np.int64)[paths.offset : paths.offset + len(paths) + 1]
         return cls(
@@ -102,7 +102,7 @@ class FileNames(Texts):
         return replace(self, text=text, ends=ends, sizes=sizes, mtimes=mtimes, links=links, left_out={})
 
     def below(self, folder: str) -> "FileNames | None":
-        """The same files with their paths below the folder that is their prefix; None where that is another one."""
+        """The files with paths relative to a folder, if this is their prefix; else None."""
         is_it = os.path.abspath(self.prefix or ".") == os.path.abspath(folder)
         return replace(self, prefix="") if is_it and not self._has_absolute else None
 
@@ -112,7 +112,7 @@ class FileNames(Texts):
         return replace(self, prefix="", text=paths.text, ends=paths.ends)
 
     def without_folder(self, folder: str) -> "FileNames":
-        """The same paths, with the folder stored once as their prefix; without a prefix if some lie elsewhere."""
+        """The same paths, with the folder stored once as the prefix; without a prefix if some are in other folders."""
         prefix = os.path.normpath(folder)
         prefix = "" if prefix == "." else os.path.join(prefix, "")
         paths, front = self.written_out().arrow(), os.fsencode(prefix)
@@ -169,10 +169,10 @@ def joined(*lists: Sequence[str]) -> Sequence[str]:
 
 
 def find_images(folder: Path) -> FileNames:
-    """Image files at any depth below a folder, by suffix, in the order of their names; each is looked at once.
+    """Image files (by suffix) at any depth below a folder, in the order of their names. Each entry is read once.
 
-    Hidden files and folders, such as the `._x.jpg` that macOS puts beside `x.jpg`, are not looked at; links to folders
-    are not followed. What is left out is counted.
+    Hidden files and folders are left out, such as the `._x.jpg` that macOS writes beside `x.jpg`. Links to folders are
+    not followed. Entries that are left out are counted.
     """
     left_out = Tally()
     found = FileNames.of(_found(folder, left_out), "" if str(folder) == "." else os.path.join(folder, ""))
@@ -181,11 +181,11 @@ def find_images(folder: Path) -> FileNames:
 
 
 def _found(folder: Path, left_out: Tally) -> Iterator[tuple[str, int, int, bool]]:
-    """Image files below a folder as they are found: path below it, size, time, and whether it is a link."""
+    """Image files below a folder as they are found: path relative to it, size, time, and whether it is a link."""
     folders = [""]
     while folders:
         inner = folders.pop()
-        # What may not be looked into is as good as empty.
+        # A folder without permission to read counts as empty.
         try:
             with os.scandir(folder / inner) as entries:
                 for entry in entries:
@@ -200,7 +200,7 @@ def _found(folder: Path, left_out: Tally) -> Iterator[tuple[str, int, int, bool]
 
 
 def look_at(entry: Any) -> os.stat_result | str:
-    """The size and time of an image, or the reason for which an entry of a folder (os.DirEntry) is left out."""
+    """The size and time of an image, or the reason why an entry of a folder (os.DirEntry) is left out."""
     if entry.name.startswith("."):
         return HIDDEN_FOLDERS if entry.is_dir(follow_symlinks=False) else hidden(entry.name)
     if suffix_of(entry.name) not in EXTENSIONS:
@@ -217,14 +217,14 @@ def look_at(entry: Any) -> os.stat_result | str:
 def shared_listing(
     what: str, cache: str | None, find: Callable[[], tuple[FileNames, list[str]]]
 ) -> tuple[FileNames, list[str]]:
-    """Files and a text for each that `find` finds, by the first process of a host; the others read what it has found.
+    """Files, and a text for each, from `find`. The first process of a host calls it; the others read its result.
 
-    What was found is not used by a later start, for which files may have changed.
+    A later start does not use the result, because files may have changed.
 
     Args:
-        what: a name of what is looked for.
-        cache: folder in which processes find it; None is the user's.
-        find: looks for it.
+        what: a name for the list.
+        cache: folder for the result; None is the user's cache folder.
+        find: lists the files.
     """
     start = shared_start()
     if start is None:
@@ -232,7 +232,7 @@ def shared_listing(
     key = hashlib.sha256(os.fsencode(f"{os.path.abspath(what)}\0{what}")).hexdigest()[:16]
     folder = cache_folder(cache) / f"{start.name}-{key}{SUFFIX}"
     if not start.is_first:
-        # Where it could not be written, each looks for itself.
+        # If the result could not be written, each process lists the files itself.
         with suppress(OSError, ValueError):
             return _read(folder)
     names, texts = find()
@@ -247,14 +247,14 @@ def shared_listing(
 
 
 def _make(folder: Path, start: SharedStart) -> None:
-    """Makes a folder that is locked during a start, and removed after it."""
+    """Makes a folder that is locked during a start and removed after it."""
     start.kept.callback(shutil.rmtree, folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     start.kept.enter_context(FileLock(folder / LOCK, timeout=0))
 
 
 def _remove_abandoned(cache: Path) -> None:
-    """Removes the listings of starts whose first process was killed: the system has given their locks back."""
+    """Removes the listings of starts whose first process was killed: the system has released their locks."""
     for folder in cache.glob(f"*{SUFFIX}"):
         with suppress(OSError, Timeout):
             with FileLock(folder / LOCK, timeout=0):
@@ -267,7 +267,7 @@ def _write(folder: Path, names: FileNames, texts: list[str]) -> None:
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", getattr(names, name))
     np.save(folder / "texts.npy", np.array([number[text] for text in texts], dtype=np.int64))
-    # Last: it says that the others are whole.
+    # Written last: it marks the other files as complete.
     (folder / "texts.json").write_text(
         json.dumps({"texts": [*number], "prefix": names.prefix, "left_out": names.left_out})
     )

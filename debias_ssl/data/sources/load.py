@@ -19,7 +19,7 @@ from debias_ssl.data.sources.torchvision_sets import (
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.imports import near
 
-# What `data.name` means; anything with a dot in it is a function of the user's own.
+# The values of `data.name`; a value with a dot is a function of the user.
 SOURCES: dict[str, Callable[[SourceConfig], Data]] = {
     "digits": read_digits,
     "CIFAR10": read_cifar10,
@@ -33,7 +33,7 @@ SOURCES: dict[str, Callable[[SourceConfig], Data]] = {
 
 
 def check_name(name: str) -> None:
-    """Raises InputError where there is no data set of this name; a user's own is not imported before it is read."""
+    """Raises InputError for an unknown data set. A function of the user is not imported before it is called."""
     if "." not in name and name not in SOURCES:
         raise InputError(
             f"data.name is {name!r}, must be one of {', '.join(SOURCES)}, or package.module.function of your own"
@@ -42,10 +42,10 @@ def check_name(name: str) -> None:
 
 
 def load_data(config: SourceConfig) -> Data:
-    """Reads what a data setting names; files are listed, not yet decoded.
+    """Reads the data set of the settings. Files are listed, but not decoded.
 
     Raises:
-        InputError: something is missing or does not fit together.
+        InputError: files or settings are missing, or do not fit together.
     """
     if config.is_own:
         return read_own(config)
@@ -54,7 +54,7 @@ def load_data(config: SourceConfig) -> Data:
 
 
 def check_classes(config: SourceConfig, classes: tuple[str, ...]) -> None:
-    """Raises InputError where there is one class: a folder is one level off, or nothing can be learned."""
+    """Raises InputError if there is only one class, usually because the folder is one level too high or too low."""
     first, *others = classes
     if others:
         return
@@ -69,10 +69,10 @@ def check_classes(config: SourceConfig, classes: tuple[str, ...]) -> None:
 
 
 def load_test(config: SourceConfig, classes: tuple[str, ...]) -> Images:
-    """The test images alone, for a model that knows these classes; of files, nothing else is looked at.
+    """The test images alone, for a model with these classes. Files of other images are not read.
 
     Raises:
-        InputError: something is missing, or the classes are others.
+        InputError: files are missing, or the classes differ.
     """
     if config.name == "folder":
         return read_test(config, classes)

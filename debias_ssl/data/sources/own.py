@@ -15,10 +15,10 @@ from debias_ssl.system.imports import imported, told
 
 
 def read_own(config: SourceConfig) -> Data:
-    """What the function or class that `data.name` names returns for these settings.
+    """The result of the function or class that `data.name` names, for these settings.
 
     Raises:
-        InputError: it cannot be imported, it raises something, or what it returns is not right.
+        InputError: it cannot be imported, it raises an exception, or its result is wrong.
     """
     function = imported(config.name, "data.name")
     where = f"data.name {config.name!r}"
@@ -35,13 +35,13 @@ def read_own(config: SourceConfig) -> Data:
     wrong = _wrong(data)
     if wrong is not None:
         raise InputError(f"{where} returned Data whose {wrong}")
-    # What is saved with a run as JSON are plain numbers and texts.
+    # Plain numbers and texts, because a run saves them as JSON.
     mean, std = (tuple(float(value) for value in numbers) for numbers in (data.mean, data.std))
     return replace(data, classes=tuple(map(str, data.classes)), mean=mean, std=std)
 
 
 def _wrong(data: Data) -> str | None:
-    """What is not right of a data set, in words; None where all is."""
+    """The first mistake in a data set, as a text; None if there is none."""
     if not data.classes or len(set(data.classes)) < len(data.classes):
         return "classes are not different names"
     for part, images in (("train", data.train), ("test", data.test)):

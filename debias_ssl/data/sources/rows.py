@@ -1,4 +1,4 @@
-"""Names of images in rows of tables, computed on access: as strings, millions of them may not fit into memory."""
+"""`RowNames`: names of images in Arrow files, computed on access; millions of strings may not fit into memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,19 +13,19 @@ from debias_ssl.system.texts import BLOCK
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowNames(Sequence[str]):
-    """Names of images in Arrow files, `DATASET/SPLIT[ROW]`, each with the place of its bytes: 32 bytes an image.
+    """Names of images in Arrow files, `DATASET/SPLIT[ROW]`, with the position of their bytes: 32 bytes an image.
 
-    An image is read from the file by its place, as a member of a tar file is. Nothing of the table is in memory.
+    An image is read from its position in the file, like a member of a tar file. The table is not in memory.
     """
 
     shards: tuple[Shard, ...]
     """The Arrow files."""
     splits: tuple[str, ...]
-    """Of each Arrow file what the names of its images begin with, `DATASET/SPLIT`."""
+    """For each Arrow file, the beginning of the names of its images: `DATASET/SPLIT`."""
     columns: tuple[str, ...]
-    """Of each Arrow file what the names of its images end in: empty, or `.COLUMN` where users named the column."""
+    """For each Arrow file, the end of the names of its images: empty, or `.COLUMN` if users have set the column."""
     numbers: Int64[np.ndarray, " N"]
-    """Which of the Arrow files each image is in."""
+    """The number of the Arrow file of each image."""
     rows: Int64[np.ndarray, " N"]
     """The row of each image in its split."""
     offsets: Int64[np.ndarray, " N"]
@@ -47,7 +47,7 @@ class RowNames(Sequence[str]):
         return self._member(*(int(values[i]) for values in self._columns))
 
     def __iter__(self) -> Iterator[str]:
-        # A number of Python's own is made in a third of the time where many are.
+        # In blocks: to turn many numbers into Python numbers at once takes 0.33 times as long.
         for first in range(0, len(self), BLOCK):
             block: list[list[int]] = [values[first : first + BLOCK].tolist() for values in self._columns]
             yield from map(self._member, *block)

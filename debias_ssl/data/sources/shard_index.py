@@ -1,7 +1,7 @@
-"""Finds the positions of images in a tar file (a shard, as WebDataset writes it).
+"""Indexes of shards: the positions of images in a tar file as WebDataset writes it.
 
-Python's tarfile finds the members. Each member is then read by its position in the file. The package webdataset reads
-shards only from start to end, so the batch of a step could not be computed from the number of the step.
+Python's tarfile finds the members. Each member is then read from its position in the file. The package webdataset reads
+shards only from start to end, so it could not read the batch of any given step.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import CHECK_BYTES, cache_folder, is_whole, writing_to_cache
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
-# How files of gzip, bzip2, xz, zstd and lz4 begin.
+# The first bytes of files of gzip, bzip2, xz, zstd and lz4.
 COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
-# What tarfile raises for damaged files.
+# Exceptions of tarfile for damaged files.
 DAMAGED = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, IndexError, MemoryError)
 BLOCK = 512
 LONGEST_CLASS = 1024
@@ -42,14 +42,14 @@ class Shard(NamedTuple):
 class Member(str):
     """The name of an image in a shard, `SHARD.tar/MEMBER.jpg`, with the position of its bytes.
 
-    A row of a data set of Hugging Face is such a member too, of an Arrow file, and has a name of its own.
+    A row of a Hugging Face data set is also a member: of an Arrow file, and with its own form of name.
     """
 
     __slots__ = ("inner", "length", "offset", "shard")
     shard: Shard
-    """The file that it lies in."""
+    """The file that contains it."""
     inner: str
-    """Its name in the shard, which no other image there has."""
+    """Its name in the shard, which is unique there."""
     offset: int
     """Position of its first byte in the shard."""
     length: int
@@ -76,23 +76,23 @@ class Index:
     names: bytes
     """The names of all images, one after another."""
     ends: Int64[np.ndarray, " n"]
-    """Where each image's name ends in `names`."""
+    """The position in `names` where each image's name ends."""
     codes: Int64[np.ndarray, " n"]
-    """Class of each image as a position in `classes`; negative where there is no class."""
+    """Class of each image as a position in `classes`; negative without a class."""
     classes: tuple[str, ...]
-    """The different texts of the shard's .cls members, which say the classes."""
+    """The different texts in the shard's .cls members, which are the classes."""
     left_out: dict[str, int]
-    """How many other members there are, by the reason for which they are left out."""
+    """The number of other members, by the reason why they are left out."""
 
     def __getitem__(self, i: int) -> Member:
         name = self.names[self.ends[i - 1] if i else 0 : self.ends[i]]
         return Member(self.shard, _text(name), int(self.offsets[i]), int(self.lengths[i]))
 
 
-# Enough for the shards that one process is in the middle of.
+# Large enough for the shards that one process reads at a time.
 @lru_cache(maxsize=128)
 def read_index(path: str, size: int, mtime_ns: int, cache: str | None) -> Index:
-    """The index of a tar file, from the cache; it is made if it is not there or not whole."""
+    """The index of a tar file from the cache, which is made if it is missing or incomplete."""
     key = f"{VERSION}\0{os.path.abspath(path)}\0{size}\0{mtime_ns}\0{sorted(EXTENSIONS)}"
     kept = cache_folder(cache) / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.index"
     if is_whole(kept):
@@ -112,19 +112,19 @@ def read_index(path: str, size: int, mtime_ns: int, cache: str | None) -> Index:
 
 @dataclass(kw_only=True)
 class _Members:
-    """What is found in a tar file, member after member."""
+    """The images and classes of a tar file, collected member after member."""
 
     path: str
     offsets: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    """Of the images, as the two before."""
+    """Names of the images; the two fields before are their offsets and lengths."""
     texts: dict[str, str] = field(default_factory=dict)
-    """Of .cls members, by what the names of a sample have in common."""
+    """Texts of .cls members, by the common part of the names of a sample."""
     left_out: Tally = field(default_factory=Tally)
 
     def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-        # Links, devices, folders and files with holes have no bytes of their own, and are left out.
+        # Left out, because they have no plain bytes: links, devices, folders and files with holes.
         if not member.isreg() or member.issparse():
             if not member.isdir():
                 self.left_out.add(SPARSE if member.isreg() else LINKS)
@@ -147,7 +147,7 @@ class _Members:
             self.left_out.add(by_suffix(name))
 
     def check(self) -> None:
-        """Raises InputError where there are no images, or two of one name."""
+        """Raises InputError if there are no images, or two with the same name."""
         if not self.names:
             raise InputError(f"shard {self.path!r} holds no images{none_told(self.left_out.counts)}")
         if len(set(self.names)) < len(self.names):
@@ -156,10 +156,10 @@ class _Members:
 
 
 def make_index(path: str) -> dict[str, np.ndarray]:
-    """Goes through the headers of a tar file."""
+    """Makes the index of a tar file from its headers."""
     found = _Members(path=path)
     try:
-        # A file system may ask for megabytes at a time, and headers are far apart.
+        # A small buffer: a file system may suggest megabytes, but headers are far apart.
         with open(path, "rb", buffering=8 * BLOCK) as file:
             start = file.read(BLOCK)
             if start.startswith(COMPRESSED_STARTS):
@@ -168,10 +168,10 @@ def make_index(path: str) -> dict[str, np.ndarray]:
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                 while (member := tar.next()) is not None:
                     found.add(member, tar)
-                    # It would keep a kilobyte of each.
+                    # tarfile would keep one kilobyte for each member.
                     tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                 file.seek(tar.offset)
-                # What tarfile cannot read, it takes for the end.
+                # tarfile stops at a damaged header as if it were the end, so the end is checked.
                 if file.read(BLOCK) != bytes(BLOCK):
                     raise InputError(f"shard {path!r} is damaged or cut off at byte {tar.offset}")
     except InputError:
@@ -194,7 +194,7 @@ def make_index(path: str) -> dict[str, np.ndarray]:
 
 
 def _inner(name: str, path: str) -> str:
-    """A member's name without `./`; it is never a path here, but it ends in label files."""
+    """A member's name without `./`. It is checked because label files use it as a path."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts:
         raise InputError(f"shard {path!r}: the name {name!r} leads out of it; write the shard with other names")
@@ -202,7 +202,7 @@ def _inner(name: str, path: str) -> str:
 
 
 def _key(name: str) -> str:
-    """What the members of a sample have in common: the name up to the first dot of its last part."""
+    """The common part of the names of a sample's members: the name up to the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.partition(".")[0]
 

@@ -1,4 +1,4 @@
-"""Images in tar files (shards, as WebDataset writes them), as a list of names that are computed on access."""
+"""Images in tar files (shards) as WebDataset writes them: lists of their names, and reading of members."""
 
 import glob
 import io
@@ -23,7 +23,7 @@ from debias_ssl.data.sources.listing import FileNames, picked
 from debias_ssl.data.sources.shard_index import COMPRESSED, Member, Shard, read_index
 from debias_ssl.system.errors import InputError, StoppedError
 
-# A pattern of more shards is a slip.
+# A pattern of more shards is a typing error.
 MOST_SHARDS = 1_000_000
 
 
@@ -32,14 +32,14 @@ class ShardedNames(Sequence[str]):
     """Names of files, then of members of shards, computed on access: there may be more than fit into memory."""
 
     before: Sequence[str] = ()
-    """Files that are in no shard."""
+    """Files outside of shards."""
     shards: tuple[Shard, ...]
     rows: Int64[np.ndarray, " N"] | None = None
-    """Which of the shards' images these are, ascending; None is all."""
+    """The positions of these images among those of the shards, ascending; None is all images."""
     cache: str | None = None
-    """Folder of the indexes; None is the user's."""
+    """Folder of the indexes; None is the user's cache folder."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """How many other members the shards have, by the reason for which they are left out."""
+    """The number of other members in the shards, by the reason why they are left out."""
 
     @cached_property
     def _starts(self) -> Int64[np.ndarray, " borders"]:
@@ -81,7 +81,7 @@ class ShardedNames(Sequence[str]):
         )
 
     def groups(self) -> Iterator[Sequence[str]]:
-        """The files that are in no shard, and the images of each shard."""
+        """The files outside of shards, and the images of each shard."""
         if len(self.before):
             yield self.before
         for start, stop in pairwise(self.borders.tolist()):
@@ -90,21 +90,21 @@ class ShardedNames(Sequence[str]):
 
 
 class OnDisk(NamedTuple):
-    """A file with images in it, as it was when it was listed."""
+    """An image file or a shard, with its properties when it was listed."""
 
     path: str
     size: int
-    """In bytes."""
+    """Size in bytes."""
     mtime_ns: int
-    """When it was changed last, in nanoseconds."""
+    """Time of the last change, in nanoseconds."""
     part: tuple[int, ...] = ()
-    """Where it is a shard: how many of its images are meant and, if not all are, a checksum of which."""
+    """For a shard: the number of its images in the list and, if these are not all, a checksum of which."""
 
 
 def on_disk(names: Sequence[str]) -> Iterator[OnDisk]:
-    """The files that images lie in: of each image its own, or that of a whole shard once.
+    """The files of images: each image's own file, or each shard once.
 
-    What a list says of its files is not asked of the disk again.
+    If a list has sizes and times of its files, the disk is not read again.
     """
     if isinstance(names, ShardedNames):
         yield from on_disk(names.before)
@@ -127,7 +127,7 @@ def on_disk(names: Sequence[str]) -> Iterator[OnDisk]:
 
 
 def paths_on_disk(names: Sequence[str]) -> Iterator[str]:
-    """The paths of these files, without a look at the disk."""
+    """The paths of these files, without access to the disk."""
     if isinstance(names, ShardedNames):
         yield from names.before
         for shard, (start, stop) in zip(names.shards, pairwise(names.borders), strict=True):
@@ -138,10 +138,10 @@ def paths_on_disk(names: Sequence[str]) -> Iterator[str]:
 
 
 def read_member(member: Member) -> bytes:
-    """An image's file.
+    """The bytes of an image's file.
 
     Raises:
-        StoppedError: the shard is gone, or not what it was when it was indexed.
+        StoppedError: the shard was removed, or has changed since it was indexed.
     """
     shard = member.shard
     try:
@@ -156,7 +156,7 @@ def read_member(member: Member) -> bytes:
 
 
 class OpenMember(io.BytesIO):
-    """An image's file in memory; Pillow's messages call it by the name of the member."""
+    """An image's file in memory; Pillow's messages show the name of the member."""
 
     def __init__(self, member: Member):
         super().__init__(read_member(member))
@@ -167,7 +167,7 @@ class OpenMember(io.BytesIO):
 
 
 def is_shards(where: str) -> bool:
-    """Whether a setting means tar files: a name or a pattern that ends like theirs, and is not a folder."""
+    """Whether a setting names tar files: a name or a pattern with their suffix that is not a folder."""
     return where.lower().endswith((".tar", *COMPRESSED)) and not Path(where).is_dir()
 
 
@@ -176,16 +176,16 @@ def open_shards(
 ) -> tuple[ShardedNames, Int64[np.ndarray, " N"], tuple[str, ...]]:
     """The images in tar files.
 
-    A tar file is gone through once, header by header, and its index is kept in the cache.
+    The headers of a tar file are read once; its index is kept in the cache.
 
     Args:
         where: a tar file or a pattern of some, with bash's `{000..099}` and `{a,b}`, and `*`.
-        setting: that it is the value of, for messages.
+        setting: the setting with this value, for messages.
         cache: folder of the indexes.
 
-    Returns:
-        Names of the images, for each the position of its class in the third, negative where it has none, and the texts
-        of the .cls members.
+        Returns:
+            The names of the images; for each image the position of its class in the third result, negative without a
+            class; and the texts of the .cls members.
 
     Raises:
         InputError: a file is missing, damaged, compressed or without images, or a member's name is not a path below it.
@@ -193,7 +193,7 @@ def open_shards(
     paths = shard_paths(where, setting)
     indexes: dict[str, tuple[Shard, Int64[np.ndarray, " n"], tuple[str, ...]]] = {}
     left_out = []
-    # Several processes that begin together go different ways, and find what the others have done.
+    # In random order: processes that start together then read different shards, and use each other's indexes.
     for path in tqdm(random.SystemRandom().sample(paths, len(paths)), "indexing", unit="shard", leave=False, delay=2):
         try:
             stat = os.stat(path)
@@ -214,10 +214,10 @@ def open_shards(
 
 
 def members_of(path: str, size: int, mtime_ns: int) -> Iterator[Member]:
-    """The images in a tar file, which must be as it was once before.
+    """The images in a tar file, which must have this size and time.
 
     Raises:
-        InputError: it is gone or has changed.
+        InputError: it was removed or has changed.
     """
     try:
         stat = os.stat(path)
@@ -232,7 +232,7 @@ def members_of(path: str, size: int, mtime_ns: int) -> Iterator[Member]:
 
 
 def member_named(path: str) -> Member | None:
-    """The image with this name in a shard or in a Hugging Face data set; None if the name is of another kind."""
+    """The image with this name in a shard or in a Hugging Face data set; None if it is not such a name."""
     end = path.lower().find(".tar/") + len(".tar")
     if end < len(".tar") or not Path(path[:end]).is_file():
         return row_named(path)
@@ -260,7 +260,7 @@ def shard_paths(where: str, setting: str) -> list[str]:
 
 
 def expanded(pattern: str) -> list[str]:
-    """The words that bash makes of a pattern with `{first..last}`, where zeros in front count, and `{a,b}`."""
+    """The words that bash makes from a pattern with `{first..last}` (leading zeros are kept) and `{a,b}`."""
     found = re.search(r"\{([^{}]*)\}", pattern)
     if found is None:
         return [pattern]

@@ -7,10 +7,10 @@ from urllib.parse import unquote
 
 
 def spellings(name: str) -> Iterator[str]:
-    """A name as it stands, then as it may be meant, each change upon those before.
+    """A name as it is, and then other spellings of it; each change is added to the earlier ones.
 
-    Blanks around it are not meant, `%20` and `file://` are a URL's, backslashes are Windows' slashes, and letters with
-    accents are one character (NFC) or, on macOS, two (NFD).
+    Spaces around the name are removed, `%20` and `file://` of URLs are decoded, and backslashes of Windows become
+    slashes. Letters with accents become one character (NFC) or, as on macOS, two (NFD).
     """
     yield name
     for changed in (name.strip(), _of_url(name.strip()), _plain(name)):
@@ -20,7 +20,7 @@ def spellings(name: str) -> Iterator[str]:
 
 
 def canonical(name: str) -> str:
-    """What all spellings of a name have in common; `./` and `a/../` are no part of it."""
+    """One form for all spellings of a name, without `./` and `a/../`."""
     plain = normalize("NFC", _plain(name))
     return os.path.normpath(plain) if plain else plain
 

@@ -17,7 +17,7 @@ def read_cifar10(config: SourceConfig) -> Data:
 
 
 def read_cifar100(config: SourceConfig) -> Data:
-    """CIFAR-100: as many images as CIFAR-10, of 100 classes."""
+    """CIFAR-100: 32 x 32 pixels, 50,000 training and 10,000 test images of 100 classes."""
     return _train_and_test(config, "CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
@@ -54,7 +54,7 @@ def _train_and_test(config: SourceConfig, name: str, mean: Numbers, std: Numbers
 
 
 def _read(config: SourceConfig, name: str, part: str, **chosen: Any) -> tuple[Images, tuple[str, ...]]:
-    """A part of a data set and its class names; torchvision's class of this name takes what is `chosen`."""
+    """A part of a data set and its class names; torchvision's class of this name receives the arguments `chosen`."""
     import torchvision.datasets as sets
 
     root = config.root or "data"

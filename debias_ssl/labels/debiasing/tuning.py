@@ -193,7 +193,7 @@ class _Round:
         return fit_temperature(shifted, self.tuning.labels) if self.scales else 1.0
 
     def factor(self, strength: float) -> float:
-        """The factor with the smallest loss. It lies between the best factor and the one that makes the temperature 1."""
+        """The factor with the smallest loss, between the best factor and the one that makes the temperature 1."""
         if not self.scales:
             return 1.0
         limits = sorted((math.log(self.best_factor(strength)), -math.log(self.temperature)))
