@@ -8,7 +8,7 @@ JOBS = {
     "train": ("debias_ssl.train", "train a classifier from few labels and many unlabeled images"),
     "trial": ("debias_ssl.trial", "train by the method that helps, or on the labels alone where none does"),
     "compare": ("debias_ssl.compare", "train variants over seeds, and tell whether they differ"),
-    "distill": ("debias_ssl.distill", "train a student by what a trained run says of its images"),
+    "distill": ("debias_ssl.distill", "train a student on the predictions of a trained run"),
     "finetune": ("debias_ssl.finetune.__main__", "change a run's classifier for an objective, such as its worst class"),
     "evaluate": ("debias_ssl.evaluate", "figures of a trained run, or of any predictions; calibration"),
     "predict": ("debias_ssl.predict", "label images with a trained run"),

@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> None:
 
 @contextmanager
 def _writing(parsed: Namespace) -> Iterator[None]:
-    """Keeps other jobs from writing the files that are asked for."""
+    """Keeps other jobs from writing the files of this job."""
     with ExitStack() as stack:
         files = {f"--{flag}": Path(parsed[flag]) for flag in ("out", "report") if parsed[flag]}
         for flag, path in files.items():

@@ -248,7 +248,7 @@ def _facts(parsed: Namespace, request: Request, cache: FeatureCache) -> list[str
 def _agreed(
     parsed: Namespace, clip: Clip, request: Request, store: FolderStore, others: ReferenceImages | None
 ) -> dict[str, str]:
-    """What all processes must have in common, of which each makes features of some images."""
+    """The values that must be equal in all processes, because each makes features of some of the images."""
     images = {"images": request, "reference": others and others.request}
     return {
         **{f"the hash of --{name}": _hash(each) for name, each in images.items() if each},

@@ -149,7 +149,7 @@ def _label(
     parsed: Namespace,
     accelerator: "accelerate.Accelerator",
 ) -> None:
-    """Writes the rows of the images, of which each process takes one stretch, as far as they are not there yet."""
+    """Writes the missing rows of the images; each process takes one contiguous part of the list."""
     place, is_main, root = table.place, accelerator.is_main_process, folder_of(parsed.images, images, parsed.root)
     if is_main and (before := table.all_rows_done()):
         print(f"note: {before} of {len(images)} images were labeled before", file=sys.stderr)

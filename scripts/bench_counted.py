@@ -19,7 +19,7 @@ def vit_tiny(num_classes: int, in_chans: int = 3) -> nn.Module:
 
 
 class AtRate(FixMatch):
-    """FixMatch of which so large a share of the pseudo-labels counts, the surest."""
+    """FixMatch with a fixed share of pseudo-labels that count: the most confident ones."""
 
     def __init__(self, problem: Problem, rate: float):
         super().__init__(problem)

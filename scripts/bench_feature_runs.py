@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="of a whole run")
     parser.add_argument("--rounds", type=int, default=200, help="steps that are timed, of each program")
     parser.add_argument(
-        "--runs", type=int, default=3, help="whole runs, of which the fastest counts; 0 leaves them out"
+        "--runs", type=int, default=3, help="number of whole runs; the fastest counts, and 0 leaves them out"
     )
     parser.add_argument("--threads", type=int, default=None)
     asked = parser.parse_args()

@@ -20,7 +20,7 @@ ROWS = 2**18
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The files of one size, each of which is made when it is asked for first."""
+    """The files of one size; each is made at its first use."""
 
     folder: Path
     rows: int

@@ -67,7 +67,7 @@ def save_random(name: str, folder: Path) -> str:
 
 
 def make_photos(number: int) -> Iterator[Image.Image]:
-    """Random parts of two photographs, 500 x 375 pixels, of which some are mirrored."""
+    """Random parts of two photographs, 500 x 375 pixels; some are mirrored."""
     photos, random = load_sample_images().images, np.random.default_rng(0)
     for i in range(number):
         photo = photos[i % 2]

@@ -97,7 +97,7 @@ class Case:
     """A job with a kind of input."""
 
     arguments: Arguments
-    """But for --out, to which a name in the folder of the inputs is given."""
+    """All arguments except for --out, which becomes a name in the folder of the inputs."""
     bound: int
     """Bytes a row."""
     of_matrix: bool = False

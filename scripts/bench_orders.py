@@ -2,11 +2,11 @@
 
     python scripts/bench_orders.py
 
-Each case is the orders of a step of 64 labeled images and, but for classes drawn equally often, 448 unlabeled ones, as
-a run asks for them. One thread, in turns of `--steps` steps. The last line is `bench_orders: labels4=... labels20=...
-balanced=... classes1000=... imagenet=...`, the median over turns of milliseconds a step, of the slowest case of a kind;
-the exit status is 1 where one is above the bound. What is made once in a pass over all images is in the turns in which
-it is made, and is told by itself.
+Each case computes the orders of a step as a run does: 64 labeled images and, unless classes are drawn equally often,
+448 unlabeled ones. It uses one thread, and cases take turns of `--steps` steps. The last line is
+`bench_orders: labels4=... labels20=... balanced=... classes1000=... imagenet=...`: the median over turns of
+milliseconds a step, for the slowest case of a kind. The exit status is 1 if one is above the bound. Work that is done
+once in a pass over all images counts in the turn in which it is done, and is also printed separately.
 """
 
 import argparse

@@ -104,7 +104,7 @@ def main() -> None:
     print(table({f"{num} processes": takes for num, takes in found.items()}, setting.images))
     gradients = sum(4 * parameter.numel() for parameter in make_network(setting).parameters())
     sent = {num: takes[-1].sent_bytes + (gradients if num != "1" else 0) for num, takes in found.items()}
-    print(f"bytes a process hands over in a step: {sent}, of which gradients {gradients}")
+    print(f"bytes that a process sends in a step: {sent}, including gradients {gradients}")
     first, *others = found
     step = seconds(found[first])
     marginals = {num: marginal(num, rounds=20) for num in (10, 100, 1000, 22_000)}

@@ -55,7 +55,7 @@ def start(*arguments: str, status: int = 0) -> Taken:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", nargs="*", choices=JOBS, default=[*JOBS], help="whose --help is asked for")
+    parser.add_argument("--jobs", nargs="*", choices=JOBS, default=[*JOBS], help="jobs whose --help is called")
     parser.add_argument("--quickstart", action="store_true", help="also a whole run of configs/digits.yaml")
     parsed = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -2,9 +2,9 @@
 
     python scripts/bench_stationary.py --classes 22000 --rows 50000
 
-The logits are made chunk by chunk, of a classifier that prefers some classes; making them is part of the time, and told
-apart. Time is that of the clock and that of both cores, where others work beside. The last line is
-`bench_stationary: seconds=... core_seconds=... making=... rss_anon_gb=...`.
+The logits are made chunk by chunk, for a classifier that prefers some classes. The time to make them is included, and
+also printed separately. Both the wall-clock time and the CPU time of all cores are measured, because other programs may
+be running. The last line is `bench_stationary: seconds=... core_seconds=... making=... rss_anon_gb=...`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from debias_ssl.labels.debiasing.chunks import rows_of_chunk
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """Logits that are made anew in each pass: noise that is moved on from chunk to chunk, a preference and a truth."""
+    """Logits that are made again in each pass: noise that is shifted from chunk to chunk, a preference and a truth."""
 
     noise: Tensor
     preference: Tensor
@@ -59,7 +59,7 @@ def main() -> None:
     for chunk in made:
         is_predicted[chunk.argmax(1)] = True
     making = time.perf_counter() - started
-    print(f"{parsed.rows:,} rows of {parsed.classes:,} classes, of which {is_predicted.sum():,} are predicted")
+    print(f"{parsed.rows:,} rows of {parsed.classes:,} classes; {is_predicted.sum():,} of them are predicted")
     at_start = peak = anonymous_bytes()
     ended = threading.Event()
 

@@ -16,9 +16,10 @@ allocator's defaults; in the others it has the trainer's settings. With --memory
 its own: the largest resident size, or what torch has allocated on a GPU. The last line is
 `bench_step: step/floor=... step/usual=...`, in single precision and, where the processor computes in it, in bf16.
 
-With --strong_views the steps of two networks that mix no images are set beside a floor of all views, at mask rates of
-0.2, 0.5 and 0.9: --model with group norm, and `vit_tiny`, timm's ViT-Ti for 32 pixels in patches of 4. As many
-pseudo-labels count as the rate says, the surest. The last line is `bench_step: wrn_28_2 0.2=... 0.5=... vit_tiny ...`.
+With --strong_views, the steps of two networks that do not mix images are compared with a floor of all views, at mask
+rates of 0.2, 0.5 and 0.9. The networks are --model with group norm, and `vit_tiny`, timm's ViT-Ti for 32 pixels in
+patches of 4. The mask rate is the share of pseudo-labels that count, the most confident ones. The last line is
+`bench_step: wrn_28_2 0.2=... 0.5=... vit_tiny ...`.
 """
 
 import argparse

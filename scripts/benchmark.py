@@ -44,7 +44,7 @@ def taken(program: Callable[[], float | None], device: str = "cpu") -> Taken:
 
 
 class Apart:
-    """A script that takes a step, in a process of its own, when it is told to: the other side is `answer`."""
+    """A script in its own process that takes a step on request; `answer` is its side of the connection."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None):
         self.process = subprocess.Popen(

@@ -4,11 +4,15 @@
         --steps 4800 --eval_every 300 --seeds 0,1,2,3,4 --out runs/budget
     python scripts/budgets.py runs/budget --out docs/pictures/budget
 
-prints a table for each setting: accuracy and lowest recall of the averaged model at some steps, the step from which the
-95 % interval of the difference in accuracy to the labels alone stays above 0, and how far the marginal of the
-pseudo-labels is from the true shares of the unlabeled images at the end (half the sum of absolute differences, in
-percent). It writes a picture of the curves for a light and a dark page. It reads compare.json and each run's
-metrics.jsonl and model.json.
+It prints a table for each setting:
+
+- accuracy and lowest recall of the averaged model at some steps;
+- the step from which the 95 % interval of the difference in accuracy to the labels alone stays above 0;
+- how far the marginal of the pseudo-labels is from the true shares of the unlabeled images at the end (half the sum of
+  absolute differences, in percent).
+
+It writes a picture of the curves for a light and a dark page. It reads compare.json and each run's metrics.jsonl and
+model.json.
 """
 
 import argparse

@@ -1,13 +1,14 @@
 """CReST and CReST+ (arXiv 2102.09559): generations of runs, each with pseudo-labels of the last one among its labels.
 
-Generation g trains a new model, by any method, on the labeled images of the split and, from the second generation on,
-on unlabeled ones with their pseudo-labels as labels. With N_1 >= ... >= N_C the labeled images of the classes, of the
-unlabeled images that the averaged model of generation g takes for class l the share
+Each generation trains a new model, by any method, on the labeled images of the split. From the second generation on,
+it also trains on some unlabeled images, with their pseudo-labels as labels. Let N_1 >= ... >= N_C be the numbers of
+labeled images of the classes. Of the unlabeled images that the averaged model of generation g predicts as class l, the
+share
 
     mu_l = (N_{C+1-l} / N_1)^alpha
 
-with the highest confidence goes to generation g + 1: all of what is taken for the rarest class, which a model says too
-rarely but mostly rightly. The choice starts anew each time, and the unlabeled images stay what they are.
+with the highest confidence gets labels in generation g + 1. For the rarest class these are all images, because a model
+predicts it too rarely, but mostly correctly. Each generation chooses again, and the unlabeled images stay the same.
 
 CReST+ also aligns predictions in training to pi ~ N^t, with t falling from 1 in the first generation to
 `min_temperature` in the last; the method must have a `prior` setting. FixMatch is the paper's.
@@ -100,7 +101,7 @@ def most_confident(
     chosen = []
     for k, share in enumerate(rate.tolist()):
         rows = order[label[order] == k]
-        # .3 * 10 may be 2.9999999999999996, which is 3.
+        # 0.3 * 10 may be 2.9999999999999996 instead of 3.
         chosen.append(rows[: int(share * len(rows) + 1e-9)])
     rows = torch.cat(chosen).sort().values
     return rows, label[rows]

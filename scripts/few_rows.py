@@ -1,8 +1,9 @@
 """Measures the errors of labels from few rows, and of confidences that are tuned on few labels.
 
-Two tables. The first has batches of a few rows of a matrix whose truth is known: points of accuracy that `debias` gains
-over the plain labels, with the part of the prior that so few rows support, and with all of it (strength 1). The
-second has the ECE after `tune_on` with some labels, on made logits with an offset of 0 to 6 between the classes.
+It prints two tables. The first is for batches of a few rows of a matrix with known truth. It shows the accuracy that
+`debias` gains over the plain labels, in percentage points: with the part of the prior that is removed for so few rows,
+and with all of it (strength 1). The second table shows the ECE after `tune_on` with some labels, on synthetic logits
+with an offset of 0 to 6 between the classes.
 
     python scripts/few_rows.py --predictions runs/test/probs.npy --truth truth.npy
 
@@ -73,9 +74,9 @@ def main() -> None:
     parser.add_argument(
         "--truth", type=Path, required=True, help="classes of its rows, as debias-ssl debias takes them"
     )
-    parser.add_argument("--seeds", type=int, default=20, help="of the made logits")
+    parser.add_argument("--seeds", type=int, default=20, help="number of seeds of the synthetic logits")
     parser.add_argument(
-        "--first_seed", type=int, default=0, help="the first of them: what is chosen is judged on others"
+        "--first_seed", type=int, default=0, help="the first seed: other seeds evaluate what was chosen"
     )
     parsed = parser.parse_args()
     predictions = read_predictions(parsed.predictions)

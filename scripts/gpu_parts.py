@@ -119,7 +119,7 @@ class Evidence:
 
 
 def _end_with_us() -> None:
-    """In a new process: it is killed where this one is, so that whoever starts again finds no run that goes on."""
+    """In a new process: it is killed with this one, so that after a new start no old run continues."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

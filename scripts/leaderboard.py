@@ -1,11 +1,11 @@
 """Writes docs/leaderboard.md from the tables in docs/leaderboard/, and adds the rows of a comparison to them.
 
-    python scripts/leaderboard.py                          # draws the page anew
+    python scripts/leaderboard.py                          # writes the page again
     python scripts/leaderboard.py runs/suites/digits-lt    # first takes the finished runs of that comparison of a suite
 
-The suite is the one that the folder is called after. A run replaces the row of the same method, setting and seed. Runs
-on other images, or with another network or budget, than the suite's are refused. What a run was made by was written
-down by the run itself, so that rows may come later, and from elsewhere. The page has the bytes that the tables give.
+The name of the folder is the name of the suite. A run replaces the row of the same method, setting and seed. Runs on
+other images, or with another network or budget than the suite's, are refused. Each run has recorded its own versions
+and machine, so rows may be added later, and from other machines. The page depends only on the tables.
 """
 
 import argparse

@@ -1,11 +1,13 @@
 """The synthetic check of logit adjustment (arXiv 2007.07314): which linear scorers reach the balanced-error oracle.
 
-Two Gaussians with means +(1, 1) and -(1, 1) and identity covariance; 5 % of the training points are positive. The best
-balanced error is Phi(-sqrt 2) = 0.0786. By Theorem 1 of the paper a loss with alpha_y = delta_y / pi_y and
-Delta_yy' = log(delta_y' / delta_y) reaches it, as the balanced and the logit-adjusted one do, and so does the plain one
-whose logits are adjusted by tau = 1 after training. Adaptive margins do not. Division cannot: the two scores are each
-other's negatives. With two classes, sparing the rare one from being wrong weighs the others by 1 - gamma, and
-gamma = 0.95 happens to be their share here, so that the equalized loss is about balanced.
+The data are two Gaussians with means +(1, 1) and -(1, 1) and identity covariance; 5 % of the training points are
+positive. The best balanced error is Phi(-sqrt 2) = 0.0786.
+
+By Theorem 1 of the paper, a loss with alpha_y = delta_y / pi_y and Delta_yy' = log(delta_y' / delta_y) reaches it. The
+balanced and the logit-adjusted loss have this form. The plain loss also reaches it, if its logits are adjusted by
+tau = 1 after training. Adaptive margins do not reach it. Division by norms or priors cannot: the two scores are each
+other's negatives. With two classes, the equalized loss gives the frequent class the weight 1 - gamma. As gamma = 0.95
+happens to be its share here, the equalized loss is about balanced.
 
     python scripts/logit_adjustment.py --out runs/logit_adjustment
 """

@@ -1,9 +1,9 @@
 """Effects of long-tailed labels on a classifier, and corrections: weight norms, order flips, losses (arXiv 2007.07314).
 
-Trains `Supervised` with every loss of labeled images under SGD with momentum and under AdamW, and corrects what
-cross-entropy has learned after training. Asked are: do the norms of the class weights follow the frequency of the
-classes, as division by them takes for granted? How many test images change the order of their scores the wrong way when
-negative ones are divided by the prior? Which loss or correction has the smallest balanced error, and whose error is it?
+Trains `Supervised` with every loss of labeled images, by SGD with momentum and by AdamW. It also corrects the models of
+cross-entropy after training. The questions: Do the norms of the class weights follow the frequency of the classes, as
+division by them assumes? For how many test images is the order of scores reversed if negative scores are divided by the
+prior? Which loss or correction has the smallest balanced error, and which classes have this error?
 
     python scripts/long_tail.py --config configs/digits.yaml --data.labels_per_class 100 --data.labeled_imbalance 50 \\
         --unlabeled_ratio 1 --seeds 0,1,2 --out runs/long_tail
@@ -53,7 +53,7 @@ GROUPS = ("balanced", "head", "medium", "tail")
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a run's averaged model says of the test images, and its classifier."""
+    """The predictions of a run's averaged model for the test images, and its classifier."""
 
     logits: Float[Tensor, "N C"]
     labels: Int[Tensor, " N"]
@@ -180,9 +180,7 @@ def correction_table(runs: Runs) -> Table:
             cells = [percent([one.get(name) for one in fixed]) for name in GROUPS]
             rows.append([correction, optimizer, *cells, f"{percent(at_best)} (tau {best:g})"])
     head = ["correction, tau 1", "optimizer", "balanced error, %", *GROUPS[1:], "best tau"]
-    caption = (
-        "Of cross-entropy, after training. The best tau is chosen on the test images: it says more than can be had."
-    )
+    caption = "Of cross-entropy, after training. The best tau is chosen on the test images, so it is too optimistic."
     return Table(title="Corrections", head=head, rows=rows, caption=caption)
 
 

@@ -3,10 +3,10 @@
 `mutations.yaml` lists what is broken, and the tests that should notice. A mutation that no test notices survives, and
 the exit status is 1. All of it happens in copies of the checkout; the files here are never changed.
 
-Why not mutmut or cosmic-ray: they make mutations by rule, thousands of them, of which most are of operators and
-numbers. The mistakes that are meant here (a setting that is not handed on, a teacher that is mixed up with its student)
-are few, have names, and none of the rules makes most of them. mutmut also puts functions of its own in the place of
-methods, whose signatures jsonargparse reads, and cosmic-ray changes files where they are.
+Why not mutmut or cosmic-ray: They make thousands of mutations by rules, mostly of operators and numbers. The mistakes
+here are few and have names, such as a setting that is not passed on, or a teacher that is confused with its student.
+The rules cannot make most of them. mutmut also replaces methods by its own functions, but jsonargparse reads the
+signatures of methods. cosmic-ray changes files in place.
 """
 
 import argparse

@@ -16,7 +16,7 @@ KINDS = ("losses", "weights", "state")
 COUNTS = (100, 60, 30, 10, 5)
 C, D, L, U, NUM = len(COUNTS), 6, 8, 400, 1000
 PROBLEM = Problem(num_classes=C, num_features=D, labeled_counts=COUNTS, num_unlabeled=NUM)
-# Of all running means: state moves further in a few steps than it would with .999.
+# Momentum of all running means: the state changes more in a few steps than with 0.999.
 M = 0.9
 UNIFORM = np.full(C, 1 / C)
 

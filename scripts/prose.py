@@ -14,6 +14,7 @@ import io
 import re
 import sys
 import tokenize
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,13 @@ MAX_WORDS = 40
 # A regular expression, and what to write instead.
 PHRASES = {
     r"out of the answers": "removes the preference from the predictions",
-    r"of which each": "two sentences",
+    r"of which": "two sentences",
+    r"where there (?:is|are) (?:none|any)": "if there are none, without",
+    r"(?:is|are) none of(?! this)|(?:it|which) (?:is|are) none": "is not one of, is not such",
+    r"(?:is|are) asked for": "is requested, the settings require it",
+    r"but for": "except for, up to",
+    r"said of|says of|to be said|made use of": "predicts for, notes about, is used",
+    r"whoever|somebody|again and again": "the process or user that, another program, repeatedly",
     r"the same but for": "the same except for",
     r"where they are not the data's own": "labels that differ from those of the data",
     r"an? (?:half|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth) of the time": "a number, such as 0.14 times",
@@ -104,10 +111,10 @@ def of_markdown(text: str) -> Iterator[Passage]:
 
 
 def of_python(text: str) -> Iterator[Passage]:
-    """Docstrings, comments, and other strings with at least two spaces."""
+    """Docstrings, comments, and other strings with at least two spaces; programs in strings are left out."""
     strings = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
     for node in strings:
-        if isinstance(node.value, str) and node.value.count(" ") > 1:
+        if isinstance(node.value, str) and node.value.count(" ") > 1 and not is_program(node.value):
             yield from paragraphs(node.value, node.lineno)
     comment = ""
     first = last = 0
@@ -123,8 +130,19 @@ def of_python(text: str) -> Iterator[Passage]:
         yield Passage(text=comment, line=first)
 
 
+def is_program(text: str) -> bool:
+    """Whether a string of several lines is Python code."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return "\n" in text and bool(ast.parse(text).body)
+    except (SyntaxError, ValueError):
+        return False
+
+
 def paragraphs(text: str, line: int) -> Iterator[Passage]:
-    """Paragraphs of a string, and the entries of its lists of arguments."""
+    """Paragraphs of a string, and the entries of its lists of arguments; indented code and formulas are left out."""
+    margin = min((len(each) - len(each.lstrip()) for each in text.split("\n")[1:] if each.strip()), default=0)
+    text = re.sub(rf"(?<=\n\n)(?: {{{margin + 4},}}\S.*(?:\n|\Z))+(?=\s*$|\s*\n)", blank, text)
     text = re.sub(r"`[^`\n]*`", "X", text)
     for found in re.finditer(r"(?:^.+$\n?)+?(?=^\s*$|^\s*[\w*]+: |^\s*(?:[-*]|\d+\.) |\Z)", text, re.MULTILINE):
         yield Passage(text=found[0], line=line + text.count("\n", 0, found.start()))
@@ -135,8 +153,10 @@ def blank(found: re.Match[str]) -> str:
 
 
 def files(paths: list[Path]) -> Iterator[Path]:
+    """The files, and the Python and Markdown files in folders, except for this one: it contains the phrases."""
     for path in paths:
-        yield from sorted([*path.rglob("*.py"), *path.rglob("*.md")]) if path.is_dir() else [path]
+        inside = sorted([*path.rglob("*.py"), *path.rglob("*.md")]) if path.is_dir() else [path]
+        yield from (each for each in inside if each.resolve() != Path(__file__).resolve())
 
 
 def main(arguments: list[str] | None = None) -> int:

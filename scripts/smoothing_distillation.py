@@ -1,9 +1,15 @@
 """Label smoothing and distillation (arXiv 1906.02629, figure 5): a better teacher may be a worse one.
 
-Four curves of test accuracy against the strength of smoothing: a teacher; the student's network without a teacher;
-students of the teacher without smoothing at several temperatures, each drawn at the smoothing that its targets amount
-to; and students of the smoothed teacher. Students are trained by soft targets only. The teacher is better than the
-student: it has more labels and a larger network.
+Four curves show the test accuracy for each strength of smoothing:
+
+- a teacher;
+- the student's network without a teacher;
+- students of the teacher without smoothing, at several temperatures; each is drawn at the strength of smoothing that
+  corresponds to its targets;
+- students of the smoothed teacher.
+
+Students are trained by soft targets only. The teacher is better than the student: it has more labels and a larger
+network.
 
     python scripts/smoothing_distillation.py --out runs/smoothing
 """
@@ -129,7 +135,7 @@ def tables_of(curves: Sequence[Curve], of_temperatures: Curve, temperatures: Seq
 @entry_point
 def main(arguments: list[str]) -> None:
     parser = make_script_parser("Students of teachers trained with and without label smoothing.")
-    parser.add_argument("--smoothing", default="0,0.1,0.3", help="strengths, of which 0 is always one")
+    parser.add_argument("--smoothing", default="0,0.1,0.3", help="strengths; 0 is always added")
     parser.add_argument("--temperatures", default="1,2,4", help="of students of the teacher without smoothing")
     parser.add_argument(
         "--teacher_model", default="wrn_16_2", help="the teacher's network; the student's is the config's"

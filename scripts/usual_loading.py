@@ -41,7 +41,7 @@ def collated(items: list[tuple[int, tuple[Tensor, ...]]]) -> tuple[Tensor, Tenso
 
 
 class PassOrder:
-    """Endless batches of image numbers, of which the first `num_labeled` are of labeled images."""
+    """Endless batches of image numbers; the first `num_labeled` numbers are labeled images."""
 
     def __init__(self, num_labeled: int, num: int, batch_size: int, unlabeled_batch_size: int):
         self.num_labeled, self.num = num_labeled, num

@@ -7,11 +7,11 @@
 2. `debias-ssl train` trains each member on the labels alone: `labels_per_class` of the class tree --train.
 3. `debias-ssl vote` has the members label all images of --train and, for figures, those of --test.
 4. `debias-ssl train --method SelfTraining` trains the student's network again, on the labels and on all images with
-   their labels by vote: plain or debiased, each counting 1 or by the agreement. For comparison, once more on what the
-   student's own member says of all images (`--teacher`).
+   their labels by vote: plain or debiased, each with weight 1 or with the agreement as weight. For comparison, once
+   more on the predictions of the student's own member for all images (`--teacher`).
 
-The floor is the member with the student's network. All figures are of the test images. A script that was stopped goes
-on where it was: the same command again. Each command is printed before it runs.
+The floor is the member with the student's network. All figures are for the test images. After an interruption, the
+same command continues. Each command is printed before it runs.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def trained(folder: Path, settings: Settings) -> Figures:
 
 
 def voted(runs: Sequence[Path], images: str, folder: Path, settings: Settings) -> dict[str, Any]:
-    """What `vote` says of images."""
+    """The result of `vote` for images."""
     if not (folder / "summary.json").exists():
         run("vote", "--runs", *map(str, runs), images=images, out=folder, **settings)
     return json.loads((folder / "summary.json").read_text())

@@ -152,7 +152,7 @@ def test_skipped_and_empty_annotations_say_nothing(labels: Path, capsys):
     skipped["annotations"][0]["was_cancelled"] = True
     path = merged(write_tasks("e.json", [skipped, annotation(b, None), {"data": {"path": a}, "annotations": []}]))
     assert differing(path, labels / "labels.csv") == {}
-    assert "none of which is a label" in capsys.readouterr().err
+    assert "without any label" in capsys.readouterr().err
 
 
 # -- several labels for one image

@@ -32,8 +32,9 @@ class SplitConfig:
         labeled_imbalance: n_max / n_min of the labeled images; class k gets int(N1 * imbalance^(-k / (C - 1))).
         unlabeled_per_class: M1, unlabeled images of the most frequent class; null takes all that are left.
         unlabeled_imbalance: n_max / n_min of the unlabeled images.
-        unlabeled_order: which classes are frequent among the unlabeled images: the frequent classes of the labeled images
-            (same), no class (uniform), their rare classes (reversed), those in the middle, or those at both ends.
+        unlabeled_order: the classes that are frequent among the unlabeled images: the frequent classes of the labeled
+            images (same), no class (uniform), their rare classes (reversed), classes in the middle (middle), or at both
+            ends (head_tail).
         unlabeled_includes_labeled: whether labeled images are also unlabeled images, as in FixMatch.
         train_imbalance: makes the training set itself long-tailed, before `labeled_fraction` of it is labeled.
         validation_per_class: images of each class held out from training for validation, never from the test set.

@@ -48,7 +48,7 @@ def check_upload(repo: str) -> None:
 
 
 def upload(folder: Path, files: list[str], repo: str, *, is_public: bool, message: str) -> str:
-    """Uploads files of a folder in one commit; makes the repository where there is none.
+    """Uploads files of a folder in one commit; makes the repository if it does not exist.
 
     Args:
         folder: the run folder.

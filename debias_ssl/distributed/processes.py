@@ -129,7 +129,7 @@ class Companions:
     def _is_cut(self, seconds: float) -> bool:
         """Whether the store is lost, or is within so many seconds.
 
-        A connection to the store that nothing is ever sent on ends with it. Whoever asks torch instead gets its trace.
+        A connection to the store that nothing is ever sent on ends with it. torch's own check would print its trace.
         """
         if self._line is None:
             self._is_over.wait(seconds)

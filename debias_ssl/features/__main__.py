@@ -135,7 +135,7 @@ def _make(parsed: Namespace, views: list[KeptView], store: FolderStore) -> None:
 
 
 def _agreed(parsed: Namespace, images: Images, encoder: Encoder, views: list[KeptView], out: Path) -> dict[str, str]:
-    """The facts that must be equal in all processes, each of which computes features of some images."""
+    """The facts that must be equal in all processes, because each computes features of some of the images."""
     return {
         "the hash of --images": fingerprint(images),
         "the model": json.dumps(encoder.description),

@@ -49,7 +49,7 @@ def elsewhere(flag: str) -> str:
 
 
 def difference(found: dict[str, Any], own: dict[str, Any], flag: str) -> str | None:
-    """By what model or settings features were made, if not by those that are asked for; what to do is said with it."""
+    """The model or setting in which stored features differ from the requested ones, and what to do; None if equal."""
     before, now = (manifest["model"] | {"dim": manifest["dim"]} for manifest in (found, own))
     differing = [key for key in sorted(now.keys() | before.keys()) if before.get(key) != now.get(key)]
     if not differing:
@@ -110,8 +110,8 @@ def compared(
         if 2 * likely < current.num:
             about = "about " if len(asked) < len(others) else ""
             raise InputError(
-                f"{str(folder)!r} holds features of {current.num:,} images, of which {about}{likely:,} are among these "
-                f"{len(current.rows):,} as they were: {elsewhere(flag)}"
+                f"{str(folder)!r} holds features of {current.num:,} images; {about}{likely:,} of them are among these "
+                f"{len(current.rows):,}, unchanged: {elsewhere(flag)}"
             )
     return (
         f"{folder}: features of {kept:,} of {current.num:,} images are used again; {len(others):,} images are "

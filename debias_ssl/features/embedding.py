@@ -102,25 +102,27 @@ def embed(
     progress: bool = False,
     wait: bool = True,
 ) -> FeatureCache:
-    """Features of images, which are there already, or made and kept.
+    """Features of images: read from a store if they are there, else computed and stored.
 
-    Each process makes the shards of one stretch of the list, so that it reads few tar files where images are in them;
-    where several jobs work on one list, each shard is locked by the one that makes it. No batch crosses a shard's
-    border, and a whole shard is never made again: however many processes there are, and whenever they were stopped
-    before, the shards have the same bits. Of a store with features of an earlier list of images, rows of the same
-    images are taken over as they are, and a shard's other images alone pass through the network: in smaller batches
-    than of fresh features, which may change the last bits of the new rows, but in the same for any number of processes
-    and kills. Images that could not be read are tried again.
+    Each process makes the shards of one contiguous part of the list, so that it reads few tar files. If several jobs
+    work on one list, each shard is locked by the job that makes it. No batch crosses the border of a shard, and a
+    complete shard is never made again. So the shards have the same bits for any number of processes, and after any
+    number of interruptions.
+
+    If a store has features of an earlier list of images, rows of unchanged images are copied. Only the other images of
+    a shard pass through the network. Their batches are smaller than those of a new store, which may change the last
+    bits of the new rows. The batches are the same for any number of processes and interruptions. Images that could not
+    be read are tried again.
 
     Args:
         encoder: the network.
         files: the images, below `root`; they may be members of tar files.
-        root: what names are relative to.
-        store: where the features are kept.
+        root: the folder that names are relative to.
+        store: the store of the features.
         place: this process among those that share the work.
-        views: of the images, whose features are made too, and where these are kept.
-        batch_size: images that pass through the network at a time; those of a shard at most.
-        workers: processes that decode; 0 decodes in this one.
+        views: views of the images whose features are made too, and their stores.
+        batch_size: images that pass through the network at a time; at most those of a shard.
+        workers: processes that decode; 0 decodes in this process.
         on_error: `stop` at an image that cannot be read, or `skip` it.
         decoding: how files become pixels.
         precision: that the network runs in, by its name: features of another one are others.

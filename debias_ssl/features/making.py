@@ -166,7 +166,7 @@ def making(
 
 
 class _Cut:
-    """The batches of a plan, shard by shard. A shard is locked when the first of its batches is asked for."""
+    """The batches of a plan, shard by shard. A shard is locked when its first batch is requested."""
 
     def __init__(self, plan: Sequence[Planned], batch_size: int):
         self.plan = [
@@ -185,10 +185,10 @@ class _Cut:
         self._locks: dict[int, ExitStack] = {}
 
     def taken(self, passed_over: Callable[[int], Any]) -> Iterator[int]:
-        """The numbers of the batches of shards that nobody else makes.
+        """The numbers of the batches of shards that no other process makes.
 
         Args:
-            passed_over: is told how many images another process has made, or makes.
+            passed_over: called with the number of images that another process has made or makes.
         """
         first = 0
         for number, group in groupby(self.plan, lambda each: each[0].number):

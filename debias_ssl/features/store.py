@@ -33,7 +33,7 @@ class ShardRows:
 
     @classmethod
     def unknown(cls, number: int, dim: int) -> "ShardRows":
-        """Of images of which nothing is known."""
+        """Rows of images without known features."""
         features = np.full((number, dim), np.nan, dtype=np.float16)
         return cls(features=features, contents=np.zeros((number, 2), dtype=np.int64))
 
@@ -146,7 +146,7 @@ class FolderStore:
         have changed or are gone, another generation is begun, which takes over the rows of all others.
 
         Args:
-            own: the manifest of the features, but for its generation.
+            own: the manifest of the features, without its generation.
             files: the images.
             is_first: whether this process may write; the others must come after it.
 

@@ -44,7 +44,7 @@ class Adapter(nn.Module):
 
 
 def _added(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """A forward hook, so that a layer of any class keeps its computation, and its weights keep their names."""
+    """A forward hook. A layer of any class keeps its computation with it, and its weights keep their names."""
     return torch.add(output, layer.adapter(*inputs), alpha=layer.adapter.scale)
 
 
@@ -55,16 +55,16 @@ def add_adapters(
 
     Args:
         net: the network.
-        kind: `lora` adds (alpha / r) B A x to every linear layer and every convolution of all channels but the first,
-            which sees pixels, and the classifiers (arXiv 2106.09685; of convolutions, A is one of r filters and B is
-            of 1 x 1). `adaptformer` adds s up(relu(down(x))) to the output of each MLP `mlp` of a block that has an
-            attention `attn`; x is what the MLP takes (arXiv 2205.13535).
-        classifiers: its last layers.
-        rank: r, or the units between down and up; None is 8, and 64 of AdaptFormer.
-        scale: alpha / r, or s; None is 1, and 0.1 of AdaptFormer.
+        kind: `lora` adds (alpha / r) B A x to every linear layer and every convolution of all channels (arXiv
+            2106.09685), except for the first layer, whose input is pixels, and the classifiers. For a convolution, A
+            has r filters and B is a 1 x 1 convolution. `adaptformer` adds s up(relu(down(x))) to the output of each MLP
+            `mlp` of a block with an attention `attn`; x is the input of the MLP (arXiv 2205.13535).
+        classifiers: the last layers of the network.
+        rank: r, or the units between down and up; None is 8 for `lora` and 64 for `adaptformer`.
+        scale: alpha / r, or s; None is 1 for `lora` and 0.1 for `adaptformer`.
 
-    Raises:
-        InputError: the network has nothing that the adapter goes beside.
+        Raises:
+            InputError: the network has no layer for the adapter.
     """
     rank, scale = rank or RANKS[kind], SCALES[kind] if scale is None else scale
     if kind == "lora":

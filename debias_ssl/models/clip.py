@@ -63,15 +63,14 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
     """Loads a model of open_clip with its weights; nothing in a file is executed.
 
     Args:
-        model: a name of open_clip's; or `local-dir:FOLDER` or `hf-hub:OWNER/NAME`, which bring their own weights.
-        pretrained: for a name, a tag of open_clip's (downloaded if it is not in the cache), or a file of weights.
-        device: where the network goes.
+        model: the name of a model of open_clip; or `local-dir:FOLDER` or `hf-hub:OWNER/NAME`, which have weights.
+        pretrained: for a name, a tag of open_clip (downloaded if it is not in the cache), or a file of weights.
+        device: the device of the network.
         flip: whether features of images are means over the image and its mirror image.
 
     Raises:
-        InputError: there is no such model, its weights are missing or do not fit it, or it was trained with another
-            activation or with images prepared otherwise than it would be used with here; or its tokenizer, or a package
-            that this needs, is missing.
+        InputError: there is no such model; its weights are missing or do not fit; it was trained with another
+            activation or other preprocessing than it would be used with; or its tokenizer or a package is missing.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from torchvision.transforms import Compose
@@ -184,7 +183,7 @@ class ClassVectors:
     same: Sequence[tuple[int, int]]
     """Classes whose prompts are the same tokens as those of an earlier one, which comes first."""
     cut: Sequence[str]
-    """Prompts of which the model reads the beginning alone."""
+    """Prompts that are longer than the model reads."""
     num_prompts: int
     not_kept: str | None = None
     """Why the vectors are not in the user's cache, if they could not be written there."""
@@ -198,13 +197,13 @@ def class_vectors(
     *,
     progress: bool = False,
 ) -> ClassVectors:
-    """A vector for each class: the normalized mean over templates of its prompts' normalized vectors (2103.00020).
+    """A vector for each class: the normalized mean of the normalized vectors of its prompts (arXiv 2103.00020).
 
-    They are kept in the user's cache, some classes at a time, and are the same to the last bit as if they were made.
+    Vectors are kept in the user's cache, in groups of classes. Cached vectors equal new ones bit for bit.
 
     Args:
         clip: the model.
-        prompt_names: of the classes, as they stand in a sentence.
+        prompt_names: names of the classes in the form for a sentence.
         templates: sentences with one `{}` each, or functions of the name.
         progress: whether to show a progress bar.
     """

@@ -108,7 +108,7 @@ def _trained_config(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """The model_cfg and preprocess_cfg of an open_clip_config.json, the latter empty where there is none."""
+    """The model_cfg and preprocess_cfg of an open_clip_config.json; the latter is empty if it is missing."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return {"model_cfg": dict(config["model_cfg"]), "preprocess_cfg": dict(config.get("preprocess_cfg") or {})}
@@ -164,7 +164,7 @@ def _check_name(model: str, pretrained: str | None) -> None:
 
 
 def _told_beside(config: Path) -> dict[str, Any]:
-    """What the config beside a file of weights says of their training."""
+    """The facts about training in the config beside a file of weights."""
     read = _read_config(config)
     told = {key: value for key, value in read["preprocess_cfg"].items() if key in PREPROCESSING and value is not None}
     size = (read["model_cfg"].get("vision_cfg") or {}).get("image_size")

@@ -65,11 +65,11 @@ class Preprocessing:
 
 
 def middle(image: UInt8[np.ndarray, "h w K"]) -> UInt8[np.ndarray, "H W K"]:
-    """The middle of a picture that is more than `LONGEST` times as long as wide, and of others the whole.
+    """The middle part of a picture that is more than `LONGEST` times as long as wide; other pictures are unchanged.
 
-    Preprocessing that resizes the shorter side and crops the central square sees no more of it; but it resizes the
-    whole picture first, and a line of 20,000 x 1 pixels would become one of 4.5 million x 224, which takes 5 GB. Both
-    ends lose as much, so that the center stays where it is.
+    Preprocessing resizes the shorter side and crops the central square, so it does not use the rest. But it resizes the
+    whole picture first: a line of 20,000 x 1 pixels would become 4.5 million x 224 pixels, which takes 5 GB. Both ends
+    are cut equally, so that the center stays the center.
     """
     height, width, _ = image.shape
     most = LONGEST * min(height, width)

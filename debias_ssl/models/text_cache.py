@@ -14,7 +14,7 @@ from debias_ssl.system.files import CHECK_BYTES, cache_folder, is_whole, writing
 
 
 def kept(key: str, shape: tuple[int, int]) -> Float[Tensor, "n D"] | None:
-    """The vectors that were kept under a key, to the last bit; None where there are none, or the file is damaged.
+    """The vectors that were kept under a key, to the last bit; None if there are none, or the file is damaged.
 
     Args:
         key: says all that they depend on.

@@ -115,7 +115,7 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 
 def between(interval: Sequence[float] | None) -> str:
-    """An interval of fractions as percent; a dash where there is none."""
+    """An interval of fractions as percent; a dash for None."""
     return "-" if interval is None else f"{100 * interval[0]:.1f} to {percent(interval[1], 1)}"
 
 

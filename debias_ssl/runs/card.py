@@ -214,7 +214,7 @@ def _limits(
             "Some classes had many more labels than others, so predictions may favor them: see their recalls."
         )
     limits += [
-        "Every image gets one of these classes, even an image that shows none of them.",
+        "Every image gets one of these classes, even an image of something else.",
         "The figures hold for images like the test images. Other cameras, places or image qualities can lower them.",
         "Confidences are not calibrated; `debias-ssl evaluate --run FOLDER --calibrate` fits a temperature.",
     ]

@@ -263,7 +263,7 @@ class Comparison:
             print(f"{table(lines)}\n{self.out}", flush=True)
             if not others:
                 draw(self.out)
-            # Whoever has the next turn has to know whether it is the last one.
+            # The process with the next turn must know whether it is the last one.
             self.member.leave()
         return others
 

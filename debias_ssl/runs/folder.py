@@ -198,7 +198,7 @@ def difference(
     may_differ: Collection[str] = PLACES,
     movable: Collection[str] = (),
 ) -> str | None:
-    """The first setting in which a run that is there and one that is asked for differ; None where they are the same.
+    """The first setting in which an existing run and a requested one differ; None if they are the same.
 
     Settings that are `movable` may be one place or another, but not none.
     """

@@ -32,7 +32,7 @@ class LabelTable:
     out: Path
     """The file."""
     key: str
-    """What `key_of` says of the job: parts of others are not taken for those of this one."""
+    """The result of `key_of` for the job, so that parts of other jobs are not read as parts of this one."""
     place: Place
 
     @property

@@ -38,7 +38,7 @@ def made_by() -> dict[str, str]:
 def commit_of(package: Path) -> str:
     """The commit of the repository that holds a package, with `+` where the package's files differ from it.
 
-    Empty where no repository has its files: an installed package may lie inside of somebody else's.
+    Empty if no repository has its files: an installed package may lie inside the repository of another project.
     """
     if not _git(package, "ls-files", "__init__.py"):
         return ""

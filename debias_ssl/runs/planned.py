@@ -118,9 +118,9 @@ class Waiting:
         self._next_look = 0.0
 
     def next(self, running: Sequence[PlannedRun] = ()) -> PlannedRun | None:
-        """The first run that nobody trains, or that another process has finished; None where there is none now.
+        """The first run that no process trains, or that another process has finished; None if there is none now.
 
-        A run that has a teacher waits for it, whoever trains that.
+        A run that has a teacher waits for it, even if another process trains the teacher.
 
         Args:
             running: runs that this process trains now.

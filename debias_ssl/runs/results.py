@@ -69,8 +69,8 @@ def aggregate(
 ) -> list[dict[str, Any]]:
     """A line for each variant: finished seeds, means and standard deviations, paired differences inside its block.
 
-    Variants that use unlabeled images have the paired difference to their labels-only run, and what it says of these
-    images; those after the first one that was asked for, the difference to that one.
+    Variants that use unlabeled images have the paired difference to their labels-only run, and the verdict whether
+    these images helped. Variants after the first requested one have the difference to it.
 
     Args:
         rows: results of `Result.row`.

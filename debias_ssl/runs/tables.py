@@ -169,7 +169,7 @@ def payoff_text(line: Mapping[str, Any]) -> str:
 
 
 def verdict_text(line: Mapping[str, Any]) -> str:
-    """The same in a cell of a table, of accuracy alone; without a word where nothing is established."""
+    """The verdict for a cell of a table, for accuracy only; just the numbers if nothing is established."""
     if line["unlabeled_images"] is None:
         return MISSING
     accuracy = line["difference_to_floor"]["accuracy"]

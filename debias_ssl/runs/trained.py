@@ -56,21 +56,21 @@ class TrainedRun:
         batch_size: int = 500,
         workers: int = 0,
     ) -> Float32[np.ndarray, "N C"]:
-        """Class probabilities of images, those that `debias-ssl predict` gives.
+        """Class probabilities of images, as `debias-ssl predict` computes them.
 
         Args:
-            images: a folder of any depth, an image, a list or CSV file of paths, or tar files; or paths one by one; or
-                uint8 pixels N x H x W x K, which are cropped and resized as those of files are.
-            root: what paths of a list are relative to, below which they must lie; None is the folder of the list.
-            features: for a run on features, the folder of `debias-ssl features` or `label` that has those of images.
+            images: a folder of any depth, an image, a list or CSV file of paths, or tar files. A sequence of paths is
+                also accepted, and so are uint8 pixels N x H x W x K, which are cropped and resized like those of files.
+            root: the folder that paths of a list are relative to and must lie below; None is the folder of the list.
+            features: for a run on features, the folder of `debias-ssl features` or `label` with features of the images.
             batch_size: images that pass through the network at a time.
-            workers: processes that decode files; 0 decodes in this one.
+            workers: processes that decode files; 0 decodes in this process.
 
         Returns:
             Probabilities N x C; files of a folder are in the order of their names.
 
         Raises:
-            InputError: an image cannot be read, or is not what the run was trained on.
+            InputError: an image cannot be read, or does not fit the run.
         """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, must be at least 1")

@@ -31,7 +31,7 @@ class ComparisonPlan:
     """By name; where there are several settings of data or training, the name is SETTING/VARIANT."""
     seeds: tuple[int, ...]
     choose_among: tuple[str, ...] = ()
-    """Variants of which one is chosen on validation images, in each setting."""
+    """Variants for the choice of one of them on validation images, in each setting."""
     floors: dict[str, str] = field(default_factory=dict)
     """The labels-only variant that a variant has to beat, by the name of the latter."""
 

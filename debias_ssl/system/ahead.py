@@ -12,7 +12,7 @@ THREADS = 2
 
 
 def ahead(function: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
-    """function(part) of each part, in order, computed while the results before it are made use of.
+    """function(part) of each part, in order, computed while the caller uses the results before it.
 
     Torch and NumPy release the interpreter's lock, so that what has one thread in either shares the cores too.
     """

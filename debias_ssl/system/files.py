@@ -251,7 +251,7 @@ def check_writable(path: Path, flag: str) -> None:
     nearest = next(place for place in places if os.path.lexists(place))
     if not nearest.is_dir():
         raise InputError(f"cannot write to {flag} {str(path)!r}: {str(nearest)!r} is not a folder")
-    # Whoever is killed meanwhile leaves it to those that remove what was begun for `path`.
+    # If the process is killed meanwhile, the file is removed with other unfinished files for `path`.
     probe = unfinished(nearest / f"{path.name}.probe")
     try:
         with probe.open("wb") as file:

@@ -40,7 +40,7 @@ def imported(name: str, setting: str) -> Any:
 
 
 def near(name: str, known: Sequence[str]) -> str:
-    """The known names that a wrong one is close to, as the end of a message; empty where there are none."""
+    """The known names that are similar to a wrong one, as the end of a message; empty if there are none."""
     by_lower = {each.lower(): each for each in known}
     found = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=5)]
     return f"; near it: {', '.join(found)}" if found else ""

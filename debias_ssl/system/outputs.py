@@ -143,10 +143,10 @@ class Outputs:
         return self._own().get("names", [])
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """The manifest; what a file of this name that is none says is nobody's to guess.
+        """The contents of the manifest.
 
         Raises:
-            InputError: it is damaged, or another program's.
+            InputError: it is damaged, or is a file of another program with the same name.
         """
         path = self.folder / MANIFEST
         try:

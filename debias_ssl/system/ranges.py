@@ -36,9 +36,9 @@ class Range:
 Fraction = Annotated[float, Range(0, 1, below=False)]
 """A probability, or a part of a whole."""
 Share = Annotated[float, Range(0, 1, above=True, below=False)]
-"""A part of which there must be some."""
+"""A part of a whole, above 0."""
 BelowOne = Annotated[float, Range(0, 1)]
-"""Such as a momentum: at 1 nothing would be left."""
+"""Such as a momentum: at 1 nothing would change."""
 Positive = Annotated[float, Range(0, above=True)]
 """Such as what something is divided by."""
 NotNegative = Annotated[float, Range(0)]

@@ -86,12 +86,12 @@ class Table:
 
     path: Path
     lines: Callable[[], Iterable[str]] = field(repr=False)
-    """Gives the lines anew each time, without one that is `sep=`: none of them stays in memory."""
+    """Returns an iterator over the lines at each call, without a line `sep=`; lines are not kept in memory."""
     delimiter: str
     has_blanks: bool
-    """Whether a blank follows each delimiter, which is no part of the cell."""
+    """Whether a space follows each delimiter; it is not part of the cell."""
     header: tuple[str, ...]
-    """Without blanks around the names."""
+    """Names of the columns, without spaces around them."""
     first_line: int
     """Number of the line that names the columns, from 1."""
 
@@ -148,7 +148,7 @@ class Table:
         """A number; where no comma divides cells, it may have a decimal comma.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the cell is not a number.
         """
         return float(cell if self.delimiter == "," or "." in cell else cell.replace(",", "."))
 

@@ -305,7 +305,7 @@ def test_images_that_were_moved_and_joined_by_one_are_known(clip: Clip, images: 
 
 def test_features_that_would_largely_be_lost_are_kept(clip: Clip, images: list[Path]):
     before = shards(cached(clip, images))
-    message = r"holds features of 10 images, of which 4 are among these 4 as they were"
+    message = r"holds features of 10 images; 4 of them are among these 4, unchanged"
     with pytest.raises(InputError, match=message + FIX):
         cached(clip, images[:4])
     other = paint_images(images[0].parents[1].with_name("others"), num=3, classes=("cat", "eel"))

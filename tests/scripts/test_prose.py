@@ -15,8 +15,10 @@ def findings(path: Path, text: str, capsys) -> list[str]:
     return [line.removeprefix(f"{path}:") for line in lines[:-1]]
 
 
-def test_the_documentation_has_no_findings(capsys):
+def test_the_documentation_and_the_code_have_no_findings(capsys):
     assert prose.main([]) == 0, capsys.readouterr().out
+    code = [str(ROOT / each) for each in ("README.md", "debias_ssl", "scripts")]
+    assert prose.main(code) == 0, capsys.readouterr().out
 
 
 def test_every_page_of_the_documentation_is_checked(tmp_path: Path, monkeypatch, capsys):
@@ -41,6 +43,10 @@ def test_every_page_of_the_documentation_is_checked(tmp_path: Path, monkeypatch,
         "An image file that is none.",
         "Nothing can be had for less.",
         "An interval that holds 0 shows none.",
+        "An empty list where there are none.",
+        "The images that are asked for.",
+        "The same but for rounding.",
+        "What a run says of its images.",
     ],
 )
 def test_phrases_are_found_also_across_lines(phrase: str, tmp_path: Path, capsys):
@@ -88,6 +94,25 @@ def main():
 '''
     found = findings(tmp_path / "a.py", code, capsys)
     assert sorted(line.split(":")[0] for line in found) == ["1", "13", "15", "4"]
+
+
+def test_code_in_strings_of_code_is_left_out(tmp_path: Path, capsys):
+    code = '''"""A script.
+
+    python scripts/script.py anew
+
+    It is made anew.
+"""
+
+PROGRAM = """
+import anew
+if anew:
+    print(anew, "it is made anew")
+"""
+'''
+    assert findings(tmp_path / "a.py", code, capsys) == ['1: "anew": write "again"']
+    code = code.replace("    It is", "It is")
+    assert findings(tmp_path / "a.py", code, capsys) == ['5: "anew": write "again"']
 
 
 def test_spelling_is_american(tmp_path: Path, monkeypatch, capsys):

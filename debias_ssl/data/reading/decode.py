@@ -177,7 +177,7 @@ def _check_bits(image: Image.Image, bits: int | None) -> None:
     """Raises ValueError if `bits` cannot apply. The image must not be loaded yet, because it then forgets its file."""
     if bits not in (None, 16) and not _has_sixteen_bits(image) and any(";16" in mode for mode in _raw_modes(image)):
         raise ValueError(
-            f"its colors have 16 bits, of which Pillow reads the upper 8: write it with 8 bits, bits {bits} is for gray"
+            f"its colors have 16 bits, and Pillow reads only the upper 8: write it with 8 bits, bits {bits} is for gray"
         )
 
 

@@ -30,7 +30,7 @@ class FeatureList:
     images: UInt32[np.ndarray, " files"]
     """For a tar file, the number of its images in the list; 0 for an image file."""
     part: UInt32[np.ndarray, " files"]
-    """For a tar file with only some of its images in the list, a checksum of which; else 0."""
+    """For a tar file with only some of its images in the list, a checksum of their positions; else 0."""
 
     @classmethod
     def of(cls, names: Sequence[str], root: Path) -> "FeatureList":

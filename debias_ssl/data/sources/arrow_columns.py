@@ -143,6 +143,6 @@ def _classes(
     codes = np.concatenate([each.indices.fill_null(len(texts)).to_numpy().astype(np.int64) for each in found.chunks])
     wrong = [] if names is None else [text for text in texts if not -1 <= int(text) < len(names)]
     if wrong:
-        raise InputError(f"{where}: the label {wrong[0]} is none of its {len(names or ())} classes")
+        raise InputError(f"{where}: the label {wrong[0]} is not one of its {len(names or ())} classes")
     places = range(len(texts)) if names is None else map(int, texts)
     return np.array([*places, NO_CLASS], dtype=np.int64)[codes], tuple(texts if names is None else names)

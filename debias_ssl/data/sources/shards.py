@@ -98,7 +98,7 @@ class OnDisk(NamedTuple):
     mtime_ns: int
     """Time of the last change, in nanoseconds."""
     part: tuple[int, ...] = ()
-    """For a shard: the number of its images in the list and, if these are not all, a checksum of which."""
+    """For a shard: the number of its images in the list and, if these are not all, a checksum of their positions."""
 
 
 def on_disk(names: Sequence[str]) -> Iterator[OnDisk]:

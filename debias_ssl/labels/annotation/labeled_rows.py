@@ -197,7 +197,7 @@ def chosen_rows(rows: LabeledRows, path: Path) -> LabeledRows:
     if found.unmatched is not None or found.num_matched < len(wanted):
         entry = found.unmatched[0] if found.unmatched is not None else wanted[-1]
         why = f"; {found.cause}" if found.cause else ""
-        raise InputError(f"--only {path} names {entry!r}, of which {rows.table} has no row{why}")
+        raise InputError(f"--only {path} names {entry!r}, but {rows.table} has no row of it{why}")
     positions = np.flatnonzero(found.entry_of >= 0)
     return rows.part(positions[np.argsort(found.entry_of[positions], kind="stable")])
 

@@ -67,7 +67,7 @@ def read_matrix(path: Path, asked: Sequence[str] | None = None, named: Sequence[
     }
     suffix = path.suffix.lower()
     if suffix not in arrays and suffix not in tables:
-        raise InputError(f"{str(path)!r} is none of {', '.join([*arrays, *tables])}; numpy.save writes .npy")
+        raise InputError(f"{str(path)!r} is not one of {', '.join([*arrays, *tables])}; numpy.save writes .npy")
     content = arrays[suffix](path) if suffix in arrays else tables[suffix](path)
     if isinstance(content, np.ndarray):
         if asked is not None:

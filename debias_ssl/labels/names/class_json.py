@@ -27,7 +27,7 @@ def entries_of_json(text: str, path: Path) -> list[Entry]:
         path: the file, for errors.
 
     Raises:
-        InputError: it is none of these, or numbers leave some out.
+        InputError: it has another form, or a number is missing.
     """
     try:
         # An object becomes a tuple, so that repeated names are found, and a list stays a list.

@@ -25,7 +25,7 @@ SEEDS = {"seed", "data.split_seed"}
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Runs with the same settings but for their seeds."""
+    """Runs with the same settings except for their seeds."""
 
     name: str
     runs: Sequence[FinishedRun]

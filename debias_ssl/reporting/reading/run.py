@@ -137,7 +137,7 @@ def _finetuned(facts: dict[str, Any]) -> Finetuned:
 
 
 def _misfit(run: FinishedRun, evaluations: list[dict[str, Any]], split: dict[str, Any]) -> str | None:
-    """The first contradiction between the files of a run; None where there is none."""
+    """The first contradiction between the files of a run; None if they agree."""
     num = len(run.classes)
     if not run.logs or not run.evaluations:
         return "metrics.jsonl lacks the log or the evaluations"
@@ -159,6 +159,6 @@ def _misfit(run: FinishedRun, evaluations: list[dict[str, Any]], split: dict[str
         losses = [float(loss) for loss in log["loss"].values() if loss is not None]
         shares = np.array([log["pseudo_counts"], log["pseudo_weights"], log["marginal"]], dtype=float)
         if not np.isfinite([*losses, log["step"], log["mask_rate"], log["pseudo_accuracy"] or 0, *shares.flat]).all():
-            return f"step {log['step']} of metrics.jsonl has a number that is none"
+            return f"step {log['step']} of metrics.jsonl has a number that is not finite"
     float(run.summary["steps"] + run.summary["seconds"] + run.summary["images_per_second"])
     return None

@@ -77,7 +77,7 @@ def classes_table(labeling: Labeling, abstained: Bool[np.ndarray, " N"]) -> Tabl
 
 
 def _right_of_class(labeling: Labeling, rows: Bool[np.ndarray, " N"]) -> Float[np.ndarray, " C"]:
-    """The share of some rows of each class that are right; nan where there are none."""
+    """The share of right labels among some rows of each class; nan for a class without rows."""
     label, num_classes = labeling.label[rows], len(labeling.classes)
     right = np.bincount(label, label == labeling.truth[rows], num_classes)
     with np.errstate(invalid="ignore"):

@@ -66,7 +66,7 @@ def class_means(
     for chunk in features:
         own = classes[first : first + len(chunk)]
         rows = np.flatnonzero(own >= 0)
-        # A product with a sparse matrix of memberships takes a tenth of the time of index_add_.
+        # A product with a sparse matrix of memberships takes 0.1 times as long as index_add_.
         member = scipy.sparse.csr_matrix((np.ones(len(rows)), (own[rows], rows)), shape=(num_classes, len(chunk)))
         sums = sums + member @ chunk.double().numpy()
         first += len(chunk)

@@ -58,7 +58,7 @@ def _drawn(shares: Shares, true: Float[np.ndarray, " C"] | None, order: list[int
         ),
         legend=[*zip(symbols, meanings, strict=True)][: None if true is not None else -1],
         caption="Expectation maximization finds the shares that make the predictions most likely. The intervals are "
-        "bootstrap intervals: they draw the rows, and those of the reference, again and again. They do not cover the "
+        "bootstrap intervals: they draw the rows, and those of the reference, repeatedly. They do not cover the "
         "case that images of a class look different here and in the reference.",
     )
 
