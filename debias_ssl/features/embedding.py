@@ -106,13 +106,11 @@ def embed(
 
     Each process makes the shards of one contiguous part of the list, so that it reads few tar files. If several jobs
     work on one list, each shard is locked by the job that makes it. No batch crosses the border of a shard, and a
-    complete shard is never made again. So the shards have the same bits for any number of processes, and after any
-    number of interruptions.
+    complete shard is never made again. So any number of processes and interruptions gives the same bits.
 
     If a store has features of an earlier list of images, rows of unchanged images are copied. Only the other images of
     a shard pass through the network. Their batches are smaller than those of a new store, which may change the last
-    bits of the new rows. The batches are the same for any number of processes and interruptions. Images that could not
-    be read are tried again.
+    bits of the new rows. Images that could not be read are tried again.
 
     Args:
         encoder: the network.
