@@ -1,4 +1,4 @@
-"""What several test files build: the views that a method sees, batches and learners of a tiny problem, a cache."""
+"""Fixtures of several test files: views for methods, batches and learners of a tiny problem, a cache folder."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from debias_ssl.contract import Batch
 from debias_ssl.methods import Problem, View, Views
 from debias_ssl.training.learner import Learner
 
-# Jobs in processes of their own compute with one thread too, and the number of threads changes the last bits.
+# Jobs in other processes also compute with one thread, and the number of threads changes the last bits.
 torch.set_num_threads(1)
 
 
@@ -27,7 +27,7 @@ def make_problem() -> Callable[[int], Problem]:
 
 @pytest.fixture
 def make_views() -> Callable[..., Views]:
-    """Views of given logits; lists of weak or strong logits are several views of the same images."""
+    """Views with given logits. A list of weak or strong logits makes several views of the same images."""
 
     def make(labeled: Tensor, labels: Tensor, weak: Tensor | list[Tensor], strong: Tensor | list[Tensor]) -> Views:
         def views(logits: Tensor | list[Tensor]) -> list[View]:
@@ -72,7 +72,7 @@ def random_views(make_views: Callable[..., Views]) -> Callable[..., Views]:
 
 @pytest.fixture
 def make_batch() -> Callable[..., Batch]:
-    """Gray 8 x 8 images of four classes; those of a class are brighter than those of the one before."""
+    """Gray 8 x 8 images of four classes; images of each class are brighter than those of the class before."""
 
     def make(
         *,
@@ -110,7 +110,7 @@ def learner_maker() -> Callable[..., Learner]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps jobs that tests start away from the cache of whoever runs the tests."""
+    """Gives jobs that tests start their own cache folder, so that they do not use the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -118,7 +118,7 @@ def cache_of_the_suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(autouse=True)
 def forget_modules_of_a_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Makes tests free to write modules of the same name: each imports its own."""
+    """Removes modules that a test has imported from its folder, so that tests may write modules of the same name."""
     known = set(sys.modules)
     yield
     for name in set(sys.modules) - known:
@@ -129,6 +129,6 @@ def forget_modules_of_a_test(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache, so that no test finds what another has put there."""
+    """An empty cache folder for one test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "debias_ssl"

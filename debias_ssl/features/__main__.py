@@ -34,7 +34,7 @@ from debias_ssl.training.parser import Parser, job_parser
 
 AGAIN = "the same command goes on"
 KINDS: tuple[ViewKind, ...] = get_args(ViewKind)
-# What is in a folder of features.
+# Names of the files and folders in a folder of features.
 OWN = re.compile(r"\..*|(manifest|files|shard_|content_).*\.(json|parquet|npy)|(weak|strong)_\d+")
 
 HELP = JobHelp(
@@ -93,13 +93,13 @@ def _views(parsed: Namespace, parser: Parser) -> list[KeptView]:
     if not 0 <= parsed.views < 1000:
         raise InputError(f"views is {parsed.views}, must be in 0..999")
     config = parser.instantiate(parsed).data.augment
-    # Only a data set could forbid that its images are mirrored.
+    # Views are mirrored by default; only a data set setting could forbid it.
     config = replace(config, flip=config.flip is None or config.flip)
     return kept_views(parsed.views, parsed.seed, config)
 
 
 def _check_folder(out: Path) -> None:
-    """Raises InputError where a folder has other files and no features."""
+    """Raises InputError if a folder has other files, but no features."""
     others = sorted(name for name in os.listdir(out) if not OWN.fullmatch(name))
     if others and not (out / MANIFEST).exists():
         raise InputError(f"--out {str(out)!r} holds {shortened(others)} but no features: choose another folder")

@@ -13,20 +13,20 @@ from debias_ssl.data.reading.feature_list import FeatureList
 from debias_ssl.models.resizing import RESIZED
 from debias_ssl.system.errors import InputError
 
-# Images whose contents are compared before the features of a list count as those of another list.
+# Number of images whose contents are compared to decide whether stored features are of the same images.
 SAMPLE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """Features of an earlier list of images, and the positions in it of the images of the present list."""
+    """Features of an earlier list of images, and the rows in it of the images of the new list."""
 
     generation: int
     num: int
-    """How many images that list has."""
+    """The number of images in the earlier list."""
     shard_size: int
     rows: Int64[np.ndarray, " N"]
-    """For each image of the new list its row in the other one; -1 where that has none of its name, size and time."""
+    """For each image of the new list its row in the earlier one; -1 if no image there has its name, size and time."""
 
     @classmethod
     def of(cls, manifest: dict[str, Any], found: FeatureList, own: FeatureList) -> "Earlier":
@@ -39,7 +39,7 @@ class Earlier:
 
 
 def is_same(found: dict[str, Any], found_list: FeatureList, own: dict[str, Any], own_list: FeatureList) -> bool:
-    """Whether features are those of a list of images, row by row."""
+    """Whether stored features belong to a list of images, row by row."""
     return found["shard_size"] == own["shard_size"] and found_list.is_same(own_list)
 
 
@@ -82,21 +82,21 @@ def compared(
     has: Callable[[str], bool],
     flag: str,
 ) -> str:
-    """The note about features that are used again for a list of images that differs a little.
+    """A note about features that are used again for a list of images with small differences.
 
-    Where names, sizes and times tell that more than half of them would be lost, some images are read: they may be the
-    same with other names or times.
+    If more than half of the features would be lost by names, sizes and times, some images are read: they may be the
+    same images with other names or times.
 
     Args:
-        folder: of the features.
-        current: those that are whole, or were to be.
-        moved: the folder of the images then and now, if it is another one.
+        folder: the folder of the features.
+        current: the features that are complete or were begun.
+        moved: the folder of the images before and now, if it differs.
         files: the images.
-        has: whether an image of the content of a file has features.
-        flag: what names the folder.
+        has: whether an image with the content of a file has features.
+        flag: the flag that names the folder.
 
     Raises:
-        InputError: the images are largely others.
+        InputError: most of the images are other images.
     """
     others = np.flatnonzero(current.rows < 0)
     kept = len(current.rows) - len(others)

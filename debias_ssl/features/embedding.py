@@ -33,26 +33,26 @@ from debias_ssl.models.encoders import Encoder
 from debias_ssl.system.errors import InputError, LeftToOthers
 
 SHARD_SIZE = 1024
-# Seconds between looks at the shards that other jobs make.
+# Seconds between checks of the shards that other jobs make.
 LOOKED_AT_EVERY = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """Features of images; unreadable images have none."""
+    """Stored features of images; unreadable images have no features."""
 
     store: FeatureStore
     root: Path
     files: Sequence[str]
     """All images."""
     names: Sequence[str]
-    """Of the images that have features, relative to the root."""
+    """Paths of the images with features, relative to the root."""
     places: Int64[np.ndarray, " N"]
-    """Of these images among all."""
+    """Positions of these images among all."""
     unreadable: dict[int, str]
-    """Places of the other images, with the reason."""
+    """Positions of the other images, with the reasons."""
     num_before: int
-    """Of all images, how many had all of their features before."""
+    """The number of images that had all of their features before."""
 
     @property
     def num_shards(self) -> int:
@@ -60,7 +60,7 @@ class FeatureCache:
 
     @property
     def named_unreadable(self) -> dict[str, str]:
-        """The same by names relative to the root."""
+        """The unreadable images by their names relative to the root, with the reasons."""
         return {os.path.relpath(self.files[place], self.root): why for place, why in self.unreadable.items()}
 
     def chunks(self) -> Iterator[Float[Tensor, "n D"]]:
@@ -78,7 +78,7 @@ class Logits:
 
     cache: FeatureCache
     weights: Float[Tensor, "D C"]
-    """Of the classes, times the model's logit scale."""
+    """The class vectors, times the model's logit scale."""
 
     def __iter__(self) -> Iterator[Float[Tensor, "n C"]]:
         for features in self.cache.chunks():
@@ -123,15 +123,15 @@ def embed(
         workers: processes that decode; 0 decodes in this process.
         on_error: `stop` at an image that cannot be read, or `skip` it.
         decoding: how files become pixels.
-        precision: that the network runs in, by its name: features of another one are others.
-        autocast: the same, for torch.
+        precision: the name of the precision of the network; features of another precision are not used.
+        autocast: returns a context in which torch uses this precision.
         progress: whether to show a progress bar, and to print notes.
         wait: whether to wait for shards that other jobs make.
 
     Raises:
-        InputError: a store holds features of other images, network, precision or views, or an image cannot be read.
-        LeftToOthers: shards of other jobs are not waited for.
-        StoppedError: a tar file or a shard of features is gone or has changed.
+        InputError: a store has features of other images, network, precision or views, or an image cannot be read.
+        LeftToOthers: other jobs make the remaining shards, and `wait` is false.
+        StoppedError: a tar file or a shard of features was removed or has changed.
     """
     files = _absolute(files, root := Path(os.path.abspath(root)))
     targets = [
@@ -157,12 +157,12 @@ def _made(
     progress: bool,
     wait: bool,
 ) -> int:
-    """Makes and keeps what the targets lack; how many images lacked nothing before, of those of all processes."""
+    """Makes and stores the missing features; returns how many images of all processes had all features before."""
     files = preparing.files
     plan = planned(targets, _shards(len(files)), dim, place)
     left, failed, known = plan.shards, len(files), 0
     while left and failed == len(files):
-        # Closed before an error is printed: its progress bar would stand in front of the message.
+        # Closed before an error is printed: its progress bar would be in front of the message.
         with closing(make(left, preparing)) as made:
             failed, num_known = kept(made, len(files), on_error, stops=place.num_processes == 1)
         known += num_known
@@ -184,21 +184,21 @@ def _made(
 
 
 def _absolute(files: Sequence[str], root: Path) -> Sequence[str]:
-    """The same files by absolute paths, in arrays where none is in a tar file."""
+    """The files with absolute paths; as arrays, if none is in a tar file."""
     prefix = os.path.join(root, "")
     if isinstance(files, FileNames) and (below := files.below(str(root))) is not None:
         return replace(below, prefix=prefix)
     if isinstance(files, ShardedNames | RowNames):
         return files
     if any(isinstance(file, Member) for file in files):
-        # As plain text, the path of a member would lose its position in the tar file.
+        # Members of tar files stay as they are: as plain text, they would lose their positions in the tar file.
         return [file if isinstance(file, Member) else os.path.abspath(file) for file in files]
     listed = ((os.path.relpath(file.path, root), file.size, file.mtime_ns, False) for file in on_disk(files))
     return FileNames.of(listed, prefix)
 
 
 def _claimed(store: FeatureStore, manifest: dict[str, Any], files: Sequence[str], place: Place) -> FeatureStore:
-    """The store of these features; the first process says whose they are, and the others find what it has said."""
+    """The store of these features. The first process writes the manifest, and the others read it."""
     if place.rank == 0:
         store = store.claim(manifest, files, True)
     _of_all(0, place)
@@ -208,7 +208,7 @@ def _claimed(store: FeatureStore, manifest: dict[str, Any], files: Sequence[str]
 def _opened(
     store: FeatureStore, root: Path, on_error: Literal["stop", "skip"], preparing: Preparing, num_before: int
 ) -> FeatureCache:
-    """All shards, in which images that could not be read have rows that are no numbers."""
+    """The cache of all shards, in which images that could not be read have rows of NaN."""
     files = preparing.files
     has_features = np.concatenate([np.isfinite(store.read(number)[:, 0]) for number in range(len(_shards(len(files))))])
     lacking, places = np.flatnonzero(~has_features).tolist(), np.flatnonzero(has_features)
@@ -228,7 +228,7 @@ def _opened(
 
 
 def _those(files: Sequence[str], places: Int64[np.ndarray, " N"]) -> Sequence[str]:
-    """The files at some places, which are ascending."""
+    """The files at some positions, which are ascending."""
     return files.part(places) if isinstance(files, ShardedNames) else picked(files, places)
 
 
@@ -239,7 +239,7 @@ def _shards(num_files: int) -> list[range]:
 def _manifest(
     encoder: Encoder, view: KeptView | None, root: Path, decoding: Decoding, precision: str
 ) -> dict[str, Any]:
-    """Whose features these are."""
+    """The manifest of the features: the network, the view, the root and all settings that they depend on."""
     return {
         "version": VERSION,
         "model": {
@@ -255,7 +255,7 @@ def _manifest(
 
 
 def _of_all(number: int, place: Place) -> Int64[Tensor, " processes"]:
-    """The numbers of all processes; none goes on before all have come here."""
+    """The numbers of all processes; a process continues when all have called this."""
     numbers = torch.zeros(place.num_processes, dtype=torch.int64, device=place.device)
     numbers[place.rank] = number
     return all_sum_(numbers)

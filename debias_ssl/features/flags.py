@@ -13,12 +13,12 @@ from debias_ssl.system.errors import InputError
 if TYPE_CHECKING:
     import accelerate
 
-# Processes that share the work must have these in common.
+# Flags that must be equal in all processes that share the work.
 AGREED = ("precision", "on_error", "bits", "max_pixels", "background")
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """How images are read, and how they pass through the network."""
+    """Adds the flags for how images are read, and how they pass through the network."""
     parser.add_argument("--on_error", choices=["stop", "skip"], default="stop", help="at an image that cannot be read")
     parser.add_argument("--bits", type=int, default=None, help="of gray images with 16 bits, how many hold the picture")
     parser.add_argument("--max_pixels", type=int, default=None, help="most pixels of an image; null is Pillow's limit")
@@ -34,7 +34,7 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def check_flags(parsed: Namespace) -> None:
-    """Raises InputError where a value is out of its range."""
+    """Raises InputError if a value is out of its range."""
     for name, least in (("batch_size", 1), ("workers", 0)):
         if parsed[name] < least:
             raise InputError(f"{name} is {parsed[name]}, must be at least {least}")
@@ -49,7 +49,7 @@ def decoding_of(parsed: Namespace) -> Decoding:
 
 
 def agreed_flags(parsed: Namespace) -> dict[str, str]:
-    """The flags that all processes must have in common, by name."""
+    """The flags that must be equal in all processes, by name."""
     return {f"--{name}": str(parsed[name]) for name in AGREED}
 
 

@@ -1,4 +1,4 @@
-"""Looks up images by the hash of their contents, among millions that already have features."""
+"""`KnownContents`: finds images by the hash of their contents, among millions that already have features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class Place(NamedTuple):
     """The place of features in a store."""
 
     source: int
-    """Number of the list."""
+    """The number of the list of images."""
     row: int
-    """The row of the image in it."""
+    """The row of the image in the list."""
 
 
 @dataclass(frozen=True, kw_only=True)

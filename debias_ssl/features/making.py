@@ -30,25 +30,25 @@ class Target:
 
     store: FeatureStore
     view: KeptView | None = None
-    """Of the images; None is the images as they are."""
+    """The view of the images; None is the images without augmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A shard to compute, for all targets that lack the same images of it."""
+    """A shard to compute, for all targets that lack the same images of the shard."""
 
     number: int
     rows: range
     lacking: Int64[np.ndarray, " n"]
-    """The images among all that have to be read."""
+    """Positions of the images that must be read."""
     is_whole: bool
-    """Whether it is there, so that it is written again only if an image can be read that could not be before."""
+    """Whether the shard exists: it is then written again only if an image has become readable."""
     targets: tuple[Target, ...]
     dim: int
-    """Of the features."""
+    """The number of features."""
 
     def is_lacking(self) -> bool:
-        """Whether it was not there when it was planned, and still is not."""
+        """Whether the shard was missing when it was planned, and still is."""
         shape = (len(self.rows), self.dim)
         return not self.is_whole and not all(target.store.is_whole(self.number, shape) for target in self.targets)
 
@@ -59,7 +59,7 @@ class Plan:
 
     shards: Sequence[Planned]
     num_lacking: int
-    """Of its images, how many lack some features."""
+    """The number of its images that lack some features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,13 @@ class Made:
 
     shard: Planned
     rows: tuple[ShardRows, ...]
-    """For each of its targets."""
+    """The rows for each of its targets."""
     num_known: int
-    """How many of its images have the features of another image of their content."""
+    """The number of its images that got the features of another image with the same content."""
 
 
 def planned(targets: Sequence[Target], shards: Sequence[range], dim: int, place: Place) -> Plan:
-    """The shards of this process that are not there, or in which images lack that could not be read."""
+    """The shards of this process that are missing, or that lack images because they could not be read."""
     plan, num_lacking = [], 0
     first, stop = (rank * len(shards) // place.num_processes for rank in (place.rank, place.rank + 1))
     for number in range(first, stop):
@@ -95,9 +95,10 @@ def planned(targets: Sequence[Target], shards: Sequence[range], dim: int, place:
 
 
 def kept(made: Iterable[Made], num_files: int, on_error: Literal["stop", "skip"], *, stops: bool) -> tuple[int, int]:
-    """Keeps shards that are made; the number of the first image that has no features, where it must.
+    """Stores shards as they are made.
 
-    Also gives how many images have features of another image of their content.
+    Returns the number of the first image without features (relevant with on_error stop), and how many images got the
+    features of another image with the same content.
     """
     failed, num_known = num_files, 0
     for each in made:
@@ -109,7 +110,7 @@ def kept(made: Iterable[Made], num_files: int, on_error: Literal["stop", "skip"]
                     target.store.write(each.shard.number, rows)
             else:
                 failed = min(failed, each.shard.rows.start + int(lacking[0]))
-        # With several processes, those that are done wait for the others, but only for a limited time.
+        # Processes that are done wait for the others only for a limited time, so an error must end all soon.
         if stops and failed < num_files:
             break
     return failed, num_known
@@ -125,11 +126,11 @@ def making(
     autocast: Callable[[], AbstractContextManager],
     progress: bool,
 ) -> Generator[Made, None, None]:
-    """The rows of the shards of a plan, but of those that another process makes, or has made since it was planned."""
+    """The rows of the shards of a plan, without shards that another process makes or has made since the plan."""
     cut = _Cut(plan, batch_size)
     batches = Batches(preparing=preparing, batches=cut.batches)
     for store in {id(store): store for batch in batches.batches for store in batch.stores}.values():
-        # Before the decoding processes start: they share the results.
+        # Loaded before the decoding processes start, because they share the results.
         _ = store.known_contents
     num_images, is_quiet = sum(len(batch.rows) for batch in batches.batches), not (progress and len(batches))
     with tqdm(desc="features", total=num_images, unit="img", disable=is_quiet, leave=False) as bar, cut:
@@ -154,7 +155,7 @@ def making(
                 at, images = torch.from_numpy(batch.rows) - shard.rows.start, prepared.images.to(encoder.device)
                 for number, of_target in enumerate(rows):
                     of_target.fill(at, prepared, images, number, autocast)
-                # All targets know the same, unless a job was killed between them.
+                # All targets know the same contents, unless a job was killed in between.
                 num_known += len(prepared.known[0].positions)
                 bar.update(len(batch.rows))
                 if batch is not own[-1]:
@@ -181,7 +182,7 @@ class _Cut:
         ]
         self.batches = [batch for _, of_shard in self.plan for batch in of_shard]
         self.shards: deque[tuple[Planned, list[Batch]]] = deque()
-        """Shards that are locked, and are not made yet."""
+        """Shards that are locked and not made yet."""
         self._locks: dict[int, ExitStack] = {}
 
     def taken(self, passed_over: Callable[[int], Any]) -> Iterator[int]:
@@ -207,7 +208,7 @@ class _Cut:
             first += num_batches
 
     def give_back(self, shard: Planned) -> None:
-        """Unlocks a shard that is made, where all that is planned of it is."""
+        """Unlocks a finished shard, when all of its planned parts are finished."""
         if all(other.number != shard.number for other, _ in self.shards):
             self._locks.pop(shard.number).close()
 
@@ -220,7 +221,7 @@ class _Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """The rows of a shard that are being made, of one target."""
+    """The rows of a shard for one target, while they are made."""
 
     target: Target
     encoder: Encoder
@@ -229,7 +230,7 @@ class _Rows:
 
     @classmethod
     def known(cls, shard: Planned, target: Target, encoder: Encoder) -> "_Rows":
-        """With what is known before."""
+        """Rows that begin with the known features."""
         found = target.store.known(shard.number, shard.rows, encoder.embed_dim)
         features = torch.from_numpy(found.features.astype(np.float32)).to(encoder.device)
         return cls(target=target, encoder=encoder, features=features, contents=found.contents.copy())
@@ -242,13 +243,13 @@ class _Rows:
         number: int,
         autocast: Callable[[], AbstractContextManager],
     ) -> None:
-        """Puts the features of a batch where they belong.
+        """Computes the features of a batch, and stores them in its rows.
 
         Args:
             at: the rows of its images in the shard.
             batch: the batch.
             images: its images, on the device.
-            number: of this target among those of the batch.
+            number: the number of this target among those of the batch.
             autocast: the precision of the network.
         """
         known, positions = batch.known[number], batch.positions

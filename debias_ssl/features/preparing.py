@@ -21,7 +21,7 @@ from debias_ssl.system.errors import InputError, reason
 
 # Exceptions that resizing and cropping raise for images of unusual sizes.
 UNPREPARED = (ValueError, MemoryError, RuntimeError)
-# Bytes of pixels that may wait for others of the same size.
+# Bytes of pixels that may wait for other images of the same size.
 TOGETHER = 3 * 2**20
 
 
@@ -34,10 +34,10 @@ class Preparing:
     decoding: Decoding
 
     def __call__(self, row: int) -> UInt8[Tensor, "H W K"]:
-        """The image of a row.
+        """The prepared image of a row.
 
         Raises:
-            InputError: it cannot be read, or cannot be resized and cropped as the model wants it.
+            InputError: it cannot be read, or cannot be resized and cropped for the model.
         """
         image = decoded(self.files[row], self.decoding)
         try:
@@ -50,7 +50,7 @@ class Preparing:
             ) from error
 
     def several(self, rows: Mapping[int, int]) -> dict[int, UInt8[Tensor, "H W K"]]:
-        """The images of rows by the keys of these, where they can be read and prepared; those of one size together."""
+        """Prepared images of rows, by their keys, without unreadable ones. Images of one size are prepared together."""
         found, waiting, number = {}, defaultdict(dict), 0
         for key, row in rows.items():
             with suppress(InputError):
@@ -66,7 +66,7 @@ class Preparing:
     def _prepared(
         self, waiting: Mapping[Any, Mapping[int, UInt8[np.ndarray, "_ _ 3"]]]
     ) -> dict[int, UInt8[Tensor, "H W K"]]:
-        """Of images by their sizes."""
+        """Prepared images, from images grouped by size."""
         found = {}
         for images in waiting.values():
             # Whether an image can be prepared depends on its size.
@@ -97,15 +97,15 @@ class Known(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A prepared batch; positions are positions in it, and an unreadable image has none."""
+    """A prepared batch. Positions are positions in the batch; an unreadable image has no position."""
 
     images: UInt8[Tensor, "n H W K"] | UInt8[Tensor, " 0"]
-    """Of the images that have to pass through the network, for one of the stores at least."""
+    """The images that must pass through the network, for at least one of the stores."""
     positions: Int64[Tensor, " n"]
     known: tuple[Known, ...]
-    """In each of the stores."""
+    """The known images, for each store."""
     contents: Int64[Tensor, "B 2"]
-    """Of all images; zeros where they are not kept, and of images that cannot be read."""
+    """Hashes of all images; zeros for images that cannot be read, and for stores without hashes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +113,9 @@ class Batch:
     """Images that lack the same features."""
 
     rows: Int64[np.ndarray, " B"]
-    """Their places among all."""
+    """Their positions among all images."""
     stores: Sequence[FeatureStore]
-    """Where these features are kept."""
+    """The stores of these features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +159,11 @@ def _known(found: dict[int, Tensor]) -> Known:
 
 
 def _content(path: str, store: FeatureStore) -> Int64[np.ndarray, " 2"]:
-    """The content of an image, where contents are kept."""
+    """The hash of an image's content, if the store has hashes."""
     return np.zeros(2, dtype=np.int64) if store.known_contents is None else content_of(path)
 
 
 def _looked_up(content: Int64[np.ndarray, " 2"], store: FeatureStore) -> Float16[np.ndarray, " D"] | None:
-    """The features that an image of this content has."""
+    """The stored features of an image with this content; None if there are none."""
     place = None if store.known_contents is None else store.known_contents.find(content)
     return None if place is None else store.at(place)

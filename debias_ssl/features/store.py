@@ -24,12 +24,12 @@ from debias_ssl.system.locking import Member, joined, lock_if_free
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRows:
-    """The stored data of a shard's images, or what is known about them before the shard is computed."""
+    """The stored data of a shard's images, or the known data before the shard is computed."""
 
     features: Float16[np.ndarray, "n D"]
-    """Rows of images without features are no numbers."""
+    """The rows of images without features are NaN."""
     contents: Int64[np.ndarray, "n 2"]
-    """Hashes of the images' files, as `content_of` gives them; zeros where they are not known."""
+    """Hashes of the images' files from `content_of`; zeros if unknown."""
 
     @classmethod
     def unknown(cls, number: int, dim: int) -> "ShardRows":
@@ -49,39 +49,39 @@ class FeatureStore(Protocol):
 
     @property
     def known_contents(self) -> KnownContents | None:
-        """Contents of earlier images with the places of their features; None where contents are not kept."""
+        """Contents of earlier images, with the places of their features; None for stores without hashes."""
         ...
 
     def claim(self, own: dict[str, Any], files: Sequence[str], is_first: bool) -> "FeatureStore":
-        """The store of these features, once the first process has said whose they are, or has found it said before."""
+        """The store of these features, after the first process has written or checked its manifest."""
         ...
 
     def is_whole(self, number: int, shape: tuple[int, int]) -> bool:
-        """Whether a shard is there, with all of its rows."""
+        """Whether a shard exists with all of its rows."""
         ...
 
     def known(self, number: int, rows: range, dim: int) -> ShardRows:
-        """What is known about a shard's images before the shard is computed, by names, sizes and times."""
+        """The known data of a shard's images before the shard is computed, found by names, sizes and times."""
         ...
 
     def at(self, place: Place) -> Float16[np.ndarray, " D"] | None:
-        """The features at a place of `known_contents`, where they are there."""
+        """The features at a place of `known_contents`; None if they are missing."""
         ...
 
     def read(self, number: int) -> Float16[np.ndarray, "n D"]:
-        """The features of a shard; an image that could not be read has a row that is no numbers."""
+        """The features of a shard; an image that could not be read has a row of NaN."""
         ...
 
     def lock(self, number: int) -> ExitStack | None:
-        """Keeps other processes from making a shard, until what is returned is closed; None where one makes it now."""
+        """Keeps other processes from making a shard until the result is closed; None if another one makes it now."""
         ...
 
     def write(self, number: int, rows: ShardRows) -> None:
-        """Keeps a shard."""
+        """Stores a shard."""
         ...
 
     def finish(self) -> None:
-        """Says that all shards are kept, and removes those of earlier lists of images."""
+        """Marks the shards as complete, and removes those of earlier lists of images."""
         ...
 
 
@@ -94,7 +94,7 @@ class MemoryStore:
     known_contents: None = None
 
     def claim(self, own: dict[str, Any], files: Sequence[str], is_first: bool) -> "MemoryStore":
-        """Nobody else's features can be here."""
+        """The store itself: no other process can use it."""
         return self
 
     def is_whole(self, number: int, shape: tuple[int, int]) -> bool:
@@ -111,49 +111,49 @@ class MemoryStore:
         return self.shards[number]
 
     def lock(self, number: int) -> ExitStack:
-        """Nobody else can make it."""
+        """An empty stack: no other process can make the shard."""
         return ExitStack()
 
     def write(self, number: int, rows: ShardRows) -> None:
         self.shards[number] = rows.features
 
     def finish(self) -> None:
-        """Nothing else can be here."""
+        """Does nothing: there are no earlier lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderStore:
-    """Shards in files, beside a manifest; `data/reading/features.py` has the layout.
+    """Shards in files, with a manifest; `data/reading/features.py` describes the format.
 
-    What is made for a new list of images has a manifest of its own, `manifest.GENERATION.json`, until it is whole. Then
-    that is renamed to `manifest.json`, and only after this are the shards of the earlier list removed.
+    Features for a new list of images have their own manifest, `manifest.GENERATION.json`, until they are complete. This
+    file is then renamed to `manifest.json`, and after that the shards of the earlier list are removed.
     """
 
     folder: Path
     flag: str = "--features"
-    """By which users have named it, or the folder that it is in."""
+    """The flag with which users have named the folder, or the folder that contains it."""
     generation: int = 0
     earlier: tuple[Earlier, ...] = ()
     dim: int = 0
     note: str | None = None
     member: Member | None = None
-    """This process among those that work with the folder at the same time; None where it does not look for others."""
+    """This process among those that share the folder; None if the folder is not shared."""
 
     def claim(self, own: dict[str, Any], files: Sequence[str], is_first: bool) -> "FolderStore":
         """The store of features of these images.
 
-        The features that are there are taken where model, settings and images are the same. Where some images are new,
-        have changed or are gone, another generation is begun, which takes over the rows of all others.
+        Existing features are used if model, settings and images are the same. If some images are new, changed or
+        removed, a new generation begins, which copies the rows of all other images.
 
         Args:
             own: the manifest of the features, without its generation.
             files: the images.
-            is_first: whether this process may write; the others must come after it.
+            is_first: whether this process may write; the others must call this later.
 
         Raises:
-            InputError: the folder holds those of another model, of other settings, or largely of other images; or it
+            InputError: the folder has features of another model, of other settings, or mostly of other images; or it
                 cannot be written to.
-            InUseError: other images are new, and another process works with those that are there.
+            InUseError: a new generation is needed, but another process works with the current one.
         """
         with self._turn() if is_first else nullcontext():
             return self._claim(own, files, is_first)
@@ -189,7 +189,7 @@ class FolderStore:
         return store
 
     def has(self, path: str) -> bool:
-        """Whether an image of this content has features."""
+        """Whether an image with the content of this file has features."""
         place = self.known_contents.find(content_of(path))
         return place is not None and self.at(place) is not None
 
@@ -230,7 +230,7 @@ class FolderStore:
         source = self.earlier[place.source]
         rows = self._rows_of(source, place.row // source.shard_size)
         values = None if rows is None else rows.features[place.row % source.shard_size]
-        # Where a job was killed between them, the content of an image may be there without its features.
+        # If a job was killed in between, the content of an image may be stored without its features.
         return None if values is None or np.isnan(values[0]) else np.array(values)
 
     def read(self, number: int) -> Float16[np.ndarray, "n D"]:
@@ -271,7 +271,7 @@ class FolderStore:
                 path.unlink()
 
     def _shard(self, number: int, generation: int, shape: tuple[int, int]) -> Float16[np.ndarray, "n D"] | None:
-        """A shard that is there, with all of its rows."""
+        """A shard with all of its rows; None if it is missing or incomplete."""
         try:
             values = read_array(shard_path(self.folder, number, generation), "r")
         except (OSError, ValueError):
@@ -279,7 +279,7 @@ class FolderStore:
         return values if values.shape == shape and values.dtype == np.float16 else None
 
     def _contents(self, number: int, generation: int, num: int) -> Int64[np.ndarray, "n 2"]:
-        """The contents of a shard's images; zeros where they are not there."""
+        """The contents of a shard's images; zeros if they are missing."""
         with suppress(OSError, ValueError):
             values = read_array(contents_path(self.folder, number, generation))
             if values.shape == (num, 2) and values.dtype == np.int64:
@@ -287,7 +287,7 @@ class FolderStore:
         return np.zeros((num, 2), dtype=np.int64)
 
     def _rows_of(self, source: Earlier, number: int) -> ShardRows | None:
-        """A shard of an earlier list, where it is there."""
+        """A shard of an earlier list; None if it is missing."""
         num = min(source.shard_size, source.num - number * source.shard_size)
         values = self._shard(number, source.generation, (num, self.dim))
         if values is None:
@@ -298,12 +298,12 @@ class FolderStore:
         return FeatureList.read(list_path(self.folder, manifest["generation"]))
 
     def _next_generation(self, current: dict[str, Any]) -> int:
-        """A generation that no file is of, also where a list cannot be read any more."""
+        """The number of a new generation, which no file has, not even files of damaged lists."""
         there = [*self.folder.glob("shard_*.npy"), *self.folder.glob(_name("*"))]
         return 1 + max([current["generation"], *map(_generation_of, there)])
 
     def _unfinished(self, own: dict[str, Any]) -> Iterator[tuple[dict[str, Any], FeatureList]]:
-        """Lists whose features were begun by the same model, and not made to the end, as far as they can be read."""
+        """Readable lists whose features were begun with the same model and not finished."""
         for path in sorted(self.folder.glob(_name("*"))):
             with suppress(InputError):
                 manifest = read_manifest(self.folder, path.name)
@@ -321,7 +321,7 @@ class FolderStore:
 
 @contextmanager
 def shared(store: FolderStore) -> Iterator[FolderStore]:
-    """A store whose folder other processes may use at the same time; one that cannot be written to may be read."""
+    """A store whose folder other processes may use at the same time; a folder without write permission is only read."""
     with ExitStack() as kept:
         try:
             member = kept.enter_context(joined(store.folder, store.flag))
@@ -335,7 +335,7 @@ def shared(store: FolderStore) -> Iterator[FolderStore]:
 
 
 def _name(generation: int | str) -> str:
-    """Of the manifest of a list whose features are not whole yet."""
+    """The file name of the manifest of a list whose features are not complete yet."""
     return f"manifest.{generation}.json"
 
 

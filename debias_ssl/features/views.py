@@ -28,7 +28,7 @@ class KeptView:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Everything that the view depends on besides the image, as JSON."""
+        """All values other than the image that the view depends on, as JSON."""
         names = WEAK_SETTINGS if self.kind == "weak" else STRONG_SETTINGS
         settings = asdict(self.config)
         return {
@@ -43,7 +43,7 @@ class KeptView:
 
         Args:
             images: on any device.
-            contents: hashes of their files, as `content_of` gives them, on the CPU.
+            contents: hashes of their files from `content_of`, on the CPU.
         """
         is_weak = self.kind == "weak"
         purpose = (Purpose.WEAK_VIEW if is_weak else Purpose.STRONG_VIEW) + self.number
@@ -53,7 +53,7 @@ class KeptView:
 
 
 def kept_views(number: int, seed: int, config: AugmentConfig) -> list[KeptView]:
-    """So many weak views, and as many strong ones."""
+    """`number` weak views, and as many strong ones."""
     kinds: tuple[ViewKind, ...] = ("weak", "strong")
     return [KeptView(kind=kind, number=k, seed=seed, config=config) for kind in kinds for k in range(number)]
 

@@ -1,4 +1,4 @@
-"""Image classifiers: `build` gives a module that returns (logits, features)."""
+"""Networks: `build` makes an image classifier that returns (logits, features); CLIP, encoders, adapters."""
 
 from debias_ssl.models.adapters import merged as merged
 from debias_ssl.models.classifier import Classifier as Classifier

@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from debias_ssl.system.errors import InputError
 
 AdapterKind = Literal["lora", "adaptformer"]
-# Rank, and factor of what is added: of LoRA's code alpha / r with alpha = r, of AdaptFormer those of its paper.
+# Default ranks and factors: for LoRA as in its code, with alpha = r; for AdaptFormer as in its paper.
 RANKS: dict[AdapterKind, int] = {"lora": 8, "adaptformer": 64}
 SCALES: dict[AdapterKind, float] = {"lora": 1.0, "adaptformer": 0.1}
-# The name of a side path in the layer that it is beside.
+# The attribute name of a side path in its layer.
 NAME = "adapter"
 
 
 class Adapter(nn.Module):
     """A side path: `scale` times its output is added to the output of the layer beside it.
 
-    Its last layer is zero at first, so that the network gives what it gave before, in every bit.
+    Its last layer is zero at first, so that the network's output is the same as without it, bit for bit.
 
     Args:
-        down: from what the layer takes to a few units.
-        up: from these to what the layer gives.
+        down: from the input of the layer to a few units.
+        up: from these units to the output of the layer.
         scale: factor of the output.
-        act: what is between; None is nothing, so that the side path is a change of the layer's weight.
+        act: the function between them; without it, the side path is a change of the layer's weight.
     """
 
     def __init__(self, down: nn.Module, up: nn.Linear | nn.Conv2d, scale: float, act: nn.Module | None = None):
@@ -81,10 +81,10 @@ def add_adapters(
 
 
 def _linear_layers(net: nn.Module, classifiers: list[nn.Module]) -> list[Any]:
-    """The layers beside which LoRA goes."""
+    """The layers that get LoRA adapters."""
     from timm.layers import Conv2dSame  # pyright: ignore[reportPrivateImportUsage]
 
-    # Others may compute with a function of their weight, which a side path cannot be merged into.
+    # Other classes may compute with a function of their weight, into which a side path cannot be merged.
     adaptable = (nn.Linear, nn.Conv2d, Conv2dSame)
     inside = {id(module) for layer in classifiers for module in layer.modules()}
     layers = [each for each in net.modules() if isinstance(each, nn.Linear | nn.Conv2d) and id(each) not in inside]
@@ -98,7 +98,7 @@ def _linear_layers(net: nn.Module, classifiers: list[nn.Module]) -> list[Any]:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a layer of the same kind with other channels, and one of 1 x 1 after it, are together a change of it."""
+    """Whether LoRA's two layers are together a change of this layer's weight."""
     return isinstance(layer, nn.Linear) or (layer.groups == 1 and layer.padding_mode == "zeros")
 
 
@@ -112,7 +112,7 @@ def _low_rank(layer: Any, rank: int, scale: float) -> Adapter:
 
 
 def _mlps(net: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    """The MLPs beside which AdaptFormer goes, with the number of features that they take and give."""
+    """The MLPs that get AdaptFormer adapters, with their numbers of input and output features."""
     for block in net.modules():
         mlp = getattr(block, "mlp", None)
         if isinstance(mlp, nn.Module) and hasattr(block, "attn"):
@@ -147,9 +147,9 @@ def calls_told(net: nn.Module) -> Iterator[None]:
 
 
 def merged(net: Any) -> dict[str, Tensor]:
-    """The state of a network with its LoRA added to the weights, under the names that it has without.
+    """The state of a network with LoRA merged into its weights, under the names of the network without adapters.
 
-    Side paths that are no change of a weight stay.
+    Side paths that are not a change of a weight stay.
     """
     state = net.state_dict()
     for name, layer in net.named_modules():
@@ -167,5 +167,5 @@ def ranks_in(state: Mapping[str, Tensor]) -> list[int]:
 
 
 def is_of_adapter(key: str) -> bool:
-    """Whether a name in the state of a network is of an adapter."""
+    """Whether a name in the state of a network belongs to an adapter."""
     return f".{NAME}." in key

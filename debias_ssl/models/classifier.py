@@ -1,4 +1,4 @@
-"""Image classifiers: `build` gives a module that returns (logits, features)."""
+"""`build` makes an image classifier from `ModelConfig`: a module that returns (logits, features)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from debias_ssl.system.ranges import AtLeastOne, BelowOne, Fraction, Positive, c
 Norm = Literal["batch", "sync", "group"]
 Freeze = Literal["backbone"]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-# Networks of our own. They need no timm, which takes longer to import than torch.
+# Networks of this package. They do not need timm, which takes longer to import than torch.
 OWN = {make.__name__: make for make in (wrn_28_2, wrn_28_8, wrn_16_2, wrn_10_1, linear, mlp_512)}
 
 
@@ -98,8 +98,8 @@ class Classifier(nn.Module):
     Args:
         net: a model of timm, or one of your own with timm's four names: `forward_features(images)`,
             `forward_head(maps, pre_logits=False)`, `get_classifier()` and `num_features`.
-        frozen: whether only its classifier and adapters are trained. All else then stays in evaluation mode, so that
-            batch norms keep their statistics, and no activation in front of the first of these is kept for a gradient.
+        frozen: whether only its classifier and adapters are trained. All other layers then stay in evaluation mode, so
+            that batch norms keep their statistics. No activation before the first trained layer is kept for a gradient.
         norms: whether normalization of a frozen network is trained too.
     """
 
@@ -117,7 +117,7 @@ class Classifier(nn.Module):
             self.train()
 
     def classifiers(self) -> list[nn.Module]:
-        """The layers that make logits of features; distilled networks have two."""
+        """The layers that compute logits from features; distilled networks have two."""
         return classifiers_of(self.net)
 
     def trained_layers(self) -> list[nn.Module]:
@@ -137,7 +137,7 @@ class Classifier(nn.Module):
         maps = self.net.forward_features(images)
         features = self.net.forward_head(maps, pre_logits=True).flatten(1)
         classifier = self.net.get_classifier()
-        # Other classifiers, such as a convolution or the mean of two, are known to the network's own head.
+        # Other kinds of classifiers, such as a convolution or the mean of two, are computed by the network's own head.
         logits = classifier(features) if isinstance(classifier, nn.Linear) else self.net.forward_head(maps)
         return logits, features
 
@@ -185,7 +185,7 @@ def build(
 
 
 def classifiers_of(net: Any) -> list[nn.Module]:
-    """The layers of a network that make logits of features."""
+    """The layers of a network that compute logits from features."""
     found = net.get_classifier()
     return [found] if isinstance(found, nn.Module) else list(found)
 
@@ -227,7 +227,7 @@ def _made(make: Callable[..., nn.Module], name: str, arguments: dict[str, Any]) 
 
 
 def _checked_interface(net: Any, name: str) -> nn.Module:
-    """A network of the user's own; InputError where it lacks one of timm's names."""
+    """The user's network, after a check that it has timm's names; else InputError."""
     wanted = ("forward_features", "forward_head", "get_classifier", "num_features")
     missing = [each for each in wanted if not hasattr(net, each)]
     if not isinstance(net, nn.Module) or missing:
@@ -237,7 +237,7 @@ def _checked_interface(net: Any, name: str) -> nn.Module:
 
 
 def check_images(name: str, model: Classifier, shape: tuple[int, int, int]) -> None:
-    """Raises InputError where a model does not take images of a height, width and number of channels."""
+    """Raises InputError if a model does not accept images of a height, width and number of channels."""
     height, width, channels = shape
     images = torch.zeros(1, channels, height, width)
     with calls_told(model.net):
@@ -274,7 +274,7 @@ def batch_norms(model: nn.Module) -> list[Any]:
 def load_weights(net: Any, path: Path, setting: str = "model.weights") -> None:
     """Loads weights with timm's names, except for a classifier of another shape; nothing in the file is executed.
 
-    Adapters that are not in the file stay as they are.
+    Adapters that are not in the file are not changed.
     """
     if not path.is_file():
         raise InputError(f"{setting}: there is no file {str(path)!r}")

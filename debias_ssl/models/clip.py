@@ -1,4 +1,4 @@
-"""CLIP by open_clip: encodes images and class names as vectors of one space."""
+"""CLIP, loaded with open_clip: encodes images and class names as vectors in one space."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from debias_ssl.models.resizing import RESIZED, of_bytes, takes_tensors
 from debias_ssl.models.text_cache import keep, kept
 from debias_ssl.system.errors import InputError
 
-# Classes whose prompts are encoded together, as open_clip does it, and the most prompts of a forward pass.
+# Number of classes whose prompts are encoded together, as in open_clip, and of prompts in a forward pass.
 CLASSES, PROMPTS = 10, 1024
 
 
@@ -36,21 +36,21 @@ class Clip:
     normalized: Normalized
     tokenizer: Callable[[list[str]], Tensor]
     logit_scale: float
-    """The model's own: logits are it times cosine similarities."""
+    """The model's factor: logits are cosine similarities times this."""
     logit_bias: float | None
-    """Of a model that was trained with sigmoids (SigLIP 2303.15343): sigmoid(logit + bias) is the score of a class."""
+    """For a model trained with sigmoids (SigLIP, arXiv 2303.15343): sigmoid(logit + bias) is a class's score."""
     embed_dim: int
     device: torch.device
     description: dict[str, Any]
-    """What features of images depend on, as JSON: vision tower, hash of its weights, preprocessing, flips."""
+    """All that features of images depend on, as JSON: vision tower, hash of its weights, preprocessing, flips."""
     flip: bool = False
-    """Whether features are means of those of an image and of its mirror image."""
+    """Whether features are means over an image and its mirror image."""
     text: dict[str, Any] = field(default_factory=dict)
-    """What vectors of texts depend on beside the weights of the text tower, as JSON."""
+    """All that vectors of texts depend on, except for the weights of the text tower, as JSON."""
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "N H W K"]) -> Float[Tensor, "N D"]:
-        """Vectors of length 1 of preprocessed images, in fp32 whatever precision the network runs in."""
+        """Vectors of length 1 of preprocessed images, in fp32 at any precision of the network."""
         taken = self.normalized(images)
         features = F.normalize(self.network.encode_image(taken).float(), dim=-1)
         if not self.flip:
@@ -81,7 +81,7 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
     weights = hash_of(network.visual.state_dict())
     preprocessing = PreprocessCfg(**network.visual.preprocess_cfg)
     transform: Any = image_transform_v2(preprocessing, is_train=False)
-    # Without the last parts, which make tensors of RGB images, and normalize them.
+    # Without the last parts, which turn RGB images into tensors and normalize them.
     parts = transform.transforms[:-3]
     crops = (preprocessing.resize_mode or "shortest") == "shortest"
     vision = {key: value for key, value in config["vision_cfg"].items() if key != "timm_model_pretrained"}
@@ -96,7 +96,7 @@ def load_clip(model: str, pretrained: str | None, device: torch.device, *, flip:
         normalized=normalized,
         tokenizer=tokenizer,
         logit_scale=network.logit_scale.exp().item(),
-        # Where weights have none although the config does, open_clip takes 0.
+        # If the config has a bias but the weights do not, open_clip sets 0.
         logit_bias=None if network.logit_bias is None else network.logit_bias.item() or None,
         embed_dim=config["embed_dim"],
         device=device,
@@ -134,9 +134,9 @@ def _created(model: str, pretrained: str | None, device: torch.device) -> Any:
 
 
 def _make_fast(network: Any, normalized: Normalized, size: int | tuple[int, int], device: torch.device) -> None:
-    """Gives the image tower of a model the memory format of its images, and folds its batch norms, if it has some.
+    """Gives the image tower of a model the memory format of its images, and folds its batch norms, if it has any.
 
-    Features move by rounding; those of a transformer by nothing.
+    Features change only by rounding; those of a transformer do not change.
     """
     network.visual.to(memory_format=torch.channels_last)
     if any(isinstance(module, nn.BatchNorm2d) for module in network.visual.modules()):
@@ -147,12 +147,12 @@ def _make_fast(network: Any, normalized: Normalized, size: int | tuple[int, int]
 
 
 def _of_channels(values: float | Sequence[float]) -> tuple[float, ...]:
-    """A number of each channel; one alone is that of all."""
+    """A number for each channel; a single number is used for all."""
     return tuple(values) if isinstance(values, Sequence) else (values,) * 3
 
 
 def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Tensor]:
-    """A model's tokenizer; before weights are downloaded, as they are large and it may be that it cannot be had."""
+    """A model's tokenizer. It is loaded before the large weights are downloaded, because it may be unavailable."""
     import open_clip
 
     tower = text_cfg.get("hf_model_name")
@@ -177,11 +177,11 @@ def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Te
 
 @dataclass(frozen=True, kw_only=True)
 class ClassVectors:
-    """Class vectors, and what the tokenizer did to their prompts."""
+    """Class vectors, and facts about the tokens of their prompts."""
 
     weights: Float[Tensor, "D C"]
     same: Sequence[tuple[int, int]]
-    """Classes whose prompts are the same tokens as those of an earlier one, which comes first."""
+    """Pairs of classes whose prompts have the same tokens; the earlier class comes first."""
     cut: Sequence[str]
     """Prompts that are longer than the model reads."""
     num_prompts: int
@@ -244,7 +244,7 @@ def _mean_vectors(clip: Clip, tokens: Int64[Tensor, "T L"], num_classes: int) ->
 
 
 def _text_tower(clip: Clip) -> str:
-    """What the bits of a text's vector depend on beside its tokens, as a hash: weights, versions, and the machine."""
+    """A hash of all that the bits of a text's vector depend on, except for its tokens: weights, versions, machine."""
     import open_clip
 
     others = ("visual.", "text_decoder.", "logit_")
@@ -265,7 +265,7 @@ def _text_tower(clip: Clip) -> str:
 
 
 def _cut(clip: Clip, texts: Sequence[str], tokens: Int64[Tensor, "T L"]) -> list[str]:
-    """Those of some prompts that have more tokens than the model reads."""
+    """The prompts that have more tokens than the model reads."""
     length = tokens.shape[1]
     # A tokenizer makes at most one token for each byte, and a few at both ends.
     long = [k for k, text in enumerate(texts) if len(text.encode()) > length - 4]

@@ -7,14 +7,14 @@ from typing import TypeVar
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-# More would hold more parts in memory, and the operations on each have threads of their own.
+# More threads would need more memory, and the operations on each part have their own threads.
 THREADS = 2
 
 
 def ahead(function: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
     """function(part) of each part, in order, computed while the caller uses the results before it.
 
-    Torch and NumPy release the interpreter's lock, so that what has one thread in either shares the cores too.
+    Torch and NumPy release the interpreter's lock, so that operations with one thread also run in parallel.
     """
     with ThreadPoolExecutor(THREADS) as threads:
         pending: deque[Future[Result]] = deque()

@@ -19,7 +19,7 @@ class InUseError(InputError):
 
 
 class StoppedError(RuntimeError):
-    """A run cannot go on. Commands print the message, which says how to resume, and exit with 1."""
+    """A run cannot continue. Commands print the message, which says how to resume, and exit with 1."""
 
 
 class LeftToOthers(Exception):
@@ -31,7 +31,7 @@ class WriteError(StoppedError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A job stopped where it can go on, as a signal asked it to; entry points exit with 128 and the signal's number."""
+    """A job stopped after a signal and can be resumed; entry points exit with 128 plus the signal's number."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -39,15 +39,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Terminated(Interrupted):
-    """A job was stopped by a signal wherever it was."""
+    """A job was stopped by a signal at an arbitrary place."""
 
 
 Verdict = tuple[bool, str]
-"""Whether a value is right, and what it must be, in words."""
+"""Whether a value is allowed, and a text of what it must be."""
 
 
 def check_settings(settings: Any, prefix: str, /, **rules: Callable[[Any], Verdict] | Verdict) -> None:
-    """Holds attributes to the rules of their names, which are verdicts or make them of the values.
+    """Checks attributes by rules with the same names; a rule is a verdict, or a function from the value to a verdict.
 
     Raises:
         InputError: a value is not right, as in "optim.lr is -1, must be above 0".
@@ -66,7 +66,7 @@ def shortened(names: Sequence[str]) -> str:
 
 @contextmanager
 def only_warned(what: str) -> Iterator[None]:
-    """What goes wrong inside is a warning on stderr: for pages of what has been written already.
+    """Turns errors of the block into warnings on stderr: for pages about results that are already written.
 
     Args:
         what: the outcome, such as "no report.html".
@@ -80,5 +80,5 @@ def only_warned(what: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """The first line of an error's message, or its class if it has no message."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Writes files whole: to a temporary name that is then renamed. Turns errors of writing into messages."""
+"""Writes files completely or not at all, by a temporary name that is then renamed; turns errors into messages."""
 
 import os
 import secrets
@@ -18,24 +18,24 @@ from safetensors import SafetensorError
 
 from debias_ssl.system.errors import InputError, StoppedError, Terminated, WriteError, reason
 
-# Of the checksum at the end of a file in a cache.
+# Size of the checksum at the end of a file in a cache.
 CHECK_BYTES = 4
 READ_BYTES = 2**20
-# At the end of the names of files and folders that jobs have begun to write; no other program's files end so.
+# Suffix of files and folders that are being written; no other program uses it.
 UNFINISHED = ".debias_ssl.tmp"
-# Of the job that works in a folder.
+# Suffix of the lock file of the job that works in a folder.
 LOCK = ".debias_ssl.lock"
-# How a cache that cannot be written to is mended: only some jobs have data settings.
+# How to fix a cache that cannot be written to. Only some jobs have data settings.
 ELSEWHERE = "set XDG_CACHE_HOME to a folder elsewhere, or data.cache in a job with data settings"
-# What is written to find out whether a disk has room: a block.
+# Size of the test file that shows whether a disk has space: one block.
 PROBE_BYTES = 4096
-# Threads that write a file, which the system holds up less than one, and parts that may wait for them.
+# Number of threads that write a file (two wait less for the system than one), and of parts that may wait for them.
 WRITERS, PENDING = 2, 4
 
 
 @contextmanager
 def writes(path: Path) -> Iterator[None]:
-    """Only writes a file or a folder: whatever the system says to that is about `path`.
+    """For a block that only writes: every error of the system in it is reported as an error about `path`.
 
     Raises:
         WriteError: it cannot be written.
@@ -50,7 +50,7 @@ def writes(path: Path) -> Iterator[None]:
 
 def unfinished(path: Path) -> Path:
     """A path beside `path` for a file that is not complete yet."""
-    # Not the process's number: containers that share a folder give the same ones.
+    # A random name instead of the process number, which may be equal in containers that share a folder.
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
 
 
@@ -58,7 +58,7 @@ def unfinished(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; the written file replaces `path` once it is complete.
 
-    The body only writes: `writing_parts` is for what is computed meanwhile.
+    The block must only write. For data that are computed while they are written, use `writing_parts`.
 
     Raises:
         WriteError: it cannot be written.
@@ -85,7 +85,7 @@ class Parts:
         self.pending: deque[Future[None]] = deque()
 
     def __call__(self, part: bytes | memoryview) -> None:
-        """Begins to write a part, which nobody may change any more.
+        """Begins to write a part. It must not be changed any more.
 
         Raises:
             WriteError: an earlier part could not be written.
@@ -114,10 +114,10 @@ class Parts:
 
 @contextmanager
 def writing_parts(path: Path) -> Iterator[Parts]:
-    """Gives what writes the parts of a file, which takes the place of `path` once it is whole.
+    """Returns an object that writes the parts of a file, which replaces `path` when it is complete.
 
-    Errors of what computes the parts stay as they are. Nothing is mapped: where a disk is full, a write is an error,
-    and a mapped page the end of the process.
+    Errors of the code that computes the parts are not changed. The file is not mapped into memory: on a full disk a
+    write is an error, but a mapped page would kill the process.
 
     Raises:
         WriteError: a part cannot be written.
@@ -148,7 +148,7 @@ def read_array(path: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.nda
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is not a whole .npy file. NumPy itself raises nearly anything for headers that are damaged.
+        ValueError: it is not a complete .npy file. NumPy itself raises many kinds of errors for damaged headers.
     """
     try:
         if mmap_mode is not None:
@@ -161,9 +161,9 @@ def read_array(path: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.nda
 
 @contextmanager
 def ends_told(mend: str = "--resume goes on") -> Iterator[None]:
-    """Adds how to go on to the message about a file that cannot be written, or about a signal.
+    """Adds how to continue to the message about a file that cannot be written, or about a signal.
 
-    Other errors stay as they are.
+    Other errors are not changed.
 
     Raises:
         StoppedError: a file cannot be written.
@@ -178,7 +178,7 @@ def ends_told(mend: str = "--resume goes on") -> Iterator[None]:
 
 
 def cache_folder(where: str | None) -> Path:
-    """The folder of a cache, which is made; None is the user's."""
+    """The folder of a cache, which is made if it is missing; None is the user's cache folder."""
     folder = Path(where or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "debias_ssl")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def cache_folder(where: str | None) -> Path:
 
 @contextmanager
 def writing_to_cache(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Gives a function that writes the parts of a file one after another; a checksum of them (CRC-32) ends the file.
+    """Returns a function that writes the parts of a file one after another; their checksum (CRC-32) ends the file.
 
     Raises:
         InputError: the file cannot be written.
@@ -210,7 +210,7 @@ def writing_to_cache(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file of a cache is there, and as it was written."""
+    """Whether a file of a cache exists and is unchanged."""
     check = 0
     try:
         with path.open("rb") as file:
@@ -226,7 +226,7 @@ def is_whole(path: Path) -> bool:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what jobs that were killed had begun to write, in a folder that is locked and in those in it."""
+    """Removes unfinished files of killed jobs, in a locked folder and in the folders in it."""
     inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     # Another job may write in a folder with its own lock.
     for place in [folder, *(path for path in inner if not any(path.glob(f"*{LOCK}")))]:
@@ -238,11 +238,11 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Before anything is computed: writes a block to where `path` will be, and removes it.
+    """Tests, before anything is computed, whether `path` can be written: writes a block there, and removes it.
 
     Args:
-        path: a file that need not be there, or a folder.
-        flag: what names it.
+        path: a file, which need not exist, or a folder.
+        flag: the flag that names it.
 
     Raises:
         InputError: nothing can be written there.
@@ -266,10 +266,10 @@ def check_writable(path: Path, flag: str) -> None:
 
 
 def check_new_file(path: Path, flag: str, overwrite: bool) -> None:
-    """Before anything is computed.
+    """Checks an output file before anything is computed.
 
     Raises:
-        InputError: `path`, the value of a flag, is a folder, a file that is not to be replaced, or cannot be written.
+        InputError: `path`, the value of a flag, is a folder, is a file that must not be replaced, or cannot be written.
     """
     if path.is_dir():
         raise InputError(f"{flag} {str(path)!r} is a folder: name a file")
@@ -279,13 +279,13 @@ def check_new_file(path: Path, flag: str, overwrite: bool) -> None:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Writes a .npy file that is never seen half-written."""
+    """Writes a .npy file, so that it is complete or missing at any time."""
     with replacing(path) as aside, aside.open("wb") as file:
         np.save(file, array)
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Writes a text file that is never seen half-written."""
+    """Writes a text file, so that it is complete or missing at any time."""
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")
 

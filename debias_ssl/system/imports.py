@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def imported(name: str, setting: str) -> Any:
-    """The function or class of a user's own that `package.module.name` says.
+    """The user's function or class at `package.module.name`.
 
     Args:
-        name: where it is.
-        setting: what names it, for messages.
+        name: the Python path.
+        setting: the setting with this value, for messages.
 
     Raises:
         InputError: the module or the name in it cannot be found.
@@ -47,7 +47,7 @@ def near(name: str, known: Sequence[str]) -> str:
 
 
 def told(error: Exception) -> str:
-    """What a user's own function raised, and in which of its lines."""
+    """A text about the exception of a user's function, with the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)]
     place = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in outside[:1])

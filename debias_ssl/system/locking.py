@@ -16,23 +16,23 @@ from filelock import FileLock, Timeout
 from debias_ssl.system.errors import InputError, InUseError, StoppedError
 from debias_ssl.system.files import LOCK, UNFINISHED, check_writable, remove_unfinished
 
-# Processes that decode images notice within five seconds that the one they worked for is dead; until then they hold on.
+# Seconds to wait for a lock of a dead process. Its decoding processes hold the lock until they end, within 5 seconds.
 PATIENCE = 8.0
-# How names of locks end in a folder that processes share: of each process, and the one that they have in turn.
+# Suffixes of locks in a folder that processes share: the lock of each process, and the lock that they hold in turn.
 MEMBER, TURN = f".member{LOCK}", f".turn{LOCK}"
-# Seconds after which a process that waits for its turn says so.
+# Seconds after which a process prints that it waits for its turn.
 TOLD_AFTER = 5.0
 
 
 @contextmanager
 def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Keeps other jobs out of a folder, which is made if it is not there, and removed again if nothing is put into it.
+    """Keeps other jobs out of a folder. The folder is made if it is missing, and removed again if it stays empty.
 
-    The system gives a lock back when the process that holds it ends, however it ends.
+    The system releases a lock when the process that holds it ends, in any way.
 
     Args:
         folder: the folder.
-        patience: seconds to wait for a lock whose owner is not there any more.
+        patience: seconds to wait for a lock whose owner does not exist any more.
 
     Raises:
         InputError: another process holds the folder, or it cannot be written to.
@@ -59,9 +59,9 @@ class Member:
     folder: Path
     flag: str
     lock: Path
-    """Which it holds as long as it works in the folder."""
+    """The lock that it holds while it works in the folder."""
     held: ExitStack
-    """Gives that lock back."""
+    """Releases that lock."""
     first_turn: ExitStack
     """Ends the first turn."""
 
@@ -70,7 +70,7 @@ class Member:
         return at_work(self.folder, but=self.lock)
 
     def check(self) -> None:
-        """Raises StoppedError where another process took this one for dead."""
+        """Raises StoppedError if another process has removed this one's lock, as if this process were dead."""
         if not self.lock.exists():
             raise StoppedError(
                 f"another process did not see the lock of this process in {str(self.folder)!r}: the file system "
@@ -78,34 +78,34 @@ class Member:
             )
 
     def end_first_turn(self) -> None:
-        """Lets the other processes go on, and new ones join."""
+        """Lets other processes continue, and new ones join."""
         self.first_turn.close()
 
     def leave(self) -> None:
-        """Is not at work in the folder any more."""
+        """Ends the work in the folder."""
         self.held.close()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Keeps the other processes waiting, for what all of them read and write."""
+        """Makes the other processes wait during the block, which reads and writes shared files."""
         with _held(self.folder / TURN, self.folder, self.flag, None):
             yield
 
 
 @contextmanager
 def joined(folder: Path, flag: str = "--out", work: str = "") -> Iterator[Member]:
-    """Works in a folder beside other processes that have joined too; jobs that want it for themselves are kept out.
+    """Joins the processes that share a folder. Jobs that need the folder for themselves are kept out.
 
-    They come in one after the other: inside, this process has its first turn, which it has to end. The folder is made
-    if it is not there, and removed again if nothing is put into it.
+    Processes join one after another: at the start of the block, this process has its first turn, which it must end. The
+    folder is made if it is missing, and removed again if it stays empty.
 
     Args:
         folder: the folder.
-        flag: what names it.
-        work: on what processes work together there, in one line.
+        flag: the flag that names it.
+        work: the common work of the processes, as one line.
 
     Raises:
-        InUseError: a process has the folder for itself, or processes work there on something else.
+        InUseError: one process has locked the whole folder, or processes do other work there.
         InputError: it cannot be written to.
     """
     if folder.exists() and not folder.is_dir():
@@ -131,18 +131,18 @@ def joined(folder: Path, flag: str = "--out", work: str = "") -> Iterator[Member
 
 
 def at_work(folder: Path, but: Path | None = None) -> list[str]:
-    """The processes that share a folder; locks of those that are no more are removed.
+    """The processes that share a folder; locks of processes that have ended are removed.
 
     Args:
         folder: the folder.
-        but: the lock of one that is left out.
+        but: the lock of a process to leave out.
     """
     owners = [holder(path) for path in _member_locks(folder) if path != but]
     return [owner for owner in owners if owner is not None]
 
 
 def holder(path: Path) -> str | None:
-    """The process that holds a lock; None where none does. The lock of one that is no more is removed."""
+    """The process that holds a lock; None if no process does. The lock of a process that has ended is removed."""
     if not path.exists():
         return None
     try:
@@ -151,7 +151,7 @@ def holder(path: Path) -> str | None:
     except Timeout:
         return (_owner(path) or "another process") if _is_owner_alive(path) else None
     except OSError:
-        # On Windows, a file that is open cannot be removed; or the folder is gone.
+        # On Windows, an open file cannot be removed; or the folder was removed.
         return None
     return None
 
@@ -161,11 +161,11 @@ def _member_locks(folder: Path) -> list[Path]:
 
 
 def lock_if_free(path: Path, flag: str) -> ExitStack | None:
-    """Takes a lock and returns a function that releases it; None if another process holds the lock.
+    """Acquires a lock and returns a stack that releases it; None if another process holds the lock.
 
     Args:
-        path: of the lock.
-        flag: what names its folder.
+        path: the path of the lock.
+        flag: the flag that names its folder.
     """
     held = ExitStack()
     try:
@@ -177,21 +177,21 @@ def lock_if_free(path: Path, flag: str) -> ExitStack | None:
 
 @contextmanager
 def locked_file(path: Path, flag: str) -> Iterator[None]:
-    """Keeps other jobs from writing a file, by a lock beside it; what a job that was killed had begun of it is removed.
+    """Keeps other jobs from writing a file, by a lock beside it. Unfinished parts of a killed job are removed.
 
     Args:
         path: the file.
-        flag: what names it.
+        flag: the flag that names it.
 
     Raises:
-        InputError: another process writes it, or nothing can be written beside it.
+        InputError: another process writes the file, or its folder cannot be written to.
     """
     with _held(path.with_name(f".{path.name}{LOCK}"), path, flag, PATIENCE):
         _remove_begun(path)
         try:
             yield
         finally:
-            # What a signal has kept from being removed.
+            # Files that were not removed because of a signal.
             with undisturbed():
                 _remove_begun(path)
 
@@ -204,14 +204,14 @@ def _remove_begun(path: Path) -> None:
 
 @contextmanager
 def _held(path: Path, what: Path, flag: str, patience: float | None, work: str = "") -> Iterator[None]:
-    """Holds the lock in a file, whose folder is made if it is not there, and removed again if nothing is put into it.
+    """Holds a lock file. Its folder is made if it is missing, and removed again if it stays empty.
 
     Args:
-        path: of the lock.
-        what: what is locked.
-        flag: what names that.
-        patience: seconds to wait for a lock whose owner is not there any more; None waits for every owner.
-        work: what it is held for, for other processes.
+        path: the path of the lock.
+        what: the locked file or folder.
+        flag: the flag that names it.
+        patience: seconds to wait for a lock whose owner does not exist any more; None waits for every owner.
+        work: the work of this process, for other processes to read.
     """
     made = _missing(path.parent)
     try:
@@ -227,7 +227,7 @@ def _held(path: Path, what: Path, flag: str, patience: float | None, work: str =
         _remove_empty(made)
         raise InputError(f"cannot write to {flag} {str(what)!r}: {error.strerror}") from error
     try:
-        # For people; on Windows, other processes cannot read it.
+        # For users to read; on Windows, other processes cannot read it.
         with suppress(OSError):
             path.write_text(f"process {os.getpid()} on {platform.node()}" + (f"\n{work}" if work else ""))
         yield
@@ -255,7 +255,7 @@ def _in_use(what: Path, owner: str, flag: str) -> InUseError:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keeps signals that end a job waiting while it cleans up, where the system has a mask for them."""
+    """Delays signals that end a job while it cleans up, if the system supports it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -267,7 +267,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def _missing(folder: Path) -> list[Path]:
-    """The folder and those above it that are not there."""
+    """The missing folders among this one and those above it."""
     return [each for each in (folder, *folder.parents) if not each.exists()]
 
 
@@ -289,7 +289,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _is_owner_alive(path: Path) -> bool:
-    """Whether the process that a lock names may still run; one of another host may."""
+    """Whether the process that a lock names may still be running; this is assumed for other hosts."""
     words = _owner(path).split(" ", 3)
     if len(words) != 4 or not words[1].isdigit() or words[3] != platform.node():
         return True
@@ -298,7 +298,7 @@ def _is_owner_alive(path: Path) -> bool:
 
 def _exists(pid: int) -> bool:
     if os.name == "nt":
-        # os.kill would end it there.
+        # On Windows, os.kill would end the process.
         return True
     try:
         os.kill(pid, 0)

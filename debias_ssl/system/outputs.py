@@ -1,4 +1,4 @@
-"""Output folders: files that are in the way, files that a job wrote and may remove, and results that it uses again."""
+"""`Outputs`: the files of a job in its output folder, foreign files there, and a manifest of what may be replaced."""
 
 import fnmatch
 import json
@@ -13,7 +13,7 @@ from debias_ssl.system.errors import InputError, shortened
 from debias_ssl.system.files import write_aside, writes
 
 MANIFEST = "written.json"
-# Of a run or of labels: the last file of figures that is written, and the first that is removed.
+# The summary of a run or of labels: of all figures, it is written last and removed first.
 SUMMARY = "summary.json"
 Given = str | Path | Sequence[str] | Sequence[Path] | None
 
@@ -22,24 +22,24 @@ Given = str | Path | Sequence[str] | Sequence[Path] | None
 class Outputs:
     """The files that jobs of one kind write into a folder; a manifest lists the files that they wrote.
 
-    A name that is there and not in the manifest is foreign: it is refused, and never replaced or removed. What the
-    manifest names is an earlier output of the same kind.
+    A file that exists but is not in the manifest is foreign: it is an error, and is never replaced or removed. A file
+    in the manifest is an earlier output of the same kind.
     """
 
     folder: Path
     kind: str
-    """What is written, for messages and the manifest: "a run", "labels", "a comparison"."""
+    """The kind of the outputs, for messages and the manifest: "a run", "labels", "a comparison"."""
     names: tuple[str, ...]
-    """In the order in which they are removed. `NAME/PATTERN` is a folder and what is written into it."""
+    """Names in the order of removal. `NAME/PATTERN` is a folder and the files that are written into it."""
 
     def check_foreign(self, names: Sequence[str] | None = None) -> None:
-        """Before anything is computed.
+        """Checks for foreign files before anything is computed.
 
         Args:
-            names: those that are to be written; None is all of them.
+            names: the names to write; None is all names.
 
         Raises:
-            InputError: something of these names is there that no job of this kind wrote.
+            InputError: a file with one of these names exists that no job of this kind wrote.
         """
         claimed = self._claimed()
         foreign = [
@@ -52,15 +52,15 @@ class Outputs:
             )
 
     def held(self) -> list[str]:
-        """The earlier outputs that are there."""
+        """The earlier outputs that exist."""
         claimed = self._claimed()
         return [name for name in _tops(self.names) if name in claimed and os.path.lexists(self.folder / name)]
 
     def check_replaceable(self, overwrite: bool) -> None:
-        """Before anything is computed; what a job that was interrupted has left is replaced: the same command goes on.
+        """Checks before anything is computed whether files may be replaced. Files of an interrupted job may.
 
         Raises:
-            InputError: something is there that no job of this kind wrote, or that is to be kept.
+            InputError: a foreign file exists, or an earlier output that must be kept.
         """
         self.check_foreign()
         if not overwrite and not self.is_incomplete() and (held := self.held()):
@@ -69,11 +69,11 @@ class Outputs:
             )
 
     def is_incomplete(self) -> bool:
-        """Whether a job ended while it was removing what is there, or while it was putting new files there."""
+        """Whether a job ended while it was removing old files or writing new ones."""
         return self._own().get("is_incomplete", False)
 
     def check_complete(self) -> None:
-        """Raises InputError where an earlier job ended while it was replacing what is there."""
+        """Raises InputError if an earlier job ended while it was replacing files."""
         if self.is_incomplete():
             raise InputError(
                 f"{str(self.folder)!r} holds parts of {self.kind}, because a job that replaced it was "
@@ -81,10 +81,10 @@ class Outputs:
             )
 
     def claim(self, *names: str) -> None:
-        """Lists in the manifest the files that are written next.
+        """Adds the files that are written next to the manifest.
 
         Raises:
-            InputError: something of a name is there that no job of this kind wrote.
+            InputError: a file with one of these names exists that no job of this kind wrote.
             WriteError: the manifest cannot be written.
         """
         claimed = self._claimed()
@@ -122,7 +122,7 @@ class Outputs:
         self._record([name for name in claimed if os.path.lexists(self.folder / name)], True)
 
     def complete(self) -> None:
-        """Says that what was written is whole."""
+        """Marks the written files as complete."""
         self._record(self._claimed(), False)
 
     def _record(self, names: Sequence[str], is_incomplete: bool) -> None:
@@ -161,17 +161,17 @@ class Outputs:
 
 
 def check_whole(path: Path) -> None:
-    """Before a file is read that a job of this package may have written.
+    """Checks a file before it is read, if a job of this package wrote it.
 
     Raises:
-        InputError: the job has not come to its end, so that the files beside this one may be of another, or missing.
+        InputError: the job was not finished, so that files beside this one may be missing, or be those of another job.
     """
     try:
         manifest = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
         kinds = [kind for kind, of_kind in manifest.items() if of_kind.get("is_incomplete")]
         known = [name for kind in kinds for name in manifest[kind]["names"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # There is none, or it is another program's.
+        # There is no manifest, or it belongs to another program.
         return
     if kinds and not (path.parent / SUMMARY).exists() and (path.name in known or not path.exists()):
         raise InputError(
@@ -186,7 +186,7 @@ def _tops(names: Sequence[str]) -> list[str]:
 
 
 def _remove(folder: Path, name: str) -> None:
-    """Removes a file, or what matches a pattern in a folder and then that folder, if it is empty."""
+    """Removes a file; or the files in a folder that match a pattern, and then the folder, if it is empty."""
     top, _, pattern = name.partition("/")
     path = folder / top
     if not pattern:
@@ -206,15 +206,15 @@ def _paths(given: Given) -> Iterator[Path]:
 
 
 def check_apart(out: str | Path, flag: str, inputs: Mapping[str, Given]) -> None:
-    """Before anything is computed: no output is an input, lies in one or contains one, links resolved.
+    """Checks before anything is computed that no output is an input, lies in one or contains one; links are resolved.
 
     Args:
-        out: a file or folder that is to be written.
-        flag: what names it.
-        inputs: what is read, by what names it; what is not there is no file.
+        out: a file or folder to write.
+        flag: the flag that names it.
+        inputs: the inputs, by their flags; those that do not exist are ignored.
 
     Raises:
-        InputError: it is.
+        InputError: output and input overlap.
     """
     place = Path(out).resolve()
     for name, given in inputs.items():

@@ -15,9 +15,9 @@ class Range:
     smallest: float
     largest: float = math.inf
     above: bool = False
-    """Whether the smallest itself is too small."""
+    """Whether `smallest` itself is not allowed."""
     below: bool = True
-    """Whether the largest itself is too large; infinity is unless this says no."""
+    """Whether `largest` itself is not allowed. By default, infinity is not."""
 
     def __contains__(self, number: float) -> bool:
         is_large = number > self.smallest if self.above else number >= self.smallest
@@ -38,15 +38,15 @@ Fraction = Annotated[float, Range(0, 1, below=False)]
 Share = Annotated[float, Range(0, 1, above=True, below=False)]
 """A part of a whole, above 0."""
 BelowOne = Annotated[float, Range(0, 1)]
-"""Such as a momentum: at 1 nothing would change."""
+"""A number from 0 on and below 1, such as a momentum or a dropout rate."""
 Positive = Annotated[float, Range(0, above=True)]
-"""Such as what something is divided by."""
+"""A number above 0, such as a divisor."""
 NotNegative = Annotated[float, Range(0)]
 Finite = Annotated[float, Range(-math.inf, above=True)]
 AtLeastOne = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
 Ratio = Annotated[float, Range(1)]
-"""Of a larger number to a smaller one."""
+"""The ratio of a larger number to a smaller one."""
 
 
 def ranges_of(hint: Any) -> Iterator[Range]:
@@ -64,7 +64,7 @@ def declared(kind: type | Callable) -> dict[str, Range]:
 
 
 def check_values(kind: type | Callable, values: Mapping[str, Any], prefix: str) -> None:
-    """Holds values to the ranges that a class declares.
+    """Checks that values are in the ranges that a class declares.
 
     Raises:
         InputError: a value is not right, as in "optim.lr is -1, must be above 0".
@@ -77,7 +77,7 @@ def check_values(kind: type | Callable, values: Mapping[str, Any], prefix: str) 
 
 
 def check_ranges(settings: Any, prefix: str, kind: type | None = None) -> None:
-    """Holds the attributes of an object to the ranges that its class declares, or the given base of it.
+    """Checks that the attributes of an object are in the ranges that its class, or the given base class, declares.
 
     Raises:
         InputError: a value is not right.

@@ -14,38 +14,38 @@ from typing import Any
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.outputs import check_whole
 
-# In this order where several fit.
+# The first one is preferred if several fit.
 DELIMITERS = (",", ";", "\t", "|")
 # The first bytes of files in UTF-16, which spreadsheets call Unicode text.
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# Rows that are looked at to find the delimiter.
+# Number of rows from which the delimiter is found.
 LOOKED_AT = 20
-# Rows of a Parquet file that are in memory at a time.
+# Number of rows of a Parquet file in memory at a time.
 ROWS_READ = 1024
-# What columns are by their names, without blanks, dots, dashes and underscores, the more exact ones first: the file
-# that a row is of, or its number, and its class.
+# Usual names of the columns of files, row numbers and classes, without spaces, dots, dashes and underscores. The more
+# exact names come first.
 PATHS = ("path", "filepath", "imagepath", "imgpath", "file", "filename", "imagefile", "image", "imagename", "img")
 PATHS += ("imgname", "photo", "picture", "imageurl", "url", "uri", "name", "key", "id", "imageid", "imgid", "fileid")
 PATHS += ("sampleid", "exampleid", "itemid", "sample", "uid", "uuid")
 ROWS = ("row", "rownumber", "rowid", "index", "idx", "unnamed:0", "")
 LABELS = ("label", "labels", "class", "classname", "labelname", "classlabel", "category", "categoryname", "target")
 LABELS += ("targets", "y", "truth", "groundtruth", "gt", "truelabel", "ytrue")
-# Beside such a column, one that is called name is of what is seen, and not of the file.
+# If a table has this column, its column `name` is the name of a class, not of a file.
 NAMED = "nameconfidence"
 
 
 def read_text(path: Path, most: int | None = None) -> str:
     """The text of a file in UTF-8, with a byte order mark or without, or in UTF-16 with one.
 
-    Bytes that are no text become surrogates, as names of files with such bytes do in Python: a list of such names is
-    read as it was written. What must be text is held to it by `is_text`.
+    Bytes that are not text become surrogates, as in Python's names of files, so that a list of such names keeps its
+    bytes. Use `is_text` to check values that must be text.
 
     Args:
         path: the file.
-        most: bytes to read; of a longer file, the whole lines in so many of them.
+        most: largest number of bytes to read; of a longer file, the complete lines in them.
 
-    Raises:
-        InputError: the file cannot be read, or is not text, or a job that wrote it has not come to its end.
+        Raises:
+            InputError: the file cannot be read, is not text, or is from a job that was not finished.
     """
     check_whole(path)
     try:
@@ -67,12 +67,12 @@ def read_text(path: Path, most: int | None = None) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string has no bytes that `read_text` could not take for text."""
+    """Whether a string has no surrogates, which `read_text` makes from bytes that are not text."""
     return value.isascii() or not any("\udc80" <= character <= "\udcff" for character in value)
 
 
 def check_text(value: str, path: Path, line: int | None = None) -> None:
-    """Raises InputError where what must be text is not."""
+    """Raises InputError if a value that must be text is not text."""
     if not is_text(value):
         found, where = value.encode("utf-8", "surrogateescape")[:60], "" if line is None else f", line {line}"
         raise InputError(
@@ -96,9 +96,9 @@ class Table:
     """Number of the line that names the columns, from 1."""
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        """The number of the line that each row ends in, and its cells as they are: names of files may end in blanks.
+        """The number of the last line of each row, and its cells unchanged, because names of files may end in spaces.
 
-        Rows whose cells are all empty are left out. A row with fewer cells than there are columns gets empty ones.
+        Rows with only empty cells are left out. A row with fewer cells than columns gets empty cells.
 
         Raises:
             InputError: a row has more cells than there are columns, or the file is damaged.
@@ -121,7 +121,7 @@ class Table:
             raise InputError(f"{self.path}, line {number + 1} or below: {error}") from error
 
     def cells(self) -> Iterator[list[str]]:
-        """The cells of all rows as they are, however many; those of the first line are the first.
+        """The unchanged cells of all rows, in any number; the row of column names is the first.
 
         Raises:
             InputError: the file is damaged.
@@ -136,16 +136,16 @@ class Table:
 
     @cached_property
     def num_empty(self) -> int:
-        """How many rows are left out because their cells are all empty; lines without any cell do not count."""
+        """The number of rows that are left out because all their cells are empty; lines without cells do not count."""
         return sum(1 for cells in self._reader() if cells and not any(map(str.strip, cells)))
 
     def column(self, usual: Sequence[str]) -> int | None:
-        """The place of the first of some usual names among the columns, as `File Name` is `filename`."""
+        """The position of the column with the first of some usual names; `File Name` matches `filename`."""
         found = self._usual_names()
         return next((found.index(name) for name in usual if name in found), None)
 
     def number(self, cell: str) -> float:
-        """A number; where no comma divides cells, it may have a decimal comma.
+        """The number in a cell; if the delimiter is not a comma, it may have a decimal comma.
 
         Raises:
             ValueError: the cell is not a number.
@@ -153,7 +153,7 @@ class Table:
         return float(cell if self.delimiter == "," or "." in cell else cell.replace(",", "."))
 
     def notes(self, *kinds: Sequence[str]) -> list[str]:
-        """What people should know: which of several columns of a kind is taken, and that rows are empty."""
+        """Notes for users: which of several columns of a kind is used, and the number of empty rows."""
         told = []
         for usual in kinds:
             place, found = self.column(usual), self._usual_names()
@@ -166,7 +166,7 @@ class Table:
         return told
 
     def _usual_names(self) -> list[str]:
-        """The names of the columns as lists of usual names have them."""
+        """The names of the columns in the form of the usual names."""
         found = [usual(name) for name in self.header]
         return [NAMED if name == "name" and NAMED in found else name for name in found]
 
@@ -175,13 +175,13 @@ class Table:
 
 
 def read_table(path: Path, most: int | None = None) -> Table:
-    """Reads a CSV or TSV file; what divides its cells is found, or named by a first line `sep=;`.
+    """Reads a CSV or TSV file. The delimiter is detected, or set by a first line `sep=;`.
 
-    A Parquet file is read as the CSV file of its rows: numbers become text.
+    A Parquet file is read as a CSV file with the same rows: numbers become text.
 
     Args:
         path: the file.
-        most: bytes to read; of a longer file, the rows in so many of them.
+        most: largest number of bytes to read; of a longer file, the complete rows in them.
 
     Raises:
         InputError: the file cannot be read, is not text, or has no first line of names.
@@ -218,10 +218,10 @@ def read_table(path: Path, most: int | None = None) -> Table:
 
 
 def read_lines(path: Path, newline: str) -> Iterator[str]:
-    """The lines of a file as `read_text` reads it, with the `newline` that ends them; none of them stays in memory.
+    """The lines of a file, decoded as in `read_text`, with the `newline` at their ends; lines are not kept in memory.
 
     Raises:
-        InputError: the file cannot be read, or is not text, or a job that wrote it has not come to its end.
+        InputError: the file cannot be read, is not text, or is from a job that was not finished.
     """
     check_whole(path)
     return _lines(path, newline)
@@ -257,14 +257,14 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _lines_of_parquet(path: Path) -> Iterator[str]:
-    """The lines of the CSV file that has the rows of a Parquet file."""
-    # Slow to import, and few files are such.
+    """The lines of a CSV file with the rows of a Parquet file."""
+    # Imported late: the import is slow, and Parquet files are rare.
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            # Of an index, pandas writes such a name.
+            # pandas gives such a name to an index without a name.
             yield from _as_lines([[re.sub(r"^__index_level_\d+__$", "", name) for name in file.schema_arrow.names]])
             for part in file.iter_batches(ROWS_READ):
                 columns = (map(_text_of, column.to_pylist()) for column in part.columns)
@@ -281,7 +281,7 @@ def _as_lines(rows: Iterable[Sequence[str]]) -> io.StringIO:
 
 
 def _text_of(cell: Any) -> str:
-    """A value of a Parquet file as text; bytes that are no text become surrogates, as in `read_text`."""
+    """A value of a Parquet file as text; bytes that are not text become surrogates, as in `read_text`."""
     if isinstance(cell, bytes):
         return cell.decode("utf-8", "surrogateescape")
     return "" if cell is None else str(cell)
@@ -293,7 +293,7 @@ def _cells(lines: Iterable[str], delimiter: str, has_blanks: bool = False) -> An
 
 
 def _delimiter(lines: Callable[[], Iterable[str]]) -> str:
-    """What divides the cells: of what gives the most rows as many cells as the first, what gives the most cells."""
+    """The delimiter with which most rows have as many cells as the first row, then the one with the most cells."""
 
     def fit(delimiter: str) -> tuple[int, int]:
         try:
@@ -307,7 +307,7 @@ def _delimiter(lines: Callable[[], Iterable[str]]) -> str:
 
 
 def usual(name: str) -> str:
-    """A name of a column as lists of usual names have it."""
+    """A name of a column in the form of the usual names."""
     return re.sub(r"[\s_.-]", "", name).lower()
 
 

@@ -10,23 +10,23 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-# Texts that are unpacked at a time where all are gone through.
+# Number of texts that are decoded at a time during an iteration.
 BLOCK = 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Texts(Sequence[str]):
-    """Texts, such as paths: their bytes one after another, and where each of them ends.
+    """Texts, such as paths: their bytes one after another, and the position where each text ends.
 
-    Bytes that are no UTF-8 are surrogates in the text, as in names of files.
+    Bytes that are not UTF-8 are surrogates in the text, as in Python's names of files.
     """
 
     prefix: str = ""
-    """What all texts begin with, such as a folder and a slash; with another one, the arrays are the same."""
+    """The common beginning of all texts, such as a folder and a slash; the arrays do not contain it."""
     text: UInt8[np.ndarray, " bytes"]
-    """The rest of each, one after another."""
+    """The rests of all texts, one after another."""
     ends: Int64[np.ndarray, " N"]
-    """Where each rest ends in `text`."""
+    """The position in `text` where each rest ends."""
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -70,13 +70,13 @@ class Texts(Sequence[str]):
 
     def _bytes(self, starts: Int64[np.ndarray, " P"], ends: Int64[np.ndarray, " P"]) -> UInt8[np.ndarray, " bytes"]:
         lengths = ends - starts
-        # How far each byte is from where it goes.
+        # How far each byte moves.
         moved = starts - (np.cumsum(lengths) - lengths)
         return self.text[np.repeat(moved, lengths) + np.arange(lengths.sum())]
 
     def arrow(self) -> Any:
-        """What stands behind the prefix, as an array of pyarrow's over the same memory."""
-        # Slow to import, and few lists are compared.
+        """The texts without the prefix, as an array of pyarrow over the same memory."""
+        # Imported late: the import is slow, and few lists are compared.
         import pyarrow as pa
 
         ends = np.concatenate([[0], self.ends])
@@ -99,7 +99,7 @@ def texts_of(strings: Iterable[str]) -> Texts:
     """The strings as `Texts`; they need not be a list."""
     if isinstance(strings, Texts):
         return strings.written_out()
-    # Grown in place.
+    # Arrays that grow in place.
     text, ends = bytearray(), array("q")
     for string in strings:
         text += os.fsencode(string)
@@ -111,7 +111,7 @@ def places_in(texts: Texts, others: Texts) -> Int64[np.ndarray, " N"]:
     """For each text, the position of the first equal text among others; -1 if there is none."""
     from pyarrow import compute
 
-    # Pyright does not know its functions, which are made when it is imported.
+    # pyarrow.compute creates its functions during the import, so Pyright does not know them.
     pc: Any = compute
     found = pc.index_in(texts.written_out().arrow(), value_set=others.written_out().arrow())
     return pc.fill_null(found, -1).to_numpy().astype(np.int64)
