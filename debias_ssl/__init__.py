@@ -54,14 +54,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# OpenMP's threads wait for each other in a busy loop. Beside other programs, a step then takes many times as long.
-# GNU's OpenMP, which torch brings, reads this when torch is imported; after a thousand turns its threads go to sleep.
+# OpenMP's threads wait for each other in a busy loop. If other programs run, a step then takes many times as long.
+# GNU's OpenMP, which torch uses, reads this when torch is imported; its threads then sleep after 1,000 iterations.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# Where a process is killed, torch's C++ code may write a trace of some thirty lines beside our one line.
+# When a process is killed, torch's C++ code may print a trace of about thirty lines in addition to our one line.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-# The names for users by their module. Above, editors and type checkers read the same; a test compares the two.
+# The public names by module. Editors and type checkers read the imports above; a test compares the two.
 _NAMES = {
     "contract": "Problem",
     "formulas.calibration": "fit_temperature",
@@ -83,7 +83,7 @@ __all__ = ["__version__", *_MODULES]  # pyright: ignore[reportUnsupportedDunderA
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Kept, so that it is looked up once.
+    # Stored, so that it is looked up once.
     value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
     return value
 
@@ -93,10 +93,10 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """A package in which a name for users never means a module.
+    """A package in which a public name never means a module.
 
-    `debias` is a function and the module of a job too. Python sets the attribute of a package to each of its modules
-    that is imported, so that otherwise what `debias_ssl.debias` means would depend on what was imported before.
+    `debias` is a function, and also the module of a job. When Python imports a module, it sets the attribute of the
+    package. Without this class, `debias_ssl.debias` would then depend on the earlier imports.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

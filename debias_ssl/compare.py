@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     files = [Path(str(file)) for file in parsed.config or []]
     out = Path(parsed.out or f"runs/compare_{files[-1].stem if files else 'train'}")
     if parsed.overwrite:
-        # Settings of a run that is removed; others are not touched.
+        # A config.yaml in --out would be removed with its run; other configs are not touched.
         check_apart(out, "--out", {"--config": [file for file in files if file.name == "config.yaml"]})
     with joined(out, work="a comparison") as member:
         comparison = Comparison(_prepared(parsed, settings, member), member)
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _prepared(parsed: Namespace, settings: list[str], member: Member) -> ComparisonPlan:
-    """The plan of a command line, for which the folder is ready.
+    """The plan of a command line, after its folder was prepared.
 
     Raises:
         InputError: a setting is wrong, or the folder may not be written to in this way.

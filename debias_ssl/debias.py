@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--kind", choices=["auto", "logits", "probs"], default="auto", help="what its numbers are")
     parser.add_argument("--classes", type=str, default=None, help="names of its classes: lines, or JSON; or imagenet")
     parser.add_argument("--columns", type=str, default=None, help="columns of a table that are classes: NAME,NAME,...")
-    parser.add_argument("--blank", type=str, default=None, help="such a matrix of images that show nothing")
+    parser.add_argument("--blank", type=str, default=None, help="such a matrix for images without content")
     parser.add_argument("--features", type=str, default=None, help="N x D .npy of the rows' vectors, to refine by")
     parser.add_argument("--anchors", type=str, default=None, help="C x D .npy of the classes' vectors, in that space")
     parser.add_class_arguments(DebiasConfig, as_group=False)

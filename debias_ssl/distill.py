@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     if asked.teacher is None:
         raise InputError("there is no teacher: pass --teacher, the folder of a finished run")
     parsed = parser.read_arguments([*_data_of(RunFolder(Path(asked.teacher))), *_with_method(arguments)])
-    # Distillation has no pseudo-labels: a weak pass of the averaged model would be for nothing.
+    # Distillation has no pseudo-labels, so a weak pass of the averaged model would be useless.
     parsed.target_model = Config.target_model
     train.train_parsed(parser, parsed, files, out)
 
@@ -54,7 +54,7 @@ def _data_of(teacher: RunFolder) -> list[str]:
 
 
 def _with_method(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the method after the last file of settings, which it beats, and before its own flags."""
+    """The arguments with the method after the last file of settings, which it overrides, and before its own flags."""
     after = [i + 1 for i, argument in enumerate(arguments) if argument.startswith("--config=")]
     after += [i + 2 for i, (argument, _) in enumerate(pairwise(arguments)) if argument == "--config"]
     place = max(after, default=0)

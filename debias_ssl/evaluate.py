@@ -29,7 +29,7 @@ from debias_ssl.training.job_help import JobHelp
 from debias_ssl.training.parser import job_parser
 from debias_ssl.training.saved import parse_data
 
-# Flags that one of --run and --predictions does not know.
+# Flags that work only with --run, and flags that work only with --predictions.
 OF_RUN, OF_PREDICTIONS = {"part", "batch_size", "data"}, {"kind", "classes", "columns", "truth", "tune_on"}
 
 HELP = JobHelp(
@@ -54,12 +54,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--classes", type=str, default=None, help="names of its classes: lines, or JSON; or imagenet")
     parser.add_argument("--columns", type=str, default=None, help="columns of a table that are classes: NAME,NAME,...")
     parser.add_argument("--truth", type=str, default=None, help="CSV of path,label or row,label, or .npy of numbers")
-    parser.add_argument("--calibrate", action="store_true", help="fit a temperature, and say what it does")
+    parser.add_argument("--calibrate", action="store_true", help="fit a temperature, and print its effect")
     parser.add_argument(
         "--tune_on", type=str, default=None, help="rows to fit it on: labels in a file like --truth, or a share of it"
     )
     parser.add_argument(
-        "--folds", type=int, default=None, help="instead: fit it on the evaluated rows, in turns of so many folds"
+        "--folds", type=int, default=None, help="instead: fit it on the evaluated rows, with this number of folds"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the rows that a share or folds are drawn of")
     parser.add_argument("--out", type=str, default=None, help="JSON file to write the figures to")
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     if sources == {"--predictions"}:
         parsed = parser.parse_args(arguments)
         _check(parsed, parser.parse_args(arguments, defaults=False), OF_RUN)
-        # There is nothing that processes could share.
+        # One process does the work, because processes could share nothing.
         if is_first():
             with _writing(parsed):
                 _finish(_of_file(parsed), parsed)
@@ -114,7 +114,7 @@ def _of_file(parsed: Namespace) -> Evaluated:
 
 
 def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
-    """Raises InputError where flags do not go together, or a file may not be written."""
+    """Raises InputError if flags do not fit together, or if a file may not be written."""
     source = "--predictions" if unknown is OF_RUN else "--run"
     wrong = sorted(unknown & {*vars(given)})
     if wrong == ["tune_on"]:
@@ -149,7 +149,7 @@ def _check(parsed: Namespace, given: Namespace, unknown: set[str]) -> None:
 
 
 def _check_rows(parsed: Namespace) -> None:
-    """Raises InputError where nothing says what is true, or what to fit a temperature on."""
+    """Raises InputError if the true labels, or the rows to fit a temperature on, are not given."""
     if parsed.truth is None:
         raise InputError("--predictions needs --truth: CSV of path,label or row,label, or .npy of class numbers")
     if parsed.calibrate and parsed.tune_on is None and parsed.folds is None:
@@ -160,7 +160,7 @@ def _check_rows(parsed: Namespace) -> None:
 
 
 def _finish(evaluated: Evaluated, parsed: Namespace) -> None:
-    """Writes what was asked for, and says the figures."""
+    """Writes the requested files, and prints the figures."""
     if not len(evaluated.rows):
         raise InputError(f"there are no {evaluated.name} whose labels are known")
     rescaled = rescaled_rows(evaluated, parsed.folds, parsed.seed) if parsed.calibrate else None
@@ -175,10 +175,10 @@ def _finish(evaluated: Evaluated, parsed: Namespace) -> None:
         try:
             page = _page(rescaled, evaluated, parsed.run or parsed.predictions)
         except Exception as error:
-            # The figures are written all the same.
+            # The figures are written in spite of this error.
             undrawn = error
     _say(result, rescaled)
-    # Both or none, where a signal comes in between.
+    # Both files or none, even if a signal comes in between.
     with undisturbed():
         for path, text in ((parsed.out, json.dumps(result) + "\n"), (parsed.report, page)):
             if path and text is not None:
@@ -190,7 +190,7 @@ def _finish(evaluated: Evaluated, parsed: Namespace) -> None:
 
 
 def _bounds(figures: dict[str, Any], evaluated: Evaluated) -> dict[str, Any]:
-    """Of how many rows the figures are, and how far accuracy and recalls are known."""
+    """The number of rows behind the figures, and the intervals of accuracy and recalls."""
     confusion = torch.tensor(figures["confusion"])
     return {
         "num": len(evaluated.rows.labels),
@@ -216,7 +216,7 @@ def _say(result: dict[str, Any], rescaled: Rescaled | None) -> None:
 
 
 def _page(rescaled: Rescaled, evaluated: Evaluated, source: str) -> str:
-    # What draws is slow to import, and not needed to find what is wrong with the input.
+    # The drawing code is slow to import, and not needed to find errors in the input.
     from debias_ssl.reporting.calibration_page import calibration_page
     from debias_ssl.reporting.page import render
 

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     parsed = parser.parse_args(arguments)
-    # Several processes would have nothing to share.
+    # One process does the work, because processes could share nothing.
     if not is_first():
         return
     out = Path(parsed.out)

@@ -34,12 +34,12 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--field", type=str, default=None, help="name of the choices, field or column of the labels")
     parser.add_argument(
-        "--conflicts", choices=get_args(Conflicts), default="stop", help="where an image has several labels"
+        "--conflicts", choices=get_args(Conflicts), default="stop", help="what to do if an image has several labels"
     )
     parser.add_argument(
-        "--issues", choices=get_args(Issues), default="relabel", help="a label that cleanlab holds to be wrong"
+        "--issues", choices=get_args(Issues), default="relabel", help="what to do with a label that cleanlab reports"
     )
-    parser.add_argument("--new_classes", action="store_true", help="take labels that are no classes yet for new ones")
+    parser.add_argument("--new_classes", action="store_true", help="labels that are not classes yet become new classes")
     parser.add_argument("--out", type=str, required=True, help="folder of labels.csv, corrections.csv and classes.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the merged labels in --out")
     parsed = parser.parse_args(arguments)

@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--flip", type=bool, default=False, help="mean features of each image and its mirror image")
     parser.add_argument(
-        "--negatives", type=str, default=None, help="file of names that are no classes, against which rows have a score"
+        "--negatives", type=str, default=None, help="file of names that are not classes; a score falls if one fits"
     )
     parser.add_class_arguments(DebiasConfig, as_group=False)
     parser.add_argument(
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
     check_flags(parsed)
     out = Path(parsed.out)
     check_apart(out, "--out", _inputs(parsed))
-    # One process writes most of it; the others end when it may not.
+    # One process writes most files; the others end if it is not allowed to.
     with (
         joined(out, work=_work(parsed)) if is_first() else nullcontext() as member,
         dead_workers_told("--workers", AGAIN),
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _work(parsed: Namespace) -> str:
-    """What processes have in common that label the same images in one folder."""
+    """The common work of processes that label the same images in one folder, as a text."""
     of_a_machine = ("out", "overwrite", "wait", "workers", "batch_size")
     settings = {name: str(value) for name, value in vars(parsed).items() if name not in of_a_machine}
     return "labels " + json.dumps(settings, sort_keys=True)
@@ -151,7 +151,7 @@ def _label(
             return
         with member.turn():
             if _state(out) != before:
-                # By another process, which had the turn before.
+                # Written by another process in an earlier turn.
                 print(f"{summary_table(json.loads((out / SUMMARY).read_text()))}\n{out}")
                 return
             if not parsed.wait and (at_work := member.others()):
@@ -165,7 +165,7 @@ def _label(
 
 
 def _state(out: Path) -> tuple[int, int] | None:
-    """Something that is another one when labels have been written."""
+    """A value that changes when labels are written."""
     if not (out / SUMMARY).exists() or outputs_in(out).is_incomplete():
         return None
     stat = (out / SUMMARY).stat()
@@ -196,7 +196,7 @@ def _write(
 
 
 def _requested(parsed: Namespace, config: DebiasConfig, out: Path) -> tuple[Request, Given | None]:
-    """What is to be labeled as what, and the reference; no image is read."""
+    """The images, the classes and the reference; no image is read."""
     request = read_request(
         parsed.images,
         parsed.classes,
@@ -222,7 +222,7 @@ def _say_likely_folder(where: str, request: Request) -> None:
 
 
 def _made_with(parsed: Namespace, store: FolderStore, cache: FeatureCache) -> dict[str, Any]:
-    """Entries of summary.json beside the figures: by some of them, the folder is a reference of a later job."""
+    """Entries of summary.json other than figures. A later job reads some of them if the folder is its reference."""
     names = ("model", "pretrained", "templates", "class_vectors", "root", "flip", "negatives")
     where = os.path.abspath(parsed.images) if os.path.exists(parsed.images) else parsed.images
     return {
@@ -240,7 +240,7 @@ def _facts(parsed: Namespace, request: Request, cache: FeatureCache) -> list[str
         " ".join(filter(None, [parsed.model, parsed.pretrained])),
         f"class vectors {parsed.class_vectors}" if parsed.class_vectors else f"templates {parsed.templates}",
         *(["with mirror images"] if parsed.flip else []),
-        *([f"{len(request.negatives):,} names of {parsed.negatives} that are no classes"] if parsed.negatives else []),
+        *([f"{len(request.negatives):,} names of {parsed.negatives}, not classes"] if parsed.negatives else []),
         *([f"reference {parsed.reference}"] if parsed.reference else []),
     ]
 
@@ -264,7 +264,7 @@ def _hash(request: Request) -> str:
 
 
 def _page(labeling: Labeling, cache: FeatureCache, facts: Sequence[str], decoding: Decoding) -> str:
-    # What draws is slow to import, and not needed to find what is wrong with the input.
+    # The drawing code is slow to import, and not needed to find errors in the input.
     from debias_ssl.reporting.labels_page import labels_page
     from debias_ssl.reporting.page import render
 

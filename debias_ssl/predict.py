@@ -100,7 +100,7 @@ def _predict(parsed: Namespace, data: DataConfig, out: Path) -> None:
     settings = [parsed.batch_size, features, root, data.decoding.of_pixels, data.crop, machine()]
     from accelerate.utils import broadcast_object_list
 
-    # One process looks at the files, which may be many, and the others have its word.
+    # One process reads the properties of the files, which may be many, and sends the result to the others.
     key = broadcast_object_list([key_of(folder.path, images.names, *settings) if is_main else ""])[0]
     table = LabelTable(out=out, key=key, place=place_of(accelerator))
     if is_main:

@@ -30,13 +30,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--run", type=str, required=True, help="run folder")
     parser.add_argument("--repo", type=str, required=True, help="owner/name of the repository, which is made if needed")
     parser.add_argument("--public", action="store_true", help="everybody sees a repository that is made for it")
-    parser.add_argument("--message", type=str, default="Upload a run of debias_ssl", help="of the commit")
+    parser.add_argument("--message", type=str, default="Upload a run of debias_ssl", help="message of the commit")
     parsed = parser.parse_args(arguments)
     if not is_first():
         return
     check_upload(parsed.repo)
     folder = RunFolder(Path(parsed.run))
-    # What cannot be loaded here cannot be loaded there either.
+    # Fails early if the run cannot be loaded.
     load_trained(folder, torch.device("cpu"))
     folder.read_summary()
     files = files_to_upload(folder.path)

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     is_own = is_own_page(runs, out)
     if not is_own:
         check_apart(out, "--out", {"the run": runs})
-    # A page of the run's own belongs to what is written into its folder.
+    # The page in a run's own folder is one of the run's files.
     with locked(runs[0]) if is_own else locked_file(out, "--out"), ends_told("run the same command again"):
         if is_own:
             # An earlier page of the same run is replaced; any other file is kept.

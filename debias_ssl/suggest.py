@@ -26,7 +26,7 @@ from debias_ssl.training.job_help import JobHelp
 from debias_ssl.training.parser import job_parser
 
 HEADER = ("path", "label", "suggested_label", "suggested_confidence", "why")
-# Classes in the table on the terminal.
+# Largest number of classes in the table on the terminal.
 MOST_LINES = 20
 
 HELP = JobHelp(
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--num", type=int, default=100, help="images to suggest")
     parser.add_argument("--per_class", type=int, default=1, help="images of each predicted class at least")
-    parser.add_argument("--seed", type=int, default=0, help="by which candidates are drawn of many images")
+    parser.add_argument("--seed", type=int, default=0, help="seed with which candidates are drawn from many images")
     parser.add_argument("--batch_size", type=int, default=500, help="images of a batch, for a run")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode, for a run on pixels")
     parser.add_argument("--out", type=str, required=True, help="CSV file of the list")
@@ -88,7 +88,7 @@ def _suggest(parsed: Namespace, out: Path) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(lines)
     with replacing(out) as aside:
-        # Names of files need not be text.
+        # Names of files may have bytes that are not text.
         aside.write_bytes(text.getvalue().encode(errors="surrogateescape"))
     print(_told(found, images, known, out))
 
@@ -104,7 +104,7 @@ def _labeled(files: Sequence[str], images: Candidates) -> Int64[np.ndarray, " N"
 
 
 def _line(each: Suggestion, found: Suggestions, images: Candidates) -> tuple[str, ...]:
-    """Of the list. People fill in the label: one that is a guess must not be taken for theirs."""
+    """A line of the list. Its label is empty, so that a guess is never read as a label from people."""
     covers = f"stands for {each.covers:.2%} of"
     if found.seen is None:
         return images.names[each.row], "", "", "", f"{covers} all images"
@@ -117,7 +117,7 @@ def _line(each: Suggestion, found: Suggestions, images: Candidates) -> tuple[str
 
 
 def _told(found: Suggestions, images: Candidates, known: Int64[np.ndarray, " N"], out: Path) -> str:
-    """What was done, for a terminal."""
+    """The result as a text for a terminal."""
     number = len(found.chosen)
     unsure = "all images" if found.seen is None else "what is unsure"
     lines = [

@@ -36,10 +36,10 @@ def add_folder_flags(parser: Parser, default: str) -> None:
 
 
 def train_parsed(parser: Parser, parsed: Namespace, files: Sequence[Path], out: Path) -> None:
-    """Trains by a command line, and says what became of the method that files name."""
+    """Trains with the settings of a command line, and prints a note if a flag switched the method of a file."""
     config, resolved = resolve(parser, parsed)
     if parsed.overwrite:
-        # Settings of a run that is removed; others are not touched.
+        # A config.yaml in --out would be removed with its run; other configs are not touched.
         check_apart(out, "--out", {"--config": [file for file in files if file.name == "config.yaml"]})
     note = switched_method(resolved, files)
     if note and is_first():

@@ -97,10 +97,10 @@ def main(arguments: list[str]) -> None:
 
 
 def _plan(parsed: Any, settings: list[str], out: Path) -> ComparisonPlan:
-    """The variants with the labels-only runs that they have to beat.
+    """The variants, and the labels-only runs that they must exceed.
 
     Raises:
-        InputError: they cannot be judged by one division of one set of labels.
+        InputError: the variants do not have the same images and labels.
     """
     compared = {"grid": None, "settings": None, "choose_on": None, "seeds": None, "floor": True}
     for name, value in compared.items():
@@ -118,7 +118,7 @@ def _plan(parsed: Any, settings: list[str], out: Path) -> ComparisonPlan:
 
 
 def _verdict(parsed: Any, plan: ComparisonPlan, out: Path, last: LastTask, place: Place) -> Verdict:
-    """Trains on all halves, and measures how far they agree."""
+    """Trains on all halves, and measures their agreement."""
     seed = plan.seeds[0]
 
     def task_of(variant: str) -> Task:
@@ -141,7 +141,7 @@ def _verdict(parsed: Any, plan: ComparisonPlan, out: Path, last: LastTask, place
 
 
 def _halves(divisions: int, plan: ComparisonPlan, out: Path, task: Task) -> Iterator[_Half]:
-    """The halves of each division, whose splits are written."""
+    """The halves of each division; writes their splits."""
     classes = task.training_labels[task.split.labeled]
     folder = out / HALVES
     with writes(folder):
@@ -173,7 +173,7 @@ def _train(runs: Sequence[PlannedRun], jobs: int) -> None:
 
 
 def _train_chosen(verdict: Verdict, plan: ComparisonPlan, out: Path) -> None:
-    """Trains what was chosen on all labels, after its teacher if that is another variant; its folder says why."""
+    """Trains the chosen variant on all labels, after its teacher if it has one; its folder has the reason."""
     chosen = verdict.chosen
     teacher = teacher_of(chosen, plan.variants[chosen])
     kept = {name: plan.variants[name] for name in (teacher, chosen) if name is not None}

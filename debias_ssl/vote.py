@@ -112,7 +112,7 @@ class _Electorate:
 
     members: Sequence[Member]
     images: Images | None
-    """None where all members are matrices."""
+    """None if all members are matrices."""
     root: Path
     """The folder that the names of images are relative to."""
     bad: dict[str, str]
@@ -124,7 +124,7 @@ class _Electorate:
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the rows."""
+        """Names of the rows."""
         if self.images is not None:
             return names_below(self.images.names, self.root)
         first = self.members[0]
@@ -175,7 +175,7 @@ def _electorate(parsed: Namespace, accelerator: "accelerate.Accelerator") -> _El
 
 
 def _rows(given: _Electorate, config: DebiasConfig, is_main: bool) -> Rows:
-    """What is known about the rows, besides logits."""
+    """The rows without logits: names, classes, truth."""
     names, classes = given.names, given.classes
     known = [read_labels(Path(file), names, classes) if file else None for file in (config.truth, config.tune_on)]
     if is_main:

@@ -17,19 +17,19 @@ class Adjustment:
 
     temperature: float = 1.0
     shift: tuple[float, ...] = ()
-    """One number for each class; empty where nothing is subtracted."""
+    """One number for each class; empty if nothing is subtracted."""
 
 
 def read_adjustment(temperature: str | None, debiased: str | None, classes: Sequence[str]) -> Adjustment:
     """The adjustment that two flags name.
 
     Args:
-        temperature: a number, or the JSON file that `debias-ssl evaluate --calibrate --out` has written.
-        debiased: the folder that `debias-ssl debias` has written of predictions of the run.
-        classes: of the run.
+        temperature: a number, or the JSON file of `debias-ssl evaluate --calibrate --out`.
+        debiased: the folder of `debias-ssl debias` for predictions of the run.
+        classes: classes of the run.
 
-    Raises:
-        InputError: a flag does not say what it must, or both are given.
+        Raises:
+            InputError: a flag has a wrong value, or both are given.
     """
     if temperature is not None and debiased is not None:
         raise InputError("--debiased sets the temperature: leave out --temperature")

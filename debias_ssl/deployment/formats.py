@@ -19,14 +19,14 @@ from debias_ssl.system.errors import InputError, StoppedError, reason
 
 Format = Literal["onnx", "torch"]
 Answer = Callable[[Tensor], tuple[np.ndarray, np.ndarray]]
-# What the format onnx needs beside torch, and how to get it.
+# Packages that the format onnx needs in addition to torch, and how to install them.
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 EXTRA = "pip install 'debias-ssl[onnx]'"
 # ONNX Runtime 1.14 and later read it.
 OPSET = 18
-# A protocol buffer is smaller than 2 GiB; the rest is for what is beside the weights.
+# A protocol buffer must be smaller than 2 GiB; the difference is for data other than weights.
 MOST_BYTES = 2**31 - 2**24
-# Batches by which a file is checked, and how far its numbers may be from the run's.
+# Batch sizes with which a file is checked, and the largest allowed difference of its numbers from the run's.
 BATCHES, TOLERANCE = (1, 7), 1e-4
 OUTPUTS = ["logits", "probabilities"]
 # The name of the facts in a program of torch.export.
@@ -34,7 +34,7 @@ FACTS = "debias_ssl.json"
 
 
 def check_packages(kind: Format) -> None:
-    """Raises InputError where packages of a format are missing."""
+    """Raises InputError if packages of a format are missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None] if kind == "onnx" else []
     if missing:
         raise InputError(f"--format onnx needs the package {missing[0]}: {EXTRA}, or take --format torch")
@@ -51,7 +51,7 @@ def content_of(run: TrainedRun, adjustment: Adjustment, facts: Mapping[str, str]
     if kind == "onnx" and sum(each.nbytes for each in network.state_dict().values()) > MOST_BYTES:
         raise InputError("the network is larger than 2 GiB, the limit of an ONNX file: use --format torch")
     try:
-        # The exporters' own advice to their developers.
+        # The warnings of the exporters are for their developers.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = {"onnx": _onnx, "torch": _torch}[kind](network, facts)
@@ -69,7 +69,7 @@ def _difference(answer: Answer, run: TrainedRun, adjustment: Adjustment, images:
     """The largest difference of logits and probabilities to those of the run.
 
     Raises:
-        StoppedError: it is more than rounding makes.
+        StoppedError: it is larger than rounding errors.
     """
     logits = expected(run, adjustment, images)
     pairs = zip(answer(images), (logits, logits.softmax(-1)), strict=True)
@@ -88,7 +88,7 @@ def _difference(answer: Answer, run: TrainedRun, adjustment: Adjustment, images:
 def _program(network: Deployed) -> torch.export.ExportedProgram:
     program = torch.export.export(network, (network.example(2),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
-        # Names files of this machine.
+        # It contains names of files of this machine.
         node.meta.pop("stack_trace", None)
     return program
 
@@ -130,7 +130,7 @@ def _onnx(network: Deployed, facts: Mapping[str, str]) -> bytes:
 
 
 def _without_traces(model: Any) -> None:
-    """Takes off what torch notes of its source, which names files of this machine, and names the free dimension."""
+    """Removes torch's notes about source code, which name files of this machine, and names the free dimension."""
     graph = model.graph
     for each in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del each.metadata_props[:]

@@ -6,15 +6,15 @@ from debias_ssl.models.timm_folder import FILE as TIMM_CONFIG
 from debias_ssl.runs.folder import CARD
 from debias_ssl.system.errors import InputError, StoppedError, reason
 
-# What timm and `debias_ssl.load_run` need, and the card; no names of images, no predictions, no checkpoints.
+# The files for timm and `debias_ssl.load_run`, and the card; no names of images, predictions or checkpoints.
 UPLOADED = (CARD, TIMM_CONFIG, "model.safetensors", "method.safetensors", "model.json", "config.yaml", "finetune.yaml")
 UPLOADED += ("summary.json",)
-# Answers of a server that does not know the token, or does not allow it to write there.
+# HTTP codes for an unknown token, or a token without permission to write there.
 DENIED = (401, 403)
 
 
 def files_to_upload(folder: Path) -> list[str]:
-    """The files of a run folder that an upload has.
+    """The files of a run folder to upload.
 
     Raises:
         InputError: it has no model card.
@@ -28,7 +28,7 @@ def files_to_upload(folder: Path) -> list[str]:
 
 
 def check_upload(repo: str) -> None:
-    """Before anything is uploaded.
+    """Checks before anything is uploaded.
 
     Raises:
         InputError: `repo` is not a repository name, or there is no token.
@@ -54,8 +54,8 @@ def upload(folder: Path, files: list[str], repo: str, *, is_public: bool, messag
         folder: the run folder.
         files: names in it.
         repo: owner/name.
-        is_public: whether everybody sees a repository that is made for it; one that is there stays as it is.
-        message: of the commit.
+        is_public: whether a new repository is public; an existing one is not changed.
+        message: message of the commit.
 
     Returns:
         The address of the repository.

@@ -18,11 +18,11 @@ from debias_ssl.runs.trained import TrainedRun
 
 
 class Deployed(nn.Module):
-    """Everything that `debias-ssl predict` computes from pixels, without reading, cropping and resizing.
+    """All computations of `debias-ssl predict` from pixels on: without reading, cropping and resizing.
 
     Args:
-        run: on the CPU.
-        adjustment: of its logits.
+        run: the run, on the CPU.
+        adjustment: the adjustment of its logits.
     """
 
     mean: Tensor
@@ -42,7 +42,7 @@ class Deployed(nn.Module):
         self.register_buffer("shift", torch.tensor(adjustment.shift or (0.0,) * len(run.classes)))
         self.has_blank = self.method.needs.blank is not None
         if self.has_blank:
-            # Of one size, the blank image has always the same logits.
+            # The size is fixed, so the blank image always has the same logits.
             blank = run.predictor.blank(torch.zeros(1, self.channels, self.size, self.size))
             self.register_buffer("blank_logits", blank.logits)
             self.register_buffer("blank_features", blank.features)
@@ -59,7 +59,7 @@ class Deployed(nn.Module):
         return logits, logits.softmax(-1)
 
     def example(self, number: int, seed: int = 0) -> Num[Tensor, "N ..."]:
-        """So many random inputs."""
+        """`number` random inputs."""
         generator = torch.Generator().manual_seed(seed)
         if self.takes_features:
             return torch.randn(number, self.channels, generator=generator) * self.std + self.mean
@@ -69,7 +69,7 @@ class Deployed(nn.Module):
 
 @torch.no_grad()
 def expected(run: TrainedRun, adjustment: Adjustment, images: Num[Tensor, "N ..."]) -> Float[Tensor, "N C"]:
-    """The logits that the run itself gives, on the way that `debias-ssl predict` goes, with the adjustment."""
+    """The logits of the run itself, computed as in `debias-ssl predict`, with the adjustment."""
     pixels = images if images.ndim == 4 else images[:, None, None]
     normalization = Normalization.of(run.mean, run.std, torch.device("cpu"))
     logits = run.predictor(normalize(pixels, normalization)) / adjustment.temperature
@@ -77,7 +77,7 @@ def expected(run: TrainedRun, adjustment: Adjustment, images: Num[Tensor, "N ...
 
 
 def facts_of(run: TrainedRun, folder: RunFolder, adjustment: Adjustment) -> dict[str, str]:
-    """The metadata in the file beside the network: how to use it, and its origin."""
+    """The metadata in the file: how to use the network, and its origin."""
     summary = folder.read_summary()
     made = summary.get("made_by") or made_by()
     network: Any = run.predictor.model.net

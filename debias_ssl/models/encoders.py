@@ -32,7 +32,7 @@ class Encoder(Protocol):
 
     @property
     def embed_dim(self) -> int:
-        """How many features an image has."""
+        """The number of features of an image."""
         ...
 
     @property
@@ -40,11 +40,11 @@ class Encoder(Protocol):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What features depend on, as JSON: the network, a hash of its weights, its preprocessing."""
+        """All that features depend on, as JSON: the network, a hash of its weights, its preprocessing."""
         ...
 
     def encode(self, images: UInt8[Tensor, "N H W K"]) -> Float[Tensor, "N D"]:
-        """Features of preprocessed images on the device, in fp32 whatever precision the network runs in."""
+        """Features of preprocessed images on the device, in fp32 at any precision of the network."""
         ...
 
 
@@ -59,7 +59,7 @@ class TimmEncoder:
     device: torch.device
     description: dict[str, Any]
     flip: bool = False
-    """Whether features are means of those of an image and of its mirror image."""
+    """Whether features are means over an image and its mirror image."""
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "N H W K"]) -> Float[Tensor, "N D"]:
@@ -69,7 +69,7 @@ class TimmEncoder:
 
 
 def pooled(network: Any, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N D"]:
-    """What the classifier of a network of timm's takes, as in `classifier.Classifier`."""
+    """The input of the classifier of a timm network, as in `classifier.Classifier`."""
     return network.forward_head(network.forward_features(images), pre_logits=True).flatten(1).float()
 
 
@@ -85,17 +85,17 @@ def load_encoder(
     """Loads a pretrained network; nothing in a file is executed.
 
     Args:
-        model: `timm:NAME`; `open_clip:NAME`, or the name alone; `local-dir:FOLDER` or `hf-hub:OWNER/NAME` of either,
-            which bring their own weights.
-        device: where the network goes.
-        pretrained: for a name of open_clip's, one of its tags or a file of weights.
-        weights: for a name of timm's, a file of weights; None downloads timm's own, if they are not in its cache.
-        image_size: side in pixels of the images of a network of timm's; None is the one that it was trained with.
+        model: `timm:NAME`; `open_clip:NAME`, or the name alone; or `local-dir:FOLDER` or `hf-hub:OWNER/NAME` of either,
+            which have weights.
+        device: the device of the network.
+        pretrained: for a name of open_clip, one of its tags or a file of weights.
+        weights: for a name of timm, a file of weights; None downloads timm's weights, if they are not in its cache.
+        image_size: for timm, the side of images in pixels; None is the size of the network's training.
         flip: whether features are means over the image and its mirror image.
 
-    Raises:
-        InputError: there is no such network, its weights are missing or do not fit it, or it does not take images of
-            this size; or a setting is for another kind of network.
+        Raises:
+            InputError: there is no such network; its weights are missing or do not fit; it does not accept images of this
+                size; or a setting is for another kind of network.
     """
     if is_timm(model):
         if pretrained is not None:
@@ -114,10 +114,10 @@ def load_encoder(
 
 
 def is_timm(model: str) -> bool:
-    """Whether a network is one of timm's; a folder and a place of the hub say so by the config that they have.
+    """Whether a network is one of timm; for a folder or a repository of the hub, its config decides.
 
     Raises:
-        InputError: they have none.
+        InputError: there is no config.
     """
     if model.startswith(LOCAL):
         folder = Path(model.removeprefix(LOCAL))
@@ -152,7 +152,7 @@ def _timm_encoder(
     config["input_size"] = (3, *size)
     normalized = Normalized(mean=tuple(config["mean"]), std=tuple(config["std"]))
     transform: Any = create_transform(**config, is_training=False, use_prefetcher=True)
-    # Without the last part, which makes a tensor of an image.
+    # Without the last part, which turns an image into a tensor.
     resized = Compose([of_bytes(part) for part in transform.transforms[:-1]])
     try:
         if image_size and hasattr(network, "set_input_size"):
@@ -175,7 +175,7 @@ def _timm_encoder(
         preprocess=Preprocessing(
             transform=resized,
             is_cropped=config["crop_mode"] == "center",
-            # By this, torch does not resize.
+            # torch cannot resize with Lanczos.
             takes_tensors=config["interpolation"] != "lanczos",
         ),
         normalized=normalized,
@@ -192,7 +192,7 @@ def _timm_encoder(
 
 
 def _created(model: str, weights: str | None) -> Any:
-    """A network of timm's with its weights, and without a classifier."""
+    """A timm network with its weights, without a classifier."""
     import timm
 
     name = model.removeprefix(TIMM)

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-# Of what a network computes, how far rounding may move it.
+# Largest change of a network's output by rounding.
 TOLERANCE = 1e-3
 
 
 @torch.no_grad()
 def folded(network: Any, passed: Callable[[Any], Tensor]) -> Any:
-    """The network with each batch norm that follows a convolution folded into it, for predictions alone.
+    """The network with each batch norm folded into the convolution before it, for predictions only.
 
-    A network with many of them is a fifth faster on a CPU. Where what it computes changes by more than rounding, as
-    where a convolution's output has a second reader, it is given back as it was.
+    A network with many batch norms is 20 % faster on a CPU. If its output changes by more than rounding, for example
+    because another layer also reads a convolution's output, the original network is returned.
 
     Args:
-        network: in evaluation mode, without gradients.
+        network: the network in evaluation mode, without gradients.
         passed: passes an image through a network.
     """
     pairs, expected = _pairs(network, lambda: passed(network))
@@ -33,7 +33,7 @@ def folded(network: Any, passed: Callable[[Any], Tensor]) -> Any:
 
 
 def _pairs(network: nn.Module, run: Callable[[], Tensor]) -> tuple[list[tuple[str, str]], Tensor]:
-    """Convolutions and the batch norms that read their outputs, by name, and what the network gives."""
+    """Convolutions and the batch norms that read their outputs, by name; and the output of the network."""
     made: dict[int, tuple[str, Tensor]] = {}
     uses: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
@@ -42,7 +42,7 @@ def _pairs(network: nn.Module, run: Callable[[], Tensor]) -> tuple[list[tuple[st
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             uses[name] = uses.get(name, 0) + 1
             if isinstance(module, nn.Conv2d):
-                # Kept, so that no later tensor has its id.
+                # The tensor is kept, so that no later tensor gets the same id.
                 made[id(output)] = (name, output)
             elif id(inputs[0]) in made:
                 pairs.append((made[id(inputs[0])][0], name))
@@ -60,7 +60,7 @@ def _pairs(network: nn.Module, run: Callable[[], Tensor]) -> tuple[list[tuple[st
     finally:
         for hook in hooks:
             hook.remove()
-    # A layer that is used twice may stand before two norms.
+    # A layer that is used twice may come before two norms.
     return [pair for pair in pairs if all(uses[name] == 1 for name in pair)], expected
 
 
@@ -71,6 +71,6 @@ def _fold(network: nn.Module, conv_name: str, norm_name: str) -> None:
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
     conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
-    # timm's norms may have an activation of their own.
+    # timm's norms may contain an activation.
     left = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
     network.set_submodule(norm_name, nn.Sequential(*left) if left else nn.Identity())

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 
 class FeatureHead(nn.Module):
-    """A linear classifier, after a hidden layer where `hidden` is not 0.
+    """A linear classifier, after a hidden layer if `hidden` is not 0.
 
-    It is built like timm's models, and takes features as images of one pixel whose channels they are.
+    It has the interface of timm's models. Features are images of one pixel, with one channel for each feature.
     """
 
     def __init__(

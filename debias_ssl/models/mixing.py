@@ -14,13 +14,13 @@ NUM_IMAGES, NUM_KEPT, TOLERANCE = 4, 2, 1e-3
 
 @torch.no_grad()
 def mixing_of(model: Classifier, shape: tuple[int, int, int]) -> Mixing | None:
-    """Why a network in training says something else of an image where others are beside it; None where it does not.
+    """The reason why a network's output in training depends on the other images of a batch; None if it does not.
 
-    A batch norm in training mode is enough. Any other network is tried, on random images alone and among others: what
-    it says then is not the same where it draws random numbers, as dropout does, or where it mixes images in some way.
+    A batch norm in training mode is such a reason. Other networks are tried on random images, in a part of a batch and
+    in the whole batch. The outputs differ if the network draws random numbers, as dropout does, or mixes images.
 
     Args:
-        model: on the CPU; weights, statistics and random numbers stay as they are.
+        model: the model, on the CPU; weights, statistics and random numbers are not changed.
         shape: height, width and number of channels of the images.
     """
     was_training = model.training

@@ -17,8 +17,8 @@ def kept(key: str, shape: tuple[int, int]) -> Float[Tensor, "n D"] | None:
     """The vectors that were kept under a key, to the last bit; None if there are none, or the file is damaged.
 
     Args:
-        key: says all that they depend on.
-        shape: that they must have.
+        key: a hash of all that they depend on.
+        shape: the required shape.
     """
     with suppress(InputError, OSError):
         path = _file(key)
@@ -29,10 +29,10 @@ def kept(key: str, shape: tuple[int, int]) -> Float[Tensor, "n D"] | None:
 
 
 def keep(key: str, vectors: Float[Tensor, "n D"]) -> str | None:
-    """Keeps vectors under a key, in a file of bare numbers with a checksum, written whole or not at all.
+    """Stores vectors under a key, in a file of plain numbers with a checksum, written completely or not at all.
 
     Returns:
-        Why that was not possible, if it was not: nothing but time is lost by it.
+        The reason if this was not possible. Only time is lost then.
     """
     try:
         with writing_to_cache(_file(key)) as write:

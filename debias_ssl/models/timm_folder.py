@@ -8,11 +8,11 @@ from debias_ssl import __version__
 from debias_ssl.models.classifier import OWN, ModelConfig
 
 FILE = "config.json"
-# What is imported before timm can create a network of this package.
+# The module to import before timm can create a network of this package.
 REGISTERING = "debias_ssl.models.timm_models"
-# Where the weights of the package's networks depend on the number of channels and of classes.
+# Layers of the package's networks whose weights depend on the number of channels, and of classes.
 FIRST, LAST = "stem", "fc"
-# Entries that timm has for an architecture, beside its preprocessing and its source.
+# Entries that timm has for an architecture, other than preprocessing and source.
 OF_ARCHITECTURE = ("first_conv", "classifier")
 
 
@@ -21,16 +21,16 @@ class ImageFormat:
     """How an image becomes the input of a network."""
 
     size: int
-    """Side in pixels; 1 where the network takes features."""
+    """Side in pixels; 1 for a network of features."""
     mean: Sequence[float]
     std: Sequence[float]
-    """Of each channel, with pixels in [0, 1]."""
+    """Mean and standard deviation of each channel, with pixels in [0, 1]."""
     crop: float
-    """How much of the shorter side is seen."""
+    """The share of the shorter side that is used."""
 
 
 def timm_config(net: Any, model: ModelConfig, classes: Sequence[str], images: ImageFormat) -> dict[str, Any] | None:
-    """The fields of timm's `config.json` for a trained network; None where timm cannot create it.
+    """The fields of timm's `config.json` for a trained network; None if timm cannot create the network.
 
     timm's own function (`timm.models.save_config_for_hf`) would import timm for networks that do not need it, and has
     other arguments in older versions.
@@ -38,8 +38,8 @@ def timm_config(net: Any, model: ModelConfig, classes: Sequence[str], images: Im
     Args:
         net: the network, whose weights are in `model.safetensors`.
         model: its settings.
-        classes: their names, in the order of the logits.
-        images: what it takes.
+        classes: names of the classes, in the order of the logits.
+        images: the format of its images.
     """
     architecture = _architecture(net, model)
     if architecture is None:
@@ -84,11 +84,11 @@ def timm_config(net: Any, model: ModelConfig, classes: Sequence[str], images: Im
 
 
 def _architecture(net: Any, model: ModelConfig) -> str | None:
-    """The name by which timm creates the network; None where it has no such name, or layers that timm does not know."""
+    """The name with which timm creates the network; None without a name, or with layers that timm does not know."""
     if model.norm == "group" or model.adapter == "adaptformer":
         return None
     if model.name in OWN:
         return model.name
-    # A network of the user's own has no name in timm, also where it is made of one that has.
+    # A user's network has no name in timm, even if it is made from a timm network.
     architecture = getattr(net, "pretrained_cfg", {}).get("architecture")
     return architecture if model.name.partition(".")[0] == architecture else None

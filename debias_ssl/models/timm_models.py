@@ -13,11 +13,11 @@ from debias_ssl.models.classifier import OWN
 
 
 def _entry(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """What timm calls to create a network, under the network's name."""
+    """The function that timm calls to create a network, with the network's name."""
     name = make.__name__
 
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
-        # Without a config of a folder, timm warns that it takes a default.
+        # Without the config of a folder, timm would warn that it uses a default.
         config = arguments.pop("pretrained_cfg", None) or {"architecture": name}
         return build_model_with_cfg(
             make, name, pretrained, pretrained_cfg=config, kwargs_filter=("global_pool",), **arguments

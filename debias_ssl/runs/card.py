@@ -18,7 +18,7 @@ from debias_ssl.models.timm_folder import FILE as TIMM_CONFIG
 from debias_ssl.system.files import read_array, read_yaml
 from debias_ssl.training.saved import completed
 
-# Classes that are listed one by one; of more, those of the lowest recall.
+# Up to this number, all classes are listed; of more, those with the lowest recall.
 MOST_CLASSES = 20
 FIGURES = {
     "accuracy": "accuracy",
@@ -26,7 +26,7 @@ FIGURES = {
     "min_recall": "lowest recall of a class",
     "ece": "expected calibration error",
 }
-# Of a setting, such as a list of names.
+# Largest length of the text of a setting, such as a list of names.
 MOST_LETTERS = 100
 # Fewer test images leave the accuracy uncertain by several percent.
 FEW = 1000
@@ -42,7 +42,7 @@ def model_card(folder: Path, summary: Mapping[str, Any], *, is_plain: bool) -> s
     Args:
         folder: with all other files of a run but the summary.
         summary: the content of `summary.json`.
-        is_plain: whether the method predicts what the network alone says.
+        is_plain: whether the method's predictions are the network's own.
     """
     settings = completed(read_yaml(folder / "config.yaml"))
     model, split = (json.loads((folder / name).read_text()) for name in ("model.json", "split.json"))
@@ -67,7 +67,7 @@ def model_card(folder: Path, summary: Mapping[str, Any], *, is_plain: bool) -> s
 
 
 def _front(settings: Mapping[str, Any], method: str, *, is_timm: bool) -> str:
-    """What hubs read: YAML between two lines."""
+    """The YAML header of the card, for model hubs."""
     is_pixels = not settings["data"].get("features")
     kind = "image-classification" if is_pixels else "feature-classification"
     named = [*(["timm"] if is_timm else []), "debias_ssl", "semi-supervised-learning", method.rpartition(".")[2]]
@@ -132,7 +132,7 @@ def _figures(summary: Mapping[str, Any], confusion: torch.Tensor, model: Mapping
 
 
 def _classes(confusion: Int64[np.ndarray, "C C"], model: Mapping[str, Any]) -> str:
-    """A table of the classes' labels and recalls; of many classes, those of the lowest recall."""
+    """A table of labels and recalls of the classes; of many classes, those with the lowest recall."""
     images = confusion.sum(1)
     recall = np.divide(confusion.diagonal(), images, out=np.full(len(images), np.inf), where=images > 0)
     shown: Sequence[int] = range(len(images))
@@ -166,7 +166,7 @@ def _data(settings: Mapping[str, Any], model: Mapping[str, Any], split: Mapping[
 
 
 def _made(settings: Mapping[str, Any], method: str, summary: Mapping[str, Any]) -> str:
-    # A run that an older version trained does not say it.
+    # Runs of older versions do not have this.
     made = {"versions": "unknown", "commit": "", "machine": "unknown"} | summary.get("made_by", {})
     options = settings["method"].get("init_args") or {}
     own = ", ".join(f"{name} {shorten(json.dumps(value), MOST_LETTERS)}" for name, value in options.items())
@@ -196,7 +196,7 @@ def _made(settings: Mapping[str, Any], method: str, summary: Mapping[str, Any]) 
 def _limits(
     model: Mapping[str, Any], confusion: torch.Tensor, method: str, settings: Mapping[str, Any], *, is_plain: bool
 ) -> str:
-    """What figures do not say, as far as the settings and numbers of the run tell it."""
+    """The limits of the model, as far as they follow from settings and numbers of the run."""
     counts, number = model["labeled_counts"], int(confusion.sum())
     limits = []
     if not is_plain:
@@ -242,5 +242,5 @@ def _percent(share: float) -> str:
 
 
 def _text(words: str) -> str:
-    """Words of others in Markdown: in one line, without tags and ends of cells."""
+    """Text from users, escaped for Markdown: one line, without tags and ends of cells."""
     return html.escape(" ".join(str(words).split()), quote=False).replace("|", "\\|").replace("`", "\\`")

@@ -29,29 +29,29 @@ from debias_ssl.system.outputs import Outputs, check_apart
 from debias_ssl.training.saved import config_from
 
 PLAN_FILE = "compare.yaml"
-# In the order in which they are removed: the plan, which names the runs, goes last.
+# In the order of removal. The plan is last, because it names the runs.
 WRITTEN_FILES = ("compare.json", "compare.csv", "report.html", PLAN_FILE)
 
 
 def comparison_outputs(out: Path) -> Outputs:
-    """What a comparison writes into its folder, beside those of its runs."""
+    """The files that a comparison writes into its folder, without those of its runs."""
     return Outputs(folder=out, kind="a comparison", names=WRITTEN_FILES)
 
 
 def prepare_folder(
     out: Path, plan: ComparisonPlan, recorded: ComparisonPlan | None, *, resume: bool, overwrite: bool
 ) -> None:
-    """Checks that a comparison may write to a folder, and removes an earlier one where it is to be overwritten.
+    """Checks that a comparison may write to a folder, and removes an earlier one with `overwrite`.
 
     Args:
         out: the folder.
-        plan: the comparison that is to be run.
-        recorded: the comparison that the folder holds already.
-        resume: whether to go on with it.
+        plan: the comparison to run.
+        recorded: the comparison in the folder.
+        resume: whether to continue it.
         overwrite: whether to replace it.
 
-    Raises:
-        InputError: the folder holds something else, or neither flag is given.
+        Raises:
+            InputError: the folder has other files, or has a comparison and neither flag is given.
     """
     runs = planned_runs(plan, out)
     if out.exists() and not out.is_dir():
@@ -95,12 +95,12 @@ def train_in_this_process(
 ) -> Generator[tuple[PlannedRun, str | None], None, None]:
     """Trains one run after the other; yields each with the message of its error, or None.
 
-    A run that another process trains is passed over. It is yielded when that has finished it, and trained here where
-    that has left it.
+    A run that another process trains is skipped. It is yielded when that process has finished it, or trained here if
+    that process has ended without finishing it.
 
     Args:
-        runs: in the order in which they are wanted.
-        wait: whether to wait for runs that other processes train, when no other is left.
+        runs: the runs in the order of training.
+        wait: whether to wait for runs that other processes train, when no other run is left.
     """
     last, waiting = LastTask(), Waiting(runs)
     while waiting.left:
@@ -131,9 +131,9 @@ def train_in_processes(
 ) -> Generator[tuple[PlannedRun, str | None], None, None]:
     """Trains `at_once` runs at a time in as many processes; yields each with the message of its error, or None.
 
-    A process trains one run after the other. One whose run fails ends with it, and another takes its place. With
-    several GPUs, each process gets one of them. A run that has a teacher waits for it. What other processes train is
-    treated as by `train_in_this_process`.
+    A process trains one run after the other. If a run fails, its process ends, and another one replaces it. With
+    several GPUs, each process gets one of them. A run that has a teacher waits for it. Runs of other processes are
+    treated as in `train_in_this_process`.
     """
     devices, limit = visible_gpus(), thread_limit(at_once)
     waiting = Waiting(runs)
@@ -204,9 +204,9 @@ class Comparison:
         self.blocks = blocks_of(plan.variants, plan.floors)
 
     def begin(self) -> list[PlannedRun]:
-        """Says what is compared, in the folder too; gives the runs that are not finished.
+        """Prints the plan and writes it to the folder; returns the runs that are not finished.
 
-        In the first turn of this process.
+        Call it in the first turn of this process.
         """
         waiting = []
         for i, run in enumerate(self.runs):
@@ -215,7 +215,7 @@ class Comparison:
                     waiting.append(run)
                     continue
                 self.results[i] = run.result()
-                holder(run.path / LOCK)  # removes that of a process that was killed after all its work
+                holder(run.path / LOCK)  # removes the lock of a process that was killed after its work
             except InputError as error:
                 self.results[i] = run.result(str(error))
             _print_outcome(run, self.results[i])
@@ -229,9 +229,9 @@ class Comparison:
         """Trains runs, and writes the results after each.
 
         Args:
-            runs: those that are not finished.
+            runs: the runs that are not finished.
             at_once: number of runs at a time.
-            wait: whether to wait for runs that other processes train, when no other is left.
+            wait: whether to wait for runs that other processes train, when no other run is left.
         """
         ended = train_in_processes(runs, at_once, wait=wait) if at_once > 1 else train_in_this_process(runs, wait=wait)
         with closing(ended):
@@ -243,7 +243,7 @@ class Comparison:
                     self.write()
 
     def write(self) -> list[dict[str, Any]]:
-        """Writes the results with what other processes have finished; in a turn of this process."""
+        """Writes the results, including runs of other processes; call it in a turn of this process."""
         for i, run in enumerate(self.runs):
             if self.results[i].status != "finished" and run.has_summary():
                 try:
@@ -253,10 +253,10 @@ class Comparison:
         return write_results(self.out, self.results, self.differences, self.plan.choose_among, self.blocks)
 
     def end(self, draw: Callable[[Path], None]) -> list[str]:
-        """Writes and prints the results, and leaves the folder; gives the processes that are still at work in it.
+        """Writes and prints the results, and leaves the folder; returns the processes that still work in it.
 
         Args:
-            draw: draws the page of the folder, where this process is the last one.
+            draw: draws the page of the folder; called if this process is the last one.
         """
         with self.member.turn():
             lines, others = self.write(), self.member.others()

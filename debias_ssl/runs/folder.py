@@ -1,4 +1,4 @@
-"""The run folder: its files, and the check whether a job may write to it."""
+"""`RunFolder`: the files of a run, and the check whether a job may write to its folder."""
 
 import json
 from collections.abc import Collection
@@ -26,29 +26,28 @@ from debias_ssl.training.learner import Predictor
 from debias_ssl.training.renamed import flat
 from debias_ssl.training.saved import completed
 
-# Settings that may differ between runs that are compared: they change where and how a run is computed, not what.
+# Settings that may differ between compared runs: they change where and how a run is computed, but not its result.
 PLACES = {"data.root", "data.workers", "data.cache", "data.download", "keep_checkpoints", "log_with"}
-# A batch of an evaluation changes at most the last bits of its figures, and a checkpoint what is in a line of the log.
+# The batch size of an evaluation changes at most the last bits of figures; checkpoints change the lines of the log.
 PLACES |= {"eval_batch_size", "checkpoint_every"}
-# Settings that may differ when a run is resumed: the training is the same. Beyond those above, they change how often
-# it is logged, and of how many evaluations the median is taken at the end. `eval_every` is not among them: some methods
-# learn from evaluations, and the best of them is reported. Nor are `compile`, `precision` and `deterministic`, which
-# change bits.
+# Settings that may differ when a run is resumed, because the training is the same: those above, how often the run is
+# logged, and the number of evaluations in the final median. `eval_every` is not allowed to differ: some methods learn
+# from evaluations, and the best one is reported. `compile`, `precision` and `deterministic` change bits.
 RESUMABLE = PLACES | {"log_every", "median_of"}
-# Where something is, which may have been moved. That it is the same is seen when it is read, by the fingerprint in
-# split.json, or does not matter to a run that has begun; of the others, it is seen by hashes, if split.json has them.
+# Places of inputs that may have been moved. The fingerprint in split.json, or hashes there, show whether an input is
+# the same; or it does not matter to a run that has begun.
 MOVABLE = {"data.labeled", "data.unlabeled", "data.path", "data.split", "model.weights"}
 MOVABLE_BY_HASH = {"data.test", "data.features", "data.probs", "teacher"}
 DATA_FILES = ("labeled", "unlabeled", "test", "path", "features", "probs", "split")
-# In the order in which they are removed: first what says that a run is finished, last what says that it is one.
+# In the order of removal: first the file that marks a run as finished, last the file that marks the folder as a run.
 WRITTEN = ("summary.json", "model.json", "report.html", "finetune.yaml", "model.safetensors", "method.safetensors")
-# What makes it a model folder of timm and of the Hugging Face hub.
+# Files of a model folder of timm and of the Hugging Face hub.
 CARD = "README.md"
 WRITTEN += (TIMM_CONFIG, CARD)
 WRITTEN += ("predictions/*_ema.npy", "predictions/*_raw.npy", "predictions/*_labels.npy", "checkpoints/step_[0-9]*")
-# What trackers of the setting log_with write.
+# Files of the trackers of the setting log_with.
 WRITTEN += ("debias_ssl/events.out.*",)
-# Why a trial chose the run's method.
+# The reason why a trial chose the run's method.
 TRIAL = "trial.json"
 WRITTEN += (TRIAL, "confusion.npz", "metrics.jsonl", "unreadable.json", "split.json", "config.yaml")
 
@@ -82,7 +81,7 @@ class RunFolder:
         return Outputs(folder=self.path, kind="a run", names=WRITTEN)
 
     def check(self, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Raises InputError where the folder may not be written to by a run of these settings."""
+        """Raises InputError if a run with these settings may not write to the folder."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {str(self.path)!r} is a file")
         self.outputs.check_foreign()
@@ -103,13 +102,13 @@ class RunFolder:
             )
 
     def changed(self, resolved: dict[str, Any]) -> list[str]:
-        """The settings in which a resumed run will differ from what it was, in words."""
+        """The settings that change in a resumed run, as texts."""
         if not self.holds_run():
             return []
         return [*differences(completed(read_yaml(self.path / "config.yaml")), resolved).values()]
 
     def clear(self) -> None:
-        """Removes what a run writes, and nothing else."""
+        """Removes the files of a run, and nothing else."""
         self.outputs.clear()
 
     def latest_checkpoint(self) -> Path | None:
@@ -137,7 +136,7 @@ class RunFolder:
         path = self.path / "summary.json"
         try:
             summary = json.loads(path.read_text())
-            # The figures that every reader asks for.
+            # The figures that every reader needs.
             _ = [summary[name]["last"]["accuracy"] for name in ("ema", "raw")], summary["steps"], summary["seconds"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{str(path)!r} is damaged ({reason(error)}): remove it, and go on by --resume") from error
@@ -147,7 +146,7 @@ class RunFolder:
         """Whether some class of the finished run has twice as many labels, or test images, as another.
 
         Raises:
-            InputError: a file that says so is missing or damaged.
+            InputError: a file with these numbers is missing or damaged.
         """
         try:
             labeled = json.loads((self.path / "model.json").read_text())["labeled_counts"]
@@ -187,7 +186,7 @@ class RunFolder:
 
 
 def inputs_of(resolved: dict[str, Any]) -> dict[str, Any]:
-    """The files and folders that a run of these settings reads, by the names of the settings."""
+    """The files and folders that a run with these settings reads, by the names of the settings."""
     data = {f"data.{name}": resolved["data"].get(name) for name in DATA_FILES}
     return {"--teacher": resolved.get("teacher"), **data, "model.weights": resolved["model"].get("weights")}
 
@@ -200,7 +199,7 @@ def difference(
 ) -> str | None:
     """The first setting in which an existing run and a requested one differ; None if they are the same.
 
-    Settings that are `movable` may be one place or another, but not none.
+    Settings that are `movable` may name different places, but must not change from or to null.
     """
     was, now = flat(saved), flat(asked)
     for key, text in differences(saved, asked).items():

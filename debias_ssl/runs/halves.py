@@ -1,7 +1,7 @@
 """Estimates whether unlabeled images help: trains runs on disjoint halves of the labels, and measures their agreement.
 
-It holds out no label and reads no test image. Two runs that saw different labels agree on unlabeled images as far as
-both learned from the images, and not from chance in their labels.
+It holds out no label and reads no test image. Two runs with different labels agree on unlabeled images as far as both
+learned from the images, and not from chance in their labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,15 @@ from debias_ssl.training.evaluation import predict_logits
 
 
 def halved(split: Split, classes: Int64[np.ndarray, " L"], seed: int, number: int) -> tuple[Split, Split]:
-    """The split with one half of its labels, and with the other half; unlabeled images stay all there.
+    """The split with one half of its labels, and the split with the other half; both keep all unlabeled images.
 
-    Each class is divided evenly. Of an odd number of labels the one left over goes to the halves in turns.
+    Each class is divided evenly. If its number of labels is odd, the last one goes to each half in turn.
 
     Args:
-        split: what is divided.
-        classes: of its labeled images.
-        seed: of the run.
-        number: of the division; different ones are independent.
+        split: the split to divide.
+        classes: classes of its labeled images.
+        seed: the seed of the run.
+        number: number of the division; different divisions are independent.
     """
     order = permutation(seed, Purpose.HALVES, number, len(split.labeled)).numpy()
     halves: tuple[list[int], list[int]] = [], []
@@ -57,13 +57,13 @@ def _part(split: Split, positions: Sequence[int]) -> Split:
 
 
 def judged_images(split: Split, seed: int, most: int) -> Int64[np.ndarray, " N"]:
-    """Unlabeled images that no half has a label of, at most so many, drawn at random."""
+    """Unlabeled images without a label in either half, at most `most`, drawn at random."""
     others = np.setdiff1d(split.unlabeled, split.labeled)
     return np.sort(others[permutation(seed, Purpose.TRIAL_IMAGES, 0, len(others)).numpy()[:most]])
 
 
 def predicted(run: Path, task: Task, images: Int64[np.ndarray, " N"], place: Place) -> Int64[Tensor, " N"]:
-    """The classes that a finished run gives to training images of the task."""
+    """The classes that a finished run predicts for training images of the task."""
     trained = load_trained(RunFolder(run), place.device)
     stream = trained.stream(task.readers["train"], images, place)
     return predict_logits(trained.predictor, stream, len(trained.classes)).argmax(-1)
@@ -74,14 +74,14 @@ class Verdict:
     """The agreement of the halves for each variant, and the choice."""
 
     agreements: Mapping[str, Float64[np.ndarray, " D"]]
-    """Mean agreement over classes, in each division of the labels; the run on the labels alone is there too."""
+    """Mean agreement over classes in each division, for each variant and for the labels alone."""
     floors: Mapping[str, str]
     """The labels-only variant of each variant that trains on unlabeled images."""
     margin: float
-    """By how much a variant has to be ahead of the labels alone."""
+    """By how much a variant must exceed the labels alone."""
 
     def gain(self, variant: str) -> float:
-        """How much more the halves of a variant agree than those of the labels alone, in the mean over divisions."""
+        """The agreement of the halves of a variant, minus that of the labels alone; mean over divisions."""
         return float((self.agreements[variant] - self.agreements[self.floors[variant]]).mean())
 
     @property
@@ -122,7 +122,7 @@ class Verdict:
         return rows
 
     def record(self) -> dict[str, Any]:
-        """As `trial.json` holds it."""
+        """The content of `trial.json`."""
         return {
             "chosen": self.chosen,
             "why": self.why,
@@ -133,6 +133,6 @@ class Verdict:
 
 
 def agreement(one: Path, other: Path, task: Task, images: Int64[np.ndarray, " N"], place: Place) -> float:
-    """The mean over classes of how far two runs agree about images."""
+    """The agreement of two runs on images, as a mean over classes."""
     first, second = (predicted(run, task, images, place) for run in (one, other))
     return float(class_agreement(first, second, len(task.data.classes)).mean())

@@ -1,4 +1,4 @@
-"""Writes the CSV file of a trained run's labels, row by row."""
+"""`LabelTable`: the CSV file of a trained run's labels, written batch by batch by several processes."""
 
 import csv
 import hashlib
@@ -23,10 +23,10 @@ from debias_ssl.system.files import READ_BYTES, check_new_file, replacing, write
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """A CSV file of path, label, confidence and p_CLASS of images, made of one part of each process.
+    """A CSV file of path, label, confidence and p_CLASS of images, joined from one part of each process.
 
-    A part grows batch by batch in a folder beside the file. What a job that was killed had written is there when the
-    same job starts again, and goes on.
+
+    A part grows batch by batch in a folder beside the file. After an interruption, the same job continues the parts.
     """
 
     out: Path
@@ -37,11 +37,11 @@ class LabelTable:
 
     @property
     def folder(self) -> Path:
-        """Of the parts."""
+        """The folder of the parts."""
         return parts_folder(self.out)
 
     def rows_done(self) -> int:
-        """How many rows this process's part has; what was written after the last whole batch is cut off."""
+        """The number of rows in this process's part. An incomplete batch at its end is removed."""
         rows, size = self._progress(self.place.rank)
         part = self._part(self.place.rank)
         if part.exists():
@@ -50,7 +50,7 @@ class LabelTable:
         return rows
 
     def all_rows_done(self) -> int:
-        """How many rows the parts of all processes have."""
+        """The number of rows in the parts of all processes."""
         return sum(self._progress(rank)[0] for rank in range(self.place.num_processes))
 
     def add(
@@ -60,10 +60,10 @@ class LabelTable:
 
         Args:
             names: paths of the images.
-            root: what they are written relative to.
+            root: the folder that written paths are relative to.
             classes: names of the columns of `probs`.
             probs: class probabilities.
-            done: rows of the part with these.
+            done: number of rows of the part, including these.
         """
         confidence, label = probs.max(-1)
         part = self._part(self.place.rank)
@@ -78,10 +78,10 @@ class LabelTable:
         write_aside(part.with_suffix(".json"), json.dumps({"rows": done, "bytes": size}))
 
     def join(self, classes: Sequence[str], number: int) -> None:
-        """Makes the file of the parts of all processes, and removes them.
+        """Joins the parts of all processes into the file, and removes them.
 
         Raises:
-            InputError: they do not have so many rows together.
+            InputError: the parts do not have `number` rows together.
         """
         if self.all_rows_done() != number:
             raise InputError(f"--out {str(self.out)!r} must be on a disk that all processes share")
@@ -90,7 +90,7 @@ class LabelTable:
             with os.fdopen(os.dup(file.fileno()), "w", newline="", encoding="utf-8", errors="surrogateescape") as text:
                 csv.writer(text).writerow(header)
             for part in map(self._part, range(self.place.num_processes)):
-                # A process without images has none.
+                # A process without images has no part.
                 if part.exists():
                     with part.open("rb") as rows:
                         shutil.copyfileobj(rows, file)
@@ -100,7 +100,7 @@ class LabelTable:
         return self.folder / f"{self.key}-{rank}.csv"
 
     def _progress(self, rank: int) -> tuple[int, int]:
-        """Rows and bytes of the batches that are in a part."""
+        """The numbers of rows and bytes of the complete batches in a part."""
         part = self._part(rank)
         try:
             known = json.loads(part.with_suffix(".json").read_text())
@@ -116,9 +116,10 @@ def parts_folder(out: Path) -> Path:
 
 
 def check_table(out: Path, overwrite: bool) -> None:
-    """Raises InputError where a table may not be written; parts that one which is there was made of do not stay.
+    """Raises InputError if a table may not be written. Old parts of an existing table are removed.
 
-    A job that is killed once the table is whole leaves them. Those of a job that replaces it are younger than it.
+    A job that is killed after the table is complete leaves its parts. Parts of a job that replaces the table are newer
+    than the table, and are kept.
     """
     parts = parts_folder(out)
     if not overwrite and out.is_file() and parts.is_dir():
@@ -142,7 +143,7 @@ def key_of(run: Path, names: Sequence[str], *settings: Any) -> str:
     Args:
         run: the run folder.
         names: paths of the images.
-        settings: what else is the same when a job goes on.
+        settings: other values that must be the same when a job continues.
     """
     digest = hashlib.sha256(repr((__version__, *settings)).encode())
     for name in ("config.yaml", "model.json", "model.safetensors", "method.safetensors"):

@@ -18,14 +18,14 @@ PACKAGES = ("timm", "scikit-learn")
 
 @cache
 def made_by() -> dict[str, str]:
-    """Commit, versions and machine of this process, as they were at the first call; nothing that names a host.
+    """Commit, versions and machine of this process at the first call, without a name of the host.
 
     No value has a comma, so that a table of them needs no quotes.
     """
     versions = [f"debias_ssl {__version__}", f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     versions += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # Of a CPU, the device's name says only what vector instructions it has.
+    # Only GPUs: the device name of a CPU contains only its vector instructions.
     device = [device_name()] if torch.cuda.is_available() else []
     machine = [*device, cpu_model(), f"{cores} cores", f"threads: {torch.get_num_threads()}"]
     return {
@@ -36,7 +36,7 @@ def made_by() -> dict[str, str]:
 
 
 def commit_of(package: Path) -> str:
-    """The commit of the repository that holds a package, with `+` where the package's files differ from it.
+    """The commit of the repository that contains a package, with `+` if the package's files differ from it.
 
     Empty if no repository has its files: an installed package may lie inside the repository of another project.
     """
@@ -56,7 +56,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name as Linux tells it; elsewhere what Python knows."""
+    """The processor's name from Linux; on other systems from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -16,7 +16,7 @@ Settings = dict[str, Any]
 
 LABELS_ONLY = "LabelsOnly"
 LABELS_ONLY_METHOD = "Supervised"
-# What changes a run on the labels alone in nothing.
+# Settings that do not change a run on the labels alone.
 OF_UNLABELED = {"teacher", "target_model", "unlabeled_ratio", "data.probs", "data.lanes"}
 # Settings that select the images and the labels: variants that differ in these cannot be paired by seed.
 IMAGES = {f"data.{field.name}" for stage in (SourceConfig, SplitConfig) for field in fields(stage)}
@@ -28,25 +28,25 @@ class Block:
     """Variants on the same images and labels, whose runs of a seed are paired."""
 
     setting: str
-    """What it is called; empty where there is one alone."""
+    """The name of the setting; empty if there is only one."""
     variants: tuple[str, ...]
-    """In the order of the table: labels-only runs that were added come first."""
+    """Variants in the order of the table: added labels-only runs come first."""
     floors: Mapping[str, str]
-    """The labels-only variant that each one is judged by; without those that use no unlabeled image."""
+    """The labels-only variant for each variant that uses unlabeled images."""
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """Without the labels-only runs that were added."""
+        """The variants without added labels-only runs."""
         return tuple(name for name in self.variants if not _is_added(name)) or self.variants
 
     @property
     def first(self) -> str:
-        """The first variant that was asked for, which the others are compared with as well."""
+        """The first requested variant; the others are also compared with it."""
         return self.asked[0]
 
 
 def setting_of(variant: str) -> str:
-    """The part of a name that says its setting; empty where it says none."""
+    """The setting in the name of a variant; empty if it has none."""
     return variant.rpartition("/")[0]
 
 
@@ -56,7 +56,7 @@ def own_name(variant: str) -> str:
 
 
 def inside(setting: str, name: str) -> str:
-    """The whole name of a variant in a setting."""
+    """The complete name of a variant in a setting."""
     return f"{setting}/{name}" if setting else name
 
 
@@ -74,8 +74,8 @@ def labels_only(resolved: Settings, labeled_loss: Settings) -> Settings:
 
     Args:
         resolved: settings of a variant, without a seed.
-        labeled_loss: the loss that the comparison starts from. Where it is plain cross-entropy, and classes may have
-            different numbers of labels, logits are adjusted; where these numbers are equal, that is cross-entropy.
+        labeled_loss: the loss of the comparison's base. If it is plain cross-entropy, and classes may have different
+            numbers of labels, logits are adjusted; if the numbers are equal, this equals cross-entropy.
     """
     data = resolved["data"]
     are_equal = data["labels_per_class"] is not None and data["labeled_imbalance"] == 1 and data["split"] is None
@@ -97,7 +97,7 @@ def labels_only(resolved: Settings, labeled_loss: Settings) -> Settings:
 
 
 def _key(resolved: Settings) -> str:
-    """What a run on the labels alone depends on, apart from its method and loss."""
+    """All that a run on the labels alone depends on, except for its method and loss."""
     own = {
         name: value
         for name, value in flat(resolved).items()
@@ -113,14 +113,14 @@ def find_floors(
 
     Args:
         variants: settings without a seed, by name.
-        losses: the labeled loss that each setting starts from, by its name; that of "" is for all others.
-        add: whether to add those that are not there yet; else only those that are there are found.
+        losses: the labeled loss of each setting's base, by name of the setting; "" is for all others.
+        add: whether to add missing labels-only variants; else only existing ones are found.
 
-    Returns:
-        All variants, those that were added before the others of their setting; and the floor of each variant.
+        Returns:
+            All variants, with added ones before the others of their setting; and the floor of each variant.
 
-    Raises:
-        InputError: a variant that is something else has the name of one that is to be added.
+        Raises:
+            InputError: another variant has the name of a labels-only variant to add.
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for name, resolved in variants.items():
@@ -155,7 +155,7 @@ def _is_same(resolved: Settings, wanted: Settings) -> bool:
 
 
 def floors_among(variants: Mapping[str, Settings]) -> dict[str, str]:
-    """The floors of runs that no plan tells of: the first run without unlabeled images in the same setting."""
+    """The floors of runs without a plan: the first run without unlabeled images in the same setting."""
     found = {}
     for name, resolved in variants.items():
         same = [other for other in variants if _key(variants[other]) == _key(resolved)]
@@ -166,7 +166,7 @@ def floors_among(variants: Mapping[str, Settings]) -> dict[str, str]:
 
 
 def blocks_of(variants: Mapping[str, Settings], floors: Mapping[str, str]) -> list[Block]:
-    """The variants in blocks: those of a setting, or where none are named, those on the same images and labels."""
+    """The variants in blocks: by named settings, or else by equal images and labels."""
     groups: dict[str, list[str]] = {}
     for name, resolved in variants.items():
         images = {key: value for key, value in flat(resolved).items() if key in IMAGES}
@@ -182,7 +182,7 @@ def blocks_of(variants: Mapping[str, Settings], floors: Mapping[str, str]) -> li
 
 
 def _told_apart(variants: Mapping[str, Settings], firsts: list[str], own: str) -> str:
-    """The images and labels of a block, by the settings in which it is not like all others."""
+    """The name of a block: the settings of images and labels in which it differs from others."""
     images = {name: flat(variants[name]) for name in firsts}
     differing = [key for key in images[own] if key in IMAGES and len({str(each[key]) for each in images.values()}) > 1]
     return ", ".join(f"{key.removeprefix('data.')}={images[own][key]}" for key in differing)

@@ -15,7 +15,7 @@ from debias_ssl.system.files import LOCK
 from debias_ssl.system.locking import holder
 from debias_ssl.training.journal import last_records
 
-# Seconds after which runs that other processes train are looked at again.
+# Seconds after which runs of other processes are checked again.
 LOOKED_AT_EVERY = 2.0
 
 
@@ -28,11 +28,11 @@ class PlannedRun:
     variant: str
     seed: int
     resolved: dict[str, Any]
-    """All settings, as `config.yaml` holds them."""
+    """All settings, as in `config.yaml`."""
     path: Path
     """The run folder."""
     teacher: Path | None = None
-    """The run of the same comparison that has to be finished before, as it is the teacher."""
+    """The run of the same comparison that is the teacher, and must be finished before."""
 
     @property
     def folder(self) -> str:
@@ -41,7 +41,7 @@ class PlannedRun:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the run reads beside other runs of its comparison."""
+        """The inputs of the run, without other runs of its comparison."""
         return {name: value for name, value in inputs_of(self.resolved).items() if value != str(self.teacher)}
 
     def is_finished(self) -> bool:
@@ -55,14 +55,14 @@ class PlannedRun:
         return folder.is_finished()
 
     def has_summary(self) -> bool:
-        """Whether the folder holds a finished run, without a look at its settings."""
+        """Whether the folder has a finished run, without a check of its settings."""
         return RunFolder(self.path).is_finished()
 
     def result(self, error: str | None = None) -> Result:
         """The outcome of a run that ended.
 
         Args:
-            error: message of the error that ended it; None where it finished.
+            error: message of the error that ended it; None if it finished.
         """
         if error is not None:
             return Result(variant=self.variant, seed=self.seed, folder=self.folder, status="failed", error=error)
@@ -83,7 +83,7 @@ class PlannedRun:
 def planned_runs(plan: ComparisonPlan, out: Path) -> list[PlannedRun]:
     """All runs in order: all variants of a seed before the next seed, so that a stopped comparison can be compared.
 
-    A teacher comes before those that it teaches.
+    A teacher comes before its students.
     """
     runs = [(name, seed) for seed in plan.seeds for name in teachers_first(plan.variants)]
     teachers = {name: teacher_of(name, resolved) for name, resolved in plan.variants.items()}
@@ -109,7 +109,7 @@ class Waiting:
     """Runs that are not known to be finished; other processes may train some of them.
 
     Args:
-        runs: in the order in which they are wanted.
+        runs: the runs in the order of training.
     """
 
     def __init__(self, runs: Iterable[PlannedRun]):
@@ -142,13 +142,13 @@ class Waiting:
         return None
 
     def put_back(self, run: PlannedRun) -> None:
-        """Has a run wait again, as another process was faster."""
+        """Puts a run back, because another process was faster."""
         self.left.insert(0, run)
 
     def look_again(self) -> None:
-        """Has `next` look at all runs at once, as one of this process has ended."""
+        """Makes `next` check all runs immediately, because a run of this process has ended."""
         self._next_look = 0.0
 
     def pause(self) -> None:
-        """Waits until `next` looks at all runs again."""
+        """Waits until `next` checks all runs again."""
         time.sleep(max(0.0, self._next_look - time.monotonic()))

@@ -42,7 +42,7 @@ class Result:
     """Whether some class has twice as many labels, or test images, as another."""
 
     def row(self) -> dict[str, Any]:
-        """The run as one row: metrics of the averaged model, as fractions; None where the run is not finished."""
+        """The run as one row: metrics of the averaged model, as fractions; None if the run is not finished."""
         ema = self.summary["ema"] if self.summary else {"last": {}, "median": {}, "best": {}}
         return {
             "variant": self.variant,
@@ -55,7 +55,7 @@ class Result:
             "images_per_second": (self.summary or {}).get("images_per_second"),
             "validation_accuracy": (self.validation or {}).get("accuracy"),
             "is_uneven": self.is_uneven,
-            # Runs of earlier versions do not say it.
+            # Runs of earlier versions do not have this.
             **{name: (self.summary or {}).get("made_by", {}).get(name) for name in MADE_BY},
         }
 
@@ -76,7 +76,8 @@ def aggregate(
         rows: results of `Result.row`.
         choose_among: of these variants, the one with the best mean accuracy on validation images is marked in each
             block; those with fewer finished seeds than others are left out.
-        blocks: in which variants are paired, in the order of the lines; none is one block of all, without a floor.
+        blocks: the blocks in which variants are paired, in the order of the lines; without blocks, all variants are
+            one block without a floor.
     """
     finished: dict[str, dict[int, Mapping[str, Any]]] = {row["variant"]: {} for row in rows}
     for row in rows:
@@ -191,7 +192,7 @@ def write_results(
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each run, with its setting, its labels-only run and what it gained over that run of the same seed."""
+    """A row for each run, with its setting, its labels-only run, and its gain over that run of the same seed."""
     by_name = {line["variant"]: line for line in lines}
     by_run = {(row["variant"], row["seed"]): row for row in rows}
     text = io.StringIO()

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # Settings that may differ between the processes of a run: where each host has its files, and how it reads them.
 OF_A_HOST = {"data.root", "data.cache", "data.download", "data.workers"}
 
-# What trackers call the project, and the folder in which they write.
+# The name of the project in trackers, and the folder in which they write.
 TRACKED = "debias_ssl"
 
 
@@ -65,18 +65,18 @@ def train(
         config: the settings.
         resolved: the same as plain values, for `config.yaml`.
         out: the run folder.
-        resume: go on with the run that is there, if one is.
-        overwrite: replace the run that is there.
+        resume: continue the run in the folder, if there is one.
+        overwrite: replace the run in the folder.
         quiet: no table at the end.
-        last: the images of the run before in this process, which are not loaded again where this run has the same.
+        last: the images of the previous run in this process, which are not loaded again if this run has the same.
 
     Raises:
-        InputError: something in the settings, the data or the folder does not fit.
+        InputError: the settings, the data or the folder are wrong.
         StoppedError: the loss became non-finite.
     """
     folder = RunFolder(out)
     check_apart(out, "--out", inputs_of(resolved))
-    # One process writes; the others end when it may not.
+    # One process writes; the others end if it is not allowed to.
     with locked(out) if is_first() else nullcontext():
         folder.check(resolved, resume=resume, overwrite=overwrite)
         with ends_told(), dead_workers_told():
@@ -128,7 +128,7 @@ def make_trainer(
     if config.accumulation * accelerator.num_processes > config.batch_size:
         raise InputError(f"accumulation is {config.accumulation}, more than each process has labeled images")
     if config.compile:
-        # The same as before, but now torch's compiler hears of it too.
+        # Set again without a change, so that torch's compiler also uses it.
         torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=True)
     task = _make_task(config, accelerator, folder.split if resume and folder.split.exists() else None, last)
     if resume:
@@ -169,7 +169,7 @@ def make_trainer(
 
 
 def _facts(trainer: Trainer, resolved: dict[str, Any]) -> dict[str, str]:
-    """What all processes must begin with; otherwise they would average gradients of different steps or images."""
+    """Facts that must be equal in all processes, or they would average gradients of different steps or images."""
     task, config = trainer.task, trainer.config
     facts = {
         "the step to begin with": str(trainer.start),
@@ -188,7 +188,7 @@ def _make_task(
     config: Config, accelerator: "accelerate.Accelerator", split_file: Path | None, last: LastTask | None
 ) -> Task:
     make = make_task if last is None else last.make
-    # The first process of a host decodes the images, the others find them decoded.
+    # The first process of a host decodes the images; the others read the decoded ones.
     with first_of_each_host_first(accelerator):
         return make(
             config.data,
@@ -220,16 +220,16 @@ def _make_stream(config: Config, task: Task, method: Method, accelerator: "accel
 
 
 def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> None:
-    """Writes what is known before the first step, and prints it."""
+    """Writes and prints the facts that are known before the first step."""
     task, config, changed = trainer.task, trainer.config, folder.changed(resolved)
-    made_by()  # the commit of the code that is running: a checkout may go on while a run lasts
+    made_by()  # now, because the checkout may move to another commit during the run
     names = ("split.json", "metrics.jsonl", CONFUSION_FILE, "checkpoints")
     folder.outputs.claim(*names, *([TRACKED] if config.log_with else []))
     inputs = task.inputs | (teacher_hash(Path(config.teacher)) if config.teacher else {})
     save_split(folder.split, task.split, task.data.classes, task.fingerprint, inputs)
     if task.unreadable:
         folder.write_json("unreadable.json", task.unreadable)
-    # What was logged after the checkpoint will be logged again, and so will an evaluation that comes after it.
+    # Steps and evaluations after the checkpoint will be logged again.
     is_due = trainer.is_evaluation_due or trainer.start == config.steps
     cut_journal(folder.metrics, trainer.start, with_evaluation=not is_due)
     # Last, because this file marks the folder as a run.
@@ -257,7 +257,7 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
 def _notes(config: Config, task: Task) -> list[str]:
     """What users should know of their data before the first step."""
     notes, classes = task.notes, task.data.classes
-    # A network of the user's own may load its weights itself.
+    # A user's network may load its weights itself.
     if (config.model.freeze or config.model.adapter) and not config.model.is_loaded and "." not in config.model.name:
         notes.append("the frozen weights are random: set model.weights or model.pretrained")
     if task.unreadable:

@@ -13,7 +13,7 @@ NAMES = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "mi
 
 
 def differing(differences: Mapping[str, Mapping[str, Any]], variants: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Of what differs between all variants, what differs between these."""
+    """The settings that differ between some variants, from those that differ between all."""
     found = {}
     for field, values in differences.items():
         own = {name: values[name] for name in variants if name in values}
@@ -25,7 +25,7 @@ def differing(differences: Mapping[str, Mapping[str, Any]], variants: Sequence[s
 def between_settings(
     differences: Mapping[str, Mapping[str, Any]], settings: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """What differs between settings, by their names, where `settings` has a variant of each."""
+    """The differences between settings, by their names; `settings` has one variant of each."""
     found = differing(differences, [*settings])
     return {field: {settings[name]: value for name, value in values.items()} for field, values in found.items()}
 
@@ -46,9 +46,9 @@ def differences_text(differences: Mapping[str, Mapping[str, Any]], blocks: Seque
 def inside_settings(
     differences: Mapping[str, Mapping[str, Any]], blocks: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, list[str], dict[str, dict[str, Any]]]]:
-    """What differs between the variants of each setting: a title, their names, and the values of each field.
+    """The differences between the variants of each setting: a title, their names, and the values of each field.
 
-    Of settings after the first one, only what is not the same there.
+    For settings after the first one, only differences that are not the same there.
     """
     found = []
     said: dict[str, dict[str, Any]] = {}
@@ -108,7 +108,7 @@ def by_setting(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str
 
 
 def paired_tables(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[list[str]]]]:
-    """Of the lines of a setting: differences to the labels-only run, and to the first variant, with their titles.
+    """Tables for the lines of a setting: differences to the labels-only run, and to the first variant, with titles.
 
     A row is a variant, the number of pairs, and the difference of each metric with its interval.
     """

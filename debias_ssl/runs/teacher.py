@@ -24,13 +24,13 @@ from debias_ssl.training.learner import Predictor
 class TaughtStream:
     """The batches of a stream, with a trained model's predictions for their views.
 
-    It sees the very pixels that are trained on, so that what step k holds stays a function of (seed, k).
+    The model receives exactly the pixels of the training, so that step k remains a function of (seed, k).
     """
 
     stream: TrainingStream
     predictor: Predictor
     needs: Needs
-    """Of what images the method asks for it."""
+    """The images for which the method needs probabilities."""
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     """Makes the context of the run's precision."""
 
@@ -51,7 +51,7 @@ class TaughtStream:
 
 
 def teacher_hash(run: Path) -> dict[str, str]:
-    """The hash of a finished run's network, by the setting that names the run; none where it has no network."""
+    """The hash of a finished run's network, by the setting that names the run; empty if it has no network."""
     network = run / "model.safetensors"
     if not network.is_file():
         return {}
@@ -74,7 +74,7 @@ def taught(
         stream: the batches.
         run: the folder of the finished run.
         task: the images of the stream.
-        method: what asks for the probabilities.
+        method: the method that needs the probabilities.
         autocast: makes the context of the precision that the teacher computes in.
         compiled: whether its network is compiled.
 

@@ -1,4 +1,4 @@
-"""Loads a finished run to predict with it."""
+"""`TrainedRun` and `load_run`: a finished run, loaded to predict with it."""
 
 import json
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from debias_ssl.training.saved import config_from
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished run, ready to predict: `classes` are the names of the columns that `predict` gives."""
+    """A finished run, ready to predict: `classes` are the names of the columns of `predict`."""
 
     config: Config
     classes: tuple[str, ...]
@@ -89,10 +89,10 @@ class TrainedRun:
         return self.probabilities(reader, number, place, batch_size=batch_size).numpy()
 
     def file_reader(self, images: Images, place: Place, *, features: str | None, workers: int) -> Reader:
-        """A reader of files that decodes, crops and resizes them as the run's evaluations do, or finds their features.
+        """A reader of files that decodes, crops and resizes them as in the run's evaluations, or finds their features.
 
         Raises:
-            InputError: features are missing, or none are wanted.
+            InputError: features are missing, or are given for a run on pixels.
         """
         self.check_features(features is not None)
         config = self.reading(workers)
@@ -105,7 +105,7 @@ class TrainedRun:
         return replace(self.data, image_size=self.size, workers=workers, input="streaming")
 
     def check_features(self, are_given: bool) -> None:
-        """Raises InputError where features are missing, or none are wanted."""
+        """Raises InputError if features are missing, or are given for a run on pixels."""
         if self.data.features and not are_given:
             raise InputError(
                 "the run was trained on features: pass --features, a folder of debias-ssl features or of label"
@@ -159,8 +159,8 @@ def load_run(folder: str | Path, device: torch.device | str | None = None) -> Tr
     """Loads the averaged model of a finished run, to predict with it.
 
     Args:
-        folder: what `debias-ssl train` or `finetune` has written.
-        device: where the network goes; None is the accelerator if there is one, else the CPU.
+        folder: a run folder of `debias-ssl train` or `finetune`.
+        device: the device of the network; None is the accelerator if there is one, else the CPU.
 
     Raises:
         InputError: the folder holds no finished run, or its files do not fit together.
@@ -195,7 +195,7 @@ def load_trained(folder: RunFolder, device: torch.device) -> TrainedRun:
         size, mean, std = transform["size"], tuple(transform["mean"]), tuple(transform["std"])
     except FileNotFoundError as error:
         raise InputError(
-            # safetensors names the file in its message alone.
+            # safetensors names the file only in its message.
             f"{str(folder.path)!r} is not a finished run: it has no {Path(error.filename or str(error)).name}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

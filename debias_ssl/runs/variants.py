@@ -28,19 +28,19 @@ class ComparisonPlan:
     base: dict[str, Any]
     """Settings that all variants start from."""
     variants: dict[str, dict[str, Any]]
-    """By name; where there are several settings of data or training, the name is SETTING/VARIANT."""
+    """Settings by name; with several settings of data or training, the name is SETTING/VARIANT."""
     seeds: tuple[int, ...]
     choose_among: tuple[str, ...] = ()
     """Variants for the choice of one of them on validation images, in each setting."""
     floors: dict[str, str] = field(default_factory=dict)
-    """The labels-only variant that a variant has to beat, by the name of the latter."""
+    """For each variant, the labels-only variant that it should exceed."""
 
 
 def read_plan(path: Path) -> ComparisonPlan | None:
-    """The plan in a `compare.yaml`; None where there is no such file.
+    """The plan in a `compare.yaml`; None if there is no such file.
 
     Raises:
-        InputError: the file is no plan of a comparison.
+        InputError: the file is not the plan of a comparison.
     """
     if not path.exists():
         return None
@@ -63,7 +63,7 @@ def _with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def flags_of(overrides: dict[str, Any], prefix: str = "--") -> list[str]:
-    """Nested settings as flags, which overrule all flags before them; a method comes before its own settings."""
+    """Nested settings as flags, which override all flags before them; a method comes before its own settings."""
     flags = []
     for key, value in overrides.items():
         if key == "help":
@@ -119,7 +119,7 @@ def _requested_variants(parsed: Any) -> dict[str, dict[str, Any]]:
 
 
 def _requested_settings(parsed: Any) -> dict[str, dict[str, Any]]:
-    """What the settings of --settings change; a single one without a name where there is no such flag."""
+    """The changes of each setting of --settings; without the flag, one setting without a name and changes."""
     if not parsed.settings:
         return {"": {}}
     return _checked(
@@ -156,7 +156,7 @@ def _resolved_settings(arguments: list[str], where: str = "") -> tuple[dict[str,
 
     Args:
         arguments: the flags.
-        where: what they are of, for errors.
+        where: the name of their source in errors.
     """
     parser = make_parser("compare", Config)
     with adding_method_names(f"{where}: " if where else ""):
@@ -169,10 +169,10 @@ def _resolved_settings(arguments: list[str], where: str = "") -> tuple[dict[str,
 def parse_with_settings(
     job: str, said: JobHelp, add_flags: Callable[[argparse.ArgumentParser], None], arguments: list[str]
 ) -> tuple[Any, list[str]]:
-    """The command line of a job that has the settings of train and flags of its own.
+    """The command line of a job that has the settings of train and its own flags.
 
     Args:
-        job: its name.
+        job: the name of the job.
         said: the beginning of its help.
         add_flags: adds its own flags to a parser.
         arguments: the command line.
@@ -260,7 +260,7 @@ def requested_plan(
 def _resolved_variants(
     flags: list[str], settings_of: dict[str, dict[str, Any]], variants: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The settings of each variant in each setting, and what users should know of them."""
+    """The settings of each variant in each setting, and notes for users about them."""
     resolved, notes = {}, {}
     for setting, own in settings_of.items():
         for name, each in variants.items():

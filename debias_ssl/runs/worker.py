@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
 
     The first run that fails ends the process, as it would end `debias-ssl train`.
     """
-    # What runs print goes to stderr: on stdout, the process says what became of runs.
+    # Output of runs goes to stderr, because stdout is for replies about runs.
     with os.fdopen(os.dup(1), "w") as said:
         os.dup2(2, 1)
         last = LastTask()

@@ -18,8 +18,8 @@ class Worker:
     """A process that trains one run after the other, until one of them fails.
 
     Args:
-        aside: where what it prints is kept, and beside it the settings of a run.
-        environment: variables that are its own.
+        aside: the file for its output; the settings of a run are beside it.
+        environment: its additional environment variables.
     """
 
     def __init__(self, aside: Path, environment: dict[str, str]):
@@ -38,7 +38,7 @@ class Worker:
         os.set_blocking(self.said.fileno(), False)
 
     def begin(self, resolved: dict[str, Any], out: Path) -> None:
-        """Has it train a run; it must have none."""
+        """Starts a run; the worker must have no run."""
         os.truncate(self.log, 0)
         settings = self.log.with_suffix(".json")
         settings.write_text(json.dumps({"resolved": resolved, "out": str(out)}))
@@ -51,11 +51,11 @@ class Worker:
         return (self.said.read(1024) or b"").decode().strip() or None
 
     def has_ended(self) -> bool:
-        """Whether the process is no more."""
+        """Whether the process has ended."""
         return self.process.poll() is not None
 
     def error(self) -> str:
-        """The message of a process that ended; without a message that is meant for users, prints its whole output."""
+        """The message of a process that has ended; if it has no message for users, its whole output is printed."""
         self._close()
         status, text = self.process.returncode, self.log.read_text(encoding="utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()] or [f"ended with status {status}"]
@@ -66,11 +66,11 @@ class Worker:
         return lines[-1] if status >= 0 else f"killed by signal {-status}"
 
     def stop(self) -> None:
-        """Has it finish its step, save a checkpoint and end."""
+        """Makes it finish its step, save a checkpoint and end."""
         self.process.terminate()
 
     def leave(self) -> None:
-        """Has it end, as no run is left for it."""
+        """Makes it end, because no run is left for it."""
         self.asked.close()
 
     def wait(self) -> None:
@@ -84,7 +84,7 @@ class Worker:
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs for `CUDA_VISIBLE_DEVICES`; none where there is one at most."""
+    """Names of the GPUs for `CUDA_VISIBLE_DEVICES`; empty if there is at most one."""
     num, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",")[:num] if visible else [str(number) for number in range(num)]
     return devices if num > 1 else []
