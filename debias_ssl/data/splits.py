@@ -122,8 +122,8 @@ def draw_split(
             not used, and unlabeled images come only from them and from shared images.
         num_shared: number of images before these that are in both sets; they are unlabeled too, unless held out.
 
-        Raises:
-            InputError: a class has fewer images than requested.
+    Raises:
+        InputError: a class has fewer images than requested.
     """
     seed = seed if config.split_seed is None else config.split_seed
     first_separate = len(labels) - num_separate

@@ -28,8 +28,8 @@ def read_adjustment(temperature: str | None, debiased: str | None, classes: Sequ
         debiased: the folder of `debias-ssl debias` for predictions of the run.
         classes: classes of the run.
 
-        Raises:
-            InputError: a flag has a wrong value, or both are given.
+    Raises:
+        InputError: a flag has a wrong value, or both are given.
     """
     if temperature is not None and debiased is not None:
         raise InputError("--debiased sets the temperature: leave out --temperature")

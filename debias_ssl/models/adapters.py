@@ -63,8 +63,8 @@ def add_adapters(
         rank: r, or the units between down and up; None is 8 for `lora` and 64 for `adaptformer`.
         scale: alpha / r, or s; None is 1 for `lora` and 0.1 for `adaptformer`.
 
-        Raises:
-            InputError: the network has no layer for the adapter.
+    Raises:
+        InputError: the network has no layer for the adapter.
     """
     rank, scale = rank or RANKS[kind], SCALES[kind] if scale is None else scale
     if kind == "lora":

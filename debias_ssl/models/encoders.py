@@ -93,9 +93,9 @@ def load_encoder(
         image_size: for timm, the side of images in pixels; None is the size of the network's training.
         flip: whether features are means over the image and its mirror image.
 
-        Raises:
-            InputError: there is no such network; its weights are missing or do not fit; it does not accept images of this
-                size; or a setting is for another kind of network.
+    Raises:
+        InputError: there is no such network; its weights are missing or do not fit; it does not accept this image size;
+            or a setting is for another kind of network.
     """
     if is_timm(model):
         if pretrained is not None:

@@ -12,8 +12,8 @@ def calibration_page(rescaled: Rescaled, source: str, rows: str) -> Page:
 
     Args:
         rescaled: the predictions.
-        source: the run folder or the file that they are from.
-        rows: the rows in words, such as "validation images".
+        source: the run folder or the file of the predictions.
+        rows: the name of the rows, such as "validation images".
     """
     figures = rescaled.figures
     table = Table(
@@ -29,7 +29,7 @@ def calibration_page(rescaled: Rescaled, source: str, rows: str) -> Page:
     drawn = []
     for name, judged in rescaled.judged.items():
         correct = judged.correct.long().numpy()
-        # As a problem of two classes: the second class means that the prediction is right.
+        # Drawn as a problem of two classes: the second class means that the prediction is right.
         figure = reliability_figure(judged.confidence.numpy(), np.ones_like(correct), correct, f"Reliability, {name}")
         drawn.append(figure)
     return Page(

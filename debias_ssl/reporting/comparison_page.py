@@ -105,9 +105,9 @@ def _drawn(variants: Sequence[Variant], notes: list[str], where: str = "") -> li
 
     Args:
         variants: the variants.
-        notes: of the page.
-        where: the setting, where there are several; each variant's labels of the unlabeled images, which take a pass
-            over them, are then left out.
+        notes: the notes of the page.
+        where: the setting, if there are several. Each variant's labels of the unlabeled images are then left out,
+            because they need a pass over the images.
     """
     variants = [Variant(name=own_name(variant.name), runs=variant.runs) for variant in variants]
     first = variants[0].runs[0]
@@ -183,7 +183,7 @@ def _settings_table(
 
 
 def _field(name: str) -> str:
-    """A setting as people write it on a command line."""
+    """A setting in the form of a command line."""
     return name.replace(".init_args", "").replace(".class_path", "")
 
 

@@ -29,7 +29,7 @@ from debias_ssl.reporting.sections.class_correlation import nearest_classes_sect
 from debias_ssl.reporting.sections.examples import Pictures, changed_sheet, wrong_sheet
 from debias_ssl.reporting.sections.shares import shares_section
 
-# Rows of the table of the classes whose counts change most.
+# Number of rows of the table of classes whose counts change most.
 MOST_CHANGED = 12
 TABLE = {"accuracy": "accuracy", "mean_recall": "mean recall", "min_recall": "min recall", "h_mean": "H-mean"}
 TABLE |= {"ece": "ECE"}
@@ -42,7 +42,7 @@ def labels_page(
     features: Callable[[], Iterable[Float[Tensor, "_ D"]]] | None,
     pictures: Pictures | None,
 ) -> Page:
-    """The effect of removing a class prior; rows that strength and temperature were chosen on are left out.
+    """The effect of removing a class prior; rows on which strength and temperature were chosen are left out.
 
     Args:
         labeling: the labels of all rows.
@@ -207,7 +207,7 @@ def _prior(labeling: Labeling) -> Figure:
 
 
 def flow_table(labeling: Labeling) -> Table:
-    """The classes whose counts change most, and the classes that they gain labels from and lose labels to."""
+    """The classes whose counts change most; from which classes they gain labels, and to which they lose labels."""
     names = labeling.classes
     flows = confusion_counts(labeling.plain, labeling.label, len(names))
     before, after = flows.sum(1), flows.sum(0)
@@ -237,7 +237,7 @@ def _true_head(known: np.ndarray) -> list[str]:
 
 
 def against_truth(labeling: Labeling) -> Section:
-    """Confusion, precision and recall by count, and calibration, where the truth is known."""
+    """Confusion, precision and recall by count, and calibration, if the truth is known."""
     names, truth = labeling.classes, labeling.truth
     which = {"plain": (labeling.plain, labeling.plain_confidence), "debiased": (labeling.label, labeling.confidence)}
     drawn = [
@@ -256,14 +256,14 @@ def against_truth(labeling: Labeling) -> Section:
 def precisions_and_recalls(
     confusion: Confusion,
 ) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
-    """Precision and recall of each class; nan where it is never predicted, or has no rows."""
+    """Precision and recall of each class; nan if it is never predicted, or has no rows."""
     right = confusion.diagonal()
     with np.errstate(invalid="ignore"):
         return right / confusion.sum(0), right / confusion.sum(1)
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
-    """Spearman's rank correlation as text; a dash for fewer than three classes, or where all numbers are the same."""
+    """Spearman's rank correlation as text; a dash for fewer than three classes, or if all numbers are equal."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return "-"
     found: Any = scipy.stats.spearmanr(x, y)
@@ -271,7 +271,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _scores_by_count(confusion: Confusion, names: Sequence[str]) -> Figure | None:
-    """None where no class that is predicted is true too: there is no dot to draw."""
+    """None if no predicted class has true rows, because there is no dot to draw."""
     precision, recall = precisions_and_recalls(confusion)
     predicted = confusion.sum(0)
     seen = np.flatnonzero((predicted > 0) & (confusion.sum(1) > 0))

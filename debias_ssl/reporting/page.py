@@ -13,7 +13,7 @@ from PIL import Image
 
 from debias_ssl.reporting.figures import NUM_COLORS, printable
 
-# Pixels. Larger images would make a page heavy, and are shown at this size anyway.
+# In pixels. Larger images would make a page large, and are shown at this size anyway.
 LARGEST_SIDE = 96
 
 

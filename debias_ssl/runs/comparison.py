@@ -50,8 +50,8 @@ def prepare_folder(
         resume: whether to continue it.
         overwrite: whether to replace it.
 
-        Raises:
-            InputError: the folder has other files, or has a comparison and neither flag is given.
+    Raises:
+        InputError: the folder has other files, or has a comparison and neither flag is given.
     """
     runs = planned_runs(plan, out)
     if out.exists() and not out.is_dir():

@@ -25,7 +25,6 @@ from debias_ssl.system.files import READ_BYTES, check_new_file, replacing, write
 class LabelTable:
     """A CSV file of path, label, confidence and p_CLASS of images, joined from one part of each process.
 
-
     A part grows batch by batch in a folder beside the file. After an interruption, the same job continues the parts.
     """
 

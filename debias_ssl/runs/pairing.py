@@ -116,11 +116,11 @@ def find_floors(
         losses: the labeled loss of each setting's base, by name of the setting; "" is for all others.
         add: whether to add missing labels-only variants; else only existing ones are found.
 
-        Returns:
-            All variants, with added ones before the others of their setting; and the floor of each variant.
+    Returns:
+        All variants, with added ones before the others of their setting; and the floor of each variant.
 
-        Raises:
-            InputError: another variant has the name of a labels-only variant to add.
+    Raises:
+        InputError: another variant has the name of a labels-only variant to add.
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for name, resolved in variants.items():

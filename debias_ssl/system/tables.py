@@ -44,8 +44,8 @@ def read_text(path: Path, most: int | None = None) -> str:
         path: the file.
         most: largest number of bytes to read; of a longer file, the complete lines in them.
 
-        Raises:
-            InputError: the file cannot be read, is not text, or is from a job that was not finished.
+    Raises:
+        InputError: the file cannot be read, is not text, or is from a job that was not finished.
     """
     check_whole(path)
     try:

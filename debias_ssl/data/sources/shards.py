@@ -183,9 +183,9 @@ def open_shards(
         setting: the setting with this value, for messages.
         cache: folder of the indexes.
 
-        Returns:
-            The names of the images; for each image the position of its class in the third result, negative without a
-            class; and the texts of the .cls members.
+    Returns:
+        The names of the images; for each image the position of its class in the third result, negative without a
+        class; and the texts of the .cls members.
 
     Raises:
         InputError: a file is missing, damaged, compressed or without images, or a member's name is not a path below it.

@@ -183,8 +183,8 @@ def chosen_rows(rows: LabeledRows, path: Path) -> LabeledRows:
         rows: all rows.
         path: a table with a column path, such as that of `suggest`, or a text file with one path in each line.
 
-        Raises:
-            InputError: it cannot be read, or one of its paths matches no row.
+    Raises:
+        InputError: it cannot be read, or one of its paths matches no row.
     """
     if is_table(path):
         table = read_table(path)

@@ -61,8 +61,8 @@ def merge(rows: LabeledRows, several: Sequence[Statements], conflicts: Conflicts
             the label stays.
         new_classes: whether corrections may add classes.
 
-        Raises:
-            InputError: a file is of other images, a label is not a class, or an image has several labels.
+    Raises:
+        InputError: a file is of other images, a label is not a class, or an image has several labels.
     """
     said, notes = _by_row(rows, several)
     label = [rows.name_of(k) for k in rows.label.tolist()]

@@ -123,8 +123,8 @@ def summary_with(folder: Path, entry: str, job: str, others: str) -> dict[str, A
         job: the name of the job.
         others: the other values that are allowed, for errors.
 
-        Raises:
-            InputError: the folder is not of that job.
+    Raises:
+        InputError: the folder is not of that job.
     """
     path = folder / "summary.json"
     try:

@@ -74,8 +74,8 @@ def vectors_of(
         classes: names of its columns.
         names: the names of the two arrays in errors.
 
-        Raises:
-            InputError: their shapes do not fit, or an anchor is 0 or not finite.
+    Raises:
+        InputError: their shapes do not fit, or an anchor is 0 or not finite.
     """
     for name, values, number, what in (
         (names[0], features, num_rows, "rows"),

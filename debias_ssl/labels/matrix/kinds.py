@@ -69,8 +69,8 @@ def find_kind(values: Num[np.ndarray, "N C"], classes: Sequence[str], asked: Ask
         asked: the kind that the user has set.
         source: the name of the matrix in errors.
 
-        Raises:
-            InputError: a number is not finite, a row has only zeros, or the numbers contradict `asked`.
+    Raises:
+        InputError: a number is not finite, a row has only zeros, or the numbers contradict `asked`.
     """
     seen = _look(values, classes, source)
     sums = seen.sums

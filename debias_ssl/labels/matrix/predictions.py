@@ -152,8 +152,8 @@ def rows_of(
         blank: a matrix of images without content.
         reference: the reference on which the prior is measured; None measures it on these rows.
 
-        Raises:
-            InputError: a file does not fit the matrix, or rows do not have the requested score.
+    Raises:
+        InputError: a file does not fit the matrix, or rows do not have the requested score.
     """
     classes = predictions.classes
     config.check_kind(predictions.kind)

@@ -53,8 +53,8 @@ def rows_reference(
         predictions: the matrix to debias.
         others_name, name: the names of the two in errors.
 
-        Raises:
-            InputError: the reference has other classes or numbers of another kind, or a number is not finite.
+    Raises:
+        InputError: the reference has other classes or numbers of another kind, or a number is not finite.
     """
     order = column_order(others, predictions, others_name, name)
     rows = Rows(

@@ -92,11 +92,11 @@ def write_folder(
         unreadable: files that were left out, with the reasons.
         files: the files to write.
 
-        Returns:
-            The result as a text for a terminal.
+    Returns:
+        The result as a text for a terminal.
 
-        Raises:
-            InputError: a number is not finite, or an input that the settings need is missing; nothing is written then.
+    Raises:
+        InputError: a number is not finite, or an input that the settings need is missing; nothing is written then.
     """
     rows, removal = refined(rows, config, find_removal(rows, config))
     return write_removed(rows, config, removal, out, page, further, unreadable, files)

@@ -130,8 +130,8 @@ def read_members(given: Sequence[str], features: Sequence[str], device: torch.de
             folders it uses the features of its training.
         device: the device for networks.
 
-        Raises:
-            InputError: there are fewer than two, one cannot be loaded, or one has other classes.
+    Raises:
+        InputError: there are fewer than two, one cannot be loaded, or one has other classes.
     """
     if len(given) < 2:
         raise InputError(f"--runs names {len(given)} run; a vote needs two or more")

@@ -88,8 +88,8 @@ def read_request(
         vectors: a file or an array of class vectors, which replace prompts.
         negatives: a file of names that are not classes, or such names, with their prompts.
 
-        Raises:
-            InputError: an input is missing, or inputs do not fit together.
+    Raises:
+        InputError: an input is missing, or inputs do not fit together.
     """
     listed = class_list(classes) if isinstance(classes, str) else given_classes(classes)
     names = listed.names

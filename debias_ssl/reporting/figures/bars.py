@@ -29,11 +29,11 @@ def class_shares(
         counted: shares among the labels that count.
         every: shares among all labels.
         true: true shares.
-        names: of the classes.
+        names: names of the classes.
         alt: description of the figure.
         top: end of the y axis.
         level: height of a dotted line of reference.
-        small: whether several figures stand side by side.
+        small: whether several figures are side by side.
     """
     if len(counted) > NAMED:
         rank = np.arange(1, len(counted) + 1)

@@ -28,7 +28,8 @@ DASHES += ((0, (6, 2, 1.5, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "os^Dv*"
 # Up to this number of classes, an axis names each of them and a matrix has a cell for each pair.
 NAMED = 30
-# Inches. A figure is as wide as a phone's page, so that its letters keep their size there. FULL is for a wide page.
+# In inches. A figure has the width of a page on a phone, so that its letters keep their size there. FULL is for a wide
+# page.
 WIDTH, PANEL, FULL = 5.0, 2.75, 10.5
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -54,7 +55,7 @@ STYLE: dict[Any, Any] = {
 
 
 def look(number: int) -> tuple[str, tuple[float, tuple[float, ...] | None], str]:
-    """Color, dashes and marker of one of several; colors that come again have other dashes and markers."""
+    """Color, dashes and marker of one of several lines; a repeated color has other dashes and another marker."""
     shifted = (number + number // NUM_COLORS) % NUM_COLORS
     return COLORS[number % NUM_COLORS], DASHES[shifted], MARKERS[shifted]
 
@@ -73,7 +74,7 @@ def truncated(text: str, length: int = 14) -> str:
 
 @dataclass(kw_only=True)
 class Canvas:
-    """Axes to draw on. The SVG is there once the block of `canvas` has ended."""
+    """Axes to draw on. The SVG is available after the block of `canvas`."""
 
     axes: Axes
     svg: str = ""
@@ -81,7 +82,7 @@ class Canvas:
 
 @contextmanager
 def canvas(width: float, height: float, alt: str) -> Iterator[Canvas]:
-    """An empty figure of so many inches; `alt` is its description for those who cannot see it."""
+    """An empty figure of a size in inches; `alt` is its description for readers who cannot see it."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"{printable(alt)} {width}"}), warnings.catch_warnings():
         # The reader's font draws the letters that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -102,17 +103,17 @@ def _for_page(svg: str, alt: str) -> str:
     label = html.escape(printable(alt))
     opening = f'<svg {size[0]} role="img" aria-label="{label}"><title>{label}</title>'
     body = svg[svg.index(">") + 1 :]
-    # Ids of groups are the same in every figure, and nothing refers to them.
+    # Ids of groups are equal in all figures, and not used.
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"(<(?:use|image) [^>]*)xlink:href=", r"\1href=", body)
     body = re.sub(r'style="[^"]*"', lambda style: _page_style(style[0]), body)
-    # A hundredth of a pixel is invisible, and fewer digits make a page a third shorter.
+    # 0.01 pixels are invisible, and fewer digits make a page 33 % shorter.
     body = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
     return opening + re.sub(r"\s*\n\s*", "\n", body).strip()
 
 
 def _page_style(style: str) -> str:
-    """A style attribute with the page's colors; of fonts it keeps the size alone."""
+    """A style attribute with the page's colors; only the size of fonts is kept."""
     style = re.sub(r"font: (?:[a-z0-9]+ )*([\d.]+px) [^;\"]*", r"font-size: \1", style)
     style = re.sub(r"font-family: [^;\"]*;? ?", "", style)
     for color, on_page in PAGE_COLORS.items():

@@ -25,7 +25,7 @@ from debias_ssl.reporting.figures.canvas import (
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A line, and a band around it where it is the mean of several runs.
+    """A line, and a band around it if it is the mean of several runs.
 
     Args:
         x: steps, or ranks of classes.
@@ -58,11 +58,11 @@ def lines(
     Args:
         series: the lines.
         alt: description of the figure.
-        x_label: what is along the x axis.
+        x_label: label of the x axis.
         percent: whether the heights are written as percent.
         top: end of the y axis; None fits it to the lines.
         level: heights of dotted lines of reference.
-        small: whether several figures stand side by side.
+        small: whether several figures are side by side.
         whole: whether only whole numbers are written along the x axis.
     """
     with canvas(PANEL if small else WIDTH, 2.1 if small else 2.9, alt) as drawn:
@@ -95,7 +95,7 @@ def marginals(
     *,
     is_wide: bool = False,
 ) -> str:
-    """The marginal of each class over steps: a band over all classes, a faint line for each where they are few.
+    """The marginal of each class over steps: a band over all classes, and a faint line for each class if there are few.
 
     Args:
         steps: the steps.
@@ -114,7 +114,7 @@ def marginals(
         for i, k in enumerate(shown):
             axes.plot(steps, marginal[:, k], color=COLORS[i], linestyle=DASHES[i])
         axes.axhline(1 / num_classes, color=INK, linewidth=0.9, linestyle=(0, (2, 2)))
-        # Names stand beside the ends of the lines, and keep a distance from each other.
+        # Names are at the ends of the lines, at a distance from each other.
         low, high = axes.get_ylim()
         place = low
         for k in sorted(shown, key=lambda k: marginal[-1, k]):

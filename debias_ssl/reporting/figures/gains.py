@@ -7,16 +7,16 @@ from matplotlib.ticker import MaxNLocator
 
 from debias_ssl.reporting.figures.canvas import INK, WIDTH, canvas, look, truncated
 
-# Inches.
+# In inches.
 ROW, MARGIN = 0.24, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """A difference in points, with its interval where there is one."""
+    """A difference in points, with its interval if there is one."""
 
     setting: str
-    """Gains of a setting stand together below its name."""
+    """The setting; its gains are grouped below its name."""
     name: str
     mean: float
     low: float | None
@@ -24,13 +24,13 @@ class Gain:
 
 
 def gains(values: Sequence[Gain], alt: str, *, x_label: str, width: float = WIDTH) -> str:
-    """A row for each gain, in the order given; a line at zero is what they are measured from.
+    """A row for each gain, in the given order, with a line at zero.
 
     Args:
-        values: those of a setting one after the other.
-        alt: description for those who cannot see the figure.
-        x_label: what is gained, and its unit.
-        width: inches.
+        values: the gains; those of a setting follow each other.
+        alt: description for readers who cannot see the figure.
+        x_label: the metric of the gain, and its unit.
+        width: width in inches.
     """
     settings = [*dict.fromkeys(gain.setting for gain in values)]
     names = [*dict.fromkeys(gain.name for gain in values)]

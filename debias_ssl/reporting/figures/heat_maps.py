@@ -11,9 +11,10 @@ from matplotlib.ticker import MaxNLocator
 
 from debias_ssl.reporting.figures.canvas import HEAT, INK, NAMED, WIDTH, canvas, name_axis, truncated
 
-# A hue between those of the light and the dark theme, since the pixels of an image cannot change with the page.
+# A color for the light and the dark theme, because the pixels of an image do not change with the theme.
 RASTER = (0.22, 0.55, 0.80)
-# Rows and columns of an image: a page shows no more. Of a block of classes the largest value is shown.
+# Largest number of rows and columns of an image, as a page cannot show more. A pixel shows the largest value of a block
+# of classes.
 MOST_CELLS = 250
 
 
@@ -32,9 +33,9 @@ def heat_map(
         shares: the matrix.
         names: of the classes.
         alt: description of the figure.
-        labels: what is along the x and the y axis.
-        texts: what stands in the cells, where there are few.
-        border: number of a row and column before which a line is drawn.
+        labels: labels of the x and the y axis.
+        texts: texts of the cells, if there are few cells.
+        border: number of the row and column before which a line is drawn.
     """
     num = len(shares)
     with canvas(WIDTH, WIDTH * 0.9, alt) as drawn:
@@ -88,7 +89,7 @@ def neighbors(
     texts: Sequence[Sequence[str]],
     alt: str,
 ) -> str:
-    """How similar some classes are to their nearest, second nearest ... class; the nearest is named on the right."""
+    """The similarity of classes to their nearest, second nearest ... class, with the name of the nearest one."""
     num, num_neighbors = shares.shape
     with canvas(WIDTH, 0.9 + 0.26 * num, alt) as drawn:
         axes = drawn.axes
