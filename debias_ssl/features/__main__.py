@@ -93,7 +93,7 @@ def _views(parsed: Namespace, parser: Parser) -> list[KeptView]:
     if not 0 <= parsed.views < 1000:
         raise InputError(f"views is {parsed.views}, must be in 0..999")
     config = parser.instantiate(parsed).data.augment
-    # Views are mirrored by default; only a data set setting could forbid it.
+    # Mirrored by default: here is no data set that could forbid it.
     config = replace(config, flip=config.flip is None or config.flip)
     return kept_views(parsed.views, parsed.seed, config)
 

@@ -100,8 +100,9 @@ class Learner(nn.Module):
             batch, or the averaged one, with averaged statistics (EMAN, arXiv 2101.08482).
         decay: decay of the average; in the first steps it is min(decay, (1 + k) / (10 + k)). The running statistics of
             batch norms are averaged too; Google's and kekmodel's code of FixMatch uses those of the trained model.
-        joint_pass: whether weak views pass through the network together with the others, as in FixMatch's code, so that
-            all have the same batch statistics. It costs about 1.45 times as much as a separate pass without gradient.
+        joint_pass: whether weak views pass through the network together with the others, as in FixMatch's code, instead
+            of separately and without gradient. All then have the same batch statistics, and a step costs about 1.45
+            times as much.
         accumulation: number of parts in which the images pass through the network, to save memory. The method receives
             all at once. The pass with gradient is then computed twice.
         counted: whether only strong views whose pseudo-labels count pass through the network, after the method has made
