@@ -51,7 +51,7 @@ def confusion_picture(confusion: Int[np.ndarray, "C C"], classes: Sequence[str])
 
     Args:
         confusion: counts by (true class, predicted class).
-        classes: their names.
+        classes: names of the classes.
     """
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     with _drawn(6, 5.4) as drawing:

@@ -20,7 +20,7 @@ def shares_section(shares: Shares, truth: Int[np.ndarray, " N"], classes: tuple[
     Args:
         shares: the estimates.
         truth: true classes of the rows, negative where unknown.
-        classes: their names.
+        classes: names of the classes.
     """
     here = shares.is_present
     order = [int(k) for k in np.argsort(-shares.share, kind="stable")]
