@@ -13,7 +13,7 @@ def calibration_page(rescaled: Rescaled, source: str, rows: str) -> Page:
     Args:
         rescaled: the predictions.
         source: the run folder or the file of the predictions.
-        rows: the name of the rows, such as "validation images".
+        rows: what the rows are, such as "validation images".
     """
     figures = rescaled.figures
     table = Table(

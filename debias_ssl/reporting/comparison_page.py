@@ -71,7 +71,7 @@ def comparison_page(compared: ComparedRuns, name: str) -> Page:
 
 
 def payoffs(compared: ComparedRuns) -> list[Section]:
-    """Whether the unlabeled images paid: a sentence for each variant that uses them, beside the same labels alone."""
+    """Whether the unlabeled images helped: a sentence for each variant that uses them, against the labels alone."""
     judged = [line for line in compared.lines if line["floor"] is not None]
     if not judged:
         return []
@@ -158,7 +158,7 @@ def _row(line: Mapping[str, Any]) -> list[str]:
 
 
 def _what_differs(compared: ComparedRuns) -> list[Table]:
-    """The settings in which blocks differ, and those in which the variants of a block do."""
+    """The settings in which blocks differ, and the settings in which the variants of a block differ."""
     by_block = by_setting(compared.lines)
     tables = []
     if len(by_block) > 1:

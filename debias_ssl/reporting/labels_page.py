@@ -136,7 +136,7 @@ def headline(labeling: Labeling) -> Section:
 
 
 def counts(labeling: Labeling) -> Section:
-    """Predicted counts before and after, the prior, and the classes between which labels moved."""
+    """Predicted counts before and after, the prior, and the classes whose counts change most."""
     number = [np.bincount(labeling.truth[labeling.truth >= 0], minlength=len(labeling.classes))]
     number += [labeling.counts("plain"), labeling.counts("label")]
     true, before, after = (each / max(1, each.sum()) for each in number)
@@ -207,7 +207,7 @@ def _prior(labeling: Labeling) -> Figure:
 
 
 def flow_table(labeling: Labeling) -> Table:
-    """The classes whose counts change most; from which classes they gain labels, and to which they lose labels."""
+    """The classes whose counts change most, with the classes that they gain labels from or lose labels to."""
     names = labeling.classes
     flows = confusion_counts(labeling.plain, labeling.label, len(names))
     before, after = flows.sum(1), flows.sum(0)

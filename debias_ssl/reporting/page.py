@@ -99,7 +99,7 @@ def render(page: Page, version: str) -> str:
 
 
 def picture(pixels: UInt8[np.ndarray, "H W K"], alt: str, lines: Sequence[str]) -> Picture:
-    """An image as part of the page: up to 64 pixels as it is, else smaller and compressed."""
+    """An image as part of the page: unchanged up to 64 pixels, else smaller and compressed."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     kind = "png" if max(image.size) <= 64 else "jpeg"
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
@@ -110,7 +110,7 @@ def picture(pixels: UInt8[np.ndarray, "H W K"], alt: str, lines: Sequence[str]) 
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    """A fraction as percent; a dash where it is unknown."""
+    """A fraction as percent; a dash if it is unknown."""
     return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f}\u00a0%"
 
 

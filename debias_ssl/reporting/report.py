@@ -26,7 +26,7 @@ def write_report(runs: list[Path], out: Path, data: DataConfig | None = None) ->
     Args:
         runs: the folders.
         out: the page.
-        data: where the images of the one run are; None is where they were.
+        data: where the images are now, for a single run; None means where they were in training.
 
     Raises:
         InputError: a folder holds no finished run, or its files do not fit together.
@@ -51,5 +51,5 @@ def write_report(runs: list[Path], out: Path, data: DataConfig | None = None) ->
 
 
 def is_own_page(runs: list[Path], out: Path) -> bool:
-    """Whether a page is the one that lies in the only folder that it is of."""
+    """Whether the page is of a single run and lies in the folder of that run."""
     return len(runs) == 1 and out.resolve() == (runs[0] / NAME).resolve()

@@ -30,7 +30,7 @@ LEFT_OUT = "the confusion of pseudo-labels, the class correlation and the exampl
 
 
 def run_page(run: FinishedRun) -> Page:
-    """The page of a run; where its images were removed, a note replaces the parts that need them."""
+    """The page of a run; if its images were removed, a note replaces the parts that need them."""
     notes, inspection = [], None
     try:
         inspection = inspect(run)

@@ -46,7 +46,7 @@ class ComparedRuns:
 
     @property
     def blocks(self) -> dict[str, list[Variant]]:
-        """The variants of each setting; the name is empty where there is one setting alone."""
+        """The variants of each setting; the name of the setting is empty if there is only one."""
         settings = {line["variant"]: line["setting"] for line in self.lines}
         blocks: dict[str, list[Variant]] = {}
         for variant in self.variants:
@@ -55,7 +55,7 @@ class ComparedRuns:
 
 
 def holds_comparison(path: Path) -> bool:
-    """Whether a folder is that of a comparison."""
+    """Whether a folder holds a comparison."""
     return (path / "compare.json").is_file()
 
 
@@ -97,10 +97,10 @@ def read_comparison(path: Path) -> ComparedRuns:
 
 
 def read_variants(paths: Sequence[Path]) -> ComparedRuns:
-    """Reads run folders; those that differ in their seeds alone are one variant.
+    """Reads run folders; runs that differ only in their seeds are one variant.
 
     Raises:
-        InputError: a folder holds no finished run, or the runs have other classes or test images.
+        InputError: a folder holds no finished run, or the runs have different classes or test images.
     """
     groups: dict[str, list[FinishedRun]] = {}
     for path in paths:
@@ -138,7 +138,7 @@ def read_variants(paths: Sequence[Path]) -> ComparedRuns:
 
 
 def _check_images(variants: Sequence[Variant]) -> None:
-    """Raises InputError where variants that are set side by side have other classes or test images."""
+    """Raises InputError if variants of one comparison have different classes or test images."""
     first = variants[0].runs[0]
     for run in [run for variant in variants for run in variant.runs]:
         same = run.classes == first.classes and np.array_equal(run.labels, first.labels)

@@ -32,7 +32,7 @@ class Inspection:
     index: Int[np.ndarray, " U"]
     """Positions among the training images."""
     truth: Int[np.ndarray, " U"]
-    """True classes, negative where unknown."""
+    """True classes; negative if unknown."""
     features: Float[Tensor, "U D"]
     confidence: Float[np.ndarray, " U"]
     """Probability of the plain pseudo-label."""
@@ -48,7 +48,7 @@ class Inspection:
 
 
 def inspect(run: FinishedRun) -> Inspection:
-    """Labels the unlabeled images with the run's model, plainly and debiased by the last marginal.
+    """Labels the unlabeled images with the run's model, plain and debiased by the last marginal.
 
     Raises:
         ImagesGoneError: the images were removed or replaced.
@@ -101,7 +101,7 @@ def _outputs(
 
 
 def true_counts(run: FinishedRun, inspection: Inspection | None) -> tuple[int, ...] | None:
-    """Unlabeled images of each true class, from the folder or from the data; None where both do not know."""
+    """Unlabeled images of each true class, from the folder or from the data; None if neither has them."""
     if run.unlabeled_counts is not None or inspection is None:
         return run.unlabeled_counts
     counts = inspection.task.unlabeled_counts
@@ -109,7 +109,7 @@ def true_counts(run: FinishedRun, inspection: Inspection | None) -> tuple[int, .
 
 
 def pixels(task: Task, part: str, index: Int[np.ndarray, " N"]) -> UInt8[np.ndarray, "N H W K"]:
-    """Images of a part of the data; for a run on stored features, the image files that these are of."""
+    """Images of a part of the data; for a run on stored features, the image files of the features."""
     reader = task.readers[part]
     if reader.config.features:
         images = [decode(reader.files[int(i)], decoding=reader.config.decoding) for i in index]

@@ -60,7 +60,7 @@ def labeled_table(labeling: Labeling) -> Table:
 
 
 def classes_table(labeling: Labeling, abstained: Bool[np.ndarray, " N"]) -> Table:
-    """The classes that rows without a label would have."""
+    """The predicted classes of the rows without a label."""
     names, num_classes = labeling.classes, len(labeling.classes)
     every = np.bincount(labeling.label, minlength=num_classes)
     none = np.bincount(labeling.label[abstained], minlength=num_classes)
@@ -122,7 +122,7 @@ def risk_figure(labeling: Labeling) -> Figure:
 
 
 def coverage_figure(labeling: Labeling) -> Figure:
-    """The share of the rows that each threshold leaves a label, where no truth is known."""
+    """The share of rows with a label at each threshold, if no truth is known."""
     assert labeling.score is not None and labeling.abstention is not None
     score = np.sort(labeling.score)
     coverage = 1 - np.arange(len(score)) / len(score)
@@ -149,14 +149,14 @@ def coverage_figure(labeling: Labeling) -> Figure:
 
 
 def _points(values: np.ndarray) -> Int[np.ndarray, " P"]:
-    """Some places of a curve, both ends among them."""
+    """Some points of a curve, with both ends."""
     return np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(np.int64))
 
 
 def least_sure_sheet(
     labeling: Labeling, abstained: Bool[np.ndarray, " N"], score: Float[np.ndarray, " N"], pictures: Pictures
 ) -> Sheet:
-    """The images of the lowest scores."""
+    """The images with the lowest scores."""
     classes, truth = labeling.classes, labeling.truth
     where = np.flatnonzero(abstained)
     shown: list[int] = where[np.argsort(score[where], kind="stable")][:PICTURES].tolist()

@@ -25,8 +25,8 @@ def confusion_figure(confusion: Confusion, names: Sequence[str], title: str, wha
 
     Args:
         confusion: counts by (true class, predicted class).
-        names: of the classes.
-        title: of the figure.
+        names: names of the classes.
+        title: title of the figure.
         what: the predictions in words, for the description.
     """
     rows = confusion.sum(1, keepdims=True)

@@ -81,10 +81,10 @@ def nearest_classes(
     """For some classes, the nearest other classes by the cosine of mean features, nearest first, and these cosines.
 
     Args:
-        means: of all classes.
+        means: mean features of all classes.
         shown: the classes whose neighbors are wanted, all of them in `among`.
         among: the classes that may be neighbors.
-        num: number of neighbors; fewer where there are not as many other classes.
+        num: number of neighbors; fewer if there are not so many other classes.
     """
     unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     cosine = unit[np.array(shown)] @ unit[among].T

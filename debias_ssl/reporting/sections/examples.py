@@ -28,8 +28,8 @@ def wrong_sheet(
 
     Args:
         predicted: class numbers.
-        confidence: of the predictions.
-        truth: class numbers, negative where unknown; those rows are left out.
+        confidence: confidence of the predictions.
+        truth: class numbers, negative if unknown; those rows are left out.
         classes: names of the classes.
         names: paths of the images.
         images: reads the images of some rows.
@@ -58,13 +58,13 @@ def changed_sheet(
     names: Sequence[str],
     images: Pictures,
 ) -> Sheet:
-    """Images whose label debiasing changes: the most frequent changes in turn, of each the most confident first.
+    """Images whose label debiasing changes: frequent changes take turns, and confident images are first.
 
     Args:
         before: class numbers before debiasing.
         after: class numbers after it.
-        confidence: the images of one change are in its order.
-        truth: class numbers, negative where unknown.
+        confidence: confidence of the rows; the images of one change are sorted by it.
+        truth: class numbers, negative if unknown.
         classes: names of the classes.
         names: paths of the images.
         images: reads the images of some rows.

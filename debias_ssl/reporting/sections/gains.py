@@ -14,7 +14,7 @@ ALONE = 7.2
 
 
 def read_gains(lines: Sequence[Mapping[str, Any]], metric: str = "accuracy") -> list[Gain]:
-    """The paired differences to the labels-only runs, of the lines of a comparison that have any."""
+    """The paired differences to the labels-only runs, from the lines of a comparison that have them."""
     found = []
     for line in lines:
         difference = (line["difference_to_floor"] or {}).get(metric)

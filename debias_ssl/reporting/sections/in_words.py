@@ -26,7 +26,7 @@ def summary_in_words(run: FinishedRun, counts: Sequence[int] | None) -> Section:
 
     Args:
         run: the run.
-        counts: unlabeled images of each true class; None where these are unknown.
+        counts: unlabeled images of each true class; None if unknown.
     """
     confusion = torch.tensor(run.metrics["confusion"])
     recalls = np.array([np.nan if recall is None else recall for recall in run.metrics["recalls"]], dtype=float)
@@ -57,9 +57,9 @@ def weakest_in_words(recalls: Float[np.ndarray, " C"], tested: Int[np.ndarray, "
     """The classes with the lowest recall.
 
     Args:
-        recalls: recall of each class; nan where a class has no test images.
+        recalls: recall of each class; nan if a class has no test images.
         tested: test images of each class.
-        names: of the classes.
+        names: names of the classes.
     """
     present = np.flatnonzero(~np.isnan(recalls)).tolist()
     low, mean = np.nanmin(recalls), percent(float(np.nanmean(recalls)), 1)
@@ -84,8 +84,8 @@ def pseudo_labels_in_words(
 
     Args:
         logs: lines of the log of a run.
-        true: class shares of the unlabeled images; None where these are unknown.
-        names: of the classes.
+        true: class shares of the unlabeled images; None if unknown.
+        names: names of the classes.
     """
     numbers = [float(np.dot(log["pseudo_counts"], log["pseudo_weights"])) for log in logs]
     if not any(numbers):

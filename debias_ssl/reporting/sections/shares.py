@@ -19,7 +19,7 @@ def shares_section(shares: Shares, truth: Int[np.ndarray, " N"], classes: tuple[
 
     Args:
         shares: the estimates.
-        truth: true classes of the rows, negative where unknown.
+        truth: true classes of the rows, negative if unknown.
         classes: names of the classes.
     """
     here = shares.is_present

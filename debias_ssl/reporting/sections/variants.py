@@ -31,7 +31,7 @@ def _curves(variants: Sequence[Variant], value: Any, *, evaluated: bool) -> list
     Args:
         variants: the variants.
         value: takes a record of `metrics.jsonl` and gives the number to draw.
-        evaluated: whether the records are evaluations; else lines of the log.
+        evaluated: whether to read evaluations instead of lines of the log.
     """
     series = []
     for i, variant in enumerate(variants):
@@ -151,7 +151,7 @@ def recalls(variants: Sequence[Variant], where: str = "") -> Section:
 
 
 def confusions(inspections: Sequence[tuple[str, Inspection]], classes: Sequence[str]) -> Section:
-    """How the pseudo-labels of each variant's first run are wrong."""
+    """The confusion matrices of the pseudo-labels of each variant's first run."""
     drawn = [
         confusion_figure(
             pseudo_confusion(inspection, labels, len(classes)),
