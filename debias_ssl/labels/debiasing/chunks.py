@@ -9,7 +9,7 @@ from torch import Tensor
 
 from debias_ssl.system.errors import InputError
 
-# Numbers that are held of a matrix at a time.
+# Size of a chunk of a matrix, in numbers.
 CHUNK_NUMBERS = 2**22
 
 
@@ -23,17 +23,17 @@ def chunks_of(values: Num[np.ndarray, "N C"]) -> Iterator[tuple[int, Float[Tenso
     for first in range(0, len(values), step):
         part = values[first : first + step]
         if part.dtype == np.float16:
-            # NumPy converts them eight times as slowly.
+            # NumPy's conversion takes eight times as long.
             yield first, torch.from_numpy(np.array(part)).float()
             continue
-        # A number that is too large becomes infinite, and the message says so.
+        # A number that is too large becomes infinite, which a later check reports.
         with np.errstate(over="ignore"):
             yield first, torch.from_numpy(np.array(part, dtype=np.float32))
 
 
 def check_finite(logits: Float[Tensor, "n C"], first_row: int, classes: Sequence[str]) -> None:
-    """Raises InputError where a number is infinite or none; the first of these rows is the `first_row` of all."""
-    # The sum of finite numbers may overflow, that of others is never finite.
+    """Raises InputError if a number is infinite or nan; `first_row` is the number of the first of these rows."""
+    # The sum is not finite if a number is not. It may also overflow, so the numbers are checked then.
     if not logits.sum().isfinite() and len(bad := (~logits.isfinite()).nonzero()):
         row, k = bad[0].tolist()
         raise InputError(
