@@ -195,7 +195,7 @@ def adding_method_names(where: str = "") -> Iterator[None]:
         yield
     except InputError as error:
         methods = ", ".join(METHODS)
-        hint = "" if methods in str(error) else f"; the methods are {methods}"
+        hint = f"; the methods are {methods}" if "method" in str(error) and methods not in str(error) else ""
         raise InputError(f"{where}{error}{hint}") from error
 
 

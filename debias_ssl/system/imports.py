@@ -42,7 +42,7 @@ def imported(name: str, setting: str) -> Any:
 def near(name: str, known: Sequence[str]) -> str:
     """The known names that a wrong one is close to, as the end of a message; empty where there are none."""
     by_lower = {each.lower(): each for each in known}
-    found = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=5)]
+    found = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower)]
     return f"; near it: {', '.join(found)}" if found else ""
 
 
