@@ -26,8 +26,8 @@ STRENGTHS = tuple(step / 10 for step in range(21))
 SCALE_OF_TEMPERATURE, DEVIATION_OF_STRENGTH = 0.5, 0.5
 # For people who have not tuned: measured on made logits of ten classes with a preference of 0 to 6 (docs/RESULTS.md).
 UNTUNED = (
-    "calibrated confidences need the labels of some rows (--tune_on FILE): on synthetic logits, 100 rows left an "
-    "error of 3.2 %, 300 of 2.0 %, 1,000 of 1.6 %"
+    "confidences are not calibrated: the true labels of some rows, given by --tune_on FILE, calibrate them (on "
+    "synthetic logits, 100 rows left an error of 3.2 %, 300 of 2.0 %, 1,000 of 1.6 %)"
 )
 # Rounds of temperature and strength, and the change of the temperature (of its logarithm) below which none follows.
 MOST_ROUNDS = 5

@@ -1,6 +1,7 @@
 """The plan of a comparison, its variants and seeds: from a command line, or from the file of an earlier comparison."""
 
 import argparse
+import re
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -194,8 +195,10 @@ def adding_method_names(where: str = "") -> Iterator[None]:
     try:
         yield
     except InputError as error:
+        if several := re.search(r"there is no method '([^',]+,[^']+)'", str(error)):
+            raise InputError(f"{where}--method takes one method: for several, pass --methods {several[1]}") from error
         methods = ", ".join(METHODS)
-        hint = f"; the methods are {methods}" if "method" in str(error) and methods not in str(error) else ""
+        hint = f"; the methods are {methods}" if 'setting "method' in str(error) and methods not in str(error) else ""
         raise InputError(f"{where}{error}{hint}") from error
 
 

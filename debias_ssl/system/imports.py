@@ -46,6 +46,18 @@ def near(name: str, known: Sequence[str]) -> str:
     return f"; near it: {', '.join(found)}" if found else ""
 
 
+def near_beside(path: Path) -> str:
+    """The same for a file or folder that is not there: what lies beside its place, or beside that of a folder above it.
+
+    A folder that cannot be read has nothing near.
+    """
+    missing = next((each for each in [*reversed(path.parents), path] if not each.exists()), path)
+    try:
+        return near(missing.name, [each.name for each in missing.parent.iterdir()])
+    except OSError:
+        return ""
+
+
 def told(error: Exception) -> str:
     """What a user's own function raised, and in which of its lines."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -47,9 +47,6 @@ class Parser(ArgumentParser):
                     hint = f"; the {many} are {', '.join(named)}, or package.module.Class of your own (see PYTHONPATH)"
                 if unknown := re.search(rf"no {one} '(\w+)'", text):
                     hint = near(unknown[1], [*named]) + hint
-                elif unknown := re.search(r"Option '(\w+)' is not accepted", text):
-                    known = {name for each in named.values() for name in signature(each).parameters}
-                    hint = near(unknown[1], sorted(known)) + hint
         flags = [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
         hint = near_setting(text, flags) + hint
         if 'setting "base"' in text:
