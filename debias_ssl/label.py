@@ -31,7 +31,7 @@ from debias_ssl.labels.config import LABEL_FILES, DebiasConfig
 from debias_ssl.labels.debiasing import Labeling, Rows
 from debias_ssl.labels.image_reference import Given, ReferenceImages, features_of, image_reference, measured
 from debias_ssl.labels.images import likely_folder
-from debias_ssl.labels.output import OutputConfig, check_folder, outputs_in, write_folder
+from debias_ssl.labels.output import OutputConfig, check_folder, outputs_in, whereabouts, write_folder
 from debias_ssl.labels.summary import summary_table
 from debias_ssl.labels.truth import say
 from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
@@ -152,7 +152,7 @@ def _label(
         with member.turn():
             if _state(out) != before:
                 # By another process, which had the turn before.
-                print(f"{summary_table(json.loads((out / SUMMARY).read_text()))}\n{out}")
+                print(f"{summary_table(json.loads((out / SUMMARY).read_text()))}\n{whereabouts(out)}")
                 return
             if not parsed.wait and (at_work := member.others()):
                 member.leave()
