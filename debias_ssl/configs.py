@@ -34,7 +34,9 @@ def main(arguments: list[str]) -> None:
             print(f"{name:<{width}}  {first_comment(path)}".rstrip())
         return
     if parsed.copy not in shipped:
-        raise InputError(f"--copy {parsed.copy!r} is none of the configs: {', '.join(shipped)}{near(parsed.copy, [*shipped])}")
+        raise InputError(
+            f"--copy {parsed.copy!r} is none of the configs: {', '.join(shipped)}{near(parsed.copy, [*shipped])}"
+        )
     out = Path(parsed.out or f"{Path(parsed.copy).name}.yaml")
     check_new_file(out, "--out", parsed.overwrite)
     write_aside(out, shipped[parsed.copy].read_text(encoding="utf-8"))

@@ -17,7 +17,17 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from debias_ssl.models.clip_names import CONFIG, EXTRA, LOCAL, OFFLINE, checked_config, needs_transformers, plain, silent, why
+from debias_ssl.models.clip_names import (
+    CONFIG,
+    EXTRA,
+    LOCAL,
+    OFFLINE,
+    checked_config,
+    needs_transformers,
+    plain,
+    silent,
+    why,
+)
 from debias_ssl.models.folding import folded
 from debias_ssl.models.pixels import Normalized, Preprocessing, hash_of
 from debias_ssl.models.resizing import RESIZED, of_bytes, takes_tensors

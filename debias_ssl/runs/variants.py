@@ -1,8 +1,8 @@
 """The plan of a comparison, its variants and seeds: from a command line, or from the file of an earlier comparison."""
 
 import argparse
-import re
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace

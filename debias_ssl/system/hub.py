@@ -1,4 +1,4 @@
-"""The Hugging Face hub: if it cannot be reached, its files come from the cache, or the job says at once that it fails."""
+"""The Hugging Face hub: if it cannot be reached, its files come from the cache, or the job stops at once."""
 
 import threading
 from collections.abc import Iterator
@@ -27,7 +27,9 @@ def hub_or_cache() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if why is not None and any(isinstance(each, LocalEntryNotFoundError | OfflineModeIsEnabled) for each in _chain(error)):
+        if why is not None and any(
+            isinstance(each, LocalEntryNotFoundError | OfflineModeIsEnabled) for each in _chain(error)
+        ):
             raise FileNotFoundError(f"it is not in the cache, and {why}") from error
         raise
     finally:
