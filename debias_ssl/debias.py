@@ -11,13 +11,13 @@ from debias_ssl import __version__
 from debias_ssl.distributed.device import keep_freed_memory
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
-from debias_ssl.labels.config import LABEL_FILES, DebiasConfig
-from debias_ssl.labels.debiasing import Labeling
-from debias_ssl.labels.matrix import column_names, read_predictions, rows_of
-from debias_ssl.labels.matrix_reference import matrix_reference
-from debias_ssl.labels.output import OutputConfig, check_folder, write_folder
-from debias_ssl.labels.refinement import check_given, read_vectors, vectors_of
-from debias_ssl.labels.truth import say
+from debias_ssl.labels.debiasing.config import LABEL_FILES, DebiasConfig
+from debias_ssl.labels.debiasing.refinement import check_given, read_vectors, vectors_of
+from debias_ssl.labels.debiasing.rows import Labeling
+from debias_ssl.labels.matrix.predictions import column_names, read_predictions, rows_of
+from debias_ssl.labels.matrix.reference import matrix_reference
+from debias_ssl.labels.output.folder import OutputConfig, check_folder, write_folder
+from debias_ssl.labels.tables.truth import say
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart

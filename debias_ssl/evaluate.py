@@ -14,11 +14,11 @@ from debias_ssl import __version__
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.formulas import metrics
-from debias_ssl.labels.known import Evaluated, rescaled_rows, rows_of_matrix, rows_of_run
-from debias_ssl.labels.matrix import column_names, read_predictions
-from debias_ssl.labels.summary import FEW_ROWS, interval_text
-from debias_ssl.labels.temperature import Rescaled
-from debias_ssl.labels.truth import say
+from debias_ssl.labels.matrix.known import Evaluated, rescaled_rows, rows_of_matrix, rows_of_run
+from debias_ssl.labels.matrix.predictions import column_names, read_predictions
+from debias_ssl.labels.matrix.temperature import Rescaled
+from debias_ssl.labels.output.summary import FEW_ROWS, interval_text
+from debias_ssl.labels.tables.truth import say
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError, StoppedError, reason
 from debias_ssl.system.files import check_new_file, ends_told, write_aside

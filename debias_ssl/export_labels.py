@@ -4,9 +4,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from debias_ssl.distributed.entry_point import entry_point
-from debias_ssl.labels.exports import FORMATS, ExportConfig, outputs_in, write_export
-from debias_ssl.labels.labeled_rows import chosen_rows, read_labeled_rows, root_of
-from debias_ssl.labels.truth import say
+from debias_ssl.labels.annotation.exports import FORMATS, ExportConfig, outputs_in, write_export
+from debias_ssl.labels.annotation.labeled_rows import chosen_rows, read_labeled_rows, root_of
+from debias_ssl.labels.tables.truth import say
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart

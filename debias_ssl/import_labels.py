@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import get_args
 
 from debias_ssl.distributed.entry_point import entry_point
-from debias_ssl.labels.corrections import Issues, read_statements
-from debias_ssl.labels.labeled_rows import read_labeled_rows
-from debias_ssl.labels.merging import Conflicts, merge, outputs_in, told, write_merged
-from debias_ssl.labels.truth import say
+from debias_ssl.labels.annotation.corrections import Issues, read_statements
+from debias_ssl.labels.annotation.labeled_rows import read_labeled_rows
+from debias_ssl.labels.annotation.merging import Conflicts, merge, outputs_in, told, write_merged
+from debias_ssl.labels.tables.truth import say
 from debias_ssl.system.files import ends_told
 from debias_ssl.system.locking import locked
 from debias_ssl.system.outputs import check_apart

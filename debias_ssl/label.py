@@ -27,14 +27,14 @@ from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.features.embedding import FeatureCache, embed
 from debias_ssl.features.flags import add_flags, agreed_flags, check_flags, decoding_of, embed_settings
 from debias_ssl.features.store import FolderStore, shared
-from debias_ssl.labels.config import LABEL_FILES, DebiasConfig
-from debias_ssl.labels.debiasing import Labeling, Rows
-from debias_ssl.labels.image_reference import Given, ReferenceImages, features_of, image_reference, measured
-from debias_ssl.labels.images import likely_folder
-from debias_ssl.labels.output import OutputConfig, check_folder, outputs_in, whereabouts, write_folder
-from debias_ssl.labels.summary import summary_table
-from debias_ssl.labels.truth import say
-from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
+from debias_ssl.labels.debiasing.config import LABEL_FILES, DebiasConfig
+from debias_ssl.labels.debiasing.rows import Labeling, Rows
+from debias_ssl.labels.output.folder import OutputConfig, check_folder, outputs_in, whereabouts, write_folder
+from debias_ssl.labels.output.summary import summary_table
+from debias_ssl.labels.tables.truth import say
+from debias_ssl.labels.zero_shot.images import likely_folder
+from debias_ssl.labels.zero_shot.reference import Given, ReferenceImages, features_of, image_reference, measured
+from debias_ssl.labels.zero_shot.rows import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError, LeftToOthers
 from debias_ssl.system.files import ends_told

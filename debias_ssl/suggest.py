@@ -14,9 +14,9 @@ from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.distributed.device import chosen_device
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import num_launched
-from debias_ssl.labels.candidates import Asked, Candidates, read_candidates
-from debias_ssl.labels.suggestion import Suggestion, Suggestions, suggest_images
-from debias_ssl.labels.truth import read_label_names, read_labels, say
+from debias_ssl.labels.annotation.candidates import Asked, Candidates, read_candidates
+from debias_ssl.labels.annotation.suggestion import Suggestion, Suggestions, suggest_images
+from debias_ssl.labels.tables.truth import read_label_names, read_labels, say
 from debias_ssl.runs.tables import aligned
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file, ends_told, replacing

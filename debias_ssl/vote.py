@@ -27,16 +27,16 @@ from debias_ssl.distributed.agreement import check_agreement
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.distributed.processes import is_first
 from debias_ssl.distributed.start_up import first_of_each_host_first
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Labeling, Rows
-from debias_ssl.labels.images import images_to_label
-from debias_ssl.labels.known_rows import LogitFile
-from debias_ssl.labels.member_figures import criteria_of, lines_of, members_summary, members_table
-from debias_ssl.labels.members import Matrix, Member, Run, read_members
-from debias_ssl.labels.output import OutputConfig, check_folder, write_removed
-from debias_ssl.labels.sample import read_rows
-from debias_ssl.labels.truth import read_labels, read_target, say
-from debias_ssl.labels.votes import ballots_of, sampled_rows, voted
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.debiasing.rows import Labeling, Rows
+from debias_ssl.labels.debiasing.sample import read_rows
+from debias_ssl.labels.matrix.known_rows import LogitFile
+from debias_ssl.labels.output.folder import OutputConfig, check_folder, write_removed
+from debias_ssl.labels.tables.truth import read_labels, read_target, say
+from debias_ssl.labels.voting.member_figures import criteria_of, lines_of, members_summary, members_table
+from debias_ssl.labels.voting.members import Matrix, Member, Run, read_members
+from debias_ssl.labels.voting.votes import ballots_of, sampled_rows, voted
+from debias_ssl.labels.zero_shot.images import images_to_label
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import ends_told

@@ -31,8 +31,8 @@ from debias_ssl.contract import Place
 from debias_ssl.features import embedding
 from debias_ssl.features.embedding import SHARD_SIZE, embed
 from debias_ssl.features.store import FolderStore
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.zero_shot import Request, read_request
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.zero_shot.rows import Request, read_request
 from debias_ssl.models.clip import Clip
 
 DIM, IN_A_FOLDER = 8, 1000

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from debias_ssl.formulas.priors import stationary
-from debias_ssl.labels.debiasing import rows_of_chunk
+from debias_ssl.labels.debiasing.chunks import rows_of_chunk
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from debias_ssl import debias_matrix
-from debias_ssl.labels.matrix import read_predictions
-from debias_ssl.labels.truth import read_labels
+from debias_ssl.labels.matrix.predictions import read_predictions
+from debias_ssl.labels.tables.truth import read_labels
 
 PRIORS = ("stationary", "marginal", "confidence", "centering", "momentum", "fixed_point", "transport")
 # Rows of a batch, and how many batches.

@@ -144,7 +144,7 @@ def suite_text(suite: Path, rows: Sequence[Row]) -> str:
         of_setting = [row for row in rows if row["setting"] == setting]
         parts.append(f"### {suite.name}: {setting}\n\n{setting_table(of_setting, makers)}")
     said = [f"{number}. {_maker_text(maker)}" for number, maker in enumerate(makers, start=1)]
-    parts.append("Made by:\n\n" + "\n".join(said))
+    parts.append("The runs were made by:\n\n" + "\n".join(said))
     return "\n\n".join(parts)
 
 

@@ -19,14 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# Pages that are not checked yet. Remove a line to check the page.
-LATER = {
-    "docs/LOG.md",
-    "docs/RESULTS.md",
-    "docs/evenmatch.md",
-    "docs/leaderboard.md",
-    "docs/performance.md",
-}
 MAX_WORDS = 40
 
 # A regular expression, and what to write instead.
@@ -150,10 +142,9 @@ def files(paths: list[Path]) -> Iterator[Path]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", type=Path)
-    chosen = parser.parse_args(arguments).paths
-    pages = [path for path in sorted(ROOT.glob("docs/*.md")) if path.relative_to(ROOT).as_posix() not in LATER]
+    paths = parser.parse_args(arguments).paths or sorted(ROOT.glob("docs/*.md"))
     num = 0
-    for path in files(chosen or pages):
+    for path in files(paths):
         read = of_python if path.suffix == ".py" else of_markdown
         for passage in read(path.read_text(encoding="utf-8")):
             for line, problem in problems(passage):

@@ -32,9 +32,9 @@ from debias_ssl.data.reading.features import find_features
 from debias_ssl.data.sources.folder import find_files, folder_of
 from debias_ssl.data.splits import save_split
 from debias_ssl.distributed.entry_point import entry_point
-from debias_ssl.labels.candidates import Asked, Candidates, read_candidates
-from debias_ssl.labels.suggestion import suggest_images
-from debias_ssl.labels.truth import RowNumbers
+from debias_ssl.labels.annotation.candidates import Asked, Candidates, read_candidates
+from debias_ssl.labels.annotation.suggestion import suggest_images
+from debias_ssl.labels.tables.truth import RowNumbers
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.runs.run import train
 from debias_ssl.training.config import Config

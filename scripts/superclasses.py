@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from debias_ssl.distributed.entry_point import entry_point
-from debias_ssl.labels.class_names import class_list
+from debias_ssl.labels.names.class_names import class_list
 from debias_ssl.models.clip import class_vectors, load_clip
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.tables import read_table

@@ -30,8 +30,8 @@ from debias_ssl.features.store import FolderStore
 from debias_ssl.formulas.logits import floored_log
 from debias_ssl.formulas.priors import stationary
 from debias_ssl.formulas.selective import ScoreName, area_under_risk, score_of
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.zero_shot import read_request
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.zero_shot.rows import read_request
 from debias_ssl.models.clip import class_vectors, load_clip
 
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")

@@ -23,7 +23,7 @@ from debias_ssl.contract import Problem
 from debias_ssl.debias import main as debias_main
 from debias_ssl.formulas import logits as formulas
 from debias_ssl.label import main as label_main
-from debias_ssl.labels.output import stored
+from debias_ssl.labels.output.folder import stored
 from debias_ssl.predict import main as predict_main
 from debias_ssl.system.errors import InputError
 

@@ -372,7 +372,7 @@ def test_any_part_of_a_matrix_is_read_or_refused(matrix: Path, tmp_path: Path, c
     """Every format, cut and changed anywhere, read as `debias` reads it."""
     import pandas as pd
 
-    from debias_ssl.labels.matrix import read_predictions
+    from debias_ssl.labels.matrix.predictions import read_predictions
 
     values, random, refusals = np.load(matrix), np.random.default_rng(0), 0
     frame = pd.DataFrame(values, columns=["a", "b", "c"])

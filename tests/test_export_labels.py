@@ -20,7 +20,7 @@ from PIL import Image
 import debias_ssl.import_labels
 from debias_ssl.data.sources.folder import labeled_files
 from debias_ssl.export_labels import main
-from debias_ssl.labels import dataset_files
+from debias_ssl.labels.annotation import dataset_files
 
 import_labels = debias_ssl.import_labels.main
 

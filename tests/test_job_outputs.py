@@ -239,7 +239,7 @@ def test_labels_stay_where_those_that_replace_them_cannot_be_made(place: Path, m
         raise ConnectionError("the server is gone")
 
     before = contents(place / "p")
-    monkeypatch.setattr("debias_ssl.labels.output.label_rows", failing)
+    monkeypatch.setattr("debias_ssl.labels.output.folder.label_rows", failing)
     with pytest.raises(ConnectionError):
         debias.main(["--predictions", "logits.npy", "--out", "p", "--overwrite", "--strength", "0"])
     assert contents(place / "p") == before

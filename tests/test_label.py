@@ -28,9 +28,9 @@ from debias_ssl.data.sources import shards
 from debias_ssl.data.sources.label_files import read_label_file
 from debias_ssl.features import embedding as features
 from debias_ssl.label import main
-from debias_ssl.labels.class_names import class_list
-from debias_ssl.labels.images import images_to_label
-from debias_ssl.labels.prompts import read_templates
+from debias_ssl.labels.names.class_names import class_list
+from debias_ssl.labels.zero_shot.images import images_to_label
+from debias_ssl.labels.zero_shot.prompts import read_templates
 from debias_ssl.models.clip import Clip, load_clip, zero_shot_weights
 
 

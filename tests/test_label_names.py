@@ -19,8 +19,8 @@ from small_clip import paint_images, save_clip
 from debias_ssl import debias_matrix, label, label_images
 from debias_ssl.debias import main as debias
 from debias_ssl.label import main
-from debias_ssl.labels.debiasing import Labeling
-from debias_ssl.labels.imagenet import imagenet_names, wnids
+from debias_ssl.labels.debiasing.rows import Labeling
+from debias_ssl.labels.names.imagenet import imagenet_names, wnids
 from debias_ssl.models.clip import load_clip, zero_shot_weights
 from debias_ssl.reporting.labels_page import labels_page
 

@@ -54,5 +54,7 @@ def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
             raise
         else:
             companions.leave()
+        finally:
+            companions.stop()
 
     return command

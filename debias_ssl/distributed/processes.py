@@ -19,6 +19,8 @@ JOBS = itertools.count()
 GONE = "another process has ended: start all of them again (a run: with --resume)"
 # Seconds that hosts may take to start one after the other.
 START_SECONDS = 600.0
+# Seconds after which a process that opens the store looks whether it is still there.
+OPEN_SECONDS = 5.0
 # Seconds that a store which is there may take to answer.
 ANSWER_SECONDS = 60.0
 # Seconds between two looks at whether others have failed.
@@ -65,8 +67,9 @@ class Companions:
         self._ending = threading.Lock()
         self._store: TCPStore | None = None
         self._line: socket.socket | None = None
+        self._watching = threading.Thread(target=self._watch, daemon=True)
         if has_store():
-            threading.Thread(target=self._watch, daemon=True).start()
+            self._watching.start()
 
     def _watch(self) -> None:
         failed = False
@@ -95,10 +98,29 @@ class Companions:
             RuntimeError: the store does not answer.
         """
         if not _keeps_store() and self._line is None:
-            self._line = _connect()
-        if self._store is None:
-            self._store = _open_store()
+            self._line = self._connect()
+        while self._store is None:
+            try:
+                self._store = _open_store()
+            except RuntimeError:
+                if self._line is None or self._is_cut(0):
+                    raise
         return self._store
+
+    def _connect(self) -> socket.socket:
+        """A connection to the store, tried again every moment.
+
+        Torch waits longer after each attempt, up to a minute. A process that has started early would not hear in that
+        minute that the store is there, nor that it is lost.
+        """
+        until = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return socket.create_connection(_address())
+            except OSError:
+                # Processes that have met had a store.
+                if distributed.is_initialized() or self._is_over.wait(POLL_SECONDS) or time.monotonic() > until:
+                    raise
 
     def _has_met(self) -> bool:
         """Whether the process that keeps the store has started."""
@@ -146,6 +168,12 @@ class Companions:
                 with suppress(OSError, RuntimeError):
                     self._leave_store(self._join(), DONE_SECONDS)
 
+    def stop(self) -> None:
+        """Ends the thread: Python cannot end a thread that waits for the store, and would abort."""
+        self._is_over.set()
+        if self._watching.is_alive():
+            self._watching.join(LEAVE_SECONDS)
+
     def _end(self, store: TCPStore) -> NoReturn:
         """Ends this process because another has said that it cannot go on."""
         status = int(store.get(self._failed))
@@ -183,30 +211,11 @@ def _address() -> tuple[str, int]:
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
-def _connect() -> socket.socket:
-    """A connection to the store; asked for often, so that a process which has started early is not the last to know.
-
-    Torch waits longer after each attempt, up to a minute. If the store were lost in that minute, it would ask on.
-    """
-    until = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            return socket.create_connection(_address())
-        except OSError:
-            # Processes that have met had a store.
-            if distributed.is_initialized() or time.monotonic() > until:
-                raise
-            time.sleep(POLL_SECONDS)
-
-
 def _open_store() -> TCPStore:
-    return TCPStore(
-        *_address(),
-        is_master=_keeps_store(),
-        wait_for_workers=False,
-        multi_tenant=True,
-        timeout=timedelta(seconds=ANSWER_SECONDS),
-    )
+    opening, answering = timedelta(seconds=OPEN_SECONDS), timedelta(seconds=ANSWER_SECONDS)
+    store = TCPStore(*_address(), is_master=_keeps_store(), wait_for_workers=False, multi_tenant=True, timeout=opening)
+    store.set_timeout(answering)
+    return store
 
 
 def _tell(message: str | None) -> None:

@@ -24,7 +24,7 @@ from debias_ssl.features.embedding import FeatureCache, embed
 from debias_ssl.features.flags import add_flags, agreed_flags, check_flags, embed_settings
 from debias_ssl.features.store import FolderStore, shared
 from debias_ssl.features.views import KeptView, kept_views
-from debias_ssl.labels.truth import say
+from debias_ssl.labels.tables.truth import say
 from debias_ssl.models.encoders import Encoder, load_encoder
 from debias_ssl.system.errors import InputError, shortened
 from debias_ssl.system.files import ends_told

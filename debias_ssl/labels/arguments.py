@@ -15,8 +15,8 @@ from torch import Tensor
 
 from debias_ssl.data.sources.images import UNKNOWN
 from debias_ssl.formulas.selective import ScoreName
-from debias_ssl.labels.config import LABEL_FILES, DebiasConfig, EstimateName, Refine
-from debias_ssl.labels.truth import read_labels, read_target
+from debias_ssl.labels.debiasing.config import LABEL_FILES, DebiasConfig, EstimateName, Refine
+from debias_ssl.labels.tables.truth import read_labels, read_target
 from debias_ssl.system.errors import InputError
 
 Numbers = np.ndarray | Tensor | Sequence[int] | Sequence[float]

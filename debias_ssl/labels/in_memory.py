@@ -19,17 +19,17 @@ from debias_ssl.distributed.device import Precision, chosen_device, computes_in_
 from debias_ssl.features.embedding import embed
 from debias_ssl.features.store import FolderStore, MemoryStore
 from debias_ssl.labels.arguments import DebiasSettings, Settings, array, flags_are_arguments, named, text
-from debias_ssl.labels.class_list import Classes, given_classes
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Labeling, RowLabels, Rows, label_rows, labeling_of, score_name
-from debias_ssl.labels.hierarchy import hierarchy_of
-from debias_ssl.labels.image_reference import Given, features_of, image_reference, measured
-from debias_ssl.labels.matrix import check_shape, logits_of_blank, predictions_of
-from debias_ssl.labels.matrix_reference import matrix_reference, rows_reference
-from debias_ssl.labels.refinement import check_given, refined, vectors_of
-from debias_ssl.labels.removal import find_removal
-from debias_ssl.labels.summary import summary_of
-from debias_ssl.labels.zero_shot import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.debiasing.refinement import check_given, refined, vectors_of
+from debias_ssl.labels.debiasing.removal import find_removal
+from debias_ssl.labels.debiasing.rows import Labeling, RowLabels, Rows, label_rows, labeling_of, score_name
+from debias_ssl.labels.matrix.predictions import check_shape, logits_of_blank, predictions_of
+from debias_ssl.labels.matrix.reference import matrix_reference, rows_reference
+from debias_ssl.labels.names.class_list import Classes, given_classes
+from debias_ssl.labels.names.hierarchy import hierarchy_of
+from debias_ssl.labels.output.summary import summary_of
+from debias_ssl.labels.zero_shot.reference import Given, features_of, image_reference, measured
+from debias_ssl.labels.zero_shot.rows import Request, check_several, read_request, vectors_of_classes, zero_shot_rows
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.system.errors import InputError
 

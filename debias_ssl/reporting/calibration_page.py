@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from debias_ssl.labels.temperature import PERCENTS, SCORES, Rescaled
+from debias_ssl.labels.matrix.temperature import PERCENTS, SCORES, Rescaled
 from debias_ssl.reporting.page import Page, Section, Table, percent
 from debias_ssl.reporting.sections.against_truth import reliability_figure
 

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from debias_ssl.formulas.metrics import recall_intervals
-from debias_ssl.labels.debiasing import Labeling
-from debias_ssl.labels.levels import levels_rows
-from debias_ssl.labels.summary import refined_words, summary_of
-from debias_ssl.labels.tuning import UNTUNED, is_tuned
+from debias_ssl.labels.debiasing.rows import Labeling
+from debias_ssl.labels.debiasing.tuning import UNTUNED, is_tuned
+from debias_ssl.labels.output.levels import levels_rows
+from debias_ssl.labels.output.summary import refined_words, summary_of
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import NAMED, printable, truncated
 from debias_ssl.reporting.page import Figure, Page, Section, Table, between, named, percent

@@ -3,7 +3,11 @@
 import os
 import re
 import signal
+import socket
+import sys
+import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,8 @@ import pytest
 from launched import CONTEXT, DIGITS, SHORT, Launched
 from PIL import Image
 
-from debias_ssl.distributed.processes import Companions, _connect
+from debias_ssl.distributed.entry_point import entry_point
+from debias_ssl.distributed.processes import Companions
 from debias_ssl.system.locking import locked
 
 # Far less than the half hour for which processes wait for each other.
@@ -93,11 +98,12 @@ def test_when_another_process_is_killed(num_processes, killed, tmp_path):
     assert all("another process has ended" in message and "--resume" in message for message in messages)
 
 
-def wait_for_ever(rank: int, port: int, ready: Any) -> None:
+def wait_for_ever(rank: int, port: int, started: Any, ready: Any) -> None:
     """A process that waits for another one, whatever for, and neither sends nor gets a message."""
     os.environ.update(WORLD_SIZE="2", RANK=str(rank), MASTER_ADDR="localhost", MASTER_PORT=str(port))
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     companions = Companions()
+    started.release()
     while rank and companions._line is None:
         time.sleep(0.01)
     ready.release()
@@ -106,7 +112,8 @@ def wait_for_ever(rank: int, port: int, ready: Any) -> None:
 
 def test_the_store_is_lost_while_a_process_waits(free_port):
     ready = CONTEXT.Semaphore(0)
-    processes = [CONTEXT.Process(target=wait_for_ever, args=(rank, free_port, ready)) for rank in range(2)]
+    arguments = [(rank, free_port, CONTEXT.Semaphore(0), ready) for rank in range(2)]
+    processes = [CONTEXT.Process(target=wait_for_ever, args=each) for each in arguments]
     for process in processes:
         process.start()
     try:
@@ -120,25 +127,51 @@ def test_the_store_is_lost_while_a_process_waits(free_port):
             process.kill()
 
 
+def wait_for_a_store(port: int) -> None:
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        with suppress(OSError):
+            return socket.create_connection(("localhost", port)).close()
+        time.sleep(0.02)
+
+
 def test_a_process_that_starts_early_hears_at_once_that_the_store_is_lost(free_port):
     # Torch looks for the store at longer and longer intervals, and would not find it before it is lost.
-    ready = CONTEXT.Semaphore(0)
-    first, early = [CONTEXT.Process(target=wait_for_ever, args=(rank, free_port, ready)) for rank in range(2)]
+    started = CONTEXT.Semaphore(0)
+    arguments = [(rank, free_port, started, CONTEXT.Semaphore(0)) for rank in range(2)]
+    first, early = [CONTEXT.Process(target=wait_for_ever, args=each) for each in arguments]
     early.start()
     try:
-        time.sleep(5)
+        assert started.acquire(timeout=SECONDS)
+        time.sleep(4)
         first.start()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MASTER_ADDR", "localhost")
-            patch.setenv("MASTER_PORT", str(free_port))
-            _connect().close()
-        time.sleep(1)
+        wait_for_a_store(free_port)
+        time.sleep(2)
         first.kill()
-        early.join(10)
+        early.join(20)
         assert early.exitcode == 1
     finally:
         for process in (first, early):
             process.kill()
+
+
+def end_and_count_threads(rank: int, port: int) -> None:
+    """A job without work; its exit status is the number of threads that it leaves."""
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+    before = threading.active_count()
+    entry_point(lambda arguments: None)([])
+    sys.exit(threading.active_count() - before)
+
+
+def test_a_job_leaves_no_thread(free_port):
+    # "terminate called without an active exception": Python ends while a thread waits for torch.
+    processes = [CONTEXT.Process(target=end_and_count_threads, args=(rank, free_port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(SECONDS)
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def test_processes_that_end_as_they_should_say_nothing_of_each_other(tmp_path):

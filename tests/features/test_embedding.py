@@ -23,7 +23,7 @@ from debias_ssl.data.sources.listing import FileNames
 from debias_ssl.features import embedding as features
 from debias_ssl.features.embedding import FeatureCache, embed
 from debias_ssl.features.store import FolderStore, MemoryStore, ShardRows
-from debias_ssl.labels.images import images_to_label
+from debias_ssl.labels.zero_shot.images import images_to_label
 from debias_ssl.models.clip import Clip, load_clip
 from debias_ssl.models.resizing import RESIZED
 from debias_ssl.system.errors import InputError, StoppedError

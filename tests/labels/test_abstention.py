@@ -13,10 +13,10 @@ from test_removal import made
 
 from debias_ssl import debias_matrix
 from debias_ssl.debias import main as debias
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Rows, label_rows, labeling_of
-from debias_ssl.labels.removal import find_removal
-from debias_ssl.labels.truth import RowNumbers
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.debiasing.removal import find_removal
+from debias_ssl.labels.debiasing.rows import Rows, label_rows, labeling_of
+from debias_ssl.labels.tables.truth import RowNumbers
 from debias_ssl.system.errors import InputError
 
 NUM = 2000

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from debias_ssl.labels.matrix import read_predictions
+from debias_ssl.labels.matrix.predictions import read_predictions
 from debias_ssl.system.errors import InputError
 
 NUMBERS = ("logits", "fp16 logits", "integers", "log-probabilities", "probs", "fp16 probs", "2 decimals", "percent")

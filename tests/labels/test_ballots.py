@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Rows
-from debias_ssl.labels.member_figures import CRITERIA, criteria_of, lines_of, members_summary, members_table
-from debias_ssl.labels.truth import RowNumbers
-from debias_ssl.labels.votes import ballots_of, voted
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.debiasing.rows import Rows
+from debias_ssl.labels.tables.truth import RowNumbers
+from debias_ssl.labels.voting.member_figures import CRITERIA, criteria_of, lines_of, members_summary, members_table
+from debias_ssl.labels.voting.votes import ballots_of, voted
 
 NUM, NUM_CLASSES = 1200, 4
 STANDARD = DebiasConfig()

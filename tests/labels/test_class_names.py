@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from debias_ssl.labels.class_list import ClassList, given_classes
-from debias_ssl.labels.class_names import class_list, read_class_list
+from debias_ssl.labels.names.class_list import ClassList, given_classes
+from debias_ssl.labels.names.class_names import class_list, read_class_list
 from debias_ssl.system.errors import InputError
 
 

@@ -6,8 +6,13 @@ import pytest
 import torch
 from small_clip import save_clip
 
-from debias_ssl.labels.class_list import given_classes
-from debias_ssl.labels.class_vectors import check_different, own_vectors, read_class_vectors, vectors_of_prompts
+from debias_ssl.labels.names.class_list import given_classes
+from debias_ssl.labels.zero_shot.class_vectors import (
+    check_different,
+    own_vectors,
+    read_class_vectors,
+    vectors_of_prompts,
+)
 from debias_ssl.models.clip import Clip, class_vectors, load_clip
 from debias_ssl.system.errors import InputError
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from debias_ssl.formulas import priors
 from debias_ssl.formulas.calibration import expected_calibration_error
 from debias_ssl.formulas.logits import debias
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Labeling, Rows
-from debias_ssl.labels.output import check_folder, outputs_in, write_labels, write_summary
-from debias_ssl.labels.removal import find_removal
-from debias_ssl.labels.summary import summary_of, summary_table
-from debias_ssl.labels.truth import RowNumbers, read_labels, read_target
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.debiasing.removal import find_removal
+from debias_ssl.labels.debiasing.rows import Labeling, Rows
+from debias_ssl.labels.output.folder import check_folder, outputs_in, write_labels, write_summary
+from debias_ssl.labels.output.summary import summary_of, summary_table
+from debias_ssl.labels.tables.truth import RowNumbers, read_labels, read_target
 from debias_ssl.system.errors import InputError
 
 CLASSES = ("ant", "bee", "cat", "dog")

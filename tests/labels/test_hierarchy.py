@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from debias_ssl.labels.hierarchy import Hierarchy, hierarchy_of, parents_of
+from debias_ssl.labels.names.hierarchy import Hierarchy, hierarchy_of, parents_of
 from debias_ssl.system.errors import InputError
 
 CLASSES = ("maine coon", "tabby", "dog", "car")

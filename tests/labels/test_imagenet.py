@@ -4,7 +4,7 @@ import open_clip
 import pytest
 from timm.data.imagenet_info import ImageNetInfo
 
-from debias_ssl.labels.imagenet import imagenet_names, numbers_of, wnids
+from debias_ssl.labels.names.imagenet import imagenet_names, numbers_of, wnids
 
 
 def test_ids_are_sorted_and_each_has_a_number():

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from debias_ssl.formulas.calibration import calibration_figures, calibration_of, fit_temperature, fit_temperature_to
-from debias_ssl.labels import known_rows
-from debias_ssl.labels.known_rows import KnownRows, LogitFile
-from debias_ssl.labels.temperature import rescale, rescale_in_folds
+from debias_ssl.labels.matrix import known_rows
+from debias_ssl.labels.matrix.known_rows import KnownRows, LogitFile
+from debias_ssl.labels.matrix.temperature import rescale, rescale_in_folds
 from debias_ssl.training.evaluation import evaluate_logits, evaluate_rows
 
 

@@ -12,8 +12,8 @@ import torch
 from harmful import Harmful
 from pyarrow import parquet
 
-from debias_ssl.labels.class_names import read_class_list
-from debias_ssl.labels.matrix import read_predictions
+from debias_ssl.labels.matrix.predictions import read_predictions
+from debias_ssl.labels.names.class_names import read_class_list
 from debias_ssl.system.errors import InputError
 
 LOGITS = np.array([[1.5, -2.0, 0.25], [0.0, 3.0, 7.0], [0.5, 0.5, -0.5], [2.0, 0.0, 0.0]], dtype=np.float32)
@@ -60,7 +60,7 @@ def test_probabilities_become_logits(tmp_path: Path):
 
 
 def test_chunks_are_of_bounded_size_and_can_be_had_again(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("debias_ssl.labels.debiasing.CHUNK_NUMBERS", 7)
+    monkeypatch.setattr("debias_ssl.labels.debiasing.chunks.CHUNK_NUMBERS", 7)
     predictions = read_predictions(saved(tmp_path, LOGITS))
     for _ in range(2):
         chunks = [*predictions]
@@ -206,7 +206,7 @@ def test_matrices_that_cannot_be_used_are_refused(array: np.ndarray, words: str,
 
 
 def test_bad_rows_are_numbered_over_chunks(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("debias_ssl.labels.debiasing.CHUNK_NUMBERS", 6)
+    monkeypatch.setattr("debias_ssl.labels.debiasing.chunks.CHUNK_NUMBERS", 6)
     for value, words in ((0, "row 3 .*only zeros"), (np.nan, "row 3 .*class '0'")):
         array = LOGITS.copy()
         array[3] = value

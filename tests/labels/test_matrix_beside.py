@@ -9,8 +9,8 @@ import pytest
 from jobs import refused, rows_of
 
 from debias_ssl.debias import main as debias
-from debias_ssl.labels.matrix import read_predictions
-from debias_ssl.labels.output import outputs_in
+from debias_ssl.labels.matrix.predictions import read_predictions
+from debias_ssl.labels.output.folder import outputs_in
 
 CLASSES, NUM = ["ant", "bee", "cat", "dog"], 120
 

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from debias_ssl import evaluate
 from debias_ssl.debias import main as debias
-from debias_ssl.labels.matrix import read_predictions
+from debias_ssl.labels.matrix.predictions import read_predictions
 from debias_ssl.system.errors import InputError
 
 NUM, CLASSES = 40, ["cat", "dog", "bird"]

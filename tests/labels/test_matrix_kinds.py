@@ -10,7 +10,7 @@ from jobs import refused
 
 from debias_ssl import debias_matrix, evaluate
 from debias_ssl.debias import main as debias
-from debias_ssl.labels.matrix import read_predictions
+from debias_ssl.labels.matrix.predictions import read_predictions
 from debias_ssl.system.errors import InputError
 
 

@@ -17,7 +17,7 @@ from sklearn.svm import LinearSVC
 
 from debias_ssl import evaluate
 from debias_ssl.debias import main as debias
-from debias_ssl.labels.matrix import read_predictions
+from debias_ssl.labels.matrix.predictions import read_predictions
 from debias_ssl.system.errors import InputError
 
 NAMES = np.array(["ant", "bee", "cat", "dog", "eel"])

@@ -16,8 +16,8 @@ from killing import killed_after
 from debias_ssl import debias_matrix
 from debias_ssl.data.sources.label_files import read_probs
 from debias_ssl.debias import main as debias
-from debias_ssl.labels.matrix import read_predictions
-from debias_ssl.labels.output import stored
+from debias_ssl.labels.matrix.predictions import read_predictions
+from debias_ssl.labels.output.folder import stored
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.outputs import MANIFEST
 

@@ -14,8 +14,8 @@ from pyarrow import parquet
 from debias_ssl.data.sources.folder import is_table, labeled_files
 from debias_ssl.data.sources.label_files import read_confidence, read_probs
 from debias_ssl.debias import main
-from debias_ssl.labels.label_table import _texts
-from debias_ssl.labels.matrix import read_predictions
+from debias_ssl.labels.matrix.predictions import read_predictions
+from debias_ssl.labels.output.label_table import _texts
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import UNFINISHED
 
@@ -51,7 +51,7 @@ def names_in(out: Path) -> set[str]:
 
 def test_a_parquet_table_has_the_cells_of_csv_with_their_types(predictions: Path, monkeypatch):
     # Several row groups.
-    monkeypatch.setattr("debias_ssl.labels.label_table.ROWS", 25)
+    monkeypatch.setattr("debias_ssl.labels.output.label_table.ROWS", 25)
     of_csv = rows_of(run(predictions, "csv"))
     out = run(predictions, "parquet", "--table", "parquet")
     assert parquet.ParquetFile(out / "labels.parquet").num_row_groups == 3

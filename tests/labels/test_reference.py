@@ -14,8 +14,8 @@ from debias_ssl import debias_matrix
 from debias_ssl.debias import main
 from debias_ssl.formulas import priors
 from debias_ssl.labels.arguments import DebiasSettings
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.preference import Preference
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.debiasing.preference import Preference
 from debias_ssl.system.errors import InputError
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]

@@ -14,11 +14,11 @@ from small_clip import paint_images, save_clip
 import debias_ssl
 from debias_ssl.debias import main as debias_main
 from debias_ssl.label import main as label_main
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Rows
-from debias_ssl.labels.refinement import refined
-from debias_ssl.labels.removal import find_removal
-from debias_ssl.labels.truth import RowNumbers
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.debiasing.refinement import refined
+from debias_ssl.labels.debiasing.removal import find_removal
+from debias_ssl.labels.debiasing.rows import Rows
+from debias_ssl.labels.tables.truth import RowNumbers
 from debias_ssl.system.errors import InputError
 
 CLASSES, DIM, NUM = 5, 16, 300

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from debias_ssl.formulas import priors
 from debias_ssl.formulas.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood
-from debias_ssl.labels import tuning
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Removal, Rows
-from debias_ssl.labels.estimates import PriorName
-from debias_ssl.labels.removal import find_removal
-from debias_ssl.labels.truth import RowNumbers
+from debias_ssl.labels.debiasing import tuning
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.debiasing.estimates import PriorName
+from debias_ssl.labels.debiasing.removal import find_removal
+from debias_ssl.labels.debiasing.rows import Removal, Rows
+from debias_ssl.labels.tables.truth import RowNumbers
 
 OF_ROWS = [name for name in get_args(PriorName) if name not in ("none", "content_free")]
 

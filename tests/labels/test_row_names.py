@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from debias_ssl.labels.row_names import match, match_numbers
-from debias_ssl.labels.truth import RowNumbers
+from debias_ssl.labels.tables.row_names import match, match_numbers
+from debias_ssl.labels.tables.truth import RowNumbers
 
 ROWS = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"]
 

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Labeling, Rows, label_rows, labeling_of
-from debias_ssl.labels.label_table import csv_parts
-from debias_ssl.labels.removal import find_removal
-from debias_ssl.labels.several import several_labels
-from debias_ssl.labels.summary import summary_of, summary_table
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.debiasing.removal import find_removal
+from debias_ssl.labels.debiasing.rows import Labeling, Rows, label_rows, labeling_of
+from debias_ssl.labels.debiasing.several import several_labels
+from debias_ssl.labels.output.label_table import csv_parts
+from debias_ssl.labels.output.summary import summary_of, summary_table
 
 # Sigmoids of logit - 1: 0.5, 0.731; 0.119, 0.018; 0.881, 0.953.
 LOGITS = torch.tensor([[1.0, 2.0, -4.0], [-1.0, -3.0, -9.0], [3.0, -5.0, 4.0]])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from debias_ssl.labels import suggestion
-from debias_ssl.labels.candidates import Candidates
-from debias_ssl.labels.suggestion import by_uncertainty, candidates, class_shares, suggest_images, unsure
-from debias_ssl.labels.truth import RowNumbers
+from debias_ssl.labels.annotation import suggestion
+from debias_ssl.labels.annotation.candidates import Candidates
+from debias_ssl.labels.annotation.suggestion import by_uncertainty, candidates, class_shares, suggest_images, unsure
+from debias_ssl.labels.tables.truth import RowNumbers
 from debias_ssl.system.errors import InputError
 
 # Three groups of ten images, and three images far from all.

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from debias_ssl.labels.truth import RowNumbers, read_labels, say
+from debias_ssl.labels.tables.truth import RowNumbers, read_labels, say
 from debias_ssl.system.errors import InputError
 
 CLASSES = ("ant", "bee")

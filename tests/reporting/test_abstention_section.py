@@ -7,8 +7,8 @@ import pytest
 from pages import check_self_contained
 from test_labels_page import NAMES, biased, html, labeled, page_of, rows_of, titles_of
 
-from debias_ssl.labels.abstention import Abstention, OnTuned
-from debias_ssl.labels.debiasing import Labeling
+from debias_ssl.labels.debiasing.abstention import Abstention, OnTuned
+from debias_ssl.labels.debiasing.rows import Labeling
 from debias_ssl.reporting.sections.abstention import coverage_figure, least_sure_sheet, risk_figure
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from pages import SCRIPT, Seen, check_in_browser, check_self_contained
 
-from debias_ssl.labels.config import DebiasConfig
-from debias_ssl.labels.debiasing import Labeling
-from debias_ssl.labels.summary import summary_of
+from debias_ssl.labels.debiasing.config import DebiasConfig
+from debias_ssl.labels.debiasing.rows import Labeling
+from debias_ssl.labels.output.summary import summary_of
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.labels_page import flow_table, labels_page, precisions_and_recalls, rank_correlation
 from debias_ssl.reporting.page import Page, render

@@ -19,6 +19,17 @@ def test_the_documentation_has_no_findings(capsys):
     assert prose.main([]) == 0, capsys.readouterr().out
 
 
+def test_every_page_of_the_documentation_is_checked(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(prose, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    pages = [page.relative_to(ROOT) for page in ROOT.glob("docs/*.md")]
+    for page in pages:
+        (tmp_path / page).write_text("Anew.\n")
+    assert prose.main([]) == 1
+    found = capsys.readouterr().out.splitlines()[:-1]
+    assert sorted(line.split(":")[0] for line in found) == sorted(map(str, pages))
+
+
 @pytest.mark.parametrize(
     "phrase",
     [

@@ -15,7 +15,7 @@ from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.config import DataConfig
 from debias_ssl.finetune.config import METHODS as STAGE_TWO
 from debias_ssl.finetune.config import FinetuneConfig
-from debias_ssl.labels.config import DebiasConfig
+from debias_ssl.labels.debiasing.config import DebiasConfig
 from debias_ssl.methods import UDA, DebiasPL, FixMatch
 from debias_ssl.models import ModelConfig
 from debias_ssl.system.errors import InputError

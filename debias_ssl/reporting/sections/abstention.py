@@ -4,8 +4,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from debias_ssl.formulas.selective import area_under_risk, risk_coverage
-from debias_ssl.labels.abstention_figures import abstention_figures
-from debias_ssl.labels.debiasing import Labeling
+from debias_ssl.labels.debiasing.rows import Labeling
+from debias_ssl.labels.output.abstention_figures import abstention_figures
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import Series
 from debias_ssl.reporting.page import Figure, Picture, Section, Sheet, Table, between, percent, picture

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from debias_ssl.labels.debiasing import Labeling
+from debias_ssl.labels.debiasing.rows import Labeling
 from debias_ssl.reporting import figures
 from debias_ssl.reporting.figures import truncated
 from debias_ssl.reporting.page import Figure, Section, Table

@@ -1,0 +1,1 @@
+"""Names of classes, their hierarchy, and the files that list them."""

@@ -1,0 +1,1 @@
+"""What `label` and `debias` write and print."""

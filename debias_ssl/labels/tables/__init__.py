@@ -1,0 +1,1 @@
+"""Tables of predictions and of the truth: their columns, and the rows that they name."""

@@ -1,0 +1,1 @@
+"""Labels by the votes of several classifiers."""
