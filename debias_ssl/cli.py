@@ -54,7 +54,15 @@ def main() -> None:
 
         show(__version__)
     elif job in JOBS:
-        importlib.import_module(JOBS[job][0]).main(sys.argv[2:])
+        try:
+            main_of_job = importlib.import_module(JOBS[job][0]).main
+        except KeyboardInterrupt:
+            # The imports take seconds, and nothing has begun.
+            print("SIGINT: stopped", file=sys.stderr)
+            sys.exit(130)
+        main_of_job(sys.argv[2:])
     else:
-        print(f"error: there is no job {job!r}; the jobs are {', '.join(JOBS)}", file=sys.stderr)
+        from debias_ssl.system.imports import near
+
+        print(f"error: there is no job {job!r}{near(job, [*JOBS])}; the jobs are {', '.join(JOBS)}", file=sys.stderr)
         sys.exit(2)

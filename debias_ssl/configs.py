@@ -5,6 +5,7 @@ from pathlib import Path
 from debias_ssl.distributed.entry_point import entry_point
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import check_new_file, write_aside
+from debias_ssl.system.imports import near
 from debias_ssl.training.job_help import JobHelp
 from debias_ssl.training.parser import job_parser
 from debias_ssl.training.shipped import first_comment, shipped_configs
@@ -33,7 +34,9 @@ def main(arguments: list[str]) -> None:
             print(f"{name:<{width}}  {first_comment(path)}".rstrip())
         return
     if parsed.copy not in shipped:
-        raise InputError(f"--copy {parsed.copy!r} is not one of the configs: {', '.join(shipped)}")
+        raise InputError(
+            f"--copy {parsed.copy!r} is not one of the configs: {', '.join(shipped)}{near(parsed.copy, [*shipped])}"
+        )
     out = Path(parsed.out or f"{Path(parsed.copy).name}.yaml")
     check_new_file(out, "--out", parsed.overwrite)
     write_aside(out, shipped[parsed.copy].read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from debias_ssl.system.files import read_yaml
 from debias_ssl.training.config import Config
 from debias_ssl.training.job_help import JobHelp
 from debias_ssl.training.parser import make_parser
-from debias_ssl.training.saved import completed
+from debias_ssl.training.saved import completed, no_run_told
 
 HELP = JobHelp(
     arguments="--teacher RUN [--config FILE]... [--SETTING VALUE]...",
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
 def _data_of(teacher: RunFolder) -> list[str]:
     """The images and the split of a run, as flags."""
     if not teacher.holds_run():
-        raise InputError(f"--teacher {str(teacher.path)!r} holds no run: it has no config.yaml")
+        raise InputError(f"--teacher {no_run_told(teacher.path)}")
     data = completed(read_yaml(teacher.path / "config.yaml"))["data"]
     return [f"--data={json.dumps({**data, 'split': str(teacher.split)})}"]
 

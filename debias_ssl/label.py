@@ -29,7 +29,7 @@ from debias_ssl.features.flags import add_flags, agreed_flags, check_flags, deco
 from debias_ssl.features.store import FolderStore, shared
 from debias_ssl.labels.debiasing.config import LABEL_FILES, DebiasConfig
 from debias_ssl.labels.debiasing.rows import Labeling, Rows
-from debias_ssl.labels.output.folder import OutputConfig, check_folder, outputs_in, write_folder
+from debias_ssl.labels.output.folder import OutputConfig, check_folder, outputs_in, whereabouts, write_folder
 from debias_ssl.labels.output.summary import summary_table
 from debias_ssl.labels.tables.truth import say
 from debias_ssl.labels.zero_shot.images import likely_folder
@@ -152,7 +152,7 @@ def _label(
         with member.turn():
             if _state(out) != before:
                 # Written by another process in an earlier turn.
-                print(f"{summary_table(json.loads((out / SUMMARY).read_text()))}\n{out}")
+                print(f"{summary_table(json.loads((out / SUMMARY).read_text()))}\n{whereabouts(out)}")
                 return
             if not parsed.wait and (at_work := member.others()):
                 member.leave()

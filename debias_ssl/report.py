@@ -13,7 +13,7 @@ from debias_ssl.system.locking import locked, locked_file
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.job_help import JobHelp
 from debias_ssl.training.parser import job_parser
-from debias_ssl.training.saved import parse_data
+from debias_ssl.training.saved import no_run_told, parse_data
 
 HELP = JobHelp(
     arguments="RUN... [--out FILE] [--SETTING VALUE]...",
@@ -38,6 +38,10 @@ def main(arguments: list[str]) -> None:
         parser.add_class_arguments(DataConfig, "data")
         parsed, data = parser.parse_args(arguments), None
     runs = [Path(run) for run in parsed.runs]
+    for run in runs:
+        # Before the lock, which would make the folder.
+        if not run.is_dir():
+            raise InputError(no_run_told(run))
     if parsed.out is None and len(runs) > 1:
         raise InputError("several runs make one page: say where with --out FILE")
     out = Path(parsed.out or runs[0] / NAME)

@@ -50,7 +50,9 @@ def test_a_file_becomes_a_folder(predictions: Path, capsys):
     assert sum(row["label"] != row["plain_label"] for row in rows) == summary["num_changed"]
     said = capsys.readouterr().out
     assert "400 x 4 logits" in said and f"{summary['num_changed']} of 400 labels changed" in said
-    assert f"{100 * summary['debiased']['accuracy']:.2f} %" in said and said.endswith(f"{out}\n")
+    assert f"{100 * summary['debiased']['accuracy']:.2f} %" in said and said.endswith(
+        f"{out}; its page: {out / 'report.html'}\n"
+    )
 
 
 def test_flags_are_the_settings(predictions: Path):

@@ -42,6 +42,8 @@ def entry_point(main: Callable[[list[str]], None]) -> Callable[..., None]:
             companions.leave()
             sys.exit(128 + stopped.number)
         except KeyboardInterrupt:
+            if is_first():
+                print("SIGINT: stopped", file=sys.stderr)
             companions.leave()
             sys.exit(130)
         except Exception as error:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,12 +17,23 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from debias_ssl.models.clip_names import CONFIG, EXTRA, LOCAL, OFFLINE, checked_config, plain, silent, why
+from debias_ssl.models.clip_names import (
+    CONFIG,
+    EXTRA,
+    LOCAL,
+    OFFLINE,
+    checked_config,
+    needs_transformers,
+    plain,
+    silent,
+    why,
+)
 from debias_ssl.models.folding import folded
 from debias_ssl.models.pixels import Normalized, Preprocessing, hash_of
 from debias_ssl.models.resizing import RESIZED, of_bytes, takes_tensors
 from debias_ssl.models.text_cache import keep, kept
 from debias_ssl.system.errors import InputError
+from debias_ssl.system.hub import hub_or_cache
 
 # Number of classes whose prompts are encoded together, as in open_clip, and of prompts in a forward pass.
 CLASSES, PROMPTS = 10, 1024
@@ -119,14 +131,17 @@ def _created(model: str, pretrained: str | None, device: torch.device) -> Any:
         InputError: it cannot be loaded.
     """
     import open_clip
+    from open_clip.pretrained import download_pretrained
 
+    is_file = model.startswith(LOCAL) or Path(pretrained or "").is_file()
     try:
-        with silent():
+        with silent(), nullcontext() if is_file else hub_or_cache():
+            # Before the network is made, which takes seconds for nothing where its weights cannot be had.
+            download_pretrained(open_clip.get_pretrained_cfg(model, pretrained or "") or {})
             network: Any = open_clip.create_model(
                 model, pretrained, device=device, pretrained_text=False, require_pretrained=True
             )
     except Exception as error:  # unpickling, parsing and downloading raise nearly anything
-        is_file = model.startswith(LOCAL) or Path(pretrained or "").is_file()
         fix = "are the weights those of this model?" if is_file else OFFLINE
         named = f"--model {model}" + (f" --pretrained {pretrained}" if pretrained else "")
         raise InputError(f"{named} cannot be loaded: {why(error)}; {fix}") from error
@@ -156,8 +171,9 @@ def _tokenizer(model: str, text_cfg: dict[str, Any]) -> Callable[[list[str]], Te
     import open_clip
 
     tower = text_cfg.get("hf_model_name")
+    asks_hub = needs_transformers({"text_cfg": text_cfg}) and not model.startswith(LOCAL)
     try:
-        with silent():
+        with silent(), hub_or_cache() if asks_hub else nullcontext():
             if tower:
                 # For a model with its own code, the package would ask at the terminal whether to run it.
                 import_module("transformers").AutoConfig.from_pretrained(tower, trust_remote_code=False)

@@ -1,8 +1,8 @@
 """Names of open_clip's models: checks weights, preprocessing and packages before any weights are loaded."""
 
-import difflib
 import json
 import logging
+import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.hub import hub_or_cache
+from debias_ssl.system.imports import near
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 CONFIG = "open_clip_config.json"
@@ -20,7 +22,7 @@ WEIGHTS = (".safetensors", ".bin", ".pth")
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 # The package's extra that brings what some tokenizers need.
 EXTRA = "pip install 'debias-ssl[transformers]'"
-OFFLINE = f"without a network, pass --model {LOCAL}FOLDER"
+OFFLINE = f"without a network, pass --model {LOCAL}FOLDER, a folder with the config and the weights of a model"
 
 
 def checked_config(model: str, pretrained: str | None) -> tuple[str, dict[str, Any]]:
@@ -37,6 +39,8 @@ def checked_config(model: str, pretrained: str | None) -> tuple[str, dict[str, A
     if not model.startswith((LOCAL, HUB)):
         import open_clip
 
+        if os.path.isdir(model):
+            raise InputError(f"--model {model} is a folder: pass --model {LOCAL}{model}")
         model = model.replace("/", "-")
         _check_name(model, pretrained)
         config = open_clip.get_model_config(model)
@@ -80,7 +84,7 @@ def from_hub(model: str, name: str = CONFIG) -> Path:
     from open_clip.pretrained import download_pretrained_from_hf
 
     try:
-        with silent():
+        with silent(), hub_or_cache():
             return Path(download_pretrained_from_hf(model.removeprefix(HUB), filename=name))
     except Exception as error:  # downloading raises nearly anything
         raise InputError(f"--model {model} cannot be loaded: {why(error)}; {OFFLINE}") from error
@@ -123,12 +127,9 @@ def _check_name(model: str, pretrained: str | None) -> None:
     import open_clip
     from open_clip.transform import PreprocessCfg
 
-    known = {name.lower(): name for name in open_clip.list_models()}
-    if model not in known.values():
-        near = [known[name] for name in difflib.get_close_matches(model.lower(), known, n=5)]
-        raise InputError(
-            f"--model: open_clip has no model {model!r}" + (f"; near it: {', '.join(near)}" if near else "")
-        )
+    known = open_clip.list_models()
+    if model not in known:
+        raise InputError(f"--model: open_clip has no model {model!r}{near(model, known)}")
     tags = open_clip.list_pretrained_tags_by_model(model)
     beside = Path(pretrained or "").parent / CONFIG
     if pretrained and (published := open_clip.get_pretrained_cfg(model, pretrained)):
@@ -149,7 +150,7 @@ def _check_name(model: str, pretrained: str | None) -> None:
     differing = [key for key, value in told.items() if value != built[key]]
     if differing == ["quick_gelu"]:
         other = f"{model}-quickgelu" if told["quick_gelu"] else model.removesuffix("-quickgelu")
-        if other != model and other in known.values() and not beside.is_file():
+        if other != model and other in known and not beside.is_file():
             fix = f"pass --model {other}"
         raise InputError(
             f"QuickGELU mismatch: {pretrained!r} was trained with quick_gelu {told['quick_gelu']}, {model} has "

@@ -1,5 +1,6 @@
 """Encoders: pretrained networks of timm and open_clip that compute features of images."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from debias_ssl.models.folding import folded
 from debias_ssl.models.pixels import Normalized, Preprocessing, hash_of
 from debias_ssl.models.resizing import of_bytes
 from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.hub import hub_or_cache
 from debias_ssl.system.imports import near
 
 TIMM, OPEN_CLIP = "timm:", "open_clip:"
@@ -203,10 +205,10 @@ def _created(model: str, weights: str | None) -> Any:
         raise InputError(f"--model: timm has no model {name!r}{near(name, timm.list_models())}")
     file = _weights_in(Path(name.removeprefix(LOCAL))) if name.startswith(LOCAL) else weights
     try:
-        with silent():
+        with silent(), hub_or_cache() if file is None else nullcontext():
             network = timm.create_model(name, pretrained=file is None, num_classes=0)
     except Exception as error:  # downloads and configs of others can raise almost any exception
-        fix = "" if name.startswith(LOCAL) else f"; {OFFLINE}" if brings else "; --weights takes a file"
+        fix = "" if name.startswith(LOCAL) else f"; {OFFLINE}" if brings else "; without a network, pass --weights FILE"
         raise InputError(f"--model {model} cannot be loaded: {why(error)}{fix}") from error
     if file is not None:
         load_weights(network, Path(file), "--weights" if weights else f"--model {model}")

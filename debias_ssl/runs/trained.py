@@ -29,7 +29,7 @@ from debias_ssl.system.outputs import check_whole
 from debias_ssl.training.config import Config
 from debias_ssl.training.evaluation import predict_logits
 from debias_ssl.training.learner import Predictor, blank_pixel
-from debias_ssl.training.saved import config_from
+from debias_ssl.training.saved import config_from, no_run_told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,8 @@ class TrainedRun:
         """Raises InputError if features are missing, or are given for a run on pixels."""
         if self.data.features and not are_given:
             raise InputError(
-                "the run was trained on features: pass --features, a folder of debias-ssl features or of label"
+                "the run was trained on features: make those of these images with the same model (debias-ssl features "
+                "--images IMAGES --model MODEL --out FOLDER), and pass --features FOLDER"
             )
         if are_given and not self.data.features:
             raise InputError("the run was trained on pixels, not on features: leave out --features")
@@ -215,5 +216,5 @@ def load_trained(folder: RunFolder, device: torch.device) -> TrainedRun:
 def load_config(folder: RunFolder) -> Config:
     check_whole(folder.path / "config.yaml")
     if not folder.holds_run():
-        raise InputError(f"{str(folder.path)!r} holds no run: it has no config.yaml")
+        raise InputError(no_run_told(folder.path))
     return config_from(read_yaml(folder.path / "config.yaml"))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -194,8 +195,10 @@ def adding_method_names(where: str = "") -> Iterator[None]:
     try:
         yield
     except InputError as error:
+        if several := re.search(r"there is no method '([^',]+,[^']+)'", str(error)):
+            raise InputError(f"{where}--method takes one method: for several, pass --methods {several[1]}") from error
         methods = ", ".join(METHODS)
-        hint = "" if methods in str(error) else f"; the methods are {methods}"
+        hint = f"; the methods are {methods}" if 'setting "method' in str(error) and methods not in str(error) else ""
         raise InputError(f"{where}{error}{hint}") from error
 
 

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import numpy as np
 import yaml
 from safetensors import SafetensorError
 
-from debias_ssl.system.errors import InputError, StoppedError, Terminated, WriteError, reason
+from debias_ssl.system.errors import InputError, Interrupted, StoppedError, Terminated, WriteError, reason
 
 # Size of the checksum at the end of a file in a cache.
 CHECK_BYTES = 4
@@ -175,6 +176,11 @@ def ends_told(mend: str = "--resume goes on") -> Iterator[None]:
         raise StoppedError(f"{error}; {mend}") from error
     except Terminated as stopped:
         raise Terminated(f"{stopped}; {mend}", stopped.number) from stopped
+    except Interrupted:
+        # It says by itself how to go on.
+        raise
+    except KeyboardInterrupt as stopped:
+        raise Interrupted(f"SIGINT: stopped; {mend}", signal.SIGINT) from stopped
 
 
 def cache_folder(where: str | None) -> Path:

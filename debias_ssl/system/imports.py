@@ -42,8 +42,20 @@ def imported(name: str, setting: str) -> Any:
 def near(name: str, known: Sequence[str]) -> str:
     """The known names that are similar to a wrong one, as the end of a message; empty if there are none."""
     by_lower = {each.lower(): each for each in known}
-    found = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=5)]
+    found = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower)]
     return f"; near it: {', '.join(found)}" if found else ""
+
+
+def near_beside(path: Path) -> str:
+    """The same for a file or folder that is not there: what lies beside its place, or beside that of a folder above it.
+
+    A folder that cannot be read has nothing near.
+    """
+    missing = next((each for each in [*reversed(path.parents), path] if not each.exists()), path)
+    try:
+        return near(missing.name, [each.name for each in missing.parent.iterdir()])
+    except OSError:
+        return ""
 
 
 def told(error: Exception) -> str:

@@ -1,4 +1,9 @@
-"""Rewrites jsonargparse's error messages for users."""
+"""Rewrites jsonargparse's error messages for users, and finds what an unknown setting may mean."""
+
+import re
+from collections.abc import Sequence
+
+from debias_ssl.system.imports import near
 
 # jsonargparse's words for programmers, and ours for users.
 WORDING = (
@@ -22,3 +27,19 @@ WORDING = (
     (r"Expected a <class '(\w+)'>\. Got value: ?(.*)", r"expected \1, got '\2'"),
     (r"Expected a <class '(\w+)'>", r"expected \1"),
 )
+
+# How jsonargparse names a flag, or a setting in a file, that does not exist; before it the group that it is in.
+UNKNOWN = (
+    (r"^unrecognized arguments: ()-*([^\s=]+)", "--"),
+    (r"^Group '([\w.]+)' does not accept option '([\w.]+)'", ""),
+    (r"^()Option '([\w.]+)' is not accepted", ""),
+)
+
+
+def near_setting(message: str, settings: Sequence[str]) -> str:
+    """The end of a message about an unknown setting: known ones near it; empty if there are none."""
+    for pattern, before in UNKNOWN:
+        if found := re.search(pattern, message):
+            name = ".".join(filter(None, found.groups()))
+            return near(before + name, [before + each for each in settings])
+    return ""

@@ -14,11 +14,12 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import read_yaml
+from debias_ssl.system.imports import near
 from debias_ssl.system.ranges import check_values
 from debias_ssl.training.choices import BASES, CHOICES, TRIMMED
 from debias_ssl.training.config import Config
 from debias_ssl.training.job_help import Formatter, JobHelp
-from debias_ssl.training.messages import WORDING
+from debias_ssl.training.messages import WORDING, near_setting
 from debias_ssl.training.renamed import check_flags, check_names, flat
 from debias_ssl.training.shipped import with_found_configs
 
@@ -44,6 +45,10 @@ class Parser(ArgumentParser):
                 hint = f" (--{setting}.help CLASS lists its settings)"
                 if is_class:
                     hint = f"; the {many} are {', '.join(named)}, or package.module.Class of your own (see PYTHONPATH)"
+                if unknown := re.search(rf"no {one} '(\w+)'", text):
+                    hint = near(unknown[1], [*named]) + hint
+        flags = [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
+        hint = near_setting(text, flags) + hint
         if 'setting "base"' in text:
             text = re.sub(r"(no|not a) method", r"\1 base", text)
             hint = f"; DebiasPL goes over {', '.join(BASES)}, DyTrim also over {', '.join(TRIMMED)}"

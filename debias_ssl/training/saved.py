@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from debias_ssl.data.config import DataConfig
 from debias_ssl.system.errors import InputError
 from debias_ssl.system.files import read_yaml
+from debias_ssl.system.imports import near_beside
 from debias_ssl.training.config import Config
 from debias_ssl.training.parser import Parser, make_parser, refuse_misplaced, resolve
 from debias_ssl.training.renamed import check_names, flat
@@ -62,6 +63,12 @@ def switched_method(resolved: dict[str, Any], files: Sequence[Path]) -> str | No
     )
 
 
+def no_run_told(folder: Path) -> str:
+    """What is wrong with a folder in which a run is looked for."""
+    why = "it has no config.yaml" if folder.is_dir() else f"there is no such folder{near_beside(folder)}"
+    return f"{str(folder)!r} holds no run: {why}"
+
+
 def parse_data(
     parser: Parser, arguments: list[str], run_of: Callable[[Namespace], str] = lambda parsed: parsed.run
 ) -> tuple[Namespace, DataConfig]:
@@ -69,7 +76,7 @@ def parse_data(
     parser.add_class_arguments(DataConfig, "data")
     run = run_of(parser.read_arguments(arguments))
     if not (Path(run) / "config.yaml").exists():
-        raise InputError(f"{run!r} holds no run: it has no config.yaml")
+        raise InputError(no_run_told(Path(run)))
     saved = read_yaml(Path(run) / "config.yaml")
     check_names(flat(saved).items(), str(Path(run) / "config.yaml"))
     if not isinstance(saved.get("data"), dict):

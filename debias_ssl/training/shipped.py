@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from debias_ssl.system.errors import InputError
+from debias_ssl.system.imports import near
 
 _PACKAGE = Path(__file__).parents[1]
 # An installed package contains the configs (see pyproject.toml). In a checkout they are beside the package.
@@ -43,7 +44,7 @@ def found_config(text: str, flag: str) -> Path:
         # Configs in folders are for flags other than --config.
         names = [known for known in shipped if ("/" in known) == (flag != "--config")]
         raise InputError(
-            f"{flag} {text!r} is no file, and no config of this name comes with the package; "
+            f"{flag} {text!r} is no file, and no config of this name comes with the package{near(name, names)}; "
             f"debias-ssl configs lists them: {', '.join(names)}"
         )
     return shipped[name]

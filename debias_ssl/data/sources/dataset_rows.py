@@ -20,6 +20,7 @@ from debias_ssl.data.sources.arrow_columns import NO_CLASS, Columns, bytes_type
 from debias_ssl.data.sources.rows import RowNames
 from debias_ssl.data.sources.shard_index import Member
 from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.hub import hub_or_cache
 from debias_ssl.system.tables import LABELS, usual
 
 # Values of `--images` that name a data set of Hugging Face begin with this.
@@ -156,7 +157,8 @@ def open_dataset(where: str, setting: str, *, download: bool = False, cache: str
             kind = "parquet" if all(name.endswith(".parquet") for each in files.values() for name in each) else "arrow"
             found = datasets.load_dataset(kind, data_files=files, cache_dir=kept)
         elif download:
-            found = datasets.load_dataset(where, cache_dir=kept)
+            with hub_or_cache():
+                found = datasets.load_dataset(where, cache_dir=kept)
         else:
             raise InputError(
                 f"{setting} is {where!r}: there is no such folder or file; for a data set on the hub, "

@@ -24,6 +24,7 @@ from debias_ssl.data.sources.left_out import BESIDE, EXTENSIONS, LeftOut, Tally,
 from debias_ssl.data.sources.listing import FileNames, find_images, joined, look_at, shared_listing
 from debias_ssl.data.sources.shards import is_shards, member_named, on_disk, open_shards
 from debias_ssl.system.errors import InputError, shortened
+from debias_ssl.system.imports import near_beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +236,7 @@ def labeled_files(
     if path.is_file():
         return _of_rows(read_label_file(path, root, classes, needs_labels=needs_labels))
     if not path.is_dir():
-        raise InputError(f"{setting} is {where!r}: there is no such folder or file")
+        raise InputError(f"{setting} is {where!r}: there is no such folder or file{near_beside(path)}")
     paths, labels = shared_listing(where, cache, lambda: _tree(where, setting))
     return Found(paths=paths, labels=labels)
 
@@ -291,7 +292,7 @@ def _unlabeled_files(
             raise InputError(f"{setting} is {where!r}: it has no images{shards or none_told(paths.left_out)}")
         return Found(paths=paths, labels=names)
     if not path.is_file():
-        raise InputError(f"{setting} is {where!r}: there is no such folder or file")
+        raise InputError(f"{setting} is {where!r}: there is no such folder or file{near_beside(path)}")
     if path.suffix.lower() in EXTENSIONS:
         return Found(paths=[str(path)], labels=[""])
     if is_table(path):

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from PIL import features
@@ -105,14 +105,19 @@ def is_worth_a_note(reason: str) -> bool:
     return reason not in NO_IMAGES and reason != HIDDEN
 
 
-def reasons_told(left_out: Mapping[str, int]) -> str:
-    """The most frequent reasons with their numbers, such as "40 .heic (needs the package pillow-heif), 3 others"."""
-    worth = sorted((reason for reason in left_out if is_worth_a_note(reason)), key=lambda each: (-left_out[each], each))
-    told = [f"{left_out[reason]:,} {explained(reason)}" for reason in worth[:SHOWN]]
-    others = sum(left_out.values()) - sum(left_out[reason] for reason in worth[:SHOWN])
-    return ", ".join([*told, *([f"{others:,} others"] if others else [])])
+def reasons_told(left_out: Mapping[str, int], told: Callable[[str], bool] = is_worth_a_note) -> str:
+    """The most frequent reasons with their numbers, such as "40 .heic (needs the package pillow-heif), 3 others".
+
+    Args:
+        left_out: how many entries each reason has.
+        told: whether a reason is named.
+    """
+    named = sorted((reason for reason in left_out if told(reason)), key=lambda each: (-left_out[each], each))[:SHOWN]
+    texts = [f"{left_out[reason]:,} {explained(reason)}" for reason in named]
+    others = sum(left_out.values()) - sum(left_out[reason] for reason in named)
+    return ", ".join([*texts, *([f"{others:,} others"] if others else [])])
 
 
 def none_told(left_out: Mapping[str, int]) -> str:
     """An addition to the message that there are no images; empty if there are no other entries."""
-    return f" (left out: {reasons_told(left_out)})" if left_out else ""
+    return f" (left out: {reasons_told(left_out, lambda _: True)})" if left_out else ""

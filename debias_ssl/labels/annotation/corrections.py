@@ -13,6 +13,7 @@ from debias_ssl.labels.annotation.label_studio import FIELDS, path_in, read_task
 from debias_ssl.labels.annotation.labeled_rows import LabeledRows
 from debias_ssl.labels.annotation.statements import Statement, Statements
 from debias_ssl.system.errors import InputError, reason
+from debias_ssl.system.imports import near_beside
 from debias_ssl.system.tables import LABELS, PATHS, ROWS, Table, check_text, read_table, read_text
 
 Issues = Literal["relabel", "unlabel"]
@@ -45,7 +46,7 @@ def read_statements(path: Path, rows: LabeledRows, field: str | None, issues: Is
             )
         return _of_fiftyone(path, field)
     if not path.is_file():
-        raise InputError(f"--corrections is {str(path)!r}: there is no such file or folder")
+        raise InputError(f"--corrections is {str(path)!r}: there is no such file or folder{near_beside(path)}")
     if path.suffix.lower() == ".json":
         return _of_json(path, field)
     table = read_table(path)

@@ -8,7 +8,7 @@ from debias_ssl.labels.debiasing.estimates import PriorName
 from debias_ssl.system.errors import InputError, check_settings
 from debias_ssl.system.ranges import BelowOne, NotNegative, Positive, Share, check_ranges
 
-EstimateName = Literal["auto"] | PriorName
+EstimateName = Literal["auto", PriorName]
 NAMES = ("auto", *get_args(PriorName))
 Refine = Literal["none", "mixture"]
 # Settings that may name files.

@@ -8,6 +8,7 @@ from debias_ssl.labels.names.class_json import entries_of_json
 from debias_ssl.labels.names.class_list import Classes, ClassList, Entry, Prompt, given_classes, listed, with_parents
 from debias_ssl.system.errors import InputError, reason
 from debias_ssl.system.files import read_array
+from debias_ssl.system.imports import near_beside
 from debias_ssl.system.tables import LABELS, check_text, read_text
 
 # A line that begins with the number of a class. A tab is not allowed after the number, because prompts follow a tab.
@@ -33,7 +34,10 @@ def class_list(where: str, setting: str = "--classes") -> ClassList:
         prompts = tuple((Prompt(text=text),) for text in imagenet_prompts())
         return ClassList(names=imagenet_names(), prompts=prompts, repeats=True)
     if not Path(where).is_file():
-        raise InputError(f"{setting} is {where!r}: there is no such file; a file of names, or imagenet, is expected")
+        raise InputError(
+            f"{setting} is {where!r}: there is no such file{near_beside(Path(where))}; "
+            "a file of names, or imagenet, is expected"
+        )
     return read_class_list(Path(where))
 
 

@@ -215,6 +215,11 @@ def _npy_header(dtype: type, shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
+def whereabouts(out: Path) -> str:
+    """The last line of a job: where the labels and their page are."""
+    return f"{out}; its page: {out / 'report.html'}"
+
+
 def write_summary(labeling: Labeling, out: Path, further: Mapping[str, Any]) -> str:
     """Writes summary.json, which marks the labels as complete; returns the result as a text for a terminal."""
     summary = summary_of(labeling)
@@ -224,5 +229,5 @@ def write_summary(labeling: Labeling, out: Path, further: Mapping[str, Any]) -> 
         f"prior {labeling.config.estimate}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "
         f"temperature {labeling.temperature:.4g}{chosen}{refined_words(labeling)}"
     )
-    told = [settings, *([] if is_tuned(labeling.config) else [UNTUNED]), summary_table(summary), str(out)]
+    told = [settings, *([] if is_tuned(labeling.config) else [UNTUNED]), summary_table(summary), whereabouts(out)]
     return "\n".join(told)
