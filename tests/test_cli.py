@@ -154,7 +154,7 @@ def test_no_job_writes_over_a_folder(tmp_path: Path, capsys):
     for main, flags in (
         (predict.main, ["--run", "x", "--images", "x"]),
         (data.main, ["split", "--config", str(DIGITS)]),
-        (report.main, ["x"]),
+        (report.main, [str(DIGITS.parent)]),
         (evaluate.main, ["--predictions", "x.npy", "--truth", "x.csv"]),
     ):
         assert "is a folder: name a file" in refused(main, [*flags, *out], capsys)

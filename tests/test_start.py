@@ -20,6 +20,8 @@ OWN = {"PIL", "debias_ssl", "filelock", "jaxtyping", "pyarrow", "safetensors", "
 OWN |= {"cloudpickle", "docstring_parser", "jsonargparse", "typeshed_client", "wadler_lindig"}
 # jsonargparse and torch import these where other packages, such as those of the documentation, have brought them.
 OWN |= {"attr", "attrs", "dill"}
+# Of the extra `heif`, which registers its formats with Pillow.
+OWN |= {"pillow_heif"}
 OF_HELP = TORCH | OWN
 # Accelerate looks for packages whose names begin with "google.".
 OF_RUN = OF_HELP | {"accelerate", "google", "packaging", "psutil", "huggingface_hub"}

@@ -235,7 +235,7 @@ def test_damaged_files_are_refused(name: str, tmp_path: Path):
 
 def test_other_files_are_refused(tmp_path: Path):
     (tmp_path / "p.pt").write_text("")
-    with pytest.raises(InputError, match=r"none of \.npy, \.npz, \.csv, \.tsv, \.txt, \.json"):
+    with pytest.raises(InputError, match=r"not one of \.npy, \.npz, \.csv, \.tsv, \.txt, \.json"):
         read_predictions(tmp_path / "p.pt")
     with pytest.raises(InputError, match="no file"):
         read_predictions(tmp_path / "p.npy")
