@@ -164,7 +164,7 @@ def test_two_processes_train_a_student_like_one(teacher, config, tmp_path):
     ("flags", "words"),
     [
         ([], ["no teacher", "--teacher"]),
-        (["--teacher", "nowhere"], ["nowhere", "no config.yaml"]),
+        (["--teacher", "nowhere"], ["nowhere", "no such folder"]),
         (["--teacher", "UNFINISHED"], ["is not a finished run"]),
         (["--teacher", "TEACHER", "--data.mean", "[0.2]"], ["teacher", "mean"]),
         (["--teacher", "TEACHER", "--data.labels_per_class", "4", "--data.split", "nowhere.json"], ["nowhere.json"]),

@@ -51,7 +51,8 @@ class Parser(ArgumentParser):
         hint = near_setting(text, flags) + hint
         if 'setting "base"' in text:
             text = re.sub(r"(no|not a) method", r"\1 base", text)
-            hint = f"; DebiasPL goes over {', '.join(BASES)}, DyTrim also over {', '.join(TRIMMED)}"
+            if re.search(r"(no|not a) base", text):
+                hint = f"; DebiasPL goes over {', '.join(BASES)}, DyTrim also over {', '.join(TRIMMED)}"
         # `error` is called twice for an error in the settings of a class that a setting names.
         raise InputError(text.removesuffix(hint) + hint) from ex
 

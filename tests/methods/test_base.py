@@ -305,7 +305,10 @@ def test_a_base_is_set_by_flags_and_by_what_they_were_saved_as(problem):
             ["--method.base", "Supervised"],
             "no base 'Supervised'; DebiasPL goes over .*FixMatch, FlexMatch.*, DyTrim also over CCL, SCAD",
         ),
-        (["--method.base", "FlexMatch", "--method.base.thresh", "1"], r"'thresh' is not accepted; [^;]*$"),
+        (
+            ["--method.base", "FlexMatch", "--method.base.thresh", "1"],
+            r"'thresh' is not accepted; near it: threshold [^;]*$",
+        ),
         (["--method", "AdaMatch", "--method.prior", "equal"], r"\"prior\": expected one of 'labeled', 'uniform'"),
     ],
 )

@@ -128,7 +128,7 @@ def write_removed(
     with only_warned("no report.html"):
         write_aside(out / "report.html", page(labeling))
     outputs_in(out).complete()
-    return said
+    return f"{said}\n{whereabouts(out)}"
 
 
 def write_labels(
@@ -216,8 +216,9 @@ def _npy_header(dtype: type, shape: tuple[int, ...]) -> bytes:
 
 
 def whereabouts(out: Path) -> str:
-    """The last line of a job: where the labels and their page are."""
-    return f"{out}; its page: {out / 'report.html'}"
+    """The last line of a job: the folder of the labels, and their page if it could be drawn."""
+    page = out / "report.html"
+    return f"{out}; its page: {page}" if page.exists() else f"{out}"
 
 
 def write_summary(labeling: Labeling, out: Path, further: Mapping[str, Any]) -> str:
@@ -229,5 +230,5 @@ def write_summary(labeling: Labeling, out: Path, further: Mapping[str, Any]) -> 
         f"prior {labeling.config.estimate}, target {labeling.config.target_prior}, strength {labeling.strength:g}, "
         f"temperature {labeling.temperature:.4g}{chosen}{refined_words(labeling)}"
     )
-    told = [settings, *([] if is_tuned(labeling.config) else [UNTUNED]), summary_table(summary), whereabouts(out)]
+    told = [settings, *([] if is_tuned(labeling.config) else [UNTUNED]), summary_table(summary)]
     return "\n".join(told)
