@@ -1,6 +1,6 @@
 """Checks the English of texts: phrases to avoid, sentences that are too long, numbers without a leading zero.
 
-    python scripts/prose.py                     the pages of the documentation
+    python scripts/prose.py                     the pages and notebooks of the documentation
     python scripts/prose.py README.md           other texts
     python scripts/prose.py debias_ssl          docstrings, comments and messages of Python files
 
@@ -11,6 +11,7 @@ It prints one line for each finding, and ends with exit status 1 if there is any
 import argparse
 import ast
 import io
+import json
 import re
 import sys
 import tokenize
@@ -110,6 +111,13 @@ def of_markdown(text: str) -> Iterator[Passage]:
             lines.append(line)
 
 
+def of_notebook(text: str) -> Iterator[Passage]:
+    """Passages of the text cells, each with its line in the cell."""
+    for cell in json.loads(text)["cells"]:
+        if cell["cell_type"] == "markdown":
+            yield from of_markdown("".join(cell["source"]))
+
+
 def of_python(text: str) -> Iterator[Passage]:
     """Docstrings, comments, and other strings with at least two spaces; programs in strings are left out."""
     strings = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
@@ -152,21 +160,25 @@ def blank(found: re.Match[str]) -> str:
     return "\n" * found[0].count("\n")
 
 
+READERS = {".md": of_markdown, ".py": of_python, ".ipynb": of_notebook}
+
+
 def files(paths: list[Path]) -> Iterator[Path]:
-    """The files, and the Python and Markdown files in folders, except for this one: it contains the phrases."""
+    """The files, and those of folders that can be read, except for this one: it contains the phrases."""
     for path in paths:
-        inside = sorted([*path.rglob("*.py"), *path.rglob("*.md")]) if path.is_dir() else [path]
+        inside = sorted(each for each in path.rglob("*") if each.suffix in READERS) if path.is_dir() else [path]
         yield from (each for each in inside if each.resolve() != Path(__file__).resolve())
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", type=Path)
-    paths = parser.parse_args(arguments).paths or sorted(ROOT.glob("docs/*.md"))
+    paths = parser.parse_args(arguments).paths or sorted(
+        [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/notebooks/*.ipynb")]
+    )
     num = 0
     for path in files(paths):
-        read = of_python if path.suffix == ".py" else of_markdown
-        for passage in read(path.read_text(encoding="utf-8")):
+        for passage in READERS[path.suffix](path.read_text(encoding="utf-8")):
             for line, problem in problems(passage):
                 print(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}:{line}: {problem}")
                 num += 1

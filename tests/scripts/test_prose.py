@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import prose
@@ -111,6 +112,11 @@ if anew:
 """
 '''
     assert findings(tmp_path / "a.py", code, capsys) == ['5: "anew": write "again"']
+
+
+def test_text_cells_of_notebooks(tmp_path: Path, capsys):
+    cells = [{"cell_type": kind, "source": ["Made\n", "anew."]} for kind in ("markdown", "code")]
+    assert findings(tmp_path / "a.ipynb", json.dumps({"cells": cells}), capsys) == ['2: "anew": write "again"']
 
 
 def test_spelling_is_american(tmp_path: Path, monkeypatch, capsys):
