@@ -21,8 +21,8 @@ from debias_ssl.labels.output.summary import FEW_ROWS, interval_text
 from debias_ssl.labels.tables.truth import say
 from debias_ssl.runs.folder import RunFolder
 from debias_ssl.system.errors import InputError, StoppedError, reason
-from debias_ssl.system.files import check_new_file, ends_told, write_aside
-from debias_ssl.system.locking import locked_file, undisturbed
+from debias_ssl.system.files import check_new_file, ends_told, undisturbed, write_aside
+from debias_ssl.system.locking import locked_file
 from debias_ssl.system.outputs import check_apart
 from debias_ssl.training.evaluation import evaluate_rows
 from debias_ssl.training.job_help import JobHelp

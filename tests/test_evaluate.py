@@ -288,6 +288,8 @@ def test_what_a_run_cannot_be_calibrated_on(trained: Path, tmp_path: Path, capsy
 
 MEASURED = """
 import sys, threading
+# A job imports them where it needs them: they are no memory of the predictions.
+import accelerate, scipy.optimize, sklearn.datasets, torch._dynamo
 from debias_ssl import evaluate
 
 

@@ -243,6 +243,19 @@ def remove_unfinished(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Delays signals that end a job while it cleans up, if the system supports it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def check_writable(path: Path, flag: str) -> None:
     """Tests, before anything is computed, whether `path` can be written: writes a block there, and removes it.
 
@@ -259,16 +272,17 @@ def check_writable(path: Path, flag: str) -> None:
         raise InputError(f"cannot write to {flag} {str(path)!r}: {str(nearest)!r} is not a folder")
     # If the process is killed meanwhile, the file is removed with other unfinished files for `path`.
     probe = unfinished(nearest / f"{path.name}.probe")
-    try:
-        with probe.open("wb") as file:
-            file.write(bytes(PROBE_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise InputError(f"cannot write to {flag} {str(path)!r}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
+    with undisturbed():
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write to {flag} {str(path)!r}: {error.strerror}") from error
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
 
 
 def check_new_file(path: Path, flag: str, overwrite: bool) -> None:

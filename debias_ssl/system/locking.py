@@ -4,7 +4,6 @@ import glob
 import os
 import platform
 import secrets
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from debias_ssl.system.errors import InputError, InUseError, StoppedError
-from debias_ssl.system.files import LOCK, UNFINISHED, check_writable, remove_unfinished
+from debias_ssl.system.files import LOCK, UNFINISHED, check_writable, remove_unfinished, undisturbed
 
 # Seconds to wait for a lock of a dead process. Its decoding processes hold the lock until they end, within 5 seconds.
 PATIENCE = 8.0
@@ -119,6 +118,7 @@ def joined(folder: Path, flag: str = "--out", work: str = "") -> Iterator[Member
             others = [path for path in _member_locks(folder) if holder(path) is not None]
             if not others:
                 remove_unfinished(folder)
+                _remove_dead_locks(folder)
             for path in others:
                 if _lines(path)[1:] != ([work] if work else []):
                     raise _in_use(folder, f"{_owner(path)}, which works on something else", flag)
@@ -154,6 +154,13 @@ def holder(path: Path) -> str | None:
         # On Windows, an open file cannot be removed; or the folder was removed.
         return None
     return None
+
+
+def _remove_dead_locks(folder: Path) -> None:
+    """Removes the locks of files in a folder, for example of shards, that killed processes have left."""
+    for path in folder.glob(f".*{LOCK}"):
+        if path.name != TURN:
+            holder(path)
 
 
 def _member_locks(folder: Path) -> list[Path]:
@@ -251,19 +258,6 @@ def _wait_for(lock: FileLock, path: Path) -> None:
 
 def _in_use(what: Path, owner: str, flag: str) -> InUseError:
     return InUseError(f"{str(what)!r} is in use by {owner}: wait for it, stop it, or choose another {flag}")
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Delays signals that end a job while it cleans up, if the system supports it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _missing(folder: Path) -> list[Path]:

@@ -146,3 +146,10 @@ def test_a_process_whose_lock_was_removed_is_told(tmp_path):
         member.lock.unlink()
         with pytest.raises(StoppedError, match="does not share locks between machines"):
             member.check()
+
+
+def test_the_first_one_in_a_folder_removes_the_locks_that_killed_processes_have_left(tmp_path):
+    left = tmp_path / f".shard_00002.npy{LOCK}"
+    left.write_text(f"process 999999999 on {platform.node()}")
+    with joined(tmp_path):
+        assert not left.exists()

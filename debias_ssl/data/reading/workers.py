@@ -1,6 +1,7 @@
 """Workers: processes that decode images in advance, and how their errors are reported to the user."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from debias_ssl.data.reading.reader import Reader
 from debias_ssl.distributed.signals import ignore_signals
 from debias_ssl.system.errors import InputError, StoppedError, reason
+
+# Seconds in which the signal of a dead process arrives.
+SIGNAL_SECONDS = 1.0
 
 
 @contextmanager
@@ -26,7 +30,12 @@ def dead_workers_told(flag: str = "--data.workers", mend: str = "start again wit
         StoppedError: a process has died.
     """
     try:
-        yield
+        try:
+            yield
+        except (ConnectionError, EOFError):
+            # The connection to a dead process may end before torch hears of its end; torch then raises its own error.
+            time.sleep(SIGNAL_SECONDS)
+            raise
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
