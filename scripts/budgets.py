@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from draw_gains import alone, palettes
+from draw_gains import write_for_both_themes
 from jaxtyping import Float, Int
 from matplotlib.ticker import MaxNLocator
 
 from debias_ssl.reporting.figures.canvas import canvas, look, percent_axis
 from debias_ssl.runs.pairing import LABELS_ONLY, inside, own_name, setting_of
 from debias_ssl.runs.results import paired_difference
-from debias_ssl.system.files import write_aside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +129,7 @@ def main() -> None:
     for setting, curves in found.items():
         print(f"{setting}\n\n{setting_table(curves, parsed.at or curves[LABELS_ONLY].steps.tolist())}\n")
     svg = picture(found, f"Accuracy over steps in {', '.join(found)}: {', '.join(next(iter(found.values())))}")
-    for theme, colors in palettes().items():
-        path = parsed.out.with_name(f"{parsed.out.name}-{theme}.svg")
-        write_aside(path, alone(svg, colors) + "\n")
-        print(path)
+    write_for_both_themes(svg, parsed.out)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,14 @@ def alone(svg: str, colors: dict[str, str]) -> str:
     return svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" {style} ', 1)
 
 
+def write_for_both_themes(svg: str, out: Path) -> None:
+    """Writes OUT-light.svg and OUT-dark.svg, and prints their paths."""
+    for theme, colors in palettes().items():
+        path = out.with_name(f"{out.name}-{theme}.svg")
+        write_aside(path, alone(svg, colors) + "\n")
+        print(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", type=Path, help="folder of debias-ssl compare")
@@ -44,10 +52,7 @@ def main() -> None:
     parsed = parser.parse_args()
     lines = json.loads((parsed.comparison / "compare.json").read_text(encoding="utf-8"))["table"]
     svg = gains_figure(read_gains(lines, parsed.metric), parsed.metric, is_alone=True)
-    for theme, colors in palettes().items():
-        path = parsed.out.with_name(f"{parsed.out.name}-{theme}.svg")
-        write_aside(path, alone(svg, colors) + "\n")
-        print(path)
+    write_for_both_themes(svg, parsed.out)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def _created(model: str, pretrained: str | None, device: torch.device) -> Any:
     is_file = model.startswith(LOCAL) or Path(pretrained or "").is_file()
     try:
         with silent(), nullcontext() if is_file else hub_or_cache():
-            # Before the network is made, which takes seconds for nothing where its weights cannot be had.
+            # The weights come first: making the network takes seconds, and is useless without them.
             download_pretrained(open_clip.get_pretrained_cfg(model, pretrained or "") or {})
             network: Any = open_clip.create_model(
                 model, pretrained, device=device, pretrained_text=False, require_pretrained=True

@@ -177,7 +177,7 @@ def ends_told(mend: str = "--resume goes on") -> Iterator[None]:
     except Terminated as stopped:
         raise Terminated(f"{stopped}; {mend}", stopped.number) from stopped
     except Interrupted:
-        # It says by itself how to go on.
+        # Its message already says how to continue.
         raise
     except KeyboardInterrupt as stopped:
         raise Interrupted(f"SIGINT: stopped; {mend}", signal.SIGINT) from stopped

@@ -50,7 +50,7 @@ def _why_unreachable() -> str | None:
         except Exception as error:  # the versions of huggingface_hub have different clients
             answers.append(reason(error))
 
-    # The search for the address of a host obeys no timeout.
+    # Looking up the address of a host has no timeout, so a thread does it.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(constants.HF_HUB_ETAG_TIMEOUT)
