@@ -4,13 +4,14 @@
 
 - smoke: 50 steps on digits in bf16, eager and compiled, with losses beside those of fp32 on the CPU.
 - step: `bench_step.py` with wrn_28_2 and 64 + 448 + 448 images, eager and compiled.
-- few: CIFAR-10 with 40 labels, FixMatch and DebiasPL, the same seed.
+- few: CIFAR-10 with 40 labels: labels alone, FixMatch, DebiasPL, the same seed.
 - tail: long-tailed CIFAR-10, unlabeled images in the same and in the reversed order: labels alone, FixMatch, DebiasPL,
   EvenMatch.
 
-The last two train as many steps as the minutes allow, by a rate that is measured first. `evidence.jsonl` in --out has a
-line for each part and each run that ended. Started again, what has a line that says `done` is not done again, and runs
-go on from their checkpoints. This module imports nothing but Python's own library: what is missing it has to say.
+--parts names those to do, and --jobs the number of runs that share the GPU. The last two train as many steps as the
+minutes allow, by a rate that is measured first. `evidence.jsonl` in --out has a line for each part and each run that
+ended. Started again, what has a line that says `done` is not done again, and runs go on from their checkpoints. This
+module imports nothing but Python's own library: what is missing it has to say.
 """
 
 import argparse
@@ -33,6 +34,9 @@ METHODS = ("FixMatch", "DebiasPL")
 OWN = "EvenMatch"
 # Of what is left of the time, the steps of `few` and `tail` are to fill; the rest is for starts and evaluations.
 FILLED = 0.8
+PARTS = ("smoke", "step", "few", "tail")
+# Each run compiles its network for about a minute. With fewer minutes than these, that is more than it saves.
+COMPILED_MINUTES = 60
 MOST_STEPS = 2**20
 RATED_STEPS = 120
 # On a CPU, a small network and batch: a trial is of the parts, not of a figure.
@@ -121,7 +125,7 @@ class Comparison:
     """Further flags of the short run that tells how fast it is."""
     num_runs: int
     share: float
-    """Of the time that is left when it begins."""
+    """Of the time that is left when it begins; the last one gets all of it."""
 
 
 def comparisons(evidence: Evidence, data: Path) -> list[Comparison]:
@@ -132,9 +136,9 @@ def comparisons(evidence: Evidence, data: Path) -> list[Comparison]:
         Comparison(
             name="few",
             flags=["--config", "configs/cifar10.yaml", *files],
-            variants=["--methods", ",".join(METHODS), "--floor", "false"],
+            variants=["--methods", ",".join(METHODS)],
             rated=[],
-            num_runs=len(METHODS),
+            num_runs=len(METHODS) + 1,
             share=0.45,
         ),
         Comparison(
@@ -143,16 +147,16 @@ def comparisons(evidence: Evidence, data: Path) -> list[Comparison]:
             variants=["--methods", ",".join([*METHODS, OWN]), "--settings", str(tails)],
             rated=[f"--data.{name}={value}" for name, value in orders(data)["same"]["data"].items()],
             num_runs=2 * (len(METHODS) + 2),
-            share=1.0,
+            share=0.55,
         ),
     ]
 
 
-def trained(evidence: Evidence, data: Path, steps: int | None) -> None:
+def trained(evidence: Evidence, data: Path, parts: Sequence[str], steps: int | None, jobs: int) -> None:
     """The comparisons on CIFAR-10, after short runs that tell how fast they are."""
     as_here = ["--compile", str(is_faster_compiled(evidence)).lower()]
     as_here += TRIED if evidence.device == "cpu" else []
-    found = comparisons(evidence, data)
+    found = [each for each in comparisons(evidence, data) if each.name in parts]
     for each in found if steps is None else []:
         out = evidence.out / "rate" / each.name
         command = ["-m", "debias_ssl.train", *each.flags, *each.rated, *as_here, "--method", METHODS[0]]
@@ -161,7 +165,7 @@ def trained(evidence: Evidence, data: Path, steps: int | None) -> None:
             f"{each.name}, rate", command, evidence.limit(0.08), lambda _, out=out: {"steps_per_second": rate_of(out)}
         )
     for each in found:
-        limit = evidence.left * each.share
+        limit = evidence.left * (each.share if each is not found[-1] else 1.0)
         # A comparison that was begun keeps its steps.
         if f"{each.name}, plan" not in evidence.done:
             rate = evidence.done.get(f"{each.name}, rate", {}).get("steps_per_second", 0.0)
@@ -173,6 +177,7 @@ def trained(evidence: Evidence, data: Path, steps: int | None) -> None:
         out = evidence.out / each.name
         command = ["-m", "debias_ssl.compare", *each.flags, *each.variants]
         command += [*evidence.done[f"{each.name}, plan"]["flags"], "--seeds", "0", "--resume", "--out", str(out)]
+        command += ["--jobs", str(jobs)]
         told = partial(tell_runs, evidence, each.name, out)
         evidence.run(each.name, command, limit, lambda _: {}, meanwhile=told)
 
@@ -195,7 +200,9 @@ def orders(data: Path) -> dict[str, Any]:
 
 
 def is_faster_compiled(evidence: Evidence) -> bool:
-    """Whether the compiled step was the faster one, on a GPU."""
+    """Whether the compiled step was the faster one, on a GPU, and there is time to compile."""
+    if evidence.minutes < COMPILED_MINUTES:
+        return False
     rates = [evidence.done.get(part, {}).get("step, bf16, steps/s", 0.0) for part in ("step, eager", "step, compiled")]
     return rates[1] > rates[0]
 
@@ -233,9 +240,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, required=True, help="how long all of it may take")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--steps", type=int, help="steps of each run; else what the minutes allow. For a trial")
+    parser.add_argument("--parts", default=",".join(PARTS), help="those to do, separated by commas")
+    parser.add_argument("--jobs", type=int, default=1, help="runs of a comparison at a time, on the one GPU")
     parser.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg"), help="folder with train/ and test/")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parsed = parser.parse_args()
+    parts = parsed.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--parts has {unknown[0]!r}: the parts are {', '.join(PARTS)}")
     ends = time.monotonic() + 60 * parsed.minutes
     # As an error, so that the part that is running is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -250,10 +262,12 @@ def main() -> None:
         sys.exit(2)
     evidence = Evidence(out=out, device=parsed.device, ends=ends, minutes=parsed.minutes)
     evidence.write("machine", "started", device=parsed.device, minutes=parsed.minutes, **machine)
-    smoke(evidence, parsed.steps or 50)
-    step(evidence)
+    if "smoke" in parts:
+        smoke(evidence, parsed.steps or 50)
+    if "step" in parts:
+        step(evidence)
     if not lacking:
-        trained(evidence, data, parsed.steps)
+        trained(evidence, data, parts, parsed.steps, parsed.jobs)
     print(f"{evidence.file}; {max(0.0, evidence.left) / 60:.1f} of {parsed.minutes:g} minutes are left", flush=True)
 
 

@@ -60,5 +60,6 @@ def machine_of(device: str) -> dict[str, Any]:
 
 
 def environment(device: str) -> dict[str, str]:
-    """Of a process for the GPU, or for the CPU."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    """Of a process for the GPU, or for the CPU. Folders of packages that the user has named stay in PYTHONPATH."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
