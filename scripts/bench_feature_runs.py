@@ -3,16 +3,20 @@
     python scripts/bench_feature_runs.py            # 50,000 + 10,000 images of 1,280 features, 64 + 448 images a step
     python scripts/bench_feature_runs.py --features 512 --model mlp_512 --threads 1
 
-- step: what `debias-ssl train` does: orders, views, method, optimizer, averages, statistics for the log.
-- quiet: the same without noise and dropout, for which the random numbers are.
+- step: what `debias-ssl train` does: orders, views, method, optimizer, averages, statistics for the log. The column
+  `data` is the share of its time in which random numbers are taken from the pool, and noise and dropout are applied.
+- quiet: the same without noise and dropout. Weak and strong views are then one tensor, which saves memory traffic too.
 - bare: the views are there: weak ones forward without gradient, the others forward and backward, the optimizer.
 - run: `debias-ssl train` from its start to its folder, in a process of its own, with FixMatch, files of two bytes as
   images, and features from a folder as `label` keeps them.
 
-The first three take turns. The last line is `bench_feature_runs: random=SHARE over_bare_ms=... run_s=...`.
+The first three take turns, for 16 steps each. The last line is
+`bench_feature_runs: random=SHARE without=SHARE over_bare_ms=... run_s=...`: the shares of a step that random numbers
+take, and that is saved without them.
 """
 
 import argparse
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,10 +28,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmark import Taken, in_turns, seconds, table, taken
+from benchmark import Taken, in_turns, repeated, seconds, table, taken
 from torch import Tensor
 
+from debias_ssl.data.augment import augmenter
 from debias_ssl.data.augment.config import AugmentConfig
+from debias_ssl.data.augment.feature_noise import FeatureNoise
 from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.reading.config import DECODER, ReadingConfig
 from debias_ssl.data.reading.contents import content_of
@@ -46,6 +52,19 @@ from debias_ssl.training.optim import OptimConfig, make_optimizer
 
 CLASSES, LABELED, BATCH, RATIO = 10, 40, 64, 7
 SHARD = 4096
+STEPS, WARMUP = 16, 2
+
+
+class TimedNoise(FeatureNoise):
+    """Adds up the seconds of noise and dropout."""
+
+    seconds = 0.0
+
+    def __call__(self, features: Tensor, numbers: Tensor) -> Tensor:
+        started = time.perf_counter()
+        views = super().__call__(features, numbers)
+        TimedNoise.seconds += time.perf_counter() - started
+        return views
 
 
 def make_step(model_name: str, features: Tensor, augment: AugmentConfig, steps: int) -> Callable[[], Taken]:
@@ -76,13 +95,15 @@ def make_step(model_name: str, features: Tensor, augment: AugmentConfig, steps: 
     trained.train()
     sums, batches = StepStatistics(CLASSES, accelerator.device), enumerate(stream.batches(0, steps))
 
-    def step() -> None:
+    def step() -> float:
+        before = TimedNoise.seconds
         number, batch = next(batches)
         result, _ = take_step(number, batch, config, accelerator, trained, optimizer)
         learner.after_step(number)
         sums.add(result, batch.truth)
+        return TimedNoise.seconds - before
 
-    return lambda: taken(step)
+    return lambda: taken(repeated(step, STEPS))
 
 
 def make_bare(model_name: str, features: Tensor) -> Callable[[], Taken]:
@@ -99,7 +120,7 @@ def make_bare(model_name: str, features: Tensor) -> Callable[[], Taken]:
         optimizer.step()
         optimizer.zero_grad()
 
-    return lambda: taken(step)
+    return lambda: taken(repeated(step, STEPS))
 
 
 def make_images(folder: Path, num: int, num_features: int) -> Path:
@@ -150,7 +171,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=1280)
     parser.add_argument("--model", default="linear", choices=["linear", "mlp_512"])
     parser.add_argument("--steps", type=int, default=600, help="of a whole run")
-    parser.add_argument("--rounds", type=int, default=200, help="steps that are timed, of each program")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds of 16 steps that are timed, of each program")
     parser.add_argument(
         "--runs", type=int, default=3, help="number of whole runs; the fastest counts, and 0 leaves them out"
     )
@@ -160,17 +181,20 @@ def main() -> None:
         torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     features = torch.randn(asked.images, asked.features).half()
-    noisy, steps = AugmentConfig(), asked.rounds + 20
+    augmenter.FeatureNoise = TimedNoise  # pyright: ignore[reportPrivateImportUsage]
+    noisy, steps = AugmentConfig(), STEPS * (asked.rounds + WARMUP)
     quiet = replace(noisy, feature_noise=0.0, feature_dropout=0.0)
     programs = {
         "step": make_step(asked.model, features, noisy, steps),
         "quiet": make_step(asked.model, features, quiet, steps),
         "bare": make_bare(asked.model, features),
     }
-    found = in_turns(programs, asked.rounds, warmup=20)
-    print(table(found, BATCH * (1 + 2 * RATIO)))
-    step, without, bare = (seconds(found[name]) for name in programs)
-    line = f"bench_feature_runs: random={1 - without / step:.3f} over_bare_ms={1000 * (step - bare):.2f}"
+    found = in_turns(programs, asked.rounds, warmup=WARMUP)
+    print(table(found, STEPS * BATCH * (1 + 2 * RATIO)))
+    step, without, bare = (seconds(found[name]) / STEPS for name in programs)
+    random = statistics.median(each.waited / each.seconds for each in found["step"])
+    line = f"bench_feature_runs: random={random:.3f} without={1 - without / step:.3f}"
+    line += f" over_bare_ms={1000 * (step - bare):.2f}"
     if asked.runs:
         runs = run_seconds(asked.model, asked.images, asked.tests, asked.features, asked.steps, asked.runs)
         print(f"runs of {asked.steps} steps: {', '.join(f'{each:.1f}' for each in runs)} s")

@@ -11,10 +11,11 @@
 - usual: one DataLoader with a worker for each core and torchvision's transforms of PIL images, one by one; one forward
   pass of all views in fp32; FixMatch's loss; torch's default optimizer; averages tensor by tensor.
 
-The programs take turns in one process, after warm-up. `as started` is the usual way in a process of its own, with the
-allocator's defaults; in the others it has the trainer's settings. With --memory each takes two steps in a process of
-its own: the largest resident size, or what torch has allocated on a GPU. The last line is
-`bench_step: step/floor=... step/usual=...`, in single precision and, where the processor computes in it, in bf16.
+The programs take turns in one process, after warm-up. On a GPU they take 16 steps each, and the usual way comes after
+the others. `as started` is the usual way in a process of its own, with the allocator's defaults; in the others it has the
+trainer's settings. With --memory each takes two rounds in a process of its own: the largest resident size, or what
+torch has allocated on a GPU. The last line is `bench_step: step/floor=... step/usual=...`, in single precision and,
+where the processor computes in it, in bf16.
 
 With --strong_views, the steps of two networks that do not mix images are compared with a floor of all views, at mask
 rates of 0.2, 0.5 and 0.9. The networks are --model with group norm, and `vit_tiny`, timm's ViT-Ti for 32 pixels in
@@ -34,7 +35,7 @@ from typing import get_args
 import torch
 import torch.nn.functional as F
 from bench_counted import RATES, AtRate
-from benchmark import Apart, Taken, Traffic, answer, in_turns, ratio, seconds, table, taken
+from benchmark import Apart, Taken, Traffic, answer, in_turns, ratio, repeated, seconds, table, taken
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -72,6 +73,7 @@ class Setting:
     device: str = "cpu"
     precision: Precision = "fp32"
     compile: bool = False
+    cuda_graphs: bool = False
 
     @property
     def unlabeled(self) -> int:
@@ -81,6 +83,11 @@ class Setting:
     def images(self) -> int:
         """Views of a step."""
         return self.batch_size + 2 * self.unlabeled
+
+    @property
+    def steps(self) -> int:
+        """Steps of a round: on a GPU several, because its work is queued ahead, and some is done for several steps."""
+        return 16 if self.device == "cuda" else 1
 
 
 def make_pixels(num: int, side: int) -> Tensor:
@@ -133,6 +140,8 @@ def make_step(
     optimizer = make_optimizer(learner, OPTIM)
     if setting.compile:
         learner.compile_networks()
+    if setting.cuda_graphs:
+        learner.record_networks()
     trained, optimizer = accelerator.prepare(learner, optimizer)
     trained.train()
     sums = StepStatistics(setting.classes, device)
@@ -147,7 +156,7 @@ def make_step(
         sums.add(result, batch.truth)
         return waited
 
-    return lambda: taken(step, setting.device)
+    return lambda: taken(repeated(step, setting.steps), setting.device)
 
 
 def make_floor(setting: Setting) -> Callable[[], Taken]:
@@ -171,7 +180,7 @@ def make_floor(setting: Setting) -> Callable[[], Taken]:
         optimizer.step()
         optimizer.zero_grad()
 
-    return lambda: taken(step, setting.device)
+    return lambda: taken(repeated(step, setting.steps), setting.device)
 
 
 def make_usual(setting: Setting) -> Callable[[], Taken]:
@@ -208,7 +217,7 @@ def make_usual(setting: Setting) -> Callable[[], Taken]:
                 average.copy_(0.999 * average + 0.001 * value)
         return waited
 
-    return lambda: taken(step, setting.device)
+    return lambda: taken(repeated(step, setting.steps), setting.device)
 
 
 PROGRAMS = {"step": make_step, "floor": make_floor, "usual": make_usual}
@@ -219,9 +228,11 @@ PROGRAMS = {"step": make_step, "floor": make_floor, "usual": make_usual}
 
 def apart(name: str, setting: Setting) -> Apart:
     """A program in a process of its own, with OpenMP's defaults, whatever this package has put into the environment."""
-    fields = [f"--{name}={value}" for name, value in vars(setting).items() if name != "compile"]
+    switches = ("compile", "cuda_graphs")
+    fields = [f"--{name}={value}" for name, value in vars(setting).items() if name not in switches]
+    fields += [f"--{name}" for name in switches if getattr(setting, name)]
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    return Apart([__file__, "--serve", name, *fields, *["--compile"] * setting.compile], environment)
+    return Apart([__file__, "--serve", name, *fields], environment)
 
 
 def serve(name: str, setting: Setting) -> None:
@@ -237,7 +248,8 @@ def describe(setting: Setting) -> str:
     program()
     with FlopCounterMode(display=False) as flops, Traffic() as traffic:
         program()
-    return f"{flops.get_total_flops() / 1e9:.1f} GFLOP, {traffic.bytes / 1e9:.2f} GB read and written by operators"
+    operations, moved = flops.get_total_flops() / setting.steps, traffic.bytes / setting.steps
+    return f"{operations / 1e9:.1f} GFLOP, {moved / 1e9:.2f} GB read and written by operators"
 
 
 # ---- strong views that count ----
@@ -258,7 +270,7 @@ def compare_rates(setting: Setting, strong_views: StrongViews, rounds: int, warm
         }
         found = in_turns(programs, rounds, warmup=warmup)
         print(f"{name}, {each.precision}, {setting.device}, {torch.get_num_threads()} threads, {rounds} rounds")
-        print(table(found, setting.images))
+        print(table(found, setting.steps * setting.images))
         ratios = (f"{rate}={ratio(found[f'mask rate {rate}'], found['floor']):.2f}" for rate in RATES)
         results.append(f"{name} {' '.join(ratios)}")
     print("bench_step:", " ".join(results))
@@ -275,18 +287,29 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", help="fp32 or bf16; as a default both where the processor computes in bf16")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--rounds", type=int, help="that count; 4 on CPU, 50 on a GPU")
+    parser.add_argument("--cuda_graphs", action="store_true", help="of the step alone")
+    parser.add_argument("--rounds", type=int, help="that count: of one step on a CPU, else 4; of 16 on a GPU, else 6")
     parser.add_argument("--strong_views", choices=get_args(StrongViews), help="the setting, by how many images count")
     parser.add_argument("--memory", action="store_true", help="measure memory too, which starts more processes")
     parser.add_argument("--serve", choices=PROGRAMS, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
-    names = ("batch_size", "unlabeled_ratio", "model", "norm", "classes", "image_size", "device", "compile")
+    names = (
+        "batch_size",
+        "unlabeled_ratio",
+        "model",
+        "norm",
+        "classes",
+        "image_size",
+        "device",
+        "compile",
+        "cuda_graphs",
+    )
     setting = Setting(**{name: getattr(parsed, name) for name in names}, precision=parsed.precision or "fp32")
     if parsed.serve:
         serve(parsed.serve, setting)
         return
     on_gpu = setting.device == "cuda"
-    rounds, warmup = parsed.rounds or (50 if on_gpu else 4), 10 if on_gpu else 1
+    rounds, warmup = parsed.rounds or (6 if on_gpu else 4), 2 if on_gpu else 1
     if parsed.strong_views:
         compare_rates(setting, parsed.strong_views, rounds, warmup)
         return
@@ -297,14 +320,18 @@ def main() -> None:
     with ExitStack() as stack:
         for precision, each in settings.items():
             programs |= {f"{name}, {precision}": PROGRAMS[name](each) for name in ("floor", "step")}
-        programs["usual"] = make_usual(setting)
-        if not on_gpu:
+        if on_gpu:
+            # Before the usual way: its workers would take processor time from those that start a GPU's work.
+            found = in_turns(programs, rounds, warmup=warmup)
+            found |= in_turns({"usual": make_usual(setting)}, rounds, warmup=warmup)
+        else:
+            programs["usual"] = make_usual(setting)
             programs["usual, as started"] = stack.enter_context(closing(apart("usual", setting)))
-        # What workers prepare after the usual way's step would otherwise be charged to the program behind it.
-        found = in_turns(programs, rounds, warmup=warmup, untimed=1)
+            # What workers prepare after the usual way's step would otherwise be charged to the program behind it.
+            found = in_turns(programs, rounds, warmup=warmup, untimed=1)
     size = f"{setting.batch_size} + {setting.unlabeled} + {setting.unlabeled} images of {setting.image_size} pixels"
     print(f"{setting.model}, {size}, {setting.device}, {torch.get_num_threads()} threads, {rounds} rounds")
-    print(table(found, setting.images))
+    print(table(found, setting.steps * setting.images))
     print(f"the floor in one precision: {describe(setting)}")
     if parsed.memory:
         peaks = {
@@ -312,7 +339,7 @@ def main() -> None:
         }
         print("peak memory in GB:", "; ".join(f"{name} {peak / 1e9:.2f}" for name, peak in peaks.items()))
     if on_gpu:
-        print(", ".join(f"{name} {1 / seconds(takes):.1f} steps/s" for name, takes in found.items()))
+        print(", ".join(f"{name} {setting.steps / seconds(takes):.1f} steps/s" for name, takes in found.items()))
     ratios = []
     for precision in chosen:
         step = found[f"step, {precision}"]

@@ -43,6 +43,15 @@ def taken(program: Callable[[], float | None], device: str = "cpu") -> Taken:
     )
 
 
+def repeated(program: Callable[[], float | None], times: int) -> Callable[[], float]:
+    """A program, run that many times: what it does for several calls at once then counts with its share."""
+
+    def run() -> float:
+        return sum(program() or 0.0 for _ in range(times))
+
+    return run
+
+
 class Apart:
     """A script in its own process that takes a step on request; `answer` is its side of the connection."""
 

@@ -2,8 +2,8 @@
 
     python scripts/gpu_evidence.py --minutes 120 --data data/cifar10-jpeg --out runs/gpu
 
-- smoke: 50 steps on digits in bf16, eager and compiled, with losses beside those of fp32 on the CPU.
-- step: `bench_step.py` with wrn_28_2 and 64 + 448 + 448 images, eager and compiled.
+- smoke: 50 steps on digits in bf16, eager, compiled and with CUDA graphs, with losses beside those of fp32 on the CPU.
+- step: `bench_step.py` with wrn_28_2 and 64 + 448 + 448 images, in the same ways.
 - few: CIFAR-10 with 40 labels: labels alone, FixMatch, DebiasPL, the same seed.
 - tail: long-tailed CIFAR-10, unlabeled images in the same and in the reversed order: labels alone, FixMatch, DebiasPL,
   EvenMatch.
@@ -37,6 +37,13 @@ FILLED = 0.8
 PARTS = ("smoke", "step", "few", "tail")
 # Each run compiles its network for about a minute. With fewer minutes than these, that is more than it saves.
 COMPILED_MINUTES = 60
+# Ways to take a step, with their flags, which are those of `bench_step.py` too.
+KINDS = {
+    "eager": [],
+    "compiled": ["--compile"],
+    "graphs": ["--cuda_graphs"],
+    "compiled graphs": ["--compile", "--cuda_graphs"],
+}
 MOST_STEPS = 2**20
 RATED_STEPS = 120
 # On a CPU, a small network and batch: a trial is of the parts, not of a figure.
@@ -56,7 +63,10 @@ def smoke(evidence: Evidence, steps: int) -> None:
     evidence.run(on_cpu, command, limit, lambda _: {"losses": losses_of(out / "cpu")}, on_cpu=True)
     if on_cpu not in evidence.done:
         return
-    kinds = {"eager": {"precision": "bf16"}, "compiled": {"precision": "bf16", "compile": True}}
+    kinds = {
+        name: {"precision": "bf16", **{flag.removeprefix("--"): True for flag in flags}}
+        for name, flags in kinds_on(evidence.device).items()
+    }
     (out / "kinds.json").write_text(json.dumps(kinds))
     command = ["-m", "debias_ssl.compare", *length, "--variants", str(out / "kinds.json"), "--floor", "false"]
     command += ["--seeds", "0", "--resume", "--report", "false", "--out", str(out / "bf16")]
@@ -67,6 +77,11 @@ def smoke(evidence: Evidence, steps: int) -> None:
 
     told = partial(tell_runs, evidence, "smoke", out / "bf16", figures)
     evidence.run("smoke", command, evidence.limit(0.1), lambda _: {}, meanwhile=told)
+
+
+def kinds_on(device: str) -> dict[str, list[str]]:
+    """The ways to take a step on a device: a CPU records no graphs."""
+    return {name: flags for name, flags in KINDS.items() if device == "cuda" or "--cuda_graphs" not in flags}
 
 
 def losses_of(run: Path) -> list[float]:
@@ -95,9 +110,10 @@ def step(evidence: Evidence) -> None:
     command = ["scripts/bench_step.py", "--device", evidence.device, "--precision", "bf16"]
     command += [flag.replace("model.name", "model") for flag in TRIED] if is_trial else ["--batch_size", "64"]
     command += ["--rounds", "2"] if is_trial else []
-    # For memory, each program starts once more, and would be compiled again.
-    evidence.run("step, eager", [*command, *["--memory"] * (not is_trial)], evidence.limit(0.1), step_figures)
-    evidence.run("step, compiled", [*command, "--compile"], evidence.limit(0.1), step_figures)
+    for name, flags in kinds_on(evidence.device).items():
+        # For memory, each program starts once more, and would be compiled again.
+        memory = ["--memory"] * (name == "eager" and not is_trial)
+        evidence.run(f"step, {name}", [*command, *flags, *memory], evidence.limit(0.1), step_figures)
 
 
 def step_figures(printed: str) -> dict[str, Any]:
@@ -154,8 +170,7 @@ def comparisons(evidence: Evidence, data: Path) -> list[Comparison]:
 
 def trained(evidence: Evidence, data: Path, parts: Sequence[str], steps: int | None, jobs: int) -> None:
     """The comparisons on CIFAR-10, after short runs that tell how fast they are."""
-    as_here = ["--compile", str(is_faster_compiled(evidence)).lower()]
-    as_here += TRIED if evidence.device == "cpu" else []
+    as_here = TRIED if evidence.device == "cpu" else fastest(evidence)
     found = [each for each in comparisons(evidence, data) if each.name in parts]
     for each in found if steps is None else []:
         out = evidence.out / "rate" / each.name
@@ -199,12 +214,15 @@ def orders(data: Path) -> dict[str, Any]:
     return {order: {"data": {**tail, "unlabeled_order": order}} for order in ("same", "reversed")}
 
 
-def is_faster_compiled(evidence: Evidence) -> bool:
-    """Whether the compiled step was the faster one, on a GPU, and there is time to compile."""
-    if evidence.minutes < COMPILED_MINUTES:
-        return False
-    rates = [evidence.done.get(part, {}).get("step, bf16, steps/s", 0.0) for part in ("step, eager", "step, compiled")]
-    return rates[1] > rates[0]
+def fastest(evidence: Evidence) -> list[str]:
+    """The flags of the fastest step that was measured, of those that there is time for."""
+    kinds = (
+        KINDS
+        if evidence.minutes >= COMPILED_MINUTES
+        else {n: flags for n, flags in KINDS.items() if "--compile" not in flags}
+    )
+    rates = {name: evidence.done.get(f"step, {name}", {}).get("step, bf16, steps/s", 0.0) for name in kinds}
+    return [part for flag in kinds[max(rates, key=rates.__getitem__)] for part in (flag, "true")]
 
 
 def rate_of(run: Path) -> float:

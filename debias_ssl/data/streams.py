@@ -1,9 +1,11 @@
 """The batches of a run. The batch of step k depends only on the seed and k."""
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypedDict
+from itertools import islice
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -12,9 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from debias_ssl.contract import Batch, Needs, Place
-from debias_ssl.data.augment import views
+from debias_ssl.data.augment.augmenter import Augmenter, Numbers
 from debias_ssl.data.augment.config import AugmentConfig
-from debias_ssl.data.augment.feature_noise import FeatureNoise
 from debias_ssl.data.augment.randaugment import check_own_operations
 from debias_ssl.data.augment.views import Normalization, Pixels
 from debias_ssl.data.reading.decode import NUM_CROP_NUMBERS
@@ -26,6 +27,9 @@ from debias_ssl.system.errors import InputError
 from debias_ssl.system.ranges import AtLeastOne, check_ranges
 
 MOST_LANES = 64
+# On a GPU, the views of several steps are made together: as many as have this many pixel values, and at most MOST.
+VALUES_AT_ONCE, MOST_AT_ONCE = 2**25, 8
+_Kind = Literal["labeled", "weak", "strong"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +165,13 @@ class TrainingStream(Dataset):
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps start..stop-1."""
-        for step, drawn in read_ahead(self, range(start, stop), self.reader, self.place.device):
-            yield self._views(step, drawn)
+        ahead = read_ahead(self, range(start, stop), self.reader, self.place.device)
+        while several := [*islice(ahead, self._steps_at_once)]:
+            steps, drawn = zip(*several, strict=True)
+            for step, batch in zip(steps, self._views(steps, drawn), strict=True):
+                if self.needs.mixup_alpha:
+                    batch = mixed(batch, beta(self.sampling.seed, Purpose.MIXUP_LAMBDA, step, self.needs.mixup_alpha))
+                yield batch
 
     def __getitem__(self, step: int) -> _Drawn:
         def crops(index: Tensor, positions: Tensor, purposes: Sequence[int]) -> list[Tensor]:
@@ -196,62 +205,62 @@ class TrainingStream(Dataset):
             return self.reader.center(index)
         return self.reader.view(kind, index, self._numbers(step, Purpose.CROP + purpose, positions, 1)[:, 0])
 
-    def _views(self, step: int, drawn: _Drawn) -> Batch:
-        config = self.config.augment
-        if self.reader.crops_at_random:
-            config = replace(config, shift=0.0)
-        is_of_features = bool(self.reader.config.features)
-        standard: dict[int, Tensor] = {}
+    def _views(self, steps: Sequence[int], drawn: Sequence[_Drawn]) -> list[Batch]:
+        """The batches of one step or several, whose views are made together."""
+        needs, augmenter, teacher_probs = self.needs, self._augmenter, self.images.teacher_probs
+        of_labeled = [each["labeled_positions"] for each in drawn]
+        of_unlabeled = [self._positions(self.sampling.unlabeled_batch_size)] * len(steps)
+        index, labeled_at = (torch.cat([each[name] for each in drawn]) for name in ("unlabeled_at", "labeled_at"))
+        prepared: dict[tuple[int, ...], Tensor] = {}
 
-        def standardized(features: Tensor) -> Tensor:
-            # Weak and strong views may share a tensor.
-            if id(features) not in standard:
-                standard[id(features)] = views.normalize(self._on_device(features), self.normalization)
-            return standard[id(features)]
+        def images(kind: _Kind, view: int) -> Tensor:
+            # Weak and strong views may share their tensors.
+            tensors = [each[kind][view] for each in drawn]
+            key = tuple(id(tensor) for tensor in tensors)
+            if key not in prepared:
+                prepared[key] = augmenter.prepared(tensors)
+            return prepared[key]
 
-        def weak(images: Tensor, purpose: int, positions: Tensor) -> Tensor:
-            if is_of_features:
-                return standardized(images)
-            numbers = self._numbers(step, purpose, positions, views.WEAK_NUMBERS)
-            return views.weak_input(self._on_device(images), numbers, config, self.normalization)
+        def numbers(purpose: int, positions: Sequence[Tensor]) -> Numbers:
+            each = [*zip(steps, positions, strict=True)]
+            return lambda num: torch.cat([self._numbers(step, purpose, own, num) for step, own in each])
 
-        def strong(images: Tensor, purpose: int, positions: Tensor) -> Tensor:
-            if is_of_features:
-                features = standardized(images)
-                if not (config.feature_noise or config.feature_dropout):
-                    return features
-                return self._feature_noise(features, self._numbers(step, purpose, positions, 1)[:, 0])
-            numbers = self._numbers(step, purpose, positions, views.num_numbers(config))
-            return views.strong_input(self._on_device(images), numbers, config, self.normalization)
+        def by_step(values: Tensor | None) -> Sequence[Any]:
+            return [None] * len(steps) if values is None else self._on_device(values).tensor_split(len(steps))
 
-        def teacher_probs(index: Tensor, is_needed: bool) -> Tensor | None:
-            probs = self.images.teacher_probs
-            return self._on_device(probs[index].float()) if is_needed and probs is not None else None
+        def all_by_step(views: list[Tensor]) -> Sequence[tuple[Tensor, ...]]:
+            return [*zip(*map(by_step, views), strict=True)] if views else [()] * len(steps)
 
-        index, positions = drawn["unlabeled_at"], self._positions(self.sampling.unlabeled_batch_size)
-        labeled, *strong_labeled = drawn["labeled"]
-        labeled_index, labeled_positions = drawn["labeled_at"], drawn["labeled_positions"]
-        batch = Batch(
-            labeled=weak(labeled, Purpose.LABELED_VIEW, labeled_positions),
-            labels=self._on_device(self.images.labels[labeled_index]),
-            weak=tuple(weak(images, Purpose.WEAK_VIEW + i, positions) for i, images in enumerate(drawn["weak"])),
-            strong=tuple(
-                strong(images, Purpose.STRONG_VIEW + i, positions) for i, images in enumerate(drawn["strong"])
-            ),
-            index=self._on_device(index),
-            truth=self._on_device(self.images.truth[index]),
-            strong_labeled=(
-                strong(strong_labeled[0], Purpose.STRONG_LABELED_VIEW, labeled_positions) if strong_labeled else None
-            ),
-            teacher_probs=teacher_probs(self.images.unlabeled[index], self.needs.teacher_probs),
-            labeled_teacher_probs=teacher_probs(labeled_index, self.needs.labeled_teacher_probs),
-            draws=(
-                self._on_device(self._numbers(step, Purpose.METHOD, positions, 1)[:, 0]) if self.needs.draws else None
-            ),
-        )
-        if not self.needs.mixup_alpha:
-            return batch
-        return mixed(batch, beta(self.sampling.seed, Purpose.MIXUP_LAMBDA, step, self.needs.mixup_alpha))
+        weak = [
+            augmenter.weak(images("weak", view), numbers(Purpose.WEAK_VIEW + view, of_unlabeled))
+            for view in range(needs.num_weak)
+        ]
+        strong = [
+            augmenter.strong(images("strong", view), numbers(Purpose.STRONG_VIEW + view, of_unlabeled))
+            for view in range(needs.num_strong)
+        ]
+        strong_labeled = probs = labeled_probs = draws = None
+        if needs.strong_labeled:
+            strong_labeled = augmenter.strong(images("labeled", 1), numbers(Purpose.STRONG_LABELED_VIEW, of_labeled))
+        if needs.teacher_probs and teacher_probs is not None:
+            probs = teacher_probs[self.images.unlabeled[index]].float()
+        if needs.labeled_teacher_probs and teacher_probs is not None:
+            labeled_probs = teacher_probs[labeled_at].float()
+        if needs.draws:
+            draws = numbers(Purpose.METHOD, of_unlabeled)(1)[:, 0]
+        fields = {
+            "labeled": by_step(augmenter.weak(images("labeled", 0), numbers(Purpose.LABELED_VIEW, of_labeled))),
+            "labels": by_step(self.images.labels[labeled_at]),
+            "weak": all_by_step(weak),
+            "strong": all_by_step(strong),
+            "index": by_step(index),
+            "truth": by_step(self.images.truth[index]),
+            "strong_labeled": by_step(strong_labeled),
+            "teacher_probs": by_step(probs),
+            "labeled_teacher_probs": by_step(labeled_probs),
+            "draws": by_step(draws),
+        }
+        return [Batch(**dict(zip(fields, values, strict=True))) for values in zip(*fields.values(), strict=True)]
 
     def _labeled_positions(self, step: int) -> Int[Tensor, " P"]:
         """Positions in the global batch of this process's labeled images and then, with mixup, of their partners.
@@ -266,8 +275,27 @@ class TrainingStream(Dataset):
         return torch.cat([own, partners[own]])
 
     @cached_property
-    def _feature_noise(self) -> FeatureNoise:
-        return FeatureNoise.of(self.config.augment, self.sampling.seed, len(self.normalization.mean), self.place.device)
+    def _augmenter(self) -> Augmenter:
+        config = self.config.augment
+        return Augmenter(
+            # A crop at random replaces the random shift.
+            config=replace(config, shift=0.0) if self.reader.crops_at_random else config,
+            normalization=self.normalization,
+            is_of_features=bool(self.reader.config.features),
+            seed=self.sampling.seed,
+        )
+
+    @cached_property
+    def _steps_at_once(self) -> int:
+        """The number of steps whose views are made together; no bit of a view depends on it.
+
+        To start the operations of one step can take the processor longer than a GPU needs for them.
+        """
+        if self.place.device.type == "cpu" or not self.reader.is_resident:
+            return 1
+        per_step = self.sampling.unlabeled_batch_size * (self.needs.num_weak + self.needs.num_strong)
+        values = math.prod(self.reader.shape) * max(1, per_step // self.place.num_processes)
+        return min(MOST_AT_ONCE, max(1, VALUES_AT_ONCE // values))
 
     @cached_property
     def _labeled_order(self) -> BatchOrder:

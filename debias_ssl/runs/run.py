@@ -125,6 +125,8 @@ def make_trainer(
     """Makes everything that a run consists of, in the order in which it depends on each other."""
     if config.model.norm == "sync" and accelerator.device.type != "cuda":
         raise InputError("model.norm sync needs GPUs: set it to batch or group")
+    if config.cuda_graphs and (accelerator.device.type != "cuda" or accelerator.num_processes > 1):
+        raise InputError("cuda_graphs needs one NVIDIA GPU and one process: leave it out")
     if config.accumulation * accelerator.num_processes > config.batch_size:
         raise InputError(f"accumulation is {config.accumulation}, more than each process has labeled images")
     if config.compile:
@@ -139,7 +141,8 @@ def make_trainer(
     method = config.method(replace(problem, labeled_loss=config.labeled_loss(problem)))
     stream = _make_stream(config, task, method, accelerator)
     shape = task.readers["train"].shape
-    is_counted = not config.is_joint and passes_counted(config.strong_views, method, model, shape)
+    may_be_counted = not config.is_joint and not config.cuda_graphs
+    is_counted = may_be_counted and passes_counted(config.strong_views, method, model, shape)
     learner = Learner(
         model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         method,
@@ -165,6 +168,8 @@ def make_trainer(
         trainer.resume(checkpoint)
     if config.compile:
         learner.compile_networks()
+    if config.cuda_graphs:
+        learner.record_networks()
     return trainer
 
 

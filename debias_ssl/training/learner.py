@@ -18,6 +18,7 @@ from debias_ssl.distributed.running import uniform_marginal
 from debias_ssl.formulas.schedules import ema_decay
 from debias_ssl.methods.base import Method
 from debias_ssl.models import batch_norms
+from debias_ssl.training.cuda_graphs import Recorded
 from debias_ssl.training.strong_views import UNPASSED, in_their_rows, rows_to_pass
 
 TargetModel = Literal["raw", "ema"]
@@ -41,6 +42,10 @@ class Predictor(nn.Module):
     def compile_network(self) -> None:
         """Compiles the forward pass of images, but not that of a blank image."""
         self._network = [torch.compile(self.model)]
+
+    def record_network(self) -> None:
+        """Has passes in training recorded as CUDA graphs."""
+        self._network = [Recorded(self.model, self._network[0])]
 
     def forward(self, images: Float[Tensor, "N K H W"]) -> Float[Tensor, "N C"]:
         return self.predict(images)[0]
@@ -142,6 +147,10 @@ class Learner(nn.Module):
         """Compiles the passes of both models, for training and evaluation."""
         self.raw.compile_network()
         self.ema.compile_network()
+
+    def record_networks(self) -> None:
+        """Has the passes of a step recorded as CUDA graphs; those of the averaged model are not."""
+        self.raw.record_network()
 
     def train(self, mode: bool = True) -> "Learner":
         super().train(mode)

@@ -131,6 +131,34 @@ def test_a_step_is_the_same_from_wherever_the_stream_starts(balanced: bool):
     assert_same(at(stream(memory(20), 20, balanced=balanced, num_weak=2, num_strong=2), 6), whole[6])
 
 
+@pytest.mark.parametrize("mixup_alpha", [0.0, 0.5])
+@pytest.mark.parametrize("is_of_features", [False, True])
+def test_views_of_several_steps_at_once_are_those_of_each_step(is_of_features: bool, mixup_alpha: float):
+    def made() -> TrainingStream:
+        features = torch.randn(20, 1, 1, 3, generator=torch.Generator().manual_seed(0))
+        config = ReadingConfig(features=("",), feature_views="none")
+        reader = Reader(pixels=features, files=(), config=config) if is_of_features else memory(20)
+        return stream(reader, 20, num_weak=2, num_strong=2, mixup_alpha=mixup_alpha)
+
+    together = made()
+    # As on a GPU; the last block has two steps.
+    vars(together)["_steps_at_once"] = 4
+    for batch, expected in zip(together.batches(1, 11), made().batches(1, 11), strict=True):
+        assert_same(batch, expected)
+
+
+def test_the_number_of_steps_at_once_is_bounded_by_what_their_views_take():
+    def at_once(place: Place, side: int, batch: int) -> int:
+        reader = Reader(pixels=torch.empty(8, side, side, 3, dtype=torch.uint8), files=(), config=ReadingConfig())
+        return stream(reader, 8, place=place, unlabeled_batch_size=batch)._steps_at_once
+
+    # 2 views of 448 images of 3,072 numbers; of 512 x 512 pixels, those of one step are more than the bound.
+    gpu = Place(device=torch.device("meta"))
+    assert [at_once(gpu, 32, 448), at_once(gpu, 64, 448), at_once(gpu, 512, 448)] == [8, 3, 1]
+    assert at_once(Place(), 32, 448) == 1
+    assert at_once(replace(gpu, num_processes=4), 64, 448) == 8
+
+
 def test_steps_and_seeds_hold_different_things():
     training = stream(memory(40), 40)
     batches = [at(training, 0), at(training, 1), at(replace(training, sampling=replace(training.sampling, seed=1)), 0)]

@@ -19,7 +19,7 @@ from debias_ssl.data.augment.config import AugmentConfig
 from debias_ssl.data.augment.views import Normalization
 from debias_ssl.data.reading.config import ReadingConfig
 from debias_ssl.data.reading.reader import Reader
-from debias_ssl.data.streams import Sampling, StreamConfig, TrainingImages, TrainingStream
+from debias_ssl.data.streams import MOST_AT_ONCE, Sampling, StreamConfig, TrainingImages, TrainingStream
 from debias_ssl.methods import Method, Problem
 from debias_ssl.models import build
 from debias_ssl.training.choices import METHODS
@@ -83,7 +83,7 @@ def take_steps(make: Callable[..., Method], **settings: Any) -> None:
     learner = Learner(model, method, blank=(1.0, 1.0, 1.0), **settings).to(META).train()
     optimizer = make_optimizer(learner, OptimConfig())
     sums = StepStatistics(CLASSES, META)
-    batches = training_stream(method).batches(0, 3)
+    batches = training_stream(method).batches(0, 2 * MOST_AT_ONCE)
 
     def step(number: int) -> None:
         batch = next(batches)
@@ -96,7 +96,10 @@ def take_steps(make: Callable[..., Method], **settings: Any) -> None:
 
     # What is kept from then on may be waited for once.
     step(0)
+    for _ in range(MOST_AT_ONCE - 1):
+        next(batches)
     with NoWaiting():
+        # This makes the next views, too.
         step(1)
         step(2)
 
