@@ -12,8 +12,8 @@
   pass of all views in fp32; FixMatch's loss; torch's default optimizer; averages tensor by tensor.
 
 The programs take turns in one process, after warm-up. On a GPU they take 16 steps each, and the usual way comes after
-the others. `as started` is the usual way in a process of its own, with the allocator's defaults; in the others it has the
-trainer's settings. With --memory each takes two rounds in a process of its own: the largest resident size, or what
+the others. `as started` is the usual way in a process of its own, with the allocator's defaults; in the others it has
+the trainer's settings. With --memory each takes two rounds in a process of its own: the largest resident size, or what
 torch has allocated on a GPU. The last line is `bench_step: step/floor=... step/usual=...`, in single precision and,
 where the processor computes in it, in bf16.
 

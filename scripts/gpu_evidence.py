@@ -46,6 +46,7 @@ KINDS = {
 }
 MOST_STEPS = 2**20
 RATED_STEPS = 120
+SHORT_RUN = 10_000
 # On a CPU, a small network and batch: a trial is of the parts, not of a figure.
 TRIED = ["--model.name", "wrn_10_1", "--batch_size", "8", "--unlabeled_ratio", "1"]
 
@@ -202,7 +203,9 @@ def lengths(steps: int, logs: int) -> list[str]:
     tenth = -(-steps // 10)
     numbers = {"steps": steps, "eval_every": steps if steps < 1000 else tenth, "checkpoint_every": tenth}
     numbers["log_every"] = -(-steps // logs)
-    return [part for name, number in numbers.items() for part in (f"--{name}", str(number))]
+    # With the papers' 0.001, evaluations of a short run use statistics of much earlier weights.
+    momentum = {"model.batch_norm_momentum": 0.1} if steps < SHORT_RUN else {}
+    return [part for name, number in {**numbers, **momentum}.items() for part in (f"--{name}", str(number))]
 
 
 def orders(data: Path) -> dict[str, Any]:

@@ -387,3 +387,13 @@ def test_two_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Path)
     whole, resumed = (weights(tmp_path / name, 40) for name in ("a", "b"))
     assert same(whole, resumed)
     assert records(tmp_path / "a") == records(tmp_path / "b")
+
+
+def test_slow_averages_of_batch_norms_in_a_short_run_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With the papers' momentum, evaluations of a short run get worse while its loss falls."""
+    run(tmp_path / "slow", "--steps", "2", "--model.batch_norm_momentum", "0.001")
+    told = "note: batch norms average their statistics over about 1,000 steps, and the run has 2: "
+    assert told in (said := capsys.readouterr().err) and "set --model.batch_norm_momentum 0.1\n" in said
+    run(tmp_path / "fast", "--steps", "2", "--model.batch_norm_momentum", "0.1")
+    run(tmp_path / "none", "--steps", "2", "--model.norm", "group")
+    assert "batch norms" not in capsys.readouterr().err

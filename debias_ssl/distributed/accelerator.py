@@ -32,6 +32,7 @@ def make_accelerator(
     from accelerate.state import AcceleratorState
 
     has_gpu = torch.cuda.is_available()
+    _check_gpus(torch.cuda.device_count() if has_gpu else 0)
     keep_freed_memory()
     set_determinism(deterministic, has_gpu)
     if precision == "auto":
@@ -58,6 +59,20 @@ def make_accelerator(
     return accelerator
 
 
+def _check_gpus(num_gpus: int) -> None:
+    """Raises InputError if more processes were launched on this machine than it has GPUs; without any they use CPUs.
+
+    NCCL's own message, that a GPU is there twice, comes later and does not say what to do.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < num_gpus < here:
+        gpus = "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
+        raise InputError(
+            f"{here} processes were launched on a machine with {gpus}: set --num_processes {num_gpus}, or "
+            "CUDA_VISIBLE_DEVICES= to use the CPU"
+        )
+
+
 def set_determinism(deterministic: bool, has_gpu: bool) -> None:
     """Has a GPU give the same bits each time, or whatever is fastest.
 
@@ -65,12 +80,14 @@ def set_determinism(deterministic: bool, has_gpu: bool) -> None:
     and computed as it can be.
 
     Args:
-        deterministic: the same bits. Otherwise cuDNN times its algorithms and takes the fastest for each shape, and
-            products of fp32 matrices are in TF32.
+        deterministic: the same bits, and fp32 in full precision. Otherwise cuDNN times its algorithms and takes the
+            fastest for each shape, and products of fp32 matrices and convolutions are in TF32.
         has_gpu: whether there is a GPU.
     """
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
+    # torch's default for convolutions is TF32, which keeps ten bits.
+    torch.backends.cudnn.allow_tf32 = not deterministic
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
     # Not `use_deterministic_algorithms`, which imports torch's compiler to tell it too: that takes longer than torch.
     torch.set_deterministic_debug_mode("warn" if deterministic and has_gpu else "default")

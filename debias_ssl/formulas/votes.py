@@ -24,7 +24,8 @@ def ranked(gaps: Float[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
 
     Equal gaps share a rank. A temperature does not change ranks, because it keeps the order of the gaps.
     """
-    return (scipy.stats.rankdata(gaps) - 0.5) / len(gaps)
+    # Newer versions of scipy give ranks the type of the gaps, and fp32 has no whole numbers above 2^24.
+    return (scipy.stats.rankdata(gaps.astype(np.float64)) - 0.5) / len(gaps)
 
 
 def vote_shares(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from debias_ssl.contract import BatchStream
 from debias_ssl.data.last_task import LastTask
@@ -22,7 +22,7 @@ from debias_ssl.distributed.processes import is_first, num_launched
 from debias_ssl.distributed.signals import asked_to_stop
 from debias_ssl.distributed.start_up import first_of_each_host_first
 from debias_ssl.methods.base import Method
-from debias_ssl.models import Classifier, build, check_images
+from debias_ssl.models import Classifier, batch_norms, build, check_images
 from debias_ssl.runs.folder import RunFolder, inputs_of
 from debias_ssl.runs.made_by import made_by
 from debias_ssl.runs.summary import summarize, summary_table
@@ -47,6 +47,8 @@ OF_A_HOST = {"data.root", "data.cache", "data.download", "data.workers"}
 
 # The name of the project in trackers, and the folder in which they write.
 TRACKED = "debias_ssl"
+# A momentum of batch norms is slow from here down, and a run is long if it has this many times their steps.
+SLOW_MOMENTUM, LONG_RUN = 0.01, 10
 
 
 def train(
@@ -239,7 +241,7 @@ def _begin(trainer: Trainer, folder: RunFolder, resolved: dict[str, Any]) -> Non
     cut_journal(folder.metrics, trainer.start, with_evaluation=not is_due)
     # Last, because this file marks the folder as a run.
     folder.write_config(resolved)
-    for note in [*changed, *_notes(config, task)]:
+    for note in [*changed, *_notes(config, task), *_short_notes(config, trainer.learner.raw.model)]:
         print(f"note: {note}", file=sys.stderr)
     weights = [*trainer.learner.raw.model.parameters()]
     parameters, trained = sum(p.numel() for p in weights), sum(p.numel() for p in weights if p.requires_grad)
@@ -284,6 +286,18 @@ def _notes(config: Config, task: Task) -> list[str]:
     if untested:
         notes.append(f"no test image of {shortened(untested)}: recalls are those of the other classes")
     return notes
+
+
+def _short_notes(config: Config, model: nn.Module) -> list[str]:
+    """Whether running statistics of batch norms change too slowly for the run, so that evaluations use old ones."""
+    moved = [norm.momentum for norm in batch_norms(model) if norm.training and norm.momentum]
+    slowest = min(moved, default=1.0)
+    if slowest > SLOW_MOMENTUM or config.steps >= LONG_RUN / slowest:
+        return []
+    return [
+        f"batch norms average their statistics over about {1 / slowest:,.0f} steps, and the run has {config.steps:,}: "
+        "evaluations use statistics of much earlier weights; set --model.batch_norm_momentum 0.1"
+    ]
 
 
 def _finish(trainer: Trainer, folder: RunFolder, logits: dict[Part, dict[str, Tensor]]) -> None:

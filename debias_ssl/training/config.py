@@ -49,7 +49,7 @@ class Config:
         cuda_graphs: whether to record the network's passes in a step and replay them, on one NVIDIA GPU: the same
             results, with less work for the processor. All strong views then pass through the network.
         deterministic: whether a GPU computes the same bits each time; false lets cuDNN choose its fastest algorithms,
-            and multiplies fp32 in TF32. A CPU always computes the same bits.
+            and computes fp32 in TF32. A CPU always computes the same bits.
         log_every: steps between lines in metrics.jsonl.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints; each checkpoint ends a logging interval.

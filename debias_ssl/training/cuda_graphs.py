@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -57,9 +58,10 @@ class Recorded:
         with _unchanged(self.module.model, images.device), precision:
             if torch.is_grad_enabled():
                 module = _Module(self.module.model, self.module.network)
-                return torch.cuda.make_graphed_callables(
+                recorded: Any = torch.cuda.make_graphed_callables(
                     module, (images.clone(),), num_warmup_iters=WARM_UPS, allow_unused_input=True
                 )
+                return recorded
             return self._record_without_gradient(images.clone())
 
     def _record_without_gradient(self, images: Tensor) -> Callable[[Tensor], Output]:

@@ -11,6 +11,7 @@ from jobs import run
 from debias_ssl.data.config import DataConfig
 from debias_ssl.distributed import accelerator as runtime
 from debias_ssl.distributed import device
+from debias_ssl.system.errors import InputError
 from debias_ssl.training.checkpoint import machine
 
 DIGITS = DataConfig(name="digits", labels_per_class=4)
@@ -40,6 +41,7 @@ def torch_flags(monkeypatch: pytest.MonkeyPatch):
     for module, name in (
         (torch.backends.cudnn, "deterministic"),
         (torch.backends.cudnn, "benchmark"),
+        (torch.backends.cudnn, "allow_tf32"),
         (torch.utils.deterministic, "fill_uninitialized_memory"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
@@ -49,20 +51,28 @@ def torch_flags(monkeypatch: pytest.MonkeyPatch):
     torch.set_float32_matmul_precision(precision)
 
 
-def flags() -> tuple[bool, bool, bool, str]:
+def flags() -> tuple[bool, bool, bool, bool, str]:
     cudnn = torch.backends.cudnn
     algorithms = torch.are_deterministic_algorithms_enabled()
-    return cudnn.deterministic, cudnn.benchmark, algorithms, torch.get_float32_matmul_precision()
+    return cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, algorithms, torch.get_float32_matmul_precision()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes were launched on a machine with 1 GPU: set --num_processes 1"):
+        runtime.make_accelerator("fp32")
 
 
 @pytest.mark.usefixtures("torch_flags")
 def test_a_gpu_is_told_to_give_the_same_bits_or_the_fastest(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     runtime.set_determinism(False, has_gpu=True)
-    assert flags() == (False, True, False, "high") and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert flags() == (False, True, True, False, "high") and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     # One run after another in a process, as `compare` does.
     runtime.set_determinism(True, has_gpu=True)
-    assert flags() == (True, False, True, "highest") and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert flags() == (True, False, False, True, "highest") and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     runtime.set_determinism(True, has_gpu=True)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
@@ -74,7 +84,7 @@ def test_the_setting_of_a_run_reaches_torch(tmp_path):
     for value in (False, True):
         run(tmp_path / str(value), "--steps", "1", "--deterministic", str(value).lower())
         # On a CPU torch's own algorithms stay as they are: they give the same bits in any case.
-        assert flags() == (value, not value, False, "highest" if value else "high")
+        assert flags() == (value, not value, not value, False, "highest" if value else "high")
 
 
 def test_the_device_has_a_name(monkeypatch):

@@ -146,7 +146,7 @@ def candidates(
 
 def unsure(gap: Float[np.ndarray, " R"]) -> Float[Tensor, " R"]:
     """Weights of images: the share of all images whose gap is at least as large."""
-    sureness = scipy.stats.rankdata(-gap, method="max")
+    sureness = scipy.stats.rankdata(-gap.astype(np.float64), method="max")
     return torch.from_numpy(sureness / len(gap)).float()
 
 
