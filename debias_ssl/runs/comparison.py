@@ -139,6 +139,7 @@ def train_in_processes(
     waiting = Waiting(runs)
     workers: dict[int, Worker] = {}
     running: dict[int, PlannedRun] = {}
+    hints: set[str] = set()
     with tempfile.TemporaryDirectory() as aside, asked_to_stop() as asked:
         try:
             while waiting.left or running:
@@ -160,7 +161,12 @@ def train_in_processes(
                     return
                 time.sleep(0.02)
                 for slot, run in list(running.items()):
-                    if said := workers[slot].said_of_run():
+                    said = workers[slot].said_of_run()
+                    # Once: most notes are of the images, which the runs share.
+                    for hint in [hint for hint in workers[slot].hints() if hint not in hints]:
+                        hints.add(hint)
+                        print_status(f"{run.title}: {hint}")
+                    if said:
                         del running[slot]
                         waiting.look_again()
                         if said == IN_USE:

@@ -36,10 +36,12 @@ class Worker:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.asked, self.said = self.process.stdin, self.process.stdout
         os.set_blocking(self.said.fileno(), False)
+        self._read = 0
 
     def begin(self, resolved: dict[str, Any], out: Path) -> None:
         """Starts a run; the worker must have no run."""
         os.truncate(self.log, 0)
+        self._read = 0
         settings = self.log.with_suffix(".json")
         settings.write_text(json.dumps({"resolved": resolved, "out": str(out)}))
         # `has_ended` reports a process that died meanwhile.
@@ -49,6 +51,18 @@ class Worker:
     def said_of_run(self) -> str | None:
         """`FINISHED` or `IN_USE`, once for each run, when it waits for the next one; None before."""
         return (self.said.read(1024) or b"").decode().strip() or None
+
+    def hints(self) -> list[str]:
+        """The notes and warnings of its run that this function has not returned yet."""
+        if self.log.stat().st_size == self._read:
+            return []
+        with self.log.open("rb") as log:
+            log.seek(self._read)
+            whole, end, _ = log.read().rpartition(b"\n")
+        self._read += len(whole) + len(end)
+        # A progress bar may stand before a warning, on the same line.
+        lines = whole.decode(errors="replace").replace("\r", "\n").split("\n")
+        return [line for line in lines if line.startswith(("note: ", "warning: "))]
 
     def has_ended(self) -> bool:
         """Whether the process has ended."""

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ class Broken(FixMatch):
 class Talking(FixMatch):
     def forward(self, views):
         print("hello")
+        return super().forward(views)
+
+
+class Warned(FixMatch):
+    def forward(self, views):
+        print("10%\\rwarning: slow", flush=True)
         return super().forward(views)
 """
 
@@ -100,3 +108,14 @@ def test_a_run_is_given_to_a_process_that_died_meanwhile(tmp_path: Path, monkeyp
     (run,) = planned(tmp_path, a="FixMatch")
     worker.begin(run.resolved, run.path)
     assert worker.said_of_run() is None and worker.has_ended() and worker.error() == "ended with status 1"
+
+
+def test_notes_and_warnings_of_runs_are_told_once(started, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = planned(tmp_path, a="faulty.Warned", b="faulty.Warned")
+    runs = [replace(run, resolved=deepcopy(run.resolved)) for run in runs]
+    for run in runs:
+        run.resolved["model"]["batch_norm_momentum"] = 0.001
+    assert [error for _, error in train_in_processes(runs, 2)] == [None, None]
+    said = capsys.readouterr().err
+    assert said.count(": warning: slow\n") == 1 and said.count(": note: batch norms average") == 1
+    assert "10%" not in said
