@@ -70,9 +70,9 @@ def test_a_network_that_cannot_be_recorded_is_told_with_the_flag(monkeypatch):
 
 
 def test_settings_whose_passes_change_in_size_are_refused():
-    with pytest.raises(InputError, match="cuda_graphs .* set strong_views to its default"):
+    with pytest.raises(InputError, match=r"cuda_graphs .* set strong_views to its default"):
         Config(cuda_graphs=True, strong_views="counted")
-    with pytest.raises(InputError, match="cuda_graphs .* set accumulation to its default"):
+    with pytest.raises(InputError, match=r"cuda_graphs .* set accumulation to its default"):
         Config(cuda_graphs=True, accumulation=2)
 
 
