@@ -41,6 +41,8 @@ class Recorded:
         if key not in self._passes:
             try:
                 self._passes[key] = self._record(images)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise InputError(f"the network cannot be recorded ({reason(error)}): remove --cuda_graphs") from error
         # The next replay overwrites its outputs.

@@ -69,6 +69,16 @@ def test_a_network_that_cannot_be_recorded_is_told_with_the_flag(monkeypatch):
         Recorded(network, network)(torch.randn(2, 3, 8, 8))
 
 
+def test_too_little_memory_is_not_the_networks_fault(monkeypatch):
+    def record(self: Recorded, images: Tensor) -> Callable[[Tensor], Output]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Recorded, "_record", record)
+    network = build("wrn_10_1", 3).train()
+    with pytest.raises(torch.OutOfMemoryError):
+        Recorded(network, network)(torch.randn(2, 3, 8, 8))
+
+
 def test_settings_whose_passes_change_in_size_are_refused():
     with pytest.raises(InputError, match=r"cuda_graphs .* set strong_views to its default"):
         Config(cuda_graphs=True, strong_views="counted")
