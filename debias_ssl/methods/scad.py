@@ -35,8 +35,9 @@ class SCAD(PseudoLabeling):
 
     Args:
         problem: what is fixed before training.
-        superclasses: the name of the superclass of each class, in the order of classes; `scripts/superclasses.py` makes
-            the list from a file or from CLIP's text vectors. Null gives each class its own superclass.
+        superclasses: the name of the superclass of each class, in the order of classes.
+            `scripts/studies/superclasses.py` makes the list from a file or from CLIP's text vectors. Null gives each
+            class its own superclass.
         threshold: confidence from which a pseudo-label counts, for both heads.
         unlabeled_weight: lambda_u of FixMatch's loss.
         superclass_weight: lambda_s.

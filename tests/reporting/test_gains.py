@@ -12,7 +12,7 @@ import pytest
 from debias_ssl.reporting.figures import Gain, gains
 from debias_ssl.reporting.sections.gains import gains_figure, read_gains
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "draw_gains.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "studies" / "draw_gains.py"
 
 
 def line(variant: str, mean: float | None, half: float | None = None) -> dict[str, Any]:

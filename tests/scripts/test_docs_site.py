@@ -21,7 +21,7 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("votes.md", "pictures/run.png", None),
         ("votes.md", "https://arxiv.org/abs/2201.01490", None),
         ("votes.md", "#sizes", None),
-        ("votes.md", "../scripts/vpet.yaml", "files/scripts/vpet.yaml"),
+        ("votes.md", "../scripts/studies/vpet.yaml", "files/scripts/studies/vpet.yaml"),
         ("votes.md", "../CONTRIBUTING.md", "contributing.md"),
         ("votes.md", "../README.md", "index.md"),
         # What lies at the root of the repository.

@@ -33,7 +33,7 @@ def test_packages_that_are_missing_or_too_old_are_told_with_the_way_to_bring_the
     assert gpu_missing.missing_packages(asked) == asked[:2]
     monkeypatch.setattr(gpu_missing, "missing_packages", lambda needed: ["scipy>=1.11", "jsonargparse[signatures]>=4"])
     (fatal,), (lacking,) = gpu_missing.what_is_missing(tmp_path)
-    assert "scripts/gpu_wheels.sh wheels" in fatal
+    assert "scripts/gpu/gpu_wheels.sh wheels" in fatal
     assert fatal.endswith("--no-index --find-links wheels 'scipy>=1.11' 'jsonargparse[signatures]>=4'")
     assert str(tmp_path / "train") in lacking and "few and tail are left out" in lacking
 
@@ -53,7 +53,7 @@ def test_wheels_are_fetched_of_all_that_the_package_needs_beside_torch():
     found: set[str] = set()
     for text in PROJECT["project"]["dependencies"]:
         needed(Requirement(text).name, next(iter(Requirement(text).extras), None))
-    left_out = re.search(r"re\.match\('(.*?)'", (gpu_missing.ROOT / "scripts/gpu_wheels.sh").read_text())
+    left_out = re.search(r"re\.match\('(.*?)'", (gpu_missing.ROOT / "scripts/gpu/gpu_wheels.sh").read_text())
     assert left_out is not None
     pins = [pin.split("==")[0] for pin in PROJECT["tool"]["uv"]["constraint-dependencies"]]
     assert found - {pin for pin in pins if not re.match(left_out[1], pin)} == set()

@@ -1,4 +1,4 @@
-"""CUDA graphs: what is recorded when. What a GPU replays is compared by scripts/gpu_evidence.py."""
+"""CUDA graphs: what is recorded when. What a GPU replays is compared by scripts/gpu/gpu_evidence.py."""
 
 from collections.abc import Callable
 

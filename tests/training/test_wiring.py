@@ -1,6 +1,6 @@
 """Every setting of a run reaches the place where it acts: short runs of the job, and what they leave behind.
 
-A line of the wiring that is left out or mixed up fails a test here. `scripts/mutate.py` breaks each of them.
+A line of the wiring that is left out or mixed up fails a test here. `scripts/checks/mutate.py` breaks each of them.
 """
 
 import itertools
