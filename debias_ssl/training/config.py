@@ -47,7 +47,7 @@ class Config:
         precision: auto is bf16 on GPUs and CPUs that multiply in it (AVX512-BF16 or AMX), else fp32.
         compile: whether to compile the network.
         cuda_graphs: whether to record the network's passes in a step and replay them, on one NVIDIA GPU: the same
-            results, with less work for the processor. All strong views then pass through the network.
+            operations, with less work for the processor. All strong views then pass through the network.
         deterministic: whether a GPU computes the same bits each time; false lets cuDNN choose its fastest algorithms,
             and computes fp32 in TF32. A CPU always computes the same bits.
         log_every: steps between lines in metrics.jsonl.

@@ -18,7 +18,7 @@ class Recorded:
     """Passes of a network in training on a GPU, each recorded once for its size and then replayed.
 
     A pass starts hundreds of small operations. With a replay, the processor starts all of them at once. The operations
-    are the same, and so are the results.
+    are the same.
 
     Args:
         model: the network. Its weights and buffers stay where they are; it has no hooks.
