@@ -155,6 +155,9 @@ def test_a_student_waits_for_its_teacher_in_another_process(tmp_path: Path, monk
             finished.update([self.name] if self.left <= 0 else [])
             return FINISHED if self.left <= 0 else None
 
+        def hints(self) -> list[str]:
+            return []
+
         def has_ended(self) -> bool:
             return False
 

@@ -38,7 +38,7 @@ def test_a_method_of_ones_own_is_told_the_progress(tmp_path, monkeypatch, capsys
 def test_a_labeled_loss_of_ones_own_is_given_counts_and_progress(made):
     Counted.given.clear()
     imbalance = ["--data.labels_per_class", "8", "--data.labeled_imbalance", "8"]
-    made(*WATCH, *imbalance, "--labeled_loss", "watched_runs.Counted")
+    made(*WATCH, *imbalance, "--labeled_loss", f"{__name__}.Counted")
     counts = [8, 6, 5, 4, 3, 2, 2, 1, 1, 1]
     assert Counted.given == [(counts, progress) for progress in (0, 0.25, 0.5, 0.75)]
 
