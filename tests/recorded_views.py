@@ -4,15 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from debias_ssl.contract import Batch
-from debias_ssl.methods import (
-    DebiasPL,
-    Method,
-    Problem,
-    PseudoLabels,
-    Step,
-    View,
-    Views,
-)
+from debias_ssl.methods import DebiasPL, Method, Problem, PseudoLabels, Step, View, Views
 from debias_ssl.models import batch_norms
 from debias_ssl.training.learner import Learner
 

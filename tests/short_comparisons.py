@@ -11,11 +11,7 @@ from debias_ssl import compare
 from debias_ssl.training.learner import Learner
 
 SHORT = ["--steps", "4", "--log_every", "2", "--eval_every", "2", "--checkpoint_every", "2", "--batch_size", "8"]
-
-
 BASE = ["--config", str(DIGITS), *SHORT, "--report=false"]
-
-
 TWO = ["--methods", "Supervised,FixMatch"]
 
 

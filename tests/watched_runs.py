@@ -23,18 +23,10 @@ from debias_ssl.training.journal import read_journal
 
 # Four steps of 8 + 16 images. After each of them the journal has a line and the weights are kept.
 STEPS = 4
-
-
 TINY = ["--batch_size", "8", "--unlabeled_ratio", "2", "--steps", str(STEPS), "--data.validation_per_class", "5"]
-
-
 TINY += ["--log_every", "1", "--eval_every", "10", "--checkpoint_every", "1", "--keep_checkpoints", "9"]
-
-
 # The plain rule: the new weights are the old ones minus the rate times the gradient.
 PLAIN = ["--optim.args.momentum", "0", "--optim.weight_decay", "0", "--optim.schedule", "constant"]
-
-
 # So small a rate leaves every weight where it is.
 STILL = [*PLAIN, "--optim.lr", "1e-30"]
 

@@ -19,11 +19,7 @@ from debias_ssl.runs.workers import FINISHED
 from debias_ssl.system.errors import InputError
 
 SETTINGS = "few: {data: {labels_per_class: 4}}\nlong tail: {data: {labels_per_class: 12, labeled_imbalance: 4}}\n"
-
-
 VARIANTS = "DebiasPL over SoftMatch: {method: {class_path: DebiasPL, init_args: {base: SoftMatch}}}\n"
-
-
 VARIANTS += 'taught: {method: Distillation, teacher: "variant:LabelsOnly"}\n'
 
 

@@ -9,11 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from debias_ssl.methods import (
-    DebiasPL,
-    FixMatch,
-    View,
-)
+from debias_ssl.methods import DebiasPL, FixMatch, View
 
 
 def test_compiling_names_nothing_anew(make_learner, tmp_path):

@@ -5,12 +5,7 @@ import torch
 from recorded_views import Recorder, backward, debiaspl, gradients, recorded
 from torch import nn
 
-from debias_ssl.methods import (
-    ABC,
-    DebiasPL,
-    FixMatch,
-    Problem,
-)
+from debias_ssl.methods import ABC, DebiasPL, FixMatch, Problem
 from debias_ssl.models import batch_norms, build
 from debias_ssl.training.learner import Learner
 from debias_ssl.training.optim import OptimConfig, make_optimizer

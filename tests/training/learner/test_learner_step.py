@@ -5,12 +5,7 @@ import torch
 from recorded_views import Recorder, backward, debiaspl, gradients, recorded, running
 from torch import Tensor
 
-from debias_ssl.methods import (
-    Problem,
-    Step,
-    Supervised,
-    Views,
-)
+from debias_ssl.methods import Problem, Step, Supervised, Views
 from debias_ssl.models import batch_norms, build
 from debias_ssl.training.learner import Learner
 

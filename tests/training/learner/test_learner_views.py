@@ -7,11 +7,7 @@ import torch
 from recorded_views import Recorder, recorded, running
 from torch import Tensor
 
-from debias_ssl.methods import (
-    FixMatch,
-    Needs,
-    View,
-)
+from debias_ssl.methods import FixMatch, Needs, View
 from debias_ssl.models import batch_norms
 from debias_ssl.training.learner import blank_pixel, frozen_averages
 

@@ -10,15 +10,7 @@ import pytest
 import torch
 from jobs import same
 from safetensors.torch import load_file
-from watched_runs import (
-    PLAIN,
-    RISING,
-    STEPS,
-    STILL,
-    WATCH,
-    close,
-    norm,
-)
+from watched_runs import PLAIN, RISING, STEPS, STILL, WATCH, close, norm
 
 
 def test_the_learning_rate_follows_its_schedule(made):

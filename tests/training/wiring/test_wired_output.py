@@ -10,13 +10,7 @@ import pytest
 import torch
 from jobs import run, same, weights
 from safetensors.torch import load_file
-from watched_runs import (
-    RISING,
-    STEPS,
-    TINY,
-    WATCH,
-    Run,
-)
+from watched_runs import RISING, STEPS, TINY, WATCH, Run
 
 from debias_ssl import train
 from debias_ssl.data.config import DataConfig

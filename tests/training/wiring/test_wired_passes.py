@@ -11,8 +11,6 @@ from debias_ssl.data.config import DataConfig
 from debias_ssl.data.sources.load import load_data
 
 WATCH_COUNTED = ["--method", "watched_runs.FirstFive"]
-
-
 COUNT = ["--method", "FixMatch", "--method.threshold", "0.2", "--model.norm", "group"]
 
 
