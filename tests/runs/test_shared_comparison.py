@@ -54,6 +54,9 @@ class Worker:
         self.said, said = "", self.said
         return said or None
 
+    def hints(self) -> list[str]:
+        return []
+
     def has_ended(self) -> bool:
         return False
 
