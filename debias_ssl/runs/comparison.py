@@ -162,10 +162,11 @@ def train_in_processes(
                 time.sleep(0.02)
                 for slot, run in list(running.items()):
                     said = workers[slot].said_of_run()
-                    # Once: most notes are of the images, which the runs share.
-                    for hint in [hint for hint in workers[slot].hints() if hint not in hints]:
+                    for hint in workers[slot].hints():
+                        # Once: most notes are of the images, which the runs share.
+                        if hint not in hints:
+                            print_status(f"{run.title}: {hint}")
                         hints.add(hint)
-                        print_status(f"{run.title}: {hint}")
                     if said:
                         del running[slot]
                         waiting.look_again()

@@ -47,8 +47,8 @@ OF_A_HOST = {"data.root", "data.cache", "data.download", "data.workers"}
 
 # The name of the project in trackers, and the folder in which they write.
 TRACKED = "debias_ssl"
-# A momentum of batch norms is slow from here down, and a run is long if it has this many times their steps.
-SLOW_MOMENTUM, LONG_RUN = 0.01, 10
+# Batch norms with this momentum or less need runs of at least AVERAGES / momentum steps.
+SLOW_MOMENTUM, AVERAGES = 0.01, 10
 
 
 def train(
@@ -292,7 +292,7 @@ def _short_notes(config: Config, model: nn.Module) -> list[str]:
     """Whether running statistics of batch norms change too slowly for the run, so that evaluations use old ones."""
     moved = [norm.momentum for norm in batch_norms(model) if norm.training and norm.momentum]
     slowest = min(moved, default=1.0)
-    if slowest > SLOW_MOMENTUM or config.steps >= LONG_RUN / slowest:
+    if slowest > SLOW_MOMENTUM or config.steps >= AVERAGES / slowest:
         return []
     return [
         f"batch norms average their statistics over about {1 / slowest:,.0f} steps, and the run has {config.steps:,}: "

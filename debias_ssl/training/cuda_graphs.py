@@ -26,7 +26,7 @@ class Recorded:
     """
 
     def __init__(self, model: nn.Module, network: Callable[[Tensor], Output]):
-        self.module = _Module(model, network)
+        self.model, self.network = model, network
         self._passes: dict[tuple[torch.Size, bool], Callable[[Tensor], Output]] = {}
 
     def __call__(self, images: Float[Tensor, "N K H W"]) -> Output:
@@ -35,8 +35,8 @@ class Recorded:
         Raises:
             InputError: the network cannot be recorded.
         """
-        if not self.module.model.training:
-            return self.module(images)
+        if not self.model.training:
+            return self.network(images)
         key = images.shape, torch.is_grad_enabled()
         if key not in self._passes:
             try:
@@ -57,9 +57,9 @@ class Recorded:
             # Weights that were cast before the recording would not be cast again in a replay.
             cache_enabled=False,
         )
-        with _unchanged(self.module.model, images.device), precision:
+        with _unchanged(self.model, images.device), precision:
             if torch.is_grad_enabled():
-                module = _Module(self.module.model, self.module.network)
+                module = _Module(self.model, self.network)
                 recorded: Any = torch.cuda.make_graphed_callables(
                     module, (images.clone(),), num_warmup_iters=WARM_UPS, allow_unused_input=True
                 )
@@ -71,11 +71,11 @@ class Recorded:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                self.module(images)
+                self.network(images)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            outputs = self.module(images)
+            outputs = self.network(images)
 
         def replay(others: Tensor) -> Output:
             images.copy_(others)
@@ -86,7 +86,7 @@ class Recorded:
 
 
 class _Module(nn.Module):
-    """What is recorded, with the parameters that get gradients."""
+    """A network as a module of its own: torch replaces the `forward` of the module that it records."""
 
     def __init__(self, model: nn.Module, network: Callable[[Tensor], Output]):
         super().__init__()
@@ -94,12 +94,8 @@ class _Module(nn.Module):
         # In a list, so that a compiled module does not give each parameter a second name.
         self._network = [network]
 
-    @property
-    def network(self) -> Callable[[Tensor], Output]:
-        return self._network[0]
-
     def forward(self, images: Tensor) -> Output:
-        return self.network(images)
+        return self._network[0](images)
 
 
 @contextmanager

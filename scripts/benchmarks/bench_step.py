@@ -27,10 +27,10 @@ import argparse
 import copy
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from typing import get_args
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -262,7 +262,30 @@ def compare_rates(setting: Setting, strong_views: StrongViews, rounds: int, warm
     print("bench_step:", " ".join(results))
 
 
-def main() -> None:
+def measured(settings: Mapping[str, Setting], rounds: int, warmup: int) -> dict[str, list[Taken]]:
+    """What floor and step take in each precision, and the usual way."""
+    setting = next(iter(settings.values()))
+    programs: dict[str, Callable[[], Taken]] = {}
+    for precision, each in settings.items():
+        programs |= {f"{name}, {precision}": PROGRAMS[name](each) for name in ("floor", "step")}
+    if setting.device == "cuda":
+        # Before the usual way: its workers would take processor time from those that start a GPU's work.
+        found = in_turns(programs, rounds, warmup=warmup)
+        return found | in_turns({"usual": make_usual(setting)}, rounds, warmup=warmup)
+    # Its workers come first: they would keep open the connection to a process that was there before them.
+    programs["usual"] = make_usual(setting)
+    with closing(apart("usual", setting)) as programs["usual, as started"]:
+        # What workers prepare after the usual way's step would otherwise be charged to the program behind it.
+        return in_turns(programs, rounds, warmup=warmup, untimed=1)
+
+
+def peak_of(name: str, setting: Setting) -> int:
+    """Peak memory in bytes of a process of its own that takes two steps of a program."""
+    with closing(apart(name, setting)) as process:
+        return max(process().peak_bytes for _ in range(2))
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=16, help="labeled images")
     parser.add_argument("--unlabeled_ratio", type=int, default=7)
@@ -278,19 +301,14 @@ def main() -> None:
     parser.add_argument("--strong_views", choices=get_args(StrongViews), help="the setting, by how many images count")
     parser.add_argument("--memory", action="store_true", help="measure memory too, which starts more processes")
     parser.add_argument("--serve", choices=PROGRAMS, help=argparse.SUPPRESS)
-    parsed = parser.parse_args()
-    names = (
-        "batch_size",
-        "unlabeled_ratio",
-        "model",
-        "norm",
-        "classes",
-        "image_size",
-        "device",
-        "compile",
-        "cuda_graphs",
-    )
-    setting = Setting(**{name: getattr(parsed, name) for name in names}, precision=parsed.precision or "fp32")
+    return parser
+
+
+def main() -> None:
+    parsed = make_parser().parse_args()
+    flags: dict[str, Any] = {each.name: getattr(parsed, each.name) for each in fields(Setting)}
+    flags["precision"] = parsed.precision or "fp32"
+    setting = Setting(**flags)
     if parsed.serve:
         serve(parsed.serve, setting)
         return
@@ -302,19 +320,7 @@ def main() -> None:
     has_bf16 = computes_in_bf16(torch.device(setting.device))
     chosen = [parsed.precision] if parsed.precision else ["fp32", "bf16"] if has_bf16 else ["fp32"]
     settings = {precision: replace(setting, precision=precision) for precision in chosen}
-    programs: dict[str, Callable[[], Taken]] = {}
-    with ExitStack() as stack:
-        for precision, each in settings.items():
-            programs |= {f"{name}, {precision}": PROGRAMS[name](each) for name in ("floor", "step")}
-        if on_gpu:
-            # Before the usual way: its workers would take processor time from those that start a GPU's work.
-            found = in_turns(programs, rounds, warmup=warmup)
-            found |= in_turns({"usual": make_usual(setting)}, rounds, warmup=warmup)
-        else:
-            programs["usual"] = make_usual(setting)
-            programs["usual, as started"] = stack.enter_context(closing(apart("usual", setting)))
-            # What workers prepare after the usual way's step would otherwise be charged to the program behind it.
-            found = in_turns(programs, rounds, warmup=warmup, untimed=1)
+    found = measured(settings, rounds, warmup)
     size = f"{setting.batch_size} + {setting.unlabeled} + {setting.unlabeled} images of {setting.image_size} pixels"
     print(f"{setting.model}, {size}, {setting.device}, {torch.get_num_threads()} threads, {rounds} rounds")
     print(table(found, setting.steps * setting.images))
@@ -335,12 +341,6 @@ def main() -> None:
         if not on_gpu:
             ratios.append(f"step/usual_as_started={ratio(step, found['usual, as started']):.2f}")
     print("bench_step:", " ".join(filter(None, ratios)))
-
-
-def peak_of(name: str, setting: Setting) -> int:
-    """Peak memory in bytes of a process of its own that takes two steps of a program."""
-    with closing(apart(name, setting)) as process:
-        return max(process().peak_bytes for _ in range(2))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ KINDS = {
 }
 MOST_STEPS = 2**20
 RATED_STEPS = 120
+# Runs below this get a note if batch norms have the papers' momentum.
 SHORT_RUN = 10_000
 # On a CPU, a small network and batch: a trial is of the parts, not of a figure.
 TRIED = ["--model.name", "wrn_10_1", "--batch_size", "8", "--unlabeled_ratio", "1"]
@@ -219,11 +220,8 @@ def orders(data: Path) -> dict[str, Any]:
 
 def fastest(evidence: Evidence) -> list[str]:
     """The flags of the fastest step that was measured, of those that there is time for."""
-    kinds = (
-        KINDS
-        if evidence.minutes >= COMPILED_MINUTES
-        else {n: flags for n, flags in KINDS.items() if "--compile" not in flags}
-    )
+    can_compile = evidence.minutes >= COMPILED_MINUTES
+    kinds = {name: flags for name, flags in KINDS.items() if can_compile or "--compile" not in flags}
     rates = {name: evidence.done.get(f"step, {name}", {}).get("step, bf16, steps/s", 0.0) for name in kinds}
     return [part for flag in kinds[max(rates, key=rates.__getitem__)] for part in (flag, "true")]
 

@@ -22,10 +22,10 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Size, bool]]
 
     def record(self: Recorded, images: Tensor) -> Callable[[Tensor], Output]:
         recorded.append((images.shape, torch.is_grad_enabled()))
-        outputs = tuple(output.detach() for output in self.module(images))
+        outputs = tuple(output.detach() for output in self.network(images))
 
         def replay(others: Tensor) -> Output:
-            for output, new in zip(outputs, self.module(others), strict=True):
+            for output, new in zip(outputs, self.network(others), strict=True):
                 output.copy_(new.detach())
             return outputs
 
