@@ -280,7 +280,7 @@ def measured(settings: Mapping[str, Setting], rounds: int, warmup: int) -> dict[
 
 
 def peak_of(name: str, setting: Setting) -> int:
-    """Peak memory in bytes of a process of its own that takes two steps of a program."""
+    """Peak memory in bytes of a process of its own that takes two rounds of a program."""
     with closing(apart(name, setting)) as process:
         return max(process().peak_bytes for _ in range(2))
 
